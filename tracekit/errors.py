@@ -1,0 +1,67 @@
+"""Every error a user can cause, as one tree. The message is one line: the input, what is wrong, the mend.
+
+TracekitError
+├── TraceError              not a trace, truncated, corrupted, wrong version
+├── ImportFormatError       a foreign file is not what it claims to be
+├── PlanError               a plan that cannot be read or makes no sense
+│   └── CapacityError       a capacity that cannot be read or does not fit
+├── PolicyError             an eviction policy or prefetcher that is unknown or breaks its contract
+├── HardwareError           a hardware profile that cannot be read or makes no sense
+├── ShapeError              a model shape that cannot be read or does not match its trace
+├── ModelError              a model that cannot be loaded, served or recorded
+└── StudyError              a study that cannot be read, run or resumed
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TracekitError(Exception):
+    """Base of all errors meant for users. `str(error)` is always a single line."""
+
+    def __init__(self, message: object = "") -> None:
+        # Messages quote file names and the words of other libraries, either of which may hold line breaks.
+        super().__init__(" ".join(str(message).split()))
+
+
+class TraceError(TracekitError):
+    """A trace is absent, truncated, corrupted, or of a version this release cannot read."""
+
+
+class ImportFormatError(TracekitError):
+    """A foreign file is not what its format says, or the format is unknown."""
+
+
+class PlanError(TracekitError):
+    """A plan cannot be read, or asks for something that does not exist."""
+
+
+class CapacityError(PlanError):
+    """A capacity cannot be read, or does not fit the model or the machine."""
+
+
+class PolicyError(TracekitError):
+    """An eviction policy or a prefetcher is unknown, mis-parameterised, or breaks its contract."""
+
+
+class HardwareError(TracekitError):
+    """A hardware profile cannot be read, or describes an impossible machine."""
+
+
+class ShapeError(TracekitError):
+    """A model shape cannot be read, or does not match the trace it is used with."""
+
+
+class ModelError(TracekitError):
+    """A model cannot be found, loaded, served, or recorded."""
+
+
+class StudyError(TracekitError):
+    """A study cannot be read, run, or resumed."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The tail of an "unknown word" message: "" or "; did you mean 'lru'?"."""
+    spelled = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
