@@ -1,0 +1,135 @@
+"""`ExpertCache`: the state machine that simulator and engine share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from policies.decide import Batch, CacheState, Events, decide, event_buffer
+from policies.fields import Layout, Value
+from policies.registry import eviction_policy, prefetcher
+from tracekit.errors import CapacityError, PolicyError
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """Everything that decides a cache's decisions.
+
+    `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
+    for all layers.
+    """
+
+    layers: int
+    experts: int
+    capacity: tuple[int, ...]
+    size: np.ndarray
+    eviction: str = "lru"
+    eviction_parameters: Mapping[str, Value] | None = None
+    prefetch: str = "none"
+    prefetch_parameters: Mapping[str, Value] | None = None
+    distance: int = 1
+    count: int = 2
+    staging: int = 4
+    into_cache: bool = False
+
+
+class ExpertCache:
+    """Decides, visit by visit, what is a hit, what is loaded where, and what is evicted.
+
+    Args:
+        spec: what to decide by. Raises PolicyError or CapacityError when it is impossible.
+        compiled: False runs the same Python uncompiled: slow, for debugging a policy.
+    """
+
+    def __init__(self, spec: CacheSpec, *, compiled: bool = True) -> None:
+        eviction = eviction_policy(spec.eviction)
+        suggester = prefetcher(spec.prefetch)
+        if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
+            raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
+        keys = spec.layers * spec.experts
+        groups = len(spec.capacity)
+        if groups not in (1, spec.layers):
+            raise CapacityError(f"capacity has {groups} groups: give one, or one per layer ({spec.layers})")
+        group_of = np.arange(spec.layers, dtype=np.int32) if groups > 1 else np.zeros(spec.layers, np.int32)
+        members = np.bincount(group_of, minlength=groups) * spec.experts
+        smallest = np.array([spec.size[np.repeat(group_of == g, spec.experts)].min() for g in range(groups)])
+        capacity = np.array(spec.capacity, np.int64)
+        most = np.minimum(capacity // np.maximum(smallest, 1), members)
+        staging = max(spec.staging, 1)
+        self.spec = spec
+        self.slots = int(most.sum()) + staging
+        self.state = CacheState(
+            experts=spec.experts,
+            group_of=group_of,
+            size=spec.size.astype(np.int64),
+            capacity=capacity,
+            used=np.zeros(groups, np.int64),
+            place=np.zeros(keys, np.uint8),
+            prefetched=np.zeros(keys, np.uint8),
+            pinned=np.zeros(keys, np.uint8),
+            slot=np.full(keys, -1, np.int32),
+            seen=np.zeros(keys, np.int64),
+            last_use=np.zeros(keys, np.int64),
+            first=np.concatenate([[0], np.cumsum(most)]).astype(np.int64),
+            resident=np.full(int(most.sum()) + 1, -1, np.int32),
+            resident_count=np.zeros(groups, np.int64),
+            position=np.full(keys, -1, np.int32),
+            free=np.arange(self.slots, dtype=np.int32),
+            free_head=np.array([0, self.slots], np.int64),
+            staged=np.full(staging, -1, np.int32),
+            staged_count=np.zeros(1, np.int64),
+            clock=np.zeros(2, np.int64),
+            into_cache=spec.into_cache,
+            distance=spec.distance,
+            suggestion=np.full(spec.count if spec.prefetch != "none" else 0, -1, np.int32),
+            missing=np.zeros(spec.experts, np.int64),
+        )
+        layout = Layout(spec.layers, spec.experts, groups, self.state.size, self.state.last_use)
+        self.eviction_class, self.prefetch_class = eviction, suggester
+        self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
+        self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
+        if compiled:
+            from policies.compiled import compiled_decide
+
+            self._decide = compiled_decide(eviction, suggester)
+        else:
+            self._decide = decide
+            self._eviction = eviction.interpreted(self._eviction)
+            self._prefetcher = suggester.interpreted(self._prefetcher)
+
+    def run(self, batch: Batch) -> Events:
+        """Decide every visit of `batch`; returns the events, in order (arrays of equal length)."""
+        buffer = event_buffer(
+            len(batch.demand),
+            len(batch.layer),
+            len(self.state.resident),
+            len(self.state.staged),
+            len(self.state.suggestion),
+        )
+        count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
+        return Events(*(column[:count] for column in buffer))
+
+    def visit(
+        self, layer: int, demand: Sequence[int], recency: Sequence[int] | None = None, hint: Sequence[int] = ()
+    ) -> Events:
+        """Decide one visit.
+
+        Args:
+            layer: the MoE layer.
+            demand: distinct expert ids in (token, slot) order of first reference.
+            recency: the same ids in order of last reference, if that differs.
+            hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
+        """
+        base = layer * self.spec.experts
+        keys = np.asarray(demand, np.int32) + np.int32(base)
+        order = keys if recency is None else np.asarray(recency, np.int32) + np.int32(base)
+        hints = np.full((1, max(self.spec.count, 1)), -1, np.int32)
+        ranked = np.asarray(hint[: hints.shape[1]], np.int32)
+        hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
+        none = np.empty(0, np.float64)
+        return self.run(
+            Batch(
+                np.array([layer], np.int32), np.array([0, len(keys)], np.int64), keys, order, none, none, hints
+            )
+        )

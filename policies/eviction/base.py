@@ -1,0 +1,62 @@
+"""The contract of an eviction policy."""
+
+from typing import Any, ClassVar
+
+from policies.fields import Policy
+
+
+class EvictionPolicy(Policy):
+    """Decides which resident expert makes room. Override what the policy needs; every hook has a default.
+
+    Experts are named by their key (see `policies.fields.Layout`), time is the number of the visit. Hooks are plain
+    numeric Python over the declared arrays: they run interpreted, compiled, and in the engine. Helpers are functions
+    of the same module. Most policies need only `rank`, and an `on_*` hook that keeps the number it ranks by.
+
+    Within one visit the cache calls, in this order: `on_hit` for every expert it holds; then for every missing
+    expert `victim` and `on_evict` until there is room, and `on_insert`; then `on_reference` for every demanded expert
+    that is now resident, in (token, slot) order of last reference.
+
+    `reads` declares what the `signal` of a lookup is: "nothing" (0.0) or "next-use" (the visit at which the expert is
+    demanded again, infinity if never: only bounds may read the future).
+    """
+
+    reads: ClassVar[str] = "nothing"
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        """A lookup found the expert."""
+
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        """The expert has been given a slot."""
+
+    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
+        """The visit used the expert: refresh recency."""
+
+    def on_evict(self, expert: int, group: int, now: int) -> None:
+        """The expert has lost its slot."""
+
+    def rank(self, expert: int, group: int, now: int) -> float:
+        """How much a resident expert is worth keeping; the least goes first, ties by least recent reference."""
+        return 0.0
+
+    def victim(self, cache: Any, group: int, incoming: int, now: int) -> int:
+        """The resident expert to evict for `incoming`, or -1 if none may be evicted.
+
+        The default asks `rank` of every resident of the group that this visit does not demand: O(residents).
+        A policy that keeps an order of its own overrides it; `cache.seen[expert] == now` marks an expert that the
+        visit demands and that must not be evicted.
+        """
+        best = -1
+        best_rank = 0.0
+        first = cache.first[group]
+        for position in range(first, first + cache.resident_count[group]):
+            expert = cache.resident[position]
+            if cache.seen[expert] == now:
+                continue
+            rank = self.rank(expert, group, now)
+            if (
+                best < 0
+                or rank < best_rank
+                or (rank == best_rank and self.last_use[expert] < self.last_use[best])
+            ):
+                best, best_rank = expert, rank
+        return best

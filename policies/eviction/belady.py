@@ -1,0 +1,31 @@
+"""Belady's MIN: the clairvoyant bound for policies that must keep what they load."""
+
+import numpy as np
+
+from policies.eviction.base import EvictionPolicy
+from policies.fields import per_expert
+
+
+class Belady(EvictionPolicy):
+    """Evicts the expert that is demanded again last. Reads the future: a bound, not a policy.
+
+    Optimal in hits among policies that insert every loaded expert, for experts of equal size. With unequal sizes
+    optimal caching is NP-hard and this is a strong heuristic, not a bound.
+    """
+
+    name = "belady"
+    summary = "farthest next use first (bound: must insert; reads the future)"
+    source = "Belady 1966, A study of replacement algorithms for a virtual-storage computer (MIN)"
+    reads = "next-use"
+    bound = True
+
+    next_use = per_expert(np.float64)
+
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.next_use[expert] = signal
+
+    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.next_use[expert] = signal
+
+    def rank(self, expert: int, group: int, now: int) -> float:
+        return -self.next_use[expert]  # type: ignore[no-any-return]

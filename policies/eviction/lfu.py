@@ -1,0 +1,25 @@
+"""Least frequently used, counting only while the expert is in the cache."""
+
+import numpy as np
+
+from policies.eviction.base import EvictionPolicy
+from policies.fields import per_expert
+
+
+class Lfu(EvictionPolicy):
+    """Evicts the expert with the fewest lookups since it was loaded; ties: least recent."""
+
+    name = "lfu"
+    summary = "least frequently used, counts start anew at each load"
+    source = "Breslau et al. 1999, Web Caching and Zipf-like Distributions (In-Cache-LFU)"
+
+    count = per_expert(np.int64)
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.count[expert] += 1
+
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.count[expert] = 1
+
+    def rank(self, expert: int, group: int, now: int) -> float:
+        return self.count[expert]  # type: ignore[no-any-return]

@@ -1,0 +1,157 @@
+"""Typed state of a policy: what a policy class declares, and how it becomes arrays.
+
+A policy is a class whose state is declared as class attributes::
+
+    class Lfu(EvictionPolicy):
+        count = per_expert(np.int64)
+
+The declaration is turned into a named tuple of numpy arrays (`State`). Compiled code receives that tuple, interpreted
+code an instance whose attributes are the very same arrays, so one definition serves both.
+"""
+
+import sys
+from collections import namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tracekit.errors import PolicyError, did_you_mean
+
+Value = int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a policy may know of the cache it decides for.
+
+    An expert's key is `layer * experts + expert`. A group is a set of experts that share one capacity: a layer, or
+    (global scope) everything. `last_use` [keys] i64 is kept by the cache: when each expert was last referenced.
+    """
+
+    layers: int
+    experts: int
+    groups: int
+    size: np.ndarray
+    last_use: np.ndarray
+
+    @property
+    def keys(self) -> int:
+        return self.layers * self.experts
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One declared array (`extent` is experts, groups or one) or one parameter (`extent` is parameter)."""
+
+    extent: str
+    dtype: Any
+    fill: Value
+
+    def allocate(self, layout: Layout) -> np.ndarray:
+        length = {"experts": layout.keys, "groups": layout.groups, "one": 1}[self.extent]
+        return np.full(length, self.fill, self.dtype)
+
+
+def per_expert(dtype: Any, fill: Value = 0) -> Any:
+    """An array with one element per expert key."""
+    return Field("experts", dtype, fill)
+
+
+def per_group(dtype: Any, fill: Value = 0) -> Any:
+    """An array with one element per capacity group."""
+    return Field("groups", dtype, fill)
+
+
+def scalar(dtype: Any, fill: Value = 0) -> Any:
+    """One mutable number, kept as an array of length one: `self.hand[0]`."""
+    return Field("one", dtype, fill)
+
+
+def parameter(default: Value) -> Any:
+    """A constant that a plan may set: `decay = parameter(0.9)`."""
+    return Field("parameter", type(default), default)
+
+
+class Policy:
+    """Base of eviction policies and prefetchers: declared state, name, and what the policy reads."""
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    reads: ClassVar[str] = "nothing"
+    bound: ClassVar[bool] = False
+    State: ClassVar[Any] = None
+
+    # In every policy's state, kept by the cache: see `Layout`.
+    layers: int
+    experts: int
+    size: np.ndarray
+    last_use: np.ndarray
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = ("layers", "experts", "size", "last_use", *cls.fields())
+        state = namedtuple("State", names)  # type: ignore[misc]
+        # numba finds the compiled code of a state by its importable name; the methods hang on the type of the state.
+        state.__module__, state.__qualname__ = cls.__module__, f"{cls.__qualname__}.State"
+        state.policy = cls  # type: ignore[attr-defined]
+        cls.State = state
+
+    @classmethod
+    def fields(cls) -> dict[str, Field]:
+        """Declared fields by name, base classes first."""
+        return {
+            name: value
+            for base in reversed(cls.__mro__)
+            for name, value in vars(base).items()
+            if isinstance(value, Field)
+        }
+
+    @classmethod
+    def parameters(cls) -> dict[str, Value]:
+        """The parameters a plan may set, with their defaults."""
+        return {name: field.fill for name, field in cls.fields().items() if field.extent == "parameter"}
+
+    @classmethod
+    def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Any:
+        """A fresh state for `layout`. Raises PolicyError for a parameter that the policy does not have."""
+        given = dict(parameters or {})
+        values: dict[str, Any] = {
+            "layers": layout.layers,
+            "experts": layout.experts,
+            "size": layout.size,
+            "last_use": layout.last_use,
+        }
+        for name, field in cls.fields().items():
+            if field.extent == "parameter":
+                values[name] = cls._checked(name, field, given.pop(name, field.fill))
+            else:
+                values[name] = field.allocate(layout)
+        if given:
+            unknown = next(iter(given))
+            raise PolicyError(
+                f"policy {cls.name!r} has no parameter {unknown!r}{did_you_mean(unknown, cls.parameters())}"
+            )
+        return cls.State(**values)
+
+    @classmethod
+    def _checked(cls, name: str, field: Field, value: Any) -> Value:
+        if isinstance(value, bool) != (field.dtype is bool) or not isinstance(value, int | float):
+            raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not {field.dtype.__name__}")
+        if field.dtype is int and value != int(value):
+            raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not a whole number")
+        return field.dtype(value)  # type: ignore[no-any-return]
+
+    @classmethod
+    def interpreted(cls, state: Any) -> "Policy":
+        """An instance that runs the policy's own Python on the arrays of `state`."""
+        instance = object.__new__(cls)
+        instance.__dict__.update(state._asdict())
+        return instance
+
+    @classmethod
+    def file(cls) -> str | None:
+        """The source file that defines the policy, if there is one."""
+        return getattr(sys.modules.get(cls.__module__), "__file__", None)

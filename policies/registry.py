@@ -1,0 +1,97 @@
+"""Finding policies by name: built in, by entry point, or by path (`./mine.py:Mine`)."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from policies.fields import Policy
+from tracekit.errors import PolicyError, did_you_mean
+
+EVICTION = {
+    "lru": "policies.eviction.lru:Lru",
+    "lfu": "policies.eviction.lfu:Lfu",
+    "lfu-perfect": "policies.eviction.lfu_perfect:LfuPerfect",
+    "belady": "policies.eviction.belady:Belady",
+}
+PREFETCH = {
+    "none": "policies.prefetch.none:NoPrefetch",
+    "gate": "policies.prefetch.gate:GatePrefetch",
+    "oracle": "policies.prefetch.oracle:OraclePrefetch",
+}
+
+
+def eviction_policy(name: str) -> type[Any]:
+    """The eviction policy class behind a name or `path.py:Class`. Raises PolicyError."""
+    from policies.eviction.base import EvictionPolicy
+
+    return find("eviction", name, EVICTION, EvictionPolicy)
+
+
+def prefetcher(name: str) -> type[Any]:
+    """The prefetcher class behind a name or `path.py:Class`. Raises PolicyError."""
+    from policies.prefetch.base import Prefetcher
+
+    return find("prefetch", name, PREFETCH, Prefetcher)
+
+
+def names(kind: str) -> list[str]:
+    """The names of all policies of a kind ("eviction" or "prefetch"), those of entry points included."""
+    builtin = EVICTION if kind == "eviction" else PREFETCH
+    return sorted({*builtin, *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
+
+
+def find(kind: str, name: str, builtin: dict[str, str], base: type[Policy]) -> type[Any]:
+    """Resolve `name` among the built-in policies, then paths, then entry points."""
+    if name in builtin:
+        target = builtin[name]
+    elif ".py:" in name:
+        return checked(kind, name, load_path(name), base)
+    else:
+        points = {point.name: point.value for point in entry_points(group=f"tracekit.{kind}")}
+        if name not in points:
+            raise PolicyError(f"unknown {kind} policy {name!r}{did_you_mean(name, names(kind))}")
+        target = points[name]
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PolicyError(f"{kind} policy {name!r}: cannot load {target}: {error}") from error
+    return checked(kind, name, found, base)
+
+
+def checked(kind: str, name: str, found: Any, base: type[Policy]) -> type[Any]:
+    """`found`, if it is a class derived from `base`."""
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PolicyError(f"{kind} policy {name!r} is not a subclass of {base.__module__}.{base.__name__}")
+    return found
+
+
+def load_path(name: str) -> Any:
+    """The class of `path.py:Class`. The module's name carries a digest of its text, so an edit is a new module."""
+    path_text, _, attribute = name.rpartition(":")
+    path = Path(path_text)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise PolicyError(f"policy file {path}: {error.strerror or error}") from error
+    module_name = f"tracekit_policy_{path.stem}_{hashlib.sha256(source).hexdigest()[:16]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            # Not through the loader: its bytecode cache is keyed by time stamp, which a quick edit can leave unchanged.
+            exec(compile(source, str(path), "exec"), module.__dict__)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise PolicyError(f"policy file {path}: {type(error).__name__}: {error}") from error
+    try:
+        return getattr(sys.modules[module_name], attribute)
+    except AttributeError:
+        classes = [key for key, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        raise PolicyError(f"policy file {path} has no class {attribute!r}{did_you_mean(attribute, classes)}") from None
