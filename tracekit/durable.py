@@ -1,0 +1,54 @@
+"""Files that are either there, whole and on disk, or not there; and one writer at a time."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tracekit.errors import TraceError
+
+TEMPORARY = ".writing"  # suffix of a file that is not finished
+
+
+def write_synced(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file through `fill` under a temporary name, sync it, rename it to `path`, sync the rename."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":  # elsewhere a directory cannot be opened, and renames are journalled
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def lock_directory(directory: Path) -> int | None:
+    """Hold `directory` against a second writer while this process lives; None where that is not possible."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise TraceError(f"{directory} is being written by another process") from None
+    except OSError:  # a file system without locks
+        os.close(held)
+        return None
+    return held
+
+
+@contextlib.contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn an OSError into the TraceError that says what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TraceError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,69 @@
+"""Foreign routing traces, brought into this format: `import_trace("npz", "routing.npz", "new.trace")`."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tracekit.durable import reporting
+from tracekit.errors import ImportFormatError, TraceError, did_you_mean
+from tracekit.manifest import Manifest
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
+
+IMPORTERS = {
+    "bigmoe-csv": "tracekit.importers.bigmoe_csv:read",
+    "npz": "tracekit.importers.npz:read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an importer makes of a file: the manifest, and the columns as `TraceWriter.append` takes them."""
+
+    manifest: Manifest
+    columns: Mapping[str, Any]
+
+
+def import_trace(format_name: str, source: str | Path, output: str | Path) -> Trace:
+    """Read `source`, a file in the format named, and write it as the trace `output`, which must not exist.
+
+    The trace appears whole or not at all. Raises ImportFormatError when the format is unknown or the file is
+    not what the format says, TraceError when the trace cannot be written.
+    """
+    if format_name not in IMPORTERS:
+        known = ", ".join(sorted(IMPORTERS))
+        raise ImportFormatError(
+            f"unknown import format {format_name!r} (known: {known}){did_you_mean(format_name, IMPORTERS)}"
+        )
+    source, output = Path(source), Path(output)
+    if output.exists() or output.is_symlink():
+        raise TraceError(f"{output} exists: choose another name or remove it")
+    if not source.is_file():
+        state = "is not a file" if source.exists() else "does not exist"
+        raise ImportFormatError(f"cannot import {source}: it {state}")
+    module, _, function = IMPORTERS[format_name].partition(":")
+    try:
+        imported: Imported = getattr(import_module(module), function)(source)
+    except OSError as error:
+        raise ImportFormatError(f"cannot read {source}: {error.strerror or error}") from None
+    _write(imported, format_name, source, output)
+    return Trace.open(output)
+
+
+def _write(imported: Imported, format_name: str, source: Path, output: Path) -> None:
+    # Written beside its place and renamed into it, so that a failed import leaves nothing.
+    aside = output.with_name(f".{output.name}.importing-{os.getpid()}")
+    try:
+        with TraceWriter(aside, imported.manifest) as writer:
+            try:
+                writer.append(**imported.columns)
+            except TraceError as error:
+                raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None
+        with reporting(output):
+            aside.rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""The rows of a trace and the rules they keep, checked when they are written and again when they are read."""
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import TraceError
+
+PREFILL = 0
+DECODE = 1
+UNUSED = 65535  # the expert id of a slot that no expert was chosen for
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_CHUNK = 1 << 22  # lookups looked at at once: keeps temporaries in cache
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive tokens, one row each; experts [tokens, layers, k], everything else [tokens]."""
+
+    step: NDArray[np.int32]
+    request: NDArray[np.int32]
+    position: NDArray[np.int32]
+    phase: NDArray[np.uint8]
+    token_id: NDArray[np.int32]
+    experts: NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @classmethod
+    def join(cls, parts: list["Rows"], layers: int, top_k: int) -> "Rows":
+        """`parts` end to end as read-only arrays; no rows at all when there are none."""
+        if len(parts) == 1:
+            return parts[0]
+        empty = np.zeros(0, dtype=np.int32)
+        none = cls(
+            empty, empty, empty, empty.astype(np.uint8), empty, np.zeros((0, layers, top_k), dtype=np.uint16)
+        )
+        names = [field.name for field in fields(cls)]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts or [none]]) for name in names}
+        for column in columns.values():
+            column.flags.writeable = False
+        return cls(**columns)
+
+
+def check_rows(rows: Rows, experts_per_layer: list[int]) -> None:
+    """Raise TraceError, naming the first offending row, unless every value is one that a trace may hold."""
+    if len(rows) == 0:
+        return
+    backwards = np.flatnonzero(rows.step[1:] < rows.step[:-1])
+    if rows.step[0] < 0 or backwards.size:
+        row = int(backwards[0]) + 1 if backwards.size else 0
+        raise TraceError(f"row {row}: step {rows.step[row]} is negative or comes after a later step")
+    for name, low, high in (
+        ("request", 0, None),
+        ("position", 0, None),
+        ("phase", 0, 1),
+        ("token_id", -1, None),
+    ):
+        column = getattr(rows, name)
+        wrong = column < low if high is None else (column < low) | (column > high)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise TraceError(f"row {row}: {name} {column[row]} is out of range")
+    _check_ids(rows.experts, experts_per_layer)
+
+
+def check_distinct(experts: NDArray[np.uint16]) -> None:
+    """Raise TraceError when a token chose the same expert twice at one layer; experts [tokens, layers, k]."""
+    if experts.shape[2] < 2:
+        return
+    for start, part in _chunks(experts):
+        ordered = np.sort(part, axis=2)
+        twice = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] != UNUSED)
+        if twice.any():
+            row, layer, slot = np.argwhere(twice)[0]
+            expert = ordered[row, layer, slot]
+            raise TraceError(f"row {start + row}, MoE layer {layer}: expert {expert} is listed twice")
+
+
+def check_weights(weights: NDArray[np.float16], experts: NDArray[np.uint16]) -> None:
+    """Raise TraceError when the weight of a used slot is not a finite number; both [tokens, layers, k]."""
+    for start, part in _chunks(weights):
+        wrong = ~np.isfinite(part)
+        if wrong.any():
+            wrong &= experts[start : start + len(part)] != UNUSED
+        if wrong.any():
+            row, layer, slot = np.argwhere(wrong)[0]
+            weight = part[row, layer, slot]
+            raise TraceError(f"row {start + row}, MoE layer {layer}: weight {weight} is not finite")
+
+
+def _check_ids(experts: NDArray[np.uint16], experts_per_layer: list[int]) -> None:
+    top_k = experts.shape[2]
+    # In u16, UNUSED + 1 wraps to 0, so one comparison accepts both valid ids and unused slots.
+    limits = np.repeat(np.asarray(experts_per_layer, dtype=np.uint16), top_k)
+    for start, part in _chunks(experts):
+        wrong = part.reshape(len(part), -1) + np.uint16(1) > limits
+        if wrong.any():
+            row, slot = divmod(int(wrong.argmax()), wrong.shape[1])
+            layer = slot // top_k
+            raise TraceError(
+                f"row {start + row}, MoE layer {layer}: expert {part[row, layer, slot % top_k]} "
+                f"of {experts_per_layer[layer]}"
+            )
+
+
+def _chunks(array: NDArray[_Scalar]) -> list[tuple[int, NDArray[_Scalar]]]:
+    rows = max(1, _CHUNK // max(1, array.shape[1] * array.shape[2]))
+    return [(start, array[start : start + rows]) for start in range(0, len(array), rows)]

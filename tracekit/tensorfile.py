@@ -1,0 +1,62 @@
+"""One f16 tensor in one safetensors file: written in pieces, read back as a memory map.
+
+The format is eight bytes of header length, a JSON header, then the tensor's bytes (safetensors README,
+"Format"). Reading through a map keeps gate logits, which are a hundred times larger than routing, out of
+memory.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import TraceError
+
+_MAX_HEADER = 1 << 20
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def write_tensor(file: BinaryIO, name: str, pieces: Sequence[NDArray[np.float16]]) -> None:
+    """Write `pieces`, joined along their first axis, as the only tensor of a safetensors file."""
+    shape = [sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]]
+    size = int(np.prod(shape, dtype=np.int64)) * 2
+    header = msgspec.json.encode({name: {"dtype": "F16", "shape": shape, "data_offsets": [0, size]}})
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece, dtype="<f2").data)
+
+
+def map_tensor(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """Map the tensor `name` of `shape`, f16, read-only; TraceError unless the file holds just that."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise TraceError(f"{path} is not a safetensors file or is truncated")
+            header = msgspec.json.decode(file.read(length), type=dict[str, _Entry])
+    except msgspec.DecodeError as error:
+        raise TraceError(f"{path} has a damaged safetensors header: {error}") from None
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
+    entry = header.get(name)
+    if entry is None or len(header) != 1:
+        raise TraceError(f"{path} should hold one tensor {name!r}, it holds {sorted(header)[:4]}")
+    if entry.dtype != "F16" or tuple(entry.shape) != shape:
+        raise TraceError(f"{path} holds {entry.dtype} {entry.shape}, expected F16 {list(shape)}")
+    nbytes = 2
+    for extent in shape:
+        nbytes *= extent
+    if entry.data_offsets != (0, nbytes) or size != 8 + length + nbytes:
+        wanted = 8 + length + nbytes
+        raise TraceError(f"{path} is truncated or damaged: {size} bytes instead of {wanted}")
+    return np.memmap(path, dtype="<f2", mode="r", offset=8 + length, shape=shape)

@@ -1,0 +1,199 @@
+"""A trace, opened for reading: checked once, then plain numpy arrays."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import shards as shard_files
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest, load_manifest, lookahead_distance
+from tracekit.rows import DECODE, PREFILL, UNUSED, Rows, check_distinct, check_rows, check_weights
+from tracekit.tensorfile import map_tensor
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["DECODE", "PREFILL", "UNUSED", "Trace"]
+
+
+class Trace:
+    """What the gates of a model chose, token by token. Open with `Trace.open`; every array is read-only.
+
+    A token's unused slots hold `UNUSED` (65535). Rows are in execution order: `step` never decreases, and the
+    tokens of one step went through the model together.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, rows: Rows, has_weights: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.has_weights = has_weights
+        self._rows = rows
+        self._dense: dict[str, NDArray[np.float16] | None] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> "Trace":
+        """Open the trace directory `path`.
+
+        Always checked: the manifest, the digest, columns, shapes and row counts of the routing shards, and
+        the range of every value in them. `verify` adds the digests of logits and lookahead shards (which are
+        otherwise mapped unread), the weights, and that no token chose an expert twice.
+
+        Raises TraceError, in one line, when anything is missing, truncated, damaged or of another version.
+        """
+        path = Path(path)
+        manifest = load_manifest(path)
+        shard_files.check_memory(path, manifest)
+        rows, has_weights = _read_rows(path, manifest)
+        try:
+            check_rows(rows, manifest.experts_per_layer)
+            if verify:
+                check_distinct(rows.experts)
+        except TraceError as error:
+            raise TraceError(f"{path} is damaged: {error}") from None
+        for name, column in (("requests", rows.request), ("steps", rows.step)):
+            if (count := len(np.unique(column))) != getattr(manifest, name):
+                raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
+        trace = cls(path, manifest, rows, has_weights)
+        for kind in sorted({shard.kind for shard in manifest.shards} - {"routing"}):
+            trace._map(kind)  # headers, shapes and sizes; the values stay on disk
+        if verify:
+            for shard in manifest.shards:
+                if shard.kind != "routing":  # those were digested as they were read
+                    file = path / shard.name
+                    shard_files.check_digest(file, shard_files.file_digest(file), shard)
+            _ = trace.weights
+        return trace
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the trace."""
+        return self.manifest.tokens
+
+    @property
+    def layers(self) -> int:
+        """MoE layers."""
+        return len(self.manifest.moe_layers)
+
+    @property
+    def top_k(self) -> int:
+        """Slots per token and layer."""
+        return self.manifest.top_k
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of the layer that has most."""
+        return max(self.manifest.experts_per_layer)
+
+    @property
+    def step(self) -> NDArray[np.int32]:
+        """The forward pass each token belongs to, [tokens], never decreasing."""
+        return self._rows.step
+
+    @property
+    def request(self) -> NDArray[np.int32]:
+        """The request each token belongs to, [tokens]."""
+        return self._rows.request
+
+    @property
+    def position(self) -> NDArray[np.int32]:
+        """Each token's place in its request's context, [tokens], from 0."""
+        return self._rows.position
+
+    @property
+    def phase(self) -> NDArray[np.uint8]:
+        """PREFILL (0) or DECODE (1), [tokens]."""
+        return self._rows.phase
+
+    @property
+    def token_id(self) -> NDArray[np.int32]:
+        """Vocabulary ids, [tokens]; -1 when unknown."""
+        return self._rows.token_id
+
+    @property
+    def experts(self) -> NDArray[np.uint16]:
+        """The chosen experts, [tokens, layers, top_k]; unused slots hold UNUSED."""
+        return self._rows.experts
+
+    @cached_property
+    def weights(self) -> NDArray[np.float16] | None:
+        """The gate weights of `experts`, same shape; None when the trace holds none. Read on first use."""
+        if not self.has_weights:
+            return None
+        parts = [
+            shard_files.read_weights(self.path / shard.name, shard, self.manifest)
+            for shard in self.manifest.shards_of("routing")
+        ]
+        weights = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            check_weights(weights, self.experts)
+        except TraceError as error:
+            raise TraceError(f"{self.path} is damaged: {error}") from None
+        weights.flags.writeable = False
+        return weights
+
+    @property
+    def logits(self) -> NDArray[np.float16] | None:
+        """Gate logits, [tokens, layers, num_experts]; None when not recorded. Mapped when in one shard."""
+        return self._dense_array("logits")
+
+    def lookahead(self, distance: int) -> NDArray[np.float16] | None:
+        """Gate of MoE layer l+distance on the hidden state entering the gate of layer l.
+
+        [tokens, layers - distance, num_experts]; entry l speculates about layer l + distance (Eliseev & Mazur
+        2023, arXiv 2312.17238, section 3.2). None when this distance was not recorded.
+        """
+        return self._dense_array(f"lookahead-{distance}")
+
+    @property
+    def lookahead_distances(self) -> list[int]:
+        """The distances for which `lookahead` was recorded, ascending."""
+        found = {lookahead_distance(shard.kind) for shard in self.manifest.shards}
+        return sorted(distance for distance in found if distance is not None)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 naming this trace's content; equal digests replay equally."""
+        return self.manifest.digest()
+
+    def scan(self) -> "pl.LazyFrame":
+        """The routing table as a LazyFrame, a row per token; experts and weights are [layers * top_k]."""
+        import polars as pl
+
+        paths = [self.path / shard.name for shard in self.manifest.shards_of("routing")]
+        if not paths:
+            return pl.LazyFrame(schema=shard_files.routing_schema(self.manifest, weights=False))
+        return pl.scan_parquet(paths)
+
+    def __repr__(self) -> str:
+        return f"Trace({str(self.path)!r}: {self.tokens} tokens, {self.layers} MoE layers, top-{self.top_k})"
+
+    def _dense_array(self, kind: str) -> NDArray[np.float16] | None:
+        if kind not in self._dense:
+            parts = self._map(kind)
+            if len(parts) > 1 and sum(part.nbytes for part in parts) > shard_files.installed_memory():
+                raise TraceError(f"{self.path}: its {kind} do not fit into this machine's memory")
+            self._dense[kind] = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else None
+        return self._dense[kind]
+
+    def _map(self, kind: str) -> list[NDArray[np.float16]]:
+        distance = lookahead_distance(kind)
+        extent = (self.layers - (distance or 0), self.num_experts)
+        name = "logits" if distance is None else "lookahead"
+        return [
+            map_tensor(shard_files.regular_file(self.path / shard.name), name, (shard.rows, *extent))
+            for shard in self.manifest.shards_of(kind)
+        ]
+
+
+def _read_rows(path: Path, manifest: Manifest) -> tuple[Rows, bool]:
+    parts, weighted = [], set()
+    for shard in manifest.shards_of("routing"):
+        rows, has_weights = shard_files.read_routing(path / shard.name, shard, manifest)
+        parts.append(rows)
+        weighted.add(has_weights)
+    if len(weighted) > 1:
+        raise TraceError(f"{path} is damaged: some of its routing shards hold weights and some do not")
+    return Rows.join(parts, len(manifest.moe_layers), manifest.top_k), weighted == {True}
