@@ -1,0 +1,17 @@
+"""Fixtures that every package's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real reference traces: $TRACEKIT_SHARED, else ../shared/data beside the repository."""
+    named = os.environ.get("TRACEKIT_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    for place in (folder, folder / "data"):
+        if (place / "qwen3-30b-a3b-phone").is_dir():
+            return place
+    pytest.skip(f"reference traces are not at {folder} (set TRACEKIT_SHARED to their folder)")

@@ -1,0 +1,75 @@
+"""Small traces for tests of any package: `make_trace(path, experts)` writes one, `random_experts` routes one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tracekit import DECODE, Manifest, ModelInfo, Trace, TraceWriter
+
+
+def make_manifest(
+    layers: int = 2, experts: int | Sequence[int] = 8, top_k: int = 2, **fields: Any
+) -> Manifest:
+    """A manifest of a small model; `fields` replaces or adds any field of Manifest."""
+    per_layer = [experts] * layers if isinstance(experts, int) else list(experts)
+    settings: dict[str, Any] = {
+        "source": "synthetic",
+        "model": ModelInfo(id="test/tiny", family="test"),
+        "moe_layers": list(range(layers)),
+        "model_layers": layers,
+        "experts_per_layer": per_layer,
+        "top_k": top_k,
+    }
+    return Manifest(**(settings | fields))
+
+
+def make_trace(
+    path: Path,
+    experts: ArrayLike,
+    *,
+    num_experts: int | Sequence[int] | None = None,
+    step: ArrayLike | None = None,
+    request: ArrayLike = 0,
+    position: ArrayLike | None = None,
+    phase: ArrayLike = DECODE,
+    token_id: ArrayLike = -1,
+    weights: ArrayLike | None = None,
+    logits: ArrayLike | None = None,
+    lookahead: Mapping[int, ArrayLike] | None = None,
+    **manifest: Any,
+) -> Trace:
+    """Write the trace `path` and open it.
+
+    `experts` [tokens, layers, k] is all it needs: by default every token is its own decode step of one
+    request, and a layer has as many experts as the largest id asks for. `manifest` holds further fields of
+    Manifest, such as `expert_bytes=[100, 100]`.
+    """
+    chosen = np.asarray(experts, dtype=np.uint16)
+    tokens, layers, top_k = chosen.shape
+    if num_experts is None:
+        used = chosen[chosen != 65535]
+        num_experts = max(int(used.max()) + 1 if used.size else 1, top_k)
+    order = np.arange(tokens)
+    with TraceWriter(path, make_manifest(layers, num_experts, top_k, **manifest)) as writer:
+        writer.append(
+            step=order if step is None else step,
+            request=request,
+            position=order if position is None else position,
+            phase=phase,
+            token_id=token_id,
+            experts=chosen,
+            weights=weights,
+            logits=logits,
+            lookahead=lookahead,
+        )
+    return Trace.open(path)
+
+
+def random_experts(
+    rng: np.random.Generator, tokens: int, layers: int = 2, experts: int = 8, top_k: int = 2
+) -> NDArray[np.uint16]:
+    """Distinct experts [tokens, layers, top_k], uniform and independent."""
+    return rng.random((tokens, layers, experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
