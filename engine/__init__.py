@@ -1,0 +1,1 @@
+"""Doing it: the plan, the hardware profile, and two executors of the same decisions."""

@@ -1,0 +1,84 @@
+"""Capacity: how much of the experts the device holds, in the four ways a plan may say it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from tracekit.errors import CapacityError
+
+_SYNTAX = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LARGEST = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A parsed capacity.
+
+    `512` is slots, `2000MiB` bytes and `25%` a share of all experts, each for the whole model; with `/layer` behind it,
+    each layer has that much of its own, and experts of other layers never take it.
+    """
+
+    text: str
+    amount: Fraction
+    unit: str  # "slots", "bytes" or "share"
+    per_layer: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Capacity":
+        """Parse a capacity. Raises CapacityError."""
+        match = _SYNTAX.fullmatch(text)
+        if match is None:
+            raise CapacityError(
+                f"capacity {text[:64]!r} is not understood; write 4/layer, 512, 2000MiB or 25%, each with or without /layer"
+            )
+        amount, unit, per_layer = Fraction(match[1]), match[2], match[3] is not None
+        if unit == "%":
+            if amount > 100:
+                raise CapacityError(f"capacity {text!r} is more than all experts; give at most 100%")
+            return cls(text, amount / 100, "share", per_layer)
+        if unit is not None:
+            amount *= _UNITS[unit]
+        elif amount.denominator != 1:
+            raise CapacityError(f"capacity {text!r} is not a whole number of slots")
+        if amount > _LARGEST:
+            raise CapacityError(f"capacity {text[:64]!r} is larger than any memory")
+        return cls(text, amount, "slots" if unit is None else "bytes", per_layer)
+
+    def groups(
+        self, experts_per_layer: Sequence[int], num_experts: int, expert_bytes: Sequence[int]
+    ) -> tuple[tuple[int, ...], np.ndarray]:
+        """The capacity of each group, and the size of each expert in the same unit.
+
+        Args:
+            experts_per_layer: experts of each MoE layer.
+            num_experts: the most of any layer; keys are layer * num_experts + expert.
+            expert_bytes: bytes of one expert of each layer; empty when unknown.
+
+        Returns:
+            Capacities (one, or one per layer) and sizes [layers * num_experts] i64: slots (1) or bytes.
+        """
+        layers = len(experts_per_layer)
+        if self.unit == "bytes":
+            if len(expert_bytes) != layers:
+                raise CapacityError(
+                    f"capacity {self.text!r} is in bytes but the bytes of an expert are unknown; "
+                    "give slots (4/layer, 512, 25%), a weight format or a model shape"
+                )
+            size = np.repeat(np.asarray(expert_bytes, np.int64), num_experts)
+        else:
+            size = np.ones(layers * num_experts, np.int64)
+        if self.unit == "share":
+            per_layer = [int(self.amount * count) for count in experts_per_layer]
+            capacity = per_layer if self.per_layer else [int(self.amount * sum(experts_per_layer))]
+        else:
+            capacity = [int(self.amount)] * (layers if self.per_layer else 1)
+        if self.unit == "slots":
+            most = max(experts_per_layer) if self.per_layer else sum(experts_per_layer)
+            if capacity[0] > most:
+                where = "a layer has" if self.per_layer else "the model has"
+                raise CapacityError(f"capacity {self.text!r}: {where} only {most} experts")
+        return tuple(capacity), size

@@ -1,0 +1,118 @@
+"""Named TOML tables: reads a shipped file by its name, or a user's by its path, into a validated struct."""
+
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from tracekit.errors import TracekitError, did_you_mean
+
+T = TypeVar("T", bound=msgspec.Struct)
+_MAX_BYTES = 1 << 20
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+
+
+def names(package: str, folder: str) -> tuple[str, ...]:
+    """The names shipped in `folder` of `package`, sorted."""
+    from importlib.resources import files  # imported here: it costs more than the rest of this module
+
+    entries = (entry.name for entry in (files(package) / folder).iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in entries if name.endswith(".toml")))
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    kind: type[T],
+    *,
+    what: str,
+    package: str,
+    folder: str,
+    error: type[TracekitError],
+) -> T:
+    """The table `name_or_path` names: a path when it ends in .toml or has a folder in it, else a shipped name.
+
+    `what` names the kind of table in messages. Raises `error`, one line, for anything that cannot be read.
+    """
+    text = os.fspath(name_or_path)
+    if not isinstance(text, str):
+        raise error(f"{what} {text!r}: give a name or a path as text")
+    if isinstance(name_or_path, os.PathLike) or text.endswith(".toml") or "/" in text or os.sep in text:
+        return parse(_read(Path(text), what, error), kind, label=f"{what} {text}", error=error)
+    known = names(package, folder)
+    if text not in known:
+        guess = did_you_mean(text[:64], known)
+        raise error(
+            f"unknown {what} {text[:64]!r}{guess}; shipped: {', '.join(known)}; or give the path of a .toml file"
+        )
+    from importlib.resources import files
+
+    data = (files(package) / folder / f"{text}.toml").read_bytes()
+    return parse(data, kind, label=f"{what} {text}", error=error)
+
+
+def parse(data: bytes, kind: type[T], *, label: str, error: type[TracekitError]) -> T:
+    """TOML bytes as a struct of `kind`; `label` opens every message."""
+    return convert(decode(data, label=label, error=error), kind, label=label, error=error)
+
+
+def read_toml(path: str | os.PathLike[str], what: str, error: type[TracekitError]) -> dict[str, Any]:
+    """The tables of the TOML file at `path`, not yet validated."""
+    return decode(_read(Path(path), what, error), label=f"{what} {os.fspath(path)}", error=error)
+
+
+def decode(data: bytes, *, label: str, error: type[TracekitError]) -> dict[str, Any]:
+    """TOML bytes as plain tables."""
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise error(f"{label}: not a text file in UTF-8; a TOML file is expected") from None
+    except RecursionError:
+        raise error(f"{label}: not usable TOML: tables or arrays are nested too deeply") from None
+    except ValueError as problem:  # TOMLDecodeError, and integers with too many digits
+        raise error(f"{label}: not valid TOML: {problem}") from None
+    try:
+        return msgspec.convert(_whole(table), kind)
+    except msgspec.ValidationError as problem:
+        unknown = _UNKNOWN.search(str(problem))
+        guess = did_you_mean(unknown[1], _keys(kind)) if unknown else ""
+        raise error(f"{label}: {problem}{guess}") from None
+
+
+def _whole(value: object) -> object:
+    """The table with whole floats as integers, so that a rate may be written 320e9. Fractions stay, and are refused."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read(path: Path, what: str, error: type[TracekitError]) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{what} {path}: not a file; give the path of a .toml file")
+        if status.st_size > _MAX_BYTES:
+            raise error(
+                f"{what} {path}: {status.st_size} bytes is too large to be one (at most {_MAX_BYTES})"
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{what} {path}: no such file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise error(f"{what} {str(path)!r}: cannot be read: {reason}") from None
+
+
+def _keys(kind: type[msgspec.Struct]) -> list[str]:
+    """Every key of a struct and of the structs directly in it, for suggestions."""
+    found: list[str] = []
+    for field in msgspec.structs.fields(kind):
+        found.append(field.encode_name)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            found.extend(_keys(field.type))
+    return found

@@ -1,0 +1,134 @@
+"""Demand: the distinct experts of each visit, in the orders that decisions need."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+ABSENT = 65535
+"""The expert id that marks an unused (token, layer, slot)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What consecutive steps demand, visit by visit; one visit is one step at one MoE layer.
+
+    An expert's key is `layer * experts + expert`. Arrays:
+        layer [visits] i32; start [visits + 1] i64, a visit's part of the arrays that follow;
+        keys i32: distinct experts in (token, slot) order of first reference; recency i32: the same in order of last
+        reference; tokens i32: how many tokens of the visit chose the expert, in order of `keys`;
+        step_tokens [steps] i32; phase [steps] u8 (0 prefill, 1 decode, of the step's first token).
+    """
+
+    layers: int
+    experts: int
+    first_step: int
+    layer: np.ndarray
+    start: np.ndarray
+    keys: np.ndarray
+    recency: np.ndarray
+    tokens: np.ndarray
+    step_tokens: np.ndarray
+    phase: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        return len(self.step_tokens)
+
+    @property
+    def visits(self) -> int:
+        return len(self.layer)
+
+
+def step_starts(step: np.ndarray) -> np.ndarray:
+    """Row at which each step begins, and the number of rows at the end: i64 [steps + 1]."""
+    if len(step) == 0:
+        return np.zeros(1, np.int64)
+    edges = np.flatnonzero(np.diff(step)) + 1
+    return np.concatenate([[0], edges, [len(step)]]).astype(np.int64)
+
+
+def demand_of(
+    experts: np.ndarray, num_experts: int, starts: np.ndarray, phase: np.ndarray, first_step: int = 0
+) -> Demand:
+    """Demand of the steps that `starts` delimits.
+
+    Args:
+        experts: [tokens, layers, k] u16, 65535 where unused.
+        num_experts: experts per layer (the most of any layer).
+        starts: [steps + 1] i64 rows, as from `step_starts`.
+        phase: [tokens] u8.
+    """
+    steps, layers = len(starts) - 1, experts.shape[1]
+    rows = experts[starts[0] : starts[-1]]
+    keys = np.empty(rows.size, np.int32)
+    recency = np.empty(rows.size, np.int32)
+    tokens = np.empty(rows.size, np.int32)
+    start = np.zeros(steps * layers + 1, np.int64)
+    count = _distinct(rows, starts - starts[0], num_experts, keys, recency, tokens, start)
+    return Demand(
+        layers=layers,
+        experts=num_experts,
+        first_step=first_step,
+        layer=np.tile(np.arange(layers, dtype=np.int32), steps),
+        start=start,
+        keys=keys[:count],
+        recency=recency[:count],
+        tokens=tokens[:count],
+        step_tokens=np.diff(starts).astype(np.int32),
+        phase=phase[starts[:-1]],
+    )
+
+
+def iter_demand(
+    experts: np.ndarray, num_experts: int, step: np.ndarray, phase: np.ndarray, chunk: int = 1 << 20
+) -> Iterator[Demand]:
+    """Demand of a whole trace in pieces of whole steps with about `chunk` references each, in order."""
+    starts = step_starts(step)
+    steps = len(starts) - 1
+    rows_per_chunk = max(1, chunk // max(1, experts.shape[1] * experts.shape[2]))
+    first = 0
+    while first < steps:
+        last = int(np.searchsorted(starts, starts[first] + rows_per_chunk, side="right")) - 1
+        last = min(max(last, first + 1), steps)
+        yield demand_of(experts, num_experts, starts[first : last + 1], phase, first)
+        first = last
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _distinct(  # type: ignore[no-untyped-def]
+    rows, starts, num_experts, keys, recency, tokens, start
+):
+    layers, k = rows.shape[1], rows.shape[2]
+    index = np.full(num_experts, -1, np.int64)
+    n = 0
+    for step in range(len(starts) - 1):
+        first, last = starts[step], starts[step + 1]
+        for layer in range(layers):
+            base = layer * num_experts
+            begin = n
+            for row in range(first, last):
+                for slot in range(k):
+                    expert = rows[row, layer, slot]
+                    if expert == ABSENT:
+                        continue
+                    if index[expert] < 0:
+                        index[expert] = n
+                        keys[n] = base + expert
+                        tokens[n] = 0
+                        n += 1
+                    tokens[index[expert]] += 1
+            # Last references, found backwards; `index` doubles as the mark of what is still to be placed.
+            place = n
+            row = last - 1
+            while place > begin:
+                for slot in range(k - 1, -1, -1):
+                    expert = rows[row, layer, slot]
+                    if expert != ABSENT and index[expert] >= 0:
+                        place -= 1
+                        recency[place] = base + expert
+                        index[expert] = -1
+                row -= 1
+            start[step * layers + layer + 1] = n
+    return n
