@@ -74,6 +74,10 @@ def decode(data: bytes, *, label: str, error: type[TracekitError]) -> dict[str, 
         raise error(f"{label}: not usable TOML: tables or arrays are nested too deeply") from None
     except ValueError as problem:  # TOMLDecodeError, and integers with too many digits
         raise error(f"{label}: not valid TOML: {problem}") from None
+
+
+def convert(table: dict[str, Any], kind: type[T], *, label: str, error: type[TracekitError]) -> T:
+    """Plain tables as a struct of `kind`."""
     try:
         return msgspec.convert(_whole(table), kind)
     except msgspec.ValidationError as problem:
