@@ -48,6 +48,9 @@ def import_trace(format_name: str, source: str | Path, output: str | Path) -> Tr
     module, _, function = IMPORTERS[format_name].partition(":")
     try:
         imported: Imported = getattr(import_module(module), function)(source)
+        imported.manifest.check()
+    except TraceError as error:
+        raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None
     except OSError as error:
         raise ImportFormatError(f"cannot read {source}: {error.strerror or error}") from None
     _write(imported, format_name, source, output)
