@@ -1,4 +1,4 @@
-"""Small traces for tests of any package: `make_trace(path, experts)` writes one, `random_experts` routes one."""
+"""Small traces for tests: `make_trace(path, experts)` writes one, `random_experts` routes one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
