@@ -1,0 +1,144 @@
+"""Decisions of a plan on a trace: what the policies know, chunk by chunk, and what they decide."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numba import njit
+
+from engine.plan import Plan
+from policies.cache import CacheSpec, ExpertCache
+from policies.decide import Batch, Events
+from policies.ranking import rank_lookahead
+from tracekit import Trace
+from tracekit.demand import Demand, iter_demand, step_starts
+from tracekit.errors import PlanError
+
+NO_SIGNAL = np.empty(0, np.float64)
+
+
+def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
+    """What `plan` means for a model with these MoE layers. Raises CapacityError."""
+    num_experts = max(experts_per_layer)
+    capacity, size = plan.capacity.groups(experts_per_layer, num_experts, expert_bytes)
+    return CacheSpec(
+        layers=len(experts_per_layer),
+        experts=num_experts,
+        capacity=capacity,
+        size=size,
+        eviction=plan.eviction.policy,
+        eviction_parameters=plan.eviction.parameters,
+        prefetch=plan.prefetch.predictor,
+        prefetch_parameters=plan.prefetch.parameters,
+        distance=plan.prefetch.distance,
+        count=plan.prefetch.count,
+        staging=plan.prefetch.staging,
+        into_cache=plan.prefetch.target == "cache",
+    )
+
+
+def iter_decisions(
+    trace: Trace, spec: CacheSpec, *, chunk: int = 1 << 20, compiled: bool = True
+) -> Iterator[tuple[Demand, Events]]:
+    """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
+
+    Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads.
+    """
+    cache = ExpertCache(spec, compiled=compiled)
+    hints = _Hints(trace, spec, cache.prefetch_class.reads)
+    demands = iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase, chunk)
+    if cache.eviction_class.reads == "next-use":
+        # The future is known from the end: one backward pass over every chunk, then forward again.
+        kept = list(demands)
+        signals = next_use(kept)
+        demands = iter(kept)
+    else:
+        signals = None
+    for index, demand in enumerate(demands):
+        signal, signal_recency = (NO_SIGNAL, NO_SIGNAL) if signals is None else signals[index]
+        batch = Batch(
+            demand.layer,
+            demand.start,
+            demand.keys,
+            demand.recency,
+            signal,
+            signal_recency,
+            hints.of(demand),
+        )
+        yield demand, cache.run(batch)
+
+
+def next_use(demands: Sequence[Demand]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The visit at which each demanded expert is demanded again (f64, infinity if never).
+
+    Returns, for each piece of demand, the values in order of `keys` and in order of `recency`.
+    """
+    if not demands:
+        return []
+    upcoming = np.full(demands[0].layers * demands[0].experts, np.inf)
+    scratch = np.empty_like(upcoming)
+    signals = []
+    for demand in reversed(demands):
+        by_demand = np.empty(len(demand.keys))
+        by_recency = np.empty(len(demand.keys))
+        first_visit = demand.first_step * demand.layers
+        _next_use(demand.keys, demand.recency, demand.start, first_visit, upcoming, scratch, by_demand, by_recency)
+        signals.append((by_demand, by_recency))
+    return signals[::-1]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _next_use(  # type: ignore[no-untyped-def]
+    keys, recency, start, first_visit, upcoming, scratch, by_demand, by_recency
+):
+    for visit in range(len(start) - 2, -1, -1):
+        for i in range(start[visit], start[visit + 1]):
+            key = keys[i]
+            scratch[key] = upcoming[key]
+            upcoming[key] = first_visit + visit
+            by_demand[i] = scratch[key]
+        for i in range(start[visit], start[visit + 1]):
+            by_recency[i] = scratch[recency[i]]
+
+
+class _Hints:
+    """What a prefetcher reads, as ranked keys of the target layer: i32 [visits, count], padded with -1."""
+
+    def __init__(self, trace: Trace, spec: CacheSpec, reads: str) -> None:
+        self.spec, self.reads = spec, reads
+        self.experts_per_layer = trace.manifest.experts_per_layer
+        self.top_k = trace.top_k
+        if reads == "lookahead":
+            self.lookahead = trace.lookahead(spec.distance)
+            if self.lookahead is None:
+                have = ", ".join(str(d) for d in trace.lookahead_distances) or "none"
+                raise PlanError(
+                    f"prefetcher {spec.prefetch!r} reads lookahead logits at distance {spec.distance}, which {trace.path} "
+                    f"does not hold (it has: {have}); record with --lookahead {spec.distance} or choose another prefetcher"
+                )
+            self.starts = step_starts(trace.step)
+
+    def of(self, demand: Demand) -> np.ndarray:
+        spec = self.spec
+        hints = np.full((demand.steps, spec.layers, spec.count), -1, np.int32)
+        if self.reads == "lookahead":
+            assert self.lookahead is not None
+            starts = self.starts[demand.first_step : demand.first_step + demand.steps + 1]
+            rows = self.lookahead[starts[0] : starts[-1]]
+            for layer in range(spec.layers - spec.distance):
+                target = layer + spec.distance
+                logits = rows[:, layer, : self.experts_per_layer[target]]
+                ranked = rank_lookahead(logits, starts - starts[0], self.top_k, spec.count)
+                hints[:, layer] = np.where(ranked >= 0, ranked + target * spec.experts, -1)
+        elif self.reads == "future":
+            _future(demand.keys, demand.start, spec.layers, spec.distance, hints)
+        return hints.reshape(demand.visits, spec.count)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _future(keys, start, layers, distance, hints):  # type: ignore[no-untyped-def]
+    for step in range(hints.shape[0]):
+        for layer in range(layers - distance):
+            first = start[step * layers + layer + distance]
+            last = start[step * layers + layer + distance + 1]
+            for i in range(min(last - first, hints.shape[2])):
+                hints[step, layer, i] = keys[first + i]

@@ -1,0 +1,105 @@
+"""The result of a replay, as data."""
+
+from typing import Any
+
+import msgspec
+
+
+class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
+    """Hits by cause: kept by the cache, pinned, or loaded ahead by a prefetch."""
+
+    cache: int
+    pinned: int
+    prefetch: int
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Decisions counted. `hit_ratio` contains prefetched hits; `hits_by` tells them apart.
+
+    `bytes_loaded` is demand loads and prefetches together; None when the bytes of an expert are unknown.
+    """
+
+    tokens: int
+    lookups: int
+    hits: int
+    misses: int
+    hit_ratio: float
+    hits_by: HitsBy
+    loads: int
+    streams: int
+    prefetches: int
+    bytes_loaded: int | None
+
+
+class PhaseCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts by phase."""
+
+    prefill: Counts
+    decode: Counts
+
+
+class Tpot(msgspec.Struct, frozen=True, kw_only=True):
+    """Time per output token in milliseconds: percentiles over decode steps."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Time(msgspec.Struct, frozen=True, kw_only=True):
+    """Time on a modelled machine.
+
+    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. `compute_s`,
+    `overhead_s` and `stall_s` (by cause) are of decode and prefill together and sum to `total_s`.
+    """
+
+    hardware: str
+    model_shape: str | None
+    scale: float
+    total_s: float
+    tokens_per_second: float | None
+    tpot_ms: Tpot | None
+    ttft_ms: float | None
+    compute_s: float
+    overhead_s: float
+    stall_s: dict[str, float]
+    link_utilisation: float
+    prefetches: dict[str, int]
+    notes: list[str]
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What no policy can beat with this capacity on this machine, in decode tokens per second.
+
+    `link`: Belady's demand loads, each once over the link and nothing else. `compute`: no copies at all. `best` is the
+    lower of the two. `hit_ratio` is Belady's. With experts of unequal size Belady is a heuristic, not a bound.
+    """
+
+    hit_ratio: float
+    link_tokens_per_second: float | None
+    compute_tokens_per_second: float | None
+    best_tokens_per_second: float | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a replay found."""
+
+    tokens: int
+    lookups: int
+    hits: int
+    misses: int
+    hit_ratio: float
+    hits_by: HitsBy
+    loads: int
+    streams: int
+    prefetches: int
+    bytes_loaded: int | None
+    phases: PhaseCounts
+    time: Time | None
+    bounds: Bounds | None
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
