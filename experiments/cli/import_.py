@@ -1,0 +1,48 @@
+"""`tracekit import`: a foreign routing trace becomes a trace."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    format: Annotated[str, typer.Argument(help="bigmoe-csv, or npz (see docs for its arrays)")],
+    source: Annotated[Path, typer.Argument(help="the file to import")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Import routing recorded by another engine, as a new trace.
+
+    The formats: "bigmoe-csv", the route trace of BigMoeOnEdge; "npz", NumPy arrays, of which only `experts`
+    [tokens, layers, k] is required. A file that is not what its format says is refused whole.
+
+    Example: tracekit import npz routing.npz --output mine.trace
+    """
+    from experiments.cli import console
+    from tracekit.importers import import_trace
+
+    trace = import_trace(format, source, output)
+    manifest = trace.manifest
+    if json:
+        console.emit_json(
+            {
+                "trace": str(output),
+                "digest": trace.digest,
+                "model": manifest.model.id,
+                "tokens": trace.tokens,
+                "requests": manifest.requests,
+                "steps": manifest.steps,
+                "layers": trace.layers,
+                "top_k": trace.top_k,
+                "notes": manifest.notes,
+            }
+        )
+        return
+    typer.echo(
+        f"{output}: {trace.tokens} tokens in {manifest.steps} steps, {trace.layers} MoE layers, "
+        f"top-{trace.top_k} of {trace.num_experts} experts"
+    )
+    for note in manifest.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"next: tracekit info {output}")
