@@ -1,0 +1,173 @@
+"""A gate: the router of one MoE layer, as a function from hidden states to one number per expert."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracekit.errors import ModelError
+
+PROBE_TOKENS = 8
+_TOLERANCE = 0.02  # of a log score; bfloat16 weights carry 2^-8, the wrong function is off by about 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """How the logits of one router are had, without its top-k where that gives the very same numbers.
+
+    `form` is "linear" or "linear-fp32" when a probe showed the router's logits to equal `weight @ hidden + bias`
+    bit for bit (in the weights' own precision, or in float32), else "output": the router itself is called. A router
+    that needs more than hidden states and block (token ids, say) cannot be called alone; it counts as "linear".
+    `of_probabilities` marks routers that return probabilities instead; their logarithm serves as logits.
+    """
+
+    router: nn.Module
+    block: nn.Module
+    num_experts: int
+    weight: Tensor | None
+    bias: Tensor | None
+    form: Literal["linear", "linear-fp32", "output"] = "output"
+    of_probabilities: bool = False
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] as the router receives it -> logits [tokens, experts], in the router's own precision.
+
+        Raises ModelError for a router that does not show its logits.
+        """
+        if self.form == "output":
+            logits = self.logits_of(self._call(hidden))
+            if logits is not None:
+                return logits
+            if self.weight is None:
+                raise ModelError(f"the router {type(self.router).__name__} does not show its logits")
+        return self._linear(hidden, in_float=self.form == "linear-fp32")
+
+    def logits_of(self, output: object) -> Tensor | None:
+        """The logits [tokens, experts] within what the router returned; None when they are not there."""
+        # Every router returns (logits, weights, indices, ...): with top-k = experts all have this shape, the first counts.
+        for tensor in _tensors(output):
+            if tensor.is_floating_point() and tensor.shape[-1] == self.num_experts:
+                logits = tensor.reshape(-1, self.num_experts)
+                return logits.log() if self.of_probabilities else logits
+        return None
+
+    def _linear(self, hidden: Tensor, *, in_float: bool) -> Tensor:
+        assert self.weight is not None
+        rows, weight, bias = hidden.reshape(-1, hidden.shape[-1]), self.weight, self.bias
+        if in_float:
+            rows, weight, bias = rows.float(), weight.float(), None if bias is None else bias.float()
+        return functional.linear(rows, weight, bias)
+
+    def _call(self, hidden: Tensor) -> object:
+        # `forward`, not `__call__`: hooks must not see a call that the model did not make.
+        return self.router.forward(hidden, **_further_arguments(self.router, self.block))
+
+
+def find_gate(router: nn.Module, block: nn.Module, num_experts: int, hidden: int, dtype: torch.dtype) -> tuple[Gate, str]:
+    """The gate of `router` and its score function: "softmax", "sigmoid" or "unknown".
+
+    Both are found by running the router on a few fixed random rows [8, hidden], so no family is named here; a router
+    on the meta device cannot be run and gets the form "output" and an unknown score function.
+    """
+    weight, bias = _projection(router, num_experts, hidden)
+    gate = Gate(router, block, num_experts, weight, bias)
+    first = next(router.parameters(), None)
+    if first is None or first.is_meta:
+        return gate, "unknown"
+    rows = torch.randn(PROBE_TOKENS, hidden, generator=torch.Generator().manual_seed(0))
+    rows = rows.to(device=first.device, dtype=dtype)
+    with torch.no_grad():
+        probe = _run(gate, rows)
+        if probe is None:
+            return (gate if weight is None else replace(gate, form="linear")), "unknown"
+        spread = float(probe[1].float().std())
+        if not 0 < spread < float("inf"):
+            return gate, "unknown"
+        # A spread of about 1 tells score functions apart whatever the scale of the weights.
+        probe = _run(gate, probe[0] / spread)
+        if probe is None:
+            return gate, "unknown"
+        rows, logits, output = probe
+        if bool((logits >= 0).all()) and bool(((logits.float().sum(-1) - 1).abs() < _TOLERANCE).all()):
+            return replace(gate, of_probabilities=True), "softmax"
+        if _same(gate, rows, logits, in_float=False):
+            gate = replace(gate, form="linear")
+        elif _same(gate, rows, logits, in_float=True):
+            gate = replace(gate, form="linear-fp32")
+        return gate, _score_function(logits.float(), output)
+
+
+def _run(gate: Gate, rows: Tensor) -> tuple[Tensor, Tensor, object] | None:
+    """(rows as the router takes them, its logits, all it returned); None when it cannot be run on its own."""
+    for shaped in (rows, rows.unsqueeze(0)):
+        try:
+            output = gate._call(shaped.clone())  # a router may scale its input in place
+        except Exception:  # noqa: BLE001 - a foreign module may fail in any way; then it is not probed
+            continue
+        logits = gate.logits_of(output)
+        if logits is not None and logits.shape[0] == PROBE_TOKENS:
+            return shaped, logits, output
+    return None
+
+
+def _same(gate: Gate, rows: Tensor, logits: Tensor, *, in_float: bool) -> bool:
+    if gate.weight is None:
+        return False
+    try:
+        return torch.equal(gate._linear(rows, in_float=in_float).float(), logits.float())
+    except RuntimeError:  # the router's own precision differs from the hidden states'
+        return False
+
+
+def _score_function(logits: Tensor, output: object) -> str:
+    """Which function of the logits the weights are, up to a factor (normalisation, scaling); "unknown" if neither."""
+    tensors = [tensor for tensor in _tensors(output) if tensor.dim() == 2]
+    indices = [tensor for tensor in tensors if not tensor.is_floating_point()]
+    if not indices:
+        return "unknown"
+    top_k = indices[0].shape[-1]
+    weights = [tensor for tensor in tensors[1:] if tensor.is_floating_point() and tensor.shape[-1] == top_k]
+    if not weights:
+        return "unknown"
+    scores = weights[0].float().log()
+    errors = {}
+    for name, function in (("softmax", functional.log_softmax(logits, -1)), ("sigmoid", functional.logsigmoid(logits))):
+        difference = scores - function.gather(-1, indices[0].long())
+        # The factor may differ by token when weights are normalised; with a single expert that leaves nothing to see.
+        factor = difference.mean() if top_k == 1 else difference.mean(-1, keepdim=True)
+        errors[name] = float((difference - factor).abs().max())
+    best, other = sorted(errors, key=lambda name: errors[name])
+    return best if errors[best] < _TOLERANCE and errors[other] > 2 * _TOLERANCE else "unknown"
+
+
+def _projection(router: nn.Module, num_experts: int, hidden: int) -> tuple[Tensor | None, Tensor | None]:
+    """The one weight [experts, hidden] of a router and its bias [experts]; None each when there is no such thing."""
+    found = [
+        (module, weight)
+        for module in router.modules()
+        for weight in module.parameters(recurse=False)
+        if tuple(weight.shape) == (num_experts, hidden)
+    ]
+    if len(found) != 1:
+        return None, None
+    module, weight = found[0]
+    bias = getattr(module, "bias", None)
+    return weight, bias if isinstance(bias, Tensor) and tuple(bias.shape) == (num_experts,) else None
+
+
+def _further_arguments(router: nn.Module, block: nn.Module) -> dict[str, object]:
+    """What a router takes besides hidden states, where its block keeps it under the same name (a selection bias)."""
+    parameters = list(signature(router.forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
+    return {p.name: getattr(block, p.name) for p in named if hasattr(block, p.name)}
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        yield from (item for item in output if isinstance(item, Tensor))

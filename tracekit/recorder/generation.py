@@ -1,0 +1,200 @@
+"""Passing batches through a causal language model, one forward pass at a time, knowing what each row of a pass is."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tracekit.errors import ModelError
+from tracekit.rows import DECODE, PREFILL
+
+_PADDING = 0  # any valid id does: padding is masked and never recorded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forward:
+    """One forward pass that was made: its real tokens, ordered by request and position.
+
+    `request` indexes the batch, `position` counts the request's own tokens from 0, `token_id` is the input token; `rows`
+    says where each is among the pass's rows, padding included, in (batch, time) order. All are [tokens].
+    """
+
+    phase: int
+    request: NDArray[np.int32]
+    position: NDArray[np.int32]
+    token_id: NDArray[np.int32]
+    rows: NDArray[np.intp]
+
+
+class Sampler:
+    """Draws tokens for one request: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751, section 3.1)."""
+
+    def __init__(self, temperature: float, top_p: float, rng: np.random.Generator) -> None:
+        self.temperature, self.top_p, self._rng = temperature, top_p, rng
+
+    def draw(self, logits: NDArray[np.floating[Any]]) -> int:
+        """A token for logits [vocabulary]."""
+        scaled = logits.astype(np.float64) / self.temperature
+        order = np.argsort(-scaled, kind="stable")
+        cumulative = np.cumsum(np.exp(scaled[order] - scaled[order[0]]))
+        cumulative /= cumulative[-1]
+        kept = int(np.searchsorted(cumulative, self.top_p)) + 1  # the smallest set that reaches top_p
+        cumulative = cumulative[:kept]
+        drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+        return int(order[min(drawn, len(cumulative) - 1)])
+
+
+class _Batch:
+    """A model, its key-value cache, and which requests still take part."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        if not prompts or not all(prompts):
+            raise ModelError("a batch needs at least one request, and each request at least one token")
+        self.model = model
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.device = next(model.parameters()).device
+        self._cache: Any = None
+        parameters = signature(model.forward).parameters
+        # Without it the vocabulary logits of every prompt token would be computed, and thrown away.
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._positions = takes_any or "position_ids" in parameters
+
+    def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
+        """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
+        arguments: dict[str, Any] = dict(self._last_only)
+        if self._positions:
+            arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(ids).to(self.device),
+                attention_mask=None if mask is None else torch.from_numpy(mask).to(self.device),
+                past_key_values=self._cache,
+                use_cache=True,
+                **arguments,
+            )
+        self._cache = output.past_key_values
+        if self._cache is None:
+            raise ModelError(f"{type(self.model).__name__} returned no key-value cache: it cannot be decoded step by step")
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _keep(self, live: Sequence[int]) -> None:
+        """Drop all but the given batch rows from the cache."""
+        if not hasattr(self._cache, "reorder_cache"):
+            raise ModelError(
+                f"{type(self.model).__name__}'s cache cannot drop finished requests: record with a batch size of 1"
+            )
+        with torch.inference_mode():
+            self._cache.reorder_cache(torch.as_tensor(live, device=self.device))
+
+
+class Decoding(_Batch):
+    """A batch of prompts, left-padded, being continued: one prefill pass, then a pass per new token.
+
+    `generated` holds the new tokens of each request so far. A request stops at `max_new_tokens` or after a token of
+    `stop`, which is kept; its last token is never fed, and it takes no part in later passes. Greedy unless `samplers`
+    gives one per request.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop: Collection[int] = (),
+        samplers: Sequence[Sampler] | None = None,
+    ) -> None:
+        super().__init__(model, prompts)
+        self.generated: list[list[int]] = [[] for _ in self.prompts]
+        self.max_new_tokens = max_new_tokens
+        self._stop = frozenset(stop)
+        self._samplers = samplers
+
+    def is_finished(self, request: int) -> bool:
+        """Whether a request of the batch has all its tokens."""
+        tokens = self.generated[request]
+        return len(tokens) >= self.max_new_tokens or bool(tokens and tokens[-1] in self._stop)
+
+    def passes(self) -> Iterator[Forward]:
+        """Make the passes one by one; each is yielded once made and its new tokens are in `generated`."""
+        lengths = np.array([len(prompt) for prompt in self.prompts])
+        width = int(lengths.max())
+        mask = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)  # [batch, time]
+        ids = np.full(mask.shape, _PADDING, dtype=np.int64)
+        ids[mask == 1] = np.concatenate(self.prompts)
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        live = np.arange(len(self.prompts))
+        phase = PREFILL
+        while len(live):
+            rows = np.flatnonzero(mask[:, -ids.shape[1] :])
+            logits = self._forward(ids, None if mask.all() else mask, positions)
+            self._choose(live, logits)
+            request = np.repeat(live, ids.shape[1])
+            yield Forward(
+                phase,
+                request[rows].astype(np.int32),
+                positions.reshape(-1)[rows].astype(np.int32),
+                ids.reshape(-1)[rows].astype(np.int32),
+                rows,
+            )
+            staying = np.array([not self.is_finished(int(request)) for request in live])
+            if not staying.all() and staying.any():
+                self._keep(np.flatnonzero(staying).tolist())
+            live, mask, positions = live[staying], mask[staying], positions[staying, -1:] + 1
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+            ids = np.array([[self.generated[request][-1]] for request in live], dtype=np.int64)
+            phase = DECODE
+
+    def _choose(self, live: NDArray[np.intp], logits: Tensor) -> None:
+        with torch.inference_mode():
+            best = logits.argmax(-1)
+            # One NaN makes a row's maximum NaN. Both answers come to the host together: one synchronisation per pass.
+            tokens, maxima = torch.stack([best.double(), logits.gather(-1, best[:, None])[:, 0].double()]).tolist()
+            if not np.isfinite(maxima).all():
+                raise ModelError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
+            if self._samplers is not None:
+                host = logits.float().cpu().numpy()
+                tokens = [self._samplers[request].draw(row) for request, row in zip(live, host, strict=True)]
+        for request, token in zip(live.tolist(), tokens, strict=True):
+            self.generated[request].append(int(token))
+
+
+class Scoring(_Batch):
+    """A batch of given texts, right-padded, routed as prefill in passes of `chunk` tokens of each; nothing is generated.
+
+    Padding comes after a text's last token, where causal attention cannot see it, and a text that has ended takes no
+    part in later passes.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], *, chunk: int) -> None:
+        super().__init__(model, prompts)
+        self.chunk = chunk
+
+    def passes(self) -> Iterator[Forward]:
+        """Make the passes one by one; each is yielded once made."""
+        lengths = np.array([len(prompt) for prompt in self.prompts])
+        live = np.arange(len(self.prompts))
+        for start in range(0, int(lengths.max()), self.chunk):
+            staying = lengths[live] > start
+            if not staying.all():
+                self._keep(np.flatnonzero(staying).tolist())
+                live = live[staying]
+            columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
+            real = columns < lengths[live][:, None]  # [batch, time]
+            ids = np.full(real.shape, _PADDING, dtype=np.int64)
+            ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
+            positions = np.broadcast_to(columns, real.shape).copy()
+            self._forward(ids, None, positions)
+            yield Forward(
+                PREFILL,
+                np.broadcast_to(live[:, None], real.shape)[real].astype(np.int32),
+                positions[real].astype(np.int32),
+                ids[real].astype(np.int32),
+                np.flatnonzero(real),
+            )

@@ -1,0 +1,218 @@
+"""Loading a model that lies on this machine; nothing is fetched. Every failure is one line."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tracekit.errors import ModelError, did_you_mean
+from tracekit.recorder.seam import count_moe_layers
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_INDEX = "model.safetensors.index.json"
+_MAX_JSON_BYTES = 64 << 20
+_MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
+
+
+def load_model(
+    path_or_id: str | Path, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The MoE model at a local directory, or of that hub name in the local cache, and its tokenizer.
+
+    `dtype` is "auto" (as stored), float32, bfloat16 or float16; `device` "auto", "cpu", "cuda", "cuda:1", ... Only
+    safetensors weights are read. Raises ModelError when anything is missing, damaged, unknown, or not an MoE model;
+    all that is cheap to know is checked before any weight is read.
+    """
+    chosen, place = parse_dtype(dtype), parse_device(device)
+    directory = find_model(path_or_id)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
+    check_experts(config, directory, trust_remote_code=trust_remote_code)
+    check_weights(directory)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
+    with _quiet(), _reporting(directory):
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=chosen,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+        model = cast(PreTrainedModel, loaded)
+        if report["missing_keys"]:
+            # transformers would fill them with random numbers and only warn.
+            names = sorted(report["missing_keys"])
+            raise ModelError(f"{directory} lacks {len(names)} of the model's weights, such as {names[0]}")
+        model = cast(PreTrainedModel, model.to(place))  # type: ignore[arg-type]
+    return model.eval(), tokenizer
+
+
+def find_model(path_or_id: str | Path) -> Path:
+    """The directory of a model given as a path, or as a hub name whose snapshot is in the local cache."""
+    name = str(path_or_id)
+    if "\0" in name or not name:
+        raise ModelError("a model is given as a directory or a hub name")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} is not a model: it has no config.json")
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; a model is a directory with config.json and safetensors weights")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"no model at {path}: the directory does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the hub library raises many kinds, and all mean that it is not here
+        raise ModelError(
+            f"{name} is neither a directory nor in the local model cache, and nothing is downloaded: fetch it first, "
+            f"for example with: hf download {name}"
+        ) from None
+    if not (found / "config.json").is_file():
+        raise ModelError(f"the cached copy of {name} is incomplete: it has no config.json; fetch it again")
+    return found
+
+
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of a local model."""
+    _read_json(directory / "config.json")
+    with _quiet(), _reporting(directory):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
+        raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
+    return config
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local model."""
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # foreign files, foreign code: it fails in any way
+        raise ModelError(f"{directory} has no tokenizer that can be loaded: {_short(error)}") from None
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError unless the configuration builds a causal language model with experts; reads no weights."""
+    with _quiet(), _reporting(directory), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if count_moe_layers(model) == 0:
+        raise ModelError(
+            f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models can be used here"
+        )
+
+
+def check_weights(directory: Path) -> None:
+    """Raise ModelError unless every safetensors file that the model needs is there, whole and well-formed."""
+    for path in weight_files(directory):
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: the model's weights are incomplete")
+        try:
+            with safe_open(path, framework="pt"):  # checks the header and that it accounts for every byte
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is truncated or damaged: {_short(error)}") from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a local model, in order; they need not exist when an index names them."""
+    index = directory / _INDEX
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{index} has no weight_map")
+        names = sorted({str(name) for name in shards.values()})
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{index} names a file outside the model's directory")
+        return [directory / name for name in names]
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
+
+
+def parse_dtype(dtype: str) -> torch.dtype | str:
+    """A torch dtype, or "auto", from its name."""
+    name = _SHORT_DTYPES.get(dtype, dtype)
+    if name not in DTYPES:
+        known = [*DTYPES, *_SHORT_DTYPES]
+        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(known)}{did_you_mean(dtype, known)}")
+    return DTYPES[name]
+
+
+def parse_device(device: str) -> torch.device:
+    """A usable torch device from its name; "auto" is the first CUDA device where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except (RuntimeError, ValueError):
+        raise ModelError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:0, ...") from None
+    if place.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {device!r} is not supported; use cpu or cuda")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    return place
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a model's file")
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {_short(error)}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from writing warnings and bars to stderr, which is ours; put its settings back after."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _reporting(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
+    except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
+        raise ModelError(f"{directory} cannot be loaded: {_short(error)}") from None
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,57 @@
+"""How to record: the options of one recording, checked when they are made."""
+
+import math
+from dataclasses import dataclass
+
+from tracekit.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """The options of one recording.
+
+    `max_new_tokens` per request (ignored with `score`, which routes the given text and generates nothing, `chunk`
+    tokens of each request at a time). `lookahead` distances in MoE layers. Sampling is greedy unless `do_sample`; then
+    request r draws from its own generator, seeded by (`seed`, r), so batches and resuming change nothing. A shard is
+    flushed at the first batch boundary after `shard_rows` rows. Raises ModelError for an impossible value.
+    """
+
+    max_new_tokens: int = 128
+    batch_size: int = 1
+    logits: bool = False
+    lookahead: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    resume: bool = False
+    score: bool = False
+    chunk: int = 512
+    shard_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "chunk", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if any(distance < 1 for distance in self.lookahead):
+            raise ModelError(f"lookahead distances must be at least 1, not {min(self.lookahead)}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ModelError(f"temperature must be above 0, not {self.temperature}; without it decoding is greedy")
+        if not 0 < self.top_p <= 1:
+            raise ModelError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise ModelError(f"seed must be 0 to 2^63 - 1, not {self.seed}")
+
+    def sampling(self) -> dict[str, int | float | str | bool | None]:
+        """What decides the routing besides model, prompts and seed; kept in the manifest, and equal on resuming."""
+        if self.score:
+            return {"score": True, "batch_size": self.batch_size, "chunk": self.chunk}
+        settings: dict[str, int | float | str | bool | None] = {
+            "score": False,
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": self.do_sample,
+        }
+        if self.do_sample:
+            settings |= {"temperature": self.temperature, "top_p": self.top_p}
+        return settings
