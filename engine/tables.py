@@ -13,7 +13,8 @@ import msgspec
 from tracekit.errors import TracekitError, did_you_mean
 
 T = TypeVar("T", bound=msgspec.Struct)
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 16  # many times any table
+_MAX_DOTS = 1000  # in a line: tomllib takes quadratic time on a dotted key
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -62,6 +63,10 @@ def read_toml(path: str | os.PathLike[str], what: str, error: type[TracekitError
 
 def decode(data: bytes, *, label: str, error: type[TracekitError]) -> dict[str, Any]:
     """TOML bytes as plain tables."""
+    if any(line.count(b".") > _MAX_DOTS for line in data.split(b"\n")):
+        raise error(
+            f"{label}: a line holds more than {_MAX_DOTS} dots; tables or arrays are nested too deeply"
+        )
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError:
@@ -76,6 +81,8 @@ def convert(table: dict[str, Any], kind: type[T], *, label: str, error: type[Tra
     """Plain tables as a struct of `kind`."""
     try:
         return msgspec.convert(_whole(table), kind)
+    except RecursionError:
+        raise error(f"{label}: not usable: tables or arrays are nested too deeply") from None
     except msgspec.ValidationError as problem:
         unknown = _UNKNOWN.search(str(problem))
         guess = did_you_mean(unknown[1], _keys(kind)) if unknown else ""

@@ -226,8 +226,8 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def kv_bytes_per_token(self, dtype: str = "bf16") -> int:
         """Bytes one token adds to the key-value cache over all layers; each later step reads them again.
 
-        gqa: a key and a value per kv head; mla: the latent and the shared rotary key, which is what is cached.
-        Sliding windows (gpt-oss: every other layer) are not modelled: so this is an upper bound.
+        gqa: a key and a value per kv head; mla: the latent and the shared rotary key, as it is cached.
+        Sliding windows (gpt-oss: every other layer) are not modelled; past one this is an upper bound.
         """
         if self.mla is not None:
             values = self.mla.key_value_rank + self.mla.rope_head_dim

@@ -119,6 +119,8 @@ def test_negative_work_is_refused() -> None:
         ("[link]", "[links]", "unknown field `links`.*did you mean 'link'"),
         ("calibrated = false", "calibrated = 'no'", "Expected `bool`"),
         ("calibrated = false", "deep = " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("calibrated = false", "a." * 999 + "b = 1", "nested too deeply|unknown field"),
+        ("calibrated = false", "a." * 20_000 + "b = 1", "more than 1000 dots"),
     ],
 )
 def test_a_broken_profile_is_refused_in_one_line(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -152,7 +154,7 @@ def test_a_wrong_name_is_refused_in_one_line(word: str, says: str) -> None:
 def test_files_that_are_no_profile(tmp_path: Path) -> None:
     binary, large = tmp_path / "binary.toml", tmp_path / "large.toml"
     binary.write_bytes(b"\x80\x04\x95\xff")
-    large.write_bytes(b"#" * (2 << 20))
+    large.write_bytes(b"#" * (1 << 17))
     for path, says in ((binary, "UTF-8"), (large, "too large"), (tmp_path, "not a file")):
         with pytest.raises(HardwareError, match=says):
             load_hardware(path)
