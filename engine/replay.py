@@ -75,7 +75,7 @@ def replay(
     total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
     time = None if machine is None or costs is None else _time(done, costs, machine, model)
     best = _bounds(trace, plan, costs, model, done) if bounds else None
-    warnings = _warnings(trace, done, time)
+    warnings = _warnings(trace, done, costs)
     return Result(
         **msgspec.structs.asdict(total),
         phases=PhaseCounts(prefill=counts[0], decode=counts[1]),
@@ -179,7 +179,6 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
         stall_s={cause: spent[cause] for cause in CAUSES[3:]},
         link_utilisation=done.timeline.link_busy_ns * costs.scale / 1e9 / total if total else 0.0,
         prefetches={"useful": int(used[USEFUL]), "late": int(used[LATE]), "wasted": int(used[WASTED])},
-        notes=list(costs.notes),
     )
 
 
@@ -209,7 +208,7 @@ def _bounds(
     )
 
 
-def _warnings(trace: Trace, done: Replayed, time: Time | None) -> list[str]:
+def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
     warnings = []
     if not trace.manifest.complete:
         warnings.append("the trace is incomplete: its recording did not finish")
@@ -217,7 +216,7 @@ def _warnings(trace: Trace, done: Replayed, time: Time | None) -> list[str]:
         warnings.append("the trace is synthetic: hit ratios say nothing about a real model")
     if done.tokens[DECODE] == 0:
         warnings.append("the trace has no decode steps: no tokens per second")
-    return warnings + ([] if time is None else time.notes)
+    return warnings + ([] if costs is None else list(costs.notes))
 
 
 def _provenance(

@@ -65,7 +65,6 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     stall_s: dict[str, float]
     link_utilisation: float
     prefetches: dict[str, int]
-    notes: list[str]
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba.core.errors import NumbaError
 
+from policies.compiled import compiled_decide, one_line
 from policies.decide import Batch, CacheState, Events, decide, event_buffer
 from policies.fields import Layout, Value
 from policies.registry import eviction_policy, prefetcher
@@ -90,8 +92,6 @@ class ExpertCache:
         self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
         self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
         if compiled:
-            from policies.compiled import compiled_decide
-
             self._decide = compiled_decide(eviction, suggester)
         else:
             self._decide = decide
@@ -107,7 +107,12 @@ class ExpertCache:
             len(self.state.staged),
             len(self.state.suggestion),
         )
-        count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
+        try:
+            count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
+        except NumbaError as error:
+            raise PolicyError(
+                f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
+            ) from error
         return Events(*(column[:count] for column in buffer))
 
     def visit(

@@ -90,25 +90,49 @@ def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
     return hook(self, "suggest")
 
 
-def make_helpers_callable(module: ModuleType) -> None:
-    """Let compiled code call the plain functions that `module` defines."""
-    for value in vars(module).values():
-        if isinstance(value, FunctionType) and value.__module__ == module.__name__:
-            register_jitable(error_model="numpy")(value)
+def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
+    """Every module whose source goes into the compiled code: the kernel's, the policies', their helpers', by name."""
+    found: dict[str, ModuleType] = {}
+    open_ends = [decide_module, sys.modules[__name__]]
+    open_ends += [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
+    while open_ends:
+        module = open_ends.pop()
+        root = module.__name__.partition(".")[0]
+        if module.__name__ in found or root in sys.stdlib_module_names or root in ("numpy", "numba", "llvmlite"):
+            continue
+        found[module.__name__] = module
+        if module is not sys.modules[__name__]:
+            open_ends += [sys.modules[helper.__module__] for helper in helpers(module)]
+    return [found[name] for name in sorted(found)]
+
+
+def helpers(module: ModuleType) -> list[FunctionType]:
+    """The plain functions that code in `module` may call by name."""
+    return [value for value in vars(module).values() if isinstance(value, FunctionType)]
+
+
+def make_callable(helper: FunctionType) -> None:
+    """Let compiled code call a plain function."""
+    if not hasattr(helper, "tracekit_compilable"):
+        register_jitable(error_model="numpy")(helper)
+        helper.tracekit_compilable = True  # type: ignore[attr-defined]
 
 
 def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     """The compiled kernel for this pair of policies; compiled on first use, then loaded from disk.
 
-    Raises PolicyError when the policy's source cannot be read. Errors of compilation itself appear at the first call.
+    Raises PolicyError when the policy's source cannot be read. What cannot be compiled raises numba's errors at the
+    first call; `one_line` turns them into a sentence.
     """
-    modules = [sys.modules[base.__module__] for policy in (eviction, prefetcher) for base in policy.__mro__[:-1]]
-    digest = source_digest([decide_module, sys.modules[__name__], *modules])
+    modules = source_modules((eviction, prefetcher))
+    digest = source_digest(modules)
     name = f"tracekit_compiled_{digest[:32]}"
     if name in sys.modules:
         return sys.modules[name].run  # type: ignore[no-any-return]
-    for module in {id(m): m for m in [decide_module, *modules]}.values():
-        make_helpers_callable(module)
+    for module in modules:
+        if module is not sys.modules[__name__]:
+            for helper in helpers(module):
+                make_callable(helper)
     directory = cache_directory() / digest[:32]
     source = directory / f"{name}.py"
     if not source.exists():
@@ -118,16 +142,24 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
         temporary.replace(source)
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module.run  # type: ignore[no-any-return]
+    shim = importlib.util.module_from_spec(spec)
+    sys.modules[name] = shim
+    spec.loader.exec_module(shim)
+    return shim.run  # type: ignore[no-any-return]
+
+
+def one_line(error: Exception) -> str:
+    """The sentence in a numba error that says what is wrong, and the place in the policy if it names one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if "rror:" in line or line.startswith(("Unknown", "Untyped", "Cannot", "No impl"))]
+    places = [line for line in lines if line.startswith("File ") and "policies/" not in line.replace("\\", "/")]
+    return "; ".join([*(reasons or lines)[-1:], *places[-1:]])[:300]
 
 
 def source_digest(modules: list[ModuleType]) -> str:
     """A digest of the modules' source texts and of the compiler's versions."""
     digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__}".encode())
-    for module in sorted({id(m): m for m in modules}.values(), key=lambda m: m.__name__):
+    for module in modules:
         if module.__file__ is None:
             raise PolicyError(f"policy module {module.__name__} has no source file")
         digest.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")

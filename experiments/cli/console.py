@@ -1,0 +1,54 @@
+"""What every command prints with: JSON for machines, tables for people, progress on a terminal's stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Advance(Protocol):
+    """Reports that `amount` more of the work is done."""
+
+    def __call__(self, amount: int = 1) -> None: ...
+
+
+def emit_json(value: Any) -> None:
+    """Print `value` as one JSON document on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; the first column is text, the others are set flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console()
+    # Piped output has no width of its own: let the table be as wide as its content.
+    console.print(drawn, width=None if console.is_terminal else 200, markup=False)
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Advance]:
+    """A progress bar with rate and remaining time on stderr, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda amount=1: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount=1: bar.advance(task, amount)

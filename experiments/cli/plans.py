@@ -1,0 +1,40 @@
+"""Options that describe a plan on the command line, and the plan they make."""
+
+from pathlib import Path
+from typing import Any
+
+from engine.plan import Plan, load_plan, plan_from_dict
+from tracekit.errors import PlanError
+
+
+def plan_from_options(
+    file: Path | None,
+    *,
+    capacity: str | None,
+    policy: str | None = None,
+    prefetch: str | None = None,
+    prefetch_distance: int | None = None,
+    prefetch_count: int | None = None,
+    staging: int | None = None,
+    weights: str | None = None,
+) -> Plan:
+    """The plan of `file`, or of the options; options given beside a file replace what the file says."""
+    tables: dict[str, Any] = {} if file is None else load_plan(file).to_dict()
+    if file is None and capacity is None:
+        raise PlanError("say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE")
+    options = {
+        "cache": {"capacity": capacity},
+        "eviction": {"policy": policy},
+        "prefetch": {
+            "predictor": prefetch,
+            "distance": prefetch_distance,
+            "count": prefetch_count,
+            "staging": staging,
+        },
+        "weights": {"experts": weights},
+    }
+    for name, table in options.items():
+        given = {key: value for key, value in table.items() if value is not None}
+        if given:
+            tables[name] = {**tables.get(name, {}), **given}
+    return plan_from_dict(tables, str(file) if file is not None else "plan")

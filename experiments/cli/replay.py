@@ -1,0 +1,58 @@
+"""`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    trace: Annotated[Path, typer.Argument(help="a trace directory")],
+    plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
+    policy: Annotated[str | None, typer.Option("--policy", help="eviction policy, or ./file.py:Class")] = None,
+    capacity: Annotated[
+        str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%; each also with /layer")
+    ] = None,
+    prefetch: Annotated[str | None, typer.Option("--prefetch", help="prefetcher")] = None,
+    prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
+    prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
+    staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="format of the experts, e.g. hqq-2bit")] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="profile name or file: also model the time")
+    ] = None,
+    model_shape: Annotated[
+        str | None, typer.Option("--model-shape", help="size the experts as this model's, e.g. mixtral-8x7b")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
+
+    Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
+    """
+    from engine.replay import replay
+    from experiments.cli import console
+    from experiments.cli.plans import plan_from_options
+    from tracekit import Trace
+
+    chosen = plan_from_options(
+        plan,
+        capacity=capacity,
+        policy=policy,
+        prefetch=prefetch,
+        prefetch_distance=prefetch_distance,
+        prefetch_count=prefetch_count,
+        staging=staging,
+        weights=weights,
+    )
+    opened = Trace.open(trace)
+    with console.progress("replaying", 2 * opened.tokens) as advance:
+        result = replay(opened, chosen, hardware, shape=model_shape, progress=advance)
+    if json:
+        console.emit_json(result.to_dict())
+        return
+    from experiments.cli.results import result_rows
+
+    console.table(str(trace), ["what", "value"], result_rows(result))
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}")

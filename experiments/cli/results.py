@@ -1,0 +1,53 @@
+"""A replay's result as rows for a table."""
+
+from engine.result import Result
+
+
+def percent(ratio: float) -> str:
+    """`0.5` as `50.00 %`."""
+    return f"{100 * ratio:.2f} %"
+
+
+def rate(tokens_per_second: float | None) -> str:
+    """Tokens per second, or a dash where there is none."""
+    return "-" if tokens_per_second is None else f"{tokens_per_second:.3f}"
+
+
+def result_rows(result: Result) -> list[tuple[str, str]]:
+    """What a person wants to know of a replay, in reading order."""
+    prefetched = f", {result.hits_by.prefetch} of them prefetched" if result.prefetches else ""
+    rows = [
+        ("tokens", f"{result.tokens} ({result.phases.decode.tokens} decode)"),
+        ("lookups", str(result.lookups)),
+        ("hits", f"{result.hits}{prefetched}"),
+        ("hit ratio", percent(result.hit_ratio)),
+        ("hit ratio, decode", percent(result.phases.decode.hit_ratio)),
+        ("demand loads", f"{result.misses} ({result.streams} streamed)"),
+        ("prefetches", str(result.prefetches)),
+    ]
+    if result.bytes_loaded is not None:
+        rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB"))
+    if result.bounds is not None:
+        rows.append(("hit ratio, Belady", percent(result.bounds.hit_ratio)))
+    time = result.time
+    if time is not None:
+        rows += [
+            ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
+            ("decode tokens/s", rate(time.tokens_per_second)),
+            ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
+        ]
+        if time.tpot_ms is not None:
+            tpot = time.tpot_ms
+            rows.append(("time per token p50 / p95 / p99", f"{tpot.p50:.1f} / {tpot.p95:.1f} / {tpot.p99:.1f} ms"))
+        stalls = ", ".join(f"{cause.replace('_', ' ')} {seconds:.3f}" for cause, seconds in time.stall_s.items())
+        rows += [
+            ("compute / overhead", f"{time.compute_s:.3f} / {time.overhead_s:.3f} s"),
+            ("stalls (s)", stalls),
+            ("link utilisation", percent(time.link_utilisation)),
+        ]
+        if result.prefetches:
+            fates = ", ".join(f"{count} {fate}" for fate, count in time.prefetches.items())
+            rows.append(("prefetches came", fates))
+        if result.bounds is not None:
+            rows.append(("bound, tokens/s", rate(result.bounds.best_tokens_per_second)))
+    return rows
