@@ -1,0 +1,30 @@
+# Every target sets up .venv first, on a machine that has only Python (>= 3.11) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)
+	$(BIN)/tracekit demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m experiments.benchmarks
+
+# constraints.txt holds the exact versions that were tested; pyproject.toml the ranges that users may choose from.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,report,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv
