@@ -54,8 +54,12 @@ class TraceWriter:
             raise TraceError(f"cannot write {self.path}: {error}") from None
         if manifest.shards or manifest.complete:
             raise TraceError(f"cannot write {self.path}: its manifest already lists shards or is complete")
-        with reporting(self.path):
-            self._open(resume)
+        try:
+            with reporting(self.path):
+                self._open(resume)
+        except BaseException:
+            self.close()  # an error must not keep the directory locked for as long as its traceback lives
+            raise
 
     @property
     def rows(self) -> int:

@@ -58,11 +58,11 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         small, large = stats.expert_bytes
         rows.append(("one expert", _mib(small) if small == large else f"{_mib(small)} to {_mib(large)}"))
         rows.append(("all experts", _mib(stats.model_expert_bytes)))
-    least = f"{_number(stats.load_entropy_min)} (layer {stats.load_entropy_min_layer})"
+    where = "" if stats.load_entropy_min_layer is None else f" (layer {stats.load_entropy_min_layer})"
     rows += [
         ("token cycle", f"{stats.token_cycle_experts:.1f} experts, {_mib(stats.token_cycle_bytes)}"),
         ("load entropy, mean over layers", _number(stats.load_entropy_mean)),
-        ("load entropy, least even layer", least),
+        ("load entropy, least even layer", _number(stats.load_entropy_min) + where),
         ("overlap of consecutive tokens", _percent(stats.overlap)),
         ("overlap of any two tokens", _percent(stats.overlap_chance)),
     ]
