@@ -7,7 +7,7 @@ import numpy as np
 from engine.hardware import HardwareProfile
 from engine.shapes import ModelShape
 from engine.weights import WeightFormat
-from tracekit.errors import PlanError
+from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
 
 SECOND = 10**9
@@ -19,7 +19,7 @@ class Costs:
 
     Arrays [layers] i64: `copy_ns` (one expert over the link), `expert_ns` (one expert's weights read on the device),
     `dense_ns` (the layer's dense weights read). Scalars: picoseconds of arithmetic per token of a dense part and per
-    (token, expert), of memory per context token, and nanoseconds once per layer and once per step.
+    (token, expert), of memory per context token, and nanoseconds once per expert of a visit, per layer and per step.
     `scale` turns time on the trace's layers into time on the model's.
     """
 
@@ -28,6 +28,7 @@ class Costs:
     expert_ns: np.ndarray
     dense_ns: np.ndarray
     expert_token_ps: int
+    expert_overhead_ns: int
     dense_token_ps: int
     context_ps: int
     layer_overhead_ns: int
@@ -66,6 +67,10 @@ def model_costs(
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != layers:
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
+    if hardware.link.copy_engines != 1:
+        raise HardwareError(
+            f"hardware profile {hardware.name}: link.copy_engines = {hardware.link.copy_engines} is not modelled; use 1"
+        )
     notes: list[str] = []
     flops = hardware.device.compute_flops_per_s
     quantised = experts_format is not None and WeightFormat.parse(experts_format).quantised
@@ -106,6 +111,7 @@ def model_costs(
         ),
         dense_ns=np.full(layers, hardware.compute_ns(0, dense_bytes), np.int64),
         expert_token_ps=-(-2 * max(params) * 1000 * SECOND // flops),
+        expert_overhead_ns=overhead.per_expert_ns,
         dense_token_ps=-(-2 * dense_params * 1000 * SECOND // flops),
         context_ps=-(-kv_bytes * 1000 * SECOND // hardware.device.memory_bandwidth_bytes_per_s),
         layer_overhead_ns=overhead.per_layer_ns,

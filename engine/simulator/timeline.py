@@ -50,6 +50,7 @@ CostArrays = namedtuple(
         "expert_ns",
         "dense_ns",
         "expert_token_ps",
+        "expert_overhead_ns",
         "dense_token_ps",
         "context_ps",
         "layer_overhead_ns",
@@ -204,7 +205,8 @@ def _run(  # type: ignore[no-untyped-def]
 @njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _expert(machine, costs, layer, slot, tokens, now, spent, phase):  # type: ignore[no-untyped-def]
     """Compute one expert from `now` on; returns how long it takes."""
-    duration = max(costs.expert_ns[layer], tokens * costs.expert_token_ps // 1000)
+    arithmetic = tokens * costs.expert_token_ps // 1000
+    duration = max(costs.expert_ns[layer], arithmetic) + costs.expert_overhead_ns
     spent[phase, EXPERTS] += duration
     machine.idle[slot] = now + duration
     return duration

@@ -17,14 +17,13 @@ from tracekit.recorder.seam import MoeLayer, moe_layers, router_logits
 from tracekit.rows import UNUSED
 
 
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Routing:
-    """What the gates chose in one forward pass; a row per token, padding included, in the model's (batch, time) order.
+    """What the gates chose in one forward pass; a row per token, padding included, in the model's (batch,
+    time) order.
 
-    experts u16 and weights f16 [tokens, layers, top_k], unused slots 65535; logits f16 [tokens, layers, experts];
-    lookahead[D] f16 [tokens, layers - D, experts]: gate l + D on the hidden state entering gate l.
+    experts u16 and weights f16 [tokens, layers, top_k], unused slots 65535; logits f16 [tokens, layers,
+    experts]; lookahead[D] f16 [tokens, layers - D, experts]: gate l + D on the hidden state entering gate l.
     """
 
     experts: NDArray[np.uint16]
@@ -49,7 +48,9 @@ class _Capture:
     experts: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
     weights: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
     logits: dict[int, Tensor] = field(default_factory=dict)  # [tokens, experts]
-    lookahead: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # distance -> entry l -> [tokens, experts]
+    lookahead: dict[int, dict[int, Tensor]] = field(
+        default_factory=dict
+    )  # distance -> entry l -> [tokens, experts]
 
 
 class RoutingCollector:
@@ -59,8 +60,9 @@ class RoutingCollector:
             model(input_ids)
             routing = collector.take()
 
-    Per layer it only keeps references; a pass reaches the host in one copy, when taken. ModelError for a lookahead
-    distance that the model has no layers for, and in `take` when a router does not show the logits that were asked for.
+    Per layer it only keeps references; a pass reaches the host in one copy, when taken. ModelError for a
+    lookahead distance that the model has no layers for, and in `take` when a router does not show the logits
+    that were asked for.
     """
 
     def __init__(
@@ -83,10 +85,18 @@ class RoutingCollector:
 
     def __enter__(self) -> Self:
         for layer in self.layers:
-            self._handles.append(layer.experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True))
+            self._handles.append(
+                layer.experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True)
+            )
             if self.with_logits:
-                self._handles.append(layer.router.register_forward_hook(self._on_logits(layer)))
-            ahead = [(d, self.layers[layer.index + d]) for d in self.distances if layer.index + d < len(self.layers)]
+                self._handles.append(
+                    layer.router.register_forward_hook(self._on_logits(layer), with_kwargs=True)
+                )
+            ahead = [
+                (d, self.layers[layer.index + d])
+                for d in self.distances
+                if layer.index + d < len(self.layers)
+            ]
             if ahead:
                 hook = self._on_router(layer, ahead)
                 self._handles.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
@@ -99,8 +109,9 @@ class RoutingCollector:
             handle.remove()
         self._handles.clear()
 
-    def __len__(self) -> int:
-        """How many finished forward passes wait to be taken."""
+    @property
+    def waiting(self) -> int:
+        """How many finished forward passes have not been taken yet."""
         return len(self._done)
 
     def take(self, rows: NDArray[np.intp] | None = None) -> Routing:
@@ -113,14 +124,13 @@ class RoutingCollector:
         routing = self._to_host(self._done.popleft())
         if rows is not None:
             routing = routing.select(rows)
-        used = routing.experts != UNUSED
-        for layer in self.layers:
-            weights = routing.weights[:, layer.index][used[:, layer.index]]
-            if not np.isfinite(weights).all():
-                raise ModelError(
-                    f"the gate of {layer.name} gave weights that are not finite: the model's weights are damaged, "
-                    "or its dtype overflows"
-                )
+        wrong = ~np.isfinite(routing.weights)
+        if wrong.any() and (wrong := wrong & (routing.experts != UNUSED)).any():
+            layer = self.layers[int(np.argwhere(wrong)[0, 1])]
+            raise ModelError(
+                f"the gate of {layer.name} gave weights that are not finite: the model is damaged, "
+                "or its dtype overflows"
+            )
         return routing
 
     def _on_experts(self, layer: MoeLayer) -> Callable[..., None]:
@@ -137,12 +147,12 @@ class RoutingCollector:
         return hook
 
     def _on_logits(self, layer: MoeLayer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             with torch.no_grad():
                 logits = layer.gate.logits_of(output)
-                if logits is None:
-                    logits = router_logits(layer, args[0])
-            self._open.logits[layer.index] = logits
+            if logits is None:
+                logits = router_logits(layer, next(iter((*args, *kwargs.values()))))
+            self._open.logits[layer.index] = logits.detach()
 
         return hook
 
@@ -159,13 +169,15 @@ class RoutingCollector:
         if len(capture.experts) != layers:
             missing = next(layer.name for layer in self.layers if layer.index not in capture.experts)
             raise ModelError(f"{missing} took no part in a forward pass: its routing cannot be recorded")
-        # All parts go over as 16-bit integers, side by side: one copy and one synchronisation per forward pass.
+        # All parts go over as 16-bit integers, side by side: one copy and one synchronisation per pass.
         parts = [self._stack(capture.experts, self.top_k, -1).to(torch.int16)]
         parts.append(_half_bits(self._stack(capture.weights, self.top_k, 0.0)))
         if self.with_logits:
             parts.append(_half_bits(self._stack(capture.logits, self.num_experts, float("-inf"))))
         for distance in self.distances:
-            parts.append(_half_bits(self._stack(capture.lookahead[distance], self.num_experts, float("-inf"))))
+            parts.append(
+                _half_bits(self._stack(capture.lookahead[distance], self.num_experts, float("-inf")))
+            )
         host = torch.cat([part.flatten(1) for part in parts], dim=1).cpu().numpy()
         arrays = iter(np.split(host, np.cumsum([part[0].numel() for part in parts])[:-1], axis=1))
         shape = (len(host), layers, self.top_k)

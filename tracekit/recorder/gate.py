@@ -19,10 +19,11 @@ _TOLERANCE = 0.02  # of a log score; bfloat16 weights carry 2^-8, the wrong func
 class Gate:
     """How the logits of one router are had, without its top-k where that gives the very same numbers.
 
-    `form` is "linear" or "linear-fp32" when a probe showed the router's logits to equal `weight @ hidden + bias`
-    bit for bit (in the weights' own precision, or in float32), else "output": the router itself is called. A router
-    that needs more than hidden states and block (token ids, say) cannot be called alone; it counts as "linear".
-    `of_probabilities` marks routers that return probabilities instead; their logarithm serves as logits.
+    `form` is "linear" or "linear-fp32" when a probe showed the router's logits to equal `weight @ hidden +
+    bias` bit for bit (in the weights' own precision, or in float32), else "output": the router itself is
+    called. A router that needs more than hidden states and block (token ids, say) cannot be called alone; it
+    counts as "linear". `of_probabilities` marks routers that return probabilities instead; their logarithm
+    serves as logits.
     """
 
     router: nn.Module
@@ -48,7 +49,7 @@ class Gate:
 
     def logits_of(self, output: object) -> Tensor | None:
         """The logits [tokens, experts] within what the router returned; None when they are not there."""
-        # Every router returns (logits, weights, indices, ...): with top-k = experts all have this shape, the first counts.
+        # Routers return (logits, weights, indices, ...); where top-k is all experts, only the order tells.
         for tensor in _tensors(output):
             if tensor.is_floating_point() and tensor.shape[-1] == self.num_experts:
                 logits = tensor.reshape(-1, self.num_experts)
@@ -67,11 +68,13 @@ class Gate:
         return self.router.forward(hidden, **_further_arguments(self.router, self.block))
 
 
-def find_gate(router: nn.Module, block: nn.Module, num_experts: int, hidden: int, dtype: torch.dtype) -> tuple[Gate, str]:
+def find_gate(
+    router: nn.Module, block: nn.Module, num_experts: int, hidden: int, dtype: torch.dtype
+) -> tuple[Gate, str]:
     """The gate of `router` and its score function: "softmax", "sigmoid" or "unknown".
 
-    Both are found by running the router on a few fixed random rows [8, hidden], so no family is named here; a router
-    on the meta device cannot be run and gets the form "output" and an unknown score function.
+    Both are found by running the router on a few fixed random rows [8, hidden], so no family is named here; a
+    router on the meta device cannot be run and gets the form "output" and an unknown score function.
     """
     weight, bias = _projection(router, num_experts, hidden)
     gate = Gate(router, block, num_experts, weight, bias)
@@ -106,7 +109,7 @@ def _run(gate: Gate, rows: Tensor) -> tuple[Tensor, Tensor, object] | None:
     for shaped in (rows, rows.unsqueeze(0)):
         try:
             output = gate._call(shaped.clone())  # a router may scale its input in place
-        except Exception:  # noqa: BLE001 - a foreign module may fail in any way; then it is not probed
+        except Exception:
             continue
         logits = gate.logits_of(output)
         if logits is not None and logits.shape[0] == PROBE_TOKENS:
@@ -124,7 +127,7 @@ def _same(gate: Gate, rows: Tensor, logits: Tensor, *, in_float: bool) -> bool:
 
 
 def _score_function(logits: Tensor, output: object) -> str:
-    """Which function of the logits the weights are, up to a factor (normalisation, scaling); "unknown" if neither."""
+    """Which function of the logits the weights are, up to a factor; "unknown" if neither."""
     tensors = [tensor for tensor in _tensors(output) if tensor.dim() == 2]
     indices = [tensor for tensor in tensors if not tensor.is_floating_point()]
     if not indices:
@@ -135,9 +138,12 @@ def _score_function(logits: Tensor, output: object) -> str:
         return "unknown"
     scores = weights[0].float().log()
     errors = {}
-    for name, function in (("softmax", functional.log_softmax(logits, -1)), ("sigmoid", functional.logsigmoid(logits))):
+    for name, function in (
+        ("softmax", functional.log_softmax(logits, -1)),
+        ("sigmoid", functional.logsigmoid(logits)),
+    ):
         difference = scores - function.gather(-1, indices[0].long())
-        # The factor may differ by token when weights are normalised; with a single expert that leaves nothing to see.
+        # Normalising makes the factor differ by token; with a single expert that leaves nothing to see.
         factor = difference.mean() if top_k == 1 else difference.mean(-1, keepdim=True)
         errors[name] = float((difference - factor).abs().max())
     best, other = sorted(errors, key=lambda name: errors[name])
@@ -145,7 +151,7 @@ def _score_function(logits: Tensor, output: object) -> str:
 
 
 def _projection(router: nn.Module, num_experts: int, hidden: int) -> tuple[Tensor | None, Tensor | None]:
-    """The one weight [experts, hidden] of a router and its bias [experts]; None each when there is no such thing."""
+    """The one weight [experts, hidden] of a router and its bias [experts], if any."""
     found = [
         (module, weight)
         for module in router.modules()
@@ -160,7 +166,7 @@ def _projection(router: nn.Module, num_experts: int, hidden: int) -> tuple[Tenso
 
 
 def _further_arguments(router: nn.Module, block: nn.Module) -> dict[str, object]:
-    """What a router takes besides hidden states, where its block keeps it under the same name (a selection bias)."""
+    """What else a router takes, where its block keeps it under the same name (a selection bias)."""
     parameters = list(signature(router.forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     return {p.name: getattr(block, p.name) for p in named if hasattr(block, p.name)}

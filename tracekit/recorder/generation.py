@@ -1,4 +1,4 @@
-"""Passing batches through a causal language model, one forward pass at a time, knowing what each row of a pass is."""
+"""Passing batches through a causal language model, one pass at a time, knowing what each row is."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ _PADDING = 0  # any valid id does: padding is masked and never recorded
 class Forward:
     """One forward pass that was made: its real tokens, ordered by request and position.
 
-    `request` indexes the batch, `position` counts the request's own tokens from 0, `token_id` is the input token; `rows`
-    says where each is among the pass's rows, padding included, in (batch, time) order. All are [tokens].
+    `request` indexes the batch, `position` counts the request's own tokens from 0, `token_id` is the input
+    token; `rows` says where each is among the pass's rows, padding included, in (batch, time) order. All are
+    [tokens].
     """
 
     phase: int
@@ -32,7 +33,7 @@ class Forward:
 
 
 class Sampler:
-    """Draws tokens for one request: nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751, section 3.1)."""
+    """Draws tokens for one request: nucleus sampling (Holtzman et al., arXiv 1904.09751, section 3.1)."""
 
     def __init__(self, temperature: float, top_p: float, rng: np.random.Generator) -> None:
         self.temperature, self.top_p, self._rng = temperature, top_p, rng
@@ -65,7 +66,9 @@ class _Batch:
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         self._positions = takes_any or "position_ids" in parameters
 
-    def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
+    def _forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]
+    ) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
         arguments: dict[str, Any] = dict(self._last_only)
         if self._positions:
@@ -80,14 +83,16 @@ class _Batch:
             )
         self._cache = output.past_key_values
         if self._cache is None:
-            raise ModelError(f"{type(self.model).__name__} returned no key-value cache: it cannot be decoded step by step")
+            raise ModelError(
+                f"{type(self.model).__name__} returned no key-value cache: it cannot be decoded step by step"
+            )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
     def _keep(self, live: Sequence[int]) -> None:
         """Drop all but the given batch rows from the cache."""
         if not hasattr(self._cache, "reorder_cache"):
             raise ModelError(
-                f"{type(self.model).__name__}'s cache cannot drop finished requests: record with a batch size of 1"
+                f"{type(self.model).__name__}'s cache cannot drop finished requests: use a batch size of 1"
             )
         with torch.inference_mode():
             self._cache.reorder_cache(torch.as_tensor(live, device=self.device))
@@ -96,9 +101,9 @@ class _Batch:
 class Decoding(_Batch):
     """A batch of prompts, left-padded, being continued: one prefill pass, then a pass per new token.
 
-    `generated` holds the new tokens of each request so far. A request stops at `max_new_tokens` or after a token of
-    `stop`, which is kept; its last token is never fed, and it takes no part in later passes. Greedy unless `samplers`
-    gives one per request.
+    `generated` holds the new tokens of each request so far. A request stops at `max_new_tokens` or after a
+    token of `stop`, which is kept; its last token is never fed, and it takes no part in later passes. Greedy
+    unless `samplers` gives one per request.
     """
 
     def __init__(
@@ -125,8 +130,9 @@ class Decoding(_Batch):
         """Make the passes one by one; each is yielded once made and its new tokens are in `generated`."""
         lengths = np.array([len(prompt) for prompt in self.prompts])
         width = int(lengths.max())
-        mask = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)  # [batch, time]
-        ids = np.full(mask.shape, _PADDING, dtype=np.int64)
+        # [batch, time]
+        mask: NDArray[np.int64] = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
+        ids: NDArray[np.int64] = np.full((len(lengths), width), _PADDING, dtype=np.int64)
         ids[mask == 1] = np.concatenate(self.prompts)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         live = np.arange(len(self.prompts))
@@ -154,10 +160,14 @@ class Decoding(_Batch):
     def _choose(self, live: NDArray[np.intp], logits: Tensor) -> None:
         with torch.inference_mode():
             best = logits.argmax(-1)
-            # One NaN makes a row's maximum NaN. Both answers come to the host together: one synchronisation per pass.
-            tokens, maxima = torch.stack([best.double(), logits.gather(-1, best[:, None])[:, 0].double()]).tolist()
+            # One NaN makes a row's maximum NaN. Both answers reach the host in one synchronisation.
+            tokens, maxima = torch.stack(
+                [best.double(), logits.gather(-1, best[:, None])[:, 0].double()]
+            ).tolist()
             if not np.isfinite(maxima).all():
-                raise ModelError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
+                raise ModelError(
+                    "the model's logits are not finite: its weights are damaged, or its dtype overflows"
+                )
             if self._samplers is not None:
                 host = logits.float().cpu().numpy()
                 tokens = [self._samplers[request].draw(row) for request, row in zip(live, host, strict=True)]
@@ -166,10 +176,11 @@ class Decoding(_Batch):
 
 
 class Scoring(_Batch):
-    """A batch of given texts, right-padded, routed as prefill in passes of `chunk` tokens of each; nothing is generated.
+    """A batch of given texts, right-padded, routed as prefill in passes of `chunk` tokens of each; nothing is
+    generated.
 
-    Padding comes after a text's last token, where causal attention cannot see it, and a text that has ended takes no
-    part in later passes.
+    Padding comes after a text's last token, where causal attention cannot see it, and a text that has ended
+    takes no part in later passes.
     """
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], *, chunk: int) -> None:
@@ -188,7 +199,9 @@ class Scoring(_Batch):
             columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
             real = columns < lengths[live][:, None]  # [batch, time]
             ids = np.full(real.shape, _PADDING, dtype=np.int64)
-            ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
+            ids[real] = np.concatenate(
+                [self.prompts[request][start : start + self.chunk] for request in live]
+            )
             positions = np.broadcast_to(columns, real.shape).copy()
             self._forward(ids, None, positions)
             yield Forward(

@@ -10,13 +10,27 @@ from typing import Any, cast
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tracekit.errors import ModelError, did_you_mean
 from tracekit.recorder.seam import count_moe_layers
 
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_SHORT_DTYPES: dict[str, torch.dtype | str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# transformers leaves much of these two untyped.
+_CAUSAL: Any = AutoModelForCausalLM
+_LOGGING: Any = transformers.utils.logging
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 << 20
 _MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
@@ -27,9 +41,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The MoE model at a local directory, or of that hub name in the local cache, and its tokenizer.
 
-    `dtype` is "auto" (as stored), float32, bfloat16 or float16; `device` "auto", "cpu", "cuda", "cuda:1", ... Only
-    safetensors weights are read. Raises ModelError when anything is missing, damaged, unknown, or not an MoE model;
-    all that is cheap to know is checked before any weight is read.
+    `dtype` is "auto" (as stored), float32, bfloat16 or float16; `device` "auto", "cpu", "cuda", "cuda:1", ...
+    Only safetensors weights are read. Raises ModelError when anything is missing, damaged, unknown, or not an
+    MoE model; all that is cheap to know is checked before any weight is read.
     """
     chosen, place = parse_dtype(dtype), parse_device(device)
     directory = find_model(path_or_id)
@@ -39,7 +53,7 @@ def load_model(
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with _quiet(), _reporting(directory):
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loaded, report = _CAUSAL.from_pretrained(
             directory,
             config=config,
             dtype=chosen,
@@ -49,13 +63,13 @@ def load_model(
             output_loading_info=True,
             **placement,
         )
-        model = cast(PreTrainedModel, loaded)
         if report["missing_keys"]:
             # transformers would fill them with random numbers and only warn.
             names = sorted(report["missing_keys"])
             raise ModelError(f"{directory} lacks {len(names)} of the model's weights, such as {names[0]}")
-        model = cast(PreTrainedModel, model.to(place))  # type: ignore[arg-type]
-    return model.eval(), tokenizer
+        model = cast(PreTrainedModel, loaded.to(place))
+        model.train(False)
+    return model, tokenizer
 
 
 def find_model(path_or_id: str | Path) -> Path:
@@ -78,8 +92,8 @@ def find_model(path_or_id: str | Path) -> Path:
         found = Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub library raises many kinds, and all mean that it is not here
         raise ModelError(
-            f"{name} is neither a directory nor in the local model cache, and nothing is downloaded: fetch it first, "
-            f"for example with: hf download {name}"
+            f"{name} is neither a directory nor in the local model cache, and nothing is downloaded: "
+            f"fetch it first, for example with: hf download {name}"
         ) from None
     if not (found / "config.json").is_file():
         raise ModelError(f"the cached copy of {name} is incomplete: it has no config.json; fetch it again")
@@ -90,10 +104,14 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers configuration of a local model."""
     _read_json(directory / "config.json")
     with _quiet(), _reporting(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
-        raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
+        raise ModelError(
+            f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}"
+        )
     return config
 
 
@@ -110,12 +128,13 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 
 
 def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise ModelError unless the configuration builds a causal language model with experts; reads no weights."""
+    """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
     with _quiet(), _reporting(directory), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = _CAUSAL.from_config(config, trust_remote_code=trust_remote_code)
     if count_moe_layers(model) == 0:
         raise ModelError(
-            f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models can be used here"
+            f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
+            "can be recorded or offloaded"
         )
 
 
@@ -158,7 +177,7 @@ def parse_dtype(dtype: str) -> torch.dtype | str:
 
 
 def parse_device(device: str) -> torch.device:
-    """A usable torch device from its name; "auto" is the first CUDA device where there is one, else the CPU."""
+    """A usable torch device from its name; "auto" is CUDA where there is such a device, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -168,7 +187,9 @@ def parse_device(device: str) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise ModelError(f"device {device!r} is not supported; use cpu or cuda")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ModelError(
+            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return place
 
 
@@ -188,17 +209,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from writing warnings and bars to stderr, which is ours; put its settings back after."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    """Keep transformers from writing warnings and bars to stderr; put its settings back after."""
+    level, bars = _LOGGING.get_verbosity(), _LOGGING.is_progress_bar_enabled()
+    _LOGGING.set_verbosity(_LOGGING.CRITICAL)
+    _LOGGING.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        _LOGGING.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            _LOGGING.enable_progress_bar()
 
 
 @contextmanager
@@ -208,7 +228,9 @@ def _reporting(directory: Path) -> Iterator[None]:
     except ModelError:
         raise
     except torch.OutOfMemoryError:
-        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
+        raise ModelError(
+            f"{directory} does not fit the device: use a smaller dtype, or offload its experts"
+        ) from None
     except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
         raise ModelError(f"{directory} cannot be loaded: {_short(error)}") from None
 

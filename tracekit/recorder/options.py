@@ -10,10 +10,11 @@ from tracekit.errors import ModelError
 class RecordOptions:
     """The options of one recording.
 
-    `max_new_tokens` per request (ignored with `score`, which routes the given text and generates nothing, `chunk`
-    tokens of each request at a time). `lookahead` distances in MoE layers. Sampling is greedy unless `do_sample`; then
-    request r draws from its own generator, seeded by (`seed`, r), so batches and resuming change nothing. A shard is
-    flushed at the first batch boundary after `shard_rows` rows. Raises ModelError for an impossible value.
+    `max_new_tokens` per request (ignored with `score`, which routes the given text and generates nothing,
+    `chunk` tokens of each request at a time). `lookahead` distances in MoE layers. Sampling is greedy unless
+    `do_sample`; then request r draws from its own generator, seeded by (`seed`, r), so batches and resuming
+    change nothing. A shard is flushed at the first batch boundary after `shard_rows` rows. Raises ModelError
+    for an impossible value.
     """
 
     max_new_tokens: int = 128
@@ -36,14 +37,16 @@ class RecordOptions:
         if any(distance < 1 for distance in self.lookahead):
             raise ModelError(f"lookahead distances must be at least 1, not {min(self.lookahead)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(f"temperature must be above 0, not {self.temperature}; without it decoding is greedy")
+            raise ModelError(
+                f"temperature must be above 0, not {self.temperature}; without it decoding is greedy"
+            )
         if not 0 < self.top_p <= 1:
             raise ModelError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.seed < 2**63:
             raise ModelError(f"seed must be 0 to 2^63 - 1, not {self.seed}")
 
     def sampling(self) -> dict[str, int | float | str | bool | None]:
-        """What decides the routing besides model, prompts and seed; kept in the manifest, and equal on resuming."""
+        """What decides the routing besides model, prompts and seed, for the manifest."""
         if self.score:
             return {"score": True, "batch_size": self.batch_size, "chunk": self.chunk}
         settings: dict[str, int | float | str | bool | None] = {

@@ -25,7 +25,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request: a unique `id` and either `prompt`, raw text, or `messages` for the model's chat template."""
+    """One request: a unique `id`, and `prompt`, raw text, or `messages` for the model's chat template."""
 
     id: str | int
     prompt: str | None = None
@@ -35,7 +35,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a JSON-lines file, in order; blank lines are skipped.
 
-    Raises ImportFormatError naming the file and line for whatever is not a prompt, and for a file without any.
+    Raises ImportFormatError naming the file and line for whatever is not a prompt, and for a file without
+    any.
     """
     path = Path(path)
     prompts: list[Prompt] = []
@@ -56,14 +57,18 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 prompt = _parse(text, f"{path}, line {number}")
                 first = lines_of.setdefault(str(prompt.id), number)
                 if first != number:
-                    raise ImportFormatError(f"{path}, line {number}: id {_quoted(prompt.id)} is that of line {first}")
+                    raise ImportFormatError(
+                        f"{path}, line {number}: id {_quoted(prompt.id)} is that of line {first}"
+                    )
                 if len(prompts) == MAX_PROMPTS:
                     raise ImportFormatError(f"{path} has more than {MAX_PROMPTS} prompts: split it")
                 prompts.append(prompt)
     except OSError as error:
         raise ImportFormatError(f"{path} cannot be read: {error.strerror or error}") from None
     if not prompts:
-        raise ImportFormatError(f'{path} holds no prompts: it needs lines like {{"id": "a", "prompt": "Once"}}')
+        raise ImportFormatError(
+            f'{path} holds no prompts: it needs lines like {{"id": "a", "prompt": "Once"}}'
+        )
     return prompts
 
 
@@ -80,8 +85,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """The token ids of each prompt, at least one each.
 
-    Raw text gets the tokenizer's special tokens; messages get what the chat template says, with the opening of the
-    model's turn when `generating`. ImportFormatError names the prompt that cannot be encoded.
+    Raw text gets the tokenizer's special tokens; messages get what the chat template says, with the opening
+    of the model's turn when `generating`. ImportFormatError names the prompt that cannot be encoded.
     """
     encoded = []
     for prompt in prompts:
@@ -105,7 +110,7 @@ def encode_prompts(
 def _templated(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", generating: bool) -> str:
     if not tokenizer.chat_template:
         raise ImportFormatError(
-            f'prompt {_quoted(prompt.id)} has "messages", but this model has no chat template: give it as "prompt"'
+            f'prompt {_quoted(prompt.id)} has "messages", but the model has no chat template: use "prompt"'
         )
     messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generating)

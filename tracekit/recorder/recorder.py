@@ -35,13 +35,15 @@ def record(
 ) -> Path:
     """Record the routing of `model` on `prompts` into a new trace at `output`; returns its path.
 
-    Request r of the trace is prompt r. Prompts are taken in batches of `options.batch_size`, in order; a step is one
-    forward pass, and padding is not in the trace. With `options.resume` an unfinished trace of the same recording is
-    continued behind its last shard, and ends up with the rows it would have had. `progress(done, total)` is called after
-    each pass, in tokens (an upper bound: a request that stops early counts as all its tokens).
+    Request r of the trace is prompt r. Prompts are taken in batches of `options.batch_size`, in order; a step
+    is one forward pass, and padding is not in the trace. With `options.resume` an unfinished trace of the
+    same recording is continued behind its last shard, and ends up with the rows it would have had.
+    `progress(done, total)` is called after each pass, in tokens (an upper bound: a request that stops early
+    counts as all its tokens).
 
-    Raises ModelError (no experts, prompt too long, numbers not finite, out of memory), ImportFormatError (a prompt that
-    cannot be encoded) and TraceError (output exists, cannot be written, or is of another recording).
+    Raises ModelError (no experts, prompt too long, numbers not finite, out of memory), ImportFormatError (a
+    prompt that cannot be encoded) and TraceError (output exists, cannot be written, or is of another
+    recording).
     """
     options = options or RecordOptions()
     if not prompts:
@@ -55,14 +57,16 @@ def record(
         notes.append("the routers return probabilities; their logarithms were recorded as logits")
     manifest = describe(model, layers, options, prompts_digest(prompts), notes=notes)
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         with TraceWriter(output, manifest, resume=options.resume) as writer, collector:
-            _record_batches(model, encoded, writer, collector, options, progress or (lambda done, total: None))
+            _record_batches(
+                model, encoded, writer, collector, options, progress or (lambda done, total: None)
+            )
     except torch.OutOfMemoryError:
         raise ModelError(
-            f"out of memory with batches of {options.batch_size}: use a smaller batch size, shorter prompts, or fewer "
-            "recorded logits; finished shards are kept and can be resumed"
+            f"out of memory with batches of {options.batch_size}: use a smaller batch size, shorter prompts, "
+            "or fewer recorded logits; finished shards are kept and can be resumed"
         ) from None
     finally:
         model.train(was_training)
@@ -98,14 +102,14 @@ class _Rows:
         self.routing.append(routing)
 
     def write(self, writer: TraceWriter) -> None:
-        first = self.routing[0]
-        columns = {name: np.concatenate(parts) for name, parts in self.columns.items()}
+        logits = [part.logits for part in self.routing if part.logits is not None]
+        distances = self.routing[0].lookahead
         writer.append(
-            **columns,
+            **{name: np.concatenate(parts) for name, parts in self.columns.items()},
             experts=np.concatenate([part.experts for part in self.routing]),
             weights=np.concatenate([part.weights for part in self.routing]),
-            logits=None if first.logits is None else np.concatenate([part.logits for part in self.routing]),  # type: ignore[misc]
-            lookahead={d: np.concatenate([part.lookahead[d] for part in self.routing]) for d in first.lookahead},
+            logits=np.concatenate(logits) if logits else None,
+            lookahead={d: np.concatenate([part.lookahead[d] for part in self.routing]) for d in distances},
         )
 
 
@@ -167,17 +171,18 @@ def _check_fit(
     model: "PreTrainedModel", prompts: Sequence[Prompt], encoded: list[list[int]], options: RecordOptions
 ) -> None:
     """Refuse token ids and lengths that the model has no rows for, before anything is computed."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, operator]
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = int(embeddings.weight.shape[0])
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     new = 0 if options.score else options.max_new_tokens
     for prompt, ids in zip(prompts, encoded, strict=True):
         if max(ids) >= vocabulary:
             raise ModelError(
-                f"prompt {str(prompt.id)[:60]!r} has token {max(ids)}, but the model knows {vocabulary}: tokenizer and model "
-                "do not belong together"
+                f"prompt {str(prompt.id)[:60]!r} has token {max(ids)}, but the model knows {vocabulary}: "
+                "tokenizer and model do not belong together"
             )
         if isinstance(limit, int) and len(ids) + new > limit:
             raise ModelError(
-                f"prompt {str(prompt.id)[:60]!r} has {len(ids)} tokens; with {new} new ones it exceeds the model's {limit} "
-                "positions: shorten it or ask for fewer"
+                f"prompt {str(prompt.id)[:60]!r} has {len(ids)} tokens; with {new} new ones it exceeds "
+                f"the model's {limit} positions: shorten it or ask for fewer"
             )

@@ -16,7 +16,11 @@ def generate(model, prompt, count, stop):
     ids = torch.tensor([prompt])
     stop_ids = list(stop) or None
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=stop_ids,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=stop_ids,
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
@@ -61,8 +65,16 @@ def test_rows_of_the_passes(build):
 
 def test_scoring_routes_each_token_once_in_chunks(build):
     passes = list(Scoring(build("mixtral"), PROMPTS, chunk=3).passes())
-    assert [forward.request.tolist() for forward in passes] == [[0, 0, 0, 1, 2, 2, 2, 3, 3, 3], [2, 2, 2, 3], [2]]
-    assert [forward.position.tolist() for forward in passes] == [[0, 1, 2, 0, 0, 1, 2, 0, 1, 2], [3, 4, 5, 3], [6]]
+    assert [forward.request.tolist() for forward in passes] == [
+        [0, 0, 0, 1, 2, 2, 2, 3, 3, 3],
+        [2, 2, 2, 3],
+        [2],
+    ]
+    assert [forward.position.tolist() for forward in passes] == [
+        [0, 1, 2, 0, 0, 1, 2, 0, 1, 2],
+        [3, 4, 5, 3],
+        [6],
+    ]
     for forward in passes:
         assert forward.phase == PREFILL
         for request, position, token in zip(forward.request, forward.position, forward.token_id, strict=True):
