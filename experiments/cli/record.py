@@ -1,0 +1,146 @@
+"""`tracekit record`: run an MoE model on prompts and write down what its gates chose."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.cli import console
+from tracekit.errors import ModelError, TraceError
+
+if TYPE_CHECKING:
+    from tracekit.recorder.prompts import Prompt
+    from tracekit.recorder.recorder import Progress
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(help="Directory of the model, or its hub name if it is in the local cache.")
+    ],
+    prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}.')],
+    output: Annotated[Path, typer.Option(help="The trace to write, a directory such as T.trace.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 1,
+    logits: Annotated[bool, typer.Option("--logits", help="Record every gate's logits too.")] = False,
+    lookahead: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="D", help="Record gate l+D on the input of gate l; repeat, or give a list: 1,2."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace at OUTPUT.")] = False,
+    score: Annotated[bool, typer.Option("--score", help="Route the given text, generate nothing.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy without.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely tokens of this mass.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Record which experts a mixture-of-experts model chooses, token by token, into a trace.
+
+    The model must lie on this machine: nothing is downloaded. Generation is greedy unless --temperature or
+    --top-p is given. A recording that was cut off keeps its finished shards and goes on with --resume.
+
+    Example: tracekit record ./mixtral-mini --prompts prompts.jsonl --output mixtral.trace --lookahead 1
+    """
+    from tracekit.recorder.options import RecordOptions
+    from tracekit.recorder.prompts import read_prompts
+
+    options = RecordOptions(
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        logits=logits,
+        lookahead=_distances(lookahead or []),
+        do_sample=temperature is not None or top_p is not None,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        seed=seed,
+        resume=resume,
+        score=score,
+    )
+    # Everything cheap is refused before torch is imported and a model is loaded.
+    requests = read_prompts(prompts)
+    if output.exists() and not resume:
+        raise TraceError(f"{output} exists: choose another name, remove it, or continue it with --resume")
+    if not output.absolute().parent.is_dir():
+        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
+    summary = _run(model, requests, output, options, dtype, device, trust_remote_code)
+    if json:
+        console.emit_json(summary)
+    else:
+        console.table(f"recorded {output}", ["", ""], [[name, str(value)] for name, value in summary.items()])
+
+
+def _run(
+    model: str, requests: "list[Prompt]", output: Path, options: object, dtype: str, device: str, trust: bool
+) -> dict[str, object]:
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"recording needs torch and transformers, and {error.name} is not installed"
+        ) from None
+    from tracekit.manifest import load_manifest
+    from tracekit.recorder.models import load_model
+    from tracekit.recorder.options import RecordOptions
+    from tracekit.recorder.recorder import record
+
+    assert isinstance(options, RecordOptions)
+    loaded, tokenizer = load_model(model, dtype, device, trust)
+    before = load_manifest(output).tokens if options.resume and (output / "manifest.json").exists() else 0
+    start = time.perf_counter()
+    try:
+        with _meter("recording") as report:
+            record(loaded, tokenizer, requests, output, options, report)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: the finished shards of {output} are kept; continue with --resume", err=True)
+        raise typer.Exit(130) from None
+    seconds = time.perf_counter() - start
+    manifest = load_manifest(output)
+    return {
+        "trace": str(output),
+        "model": manifest.model.id,
+        "moe_layers": len(manifest.moe_layers),
+        "experts_per_layer": max(manifest.experts_per_layer),
+        "top_k": manifest.top_k,
+        "requests": manifest.requests,
+        "tokens": manifest.tokens,
+        "steps": manifest.steps,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round((manifest.tokens - before) / seconds, 1),
+    }
+
+
+@contextmanager
+def _meter(description: str) -> "Iterator[Progress]":
+    """Progress of a total that is known only once the prompts are encoded."""
+    with ExitStack() as stack:
+        advance, shown = None, 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal advance, shown
+            if advance is None:
+                advance = stack.enter_context(console.progress(description, total))
+            advance(done - shown)
+            shown = done
+
+        yield report
+
+
+def _distances(given: list[str]) -> tuple[int, ...]:
+    parts = [part.strip() for text in given for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise ModelError(f"--lookahead takes distances such as 1 or 1,2, not {','.join(given)!r}")
+    return tuple(sorted({int(part) for part in parts}))

@@ -1,0 +1,145 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tracekit import ModelError
+from tracekit.recorder.models import load_model
+
+
+@pytest.fixture
+def saved(build, tokenizer, tmp_path):
+    """A saved tiny Mixtral, in two shards."""
+    folder = tmp_path / "tiny"
+    build("mixtral").save_pretrained(folder, max_shard_size="60KB")
+    tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def refused(why, *args, **kwargs):
+    with pytest.raises(ModelError, match=why) as caught:
+        load_model(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_loads_what_was_saved(saved, build, tokenizer):
+    model, loaded = load_model(saved, device="cpu")
+    assert not model.training
+    assert model.dtype == torch.float32
+    for name, tensor in build("mixtral").state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert loaded("w3 w4")["input_ids"] == [5, 6]
+    assert load_model(saved, "bf16", "cpu")[0].dtype == torch.bfloat16
+
+
+def test_unknown_names(saved, tmp_path):
+    refused("no model at .*absent: the directory does not exist", tmp_path / "absent")
+    refused(
+        "neither a directory nor in the local model cache, and nothing is downloaded", "nobody/nothing-here"
+    )
+    refused("neither a directory nor", "no such model!")
+    refused("is a file", saved / "config.json")
+    refused("directory or a hub name", "")
+    refused("directory or a hub name", "a\0b")
+    refused("unknown dtype 'float23'.*did you mean 'float32'", saved, "float23")
+    refused("unknown device 'cpux'", saved, device="cpux")
+    refused("'meta' is not supported", saved, device="meta")
+    refused("'cuda:99' is not there", saved, device="cuda:99")
+
+
+def test_not_a_model(tmp_path):
+    refused("has no config.json", tmp_path)
+    (tmp_path / "config.json").write_text("{broken")
+    refused("is not JSON", tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    refused("is not JSON", tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    refused("does not hold a JSON object", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    refused("cannot be loaded", tmp_path)
+
+
+def test_remote_code_is_not_run(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["model_type"] = "mystery"
+    config["auto_map"] = {"AutoConfig": "mystery.Config", "AutoModelForCausalLM": "mystery.Model"}
+    (saved / "config.json").write_text(json.dumps(config))
+    (saved / "mystery.py").write_text("raise SystemExit('remote code ran')")
+    refused("cannot be loaded", saved)
+
+
+@pytest.mark.parametrize("layers", [10**9, 0, "many"])
+def test_absurd_configurations_do_not_hang(saved, layers):
+    config = json.loads((saved / "config.json").read_text())
+    config["num_hidden_layers"] = layers
+    (saved / "config.json").write_text(json.dumps(config))
+    refused("num_hidden_layers", saved)
+
+
+def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path, tokenizer):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not even weights")
+    refused("is a llama model without experts", tmp_path)
+
+
+def test_damaged_weights(saved):
+    shard = sorted(saved.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    for content in (whole[:-100], b"", whole[:4], b"\xff" * 8 + whole[8:], whole + b"x"):
+        shard.write_bytes(content)
+        refused(f"{shard.name} is truncated or damaged", saved)
+    shard.unlink()
+    refused(f"{shard.name} is missing", saved)
+
+
+def test_missing_tensors_are_not_made_up(saved):
+    index = saved / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    kept = sorted(set(table["weight_map"].values()))[0]
+    table["weight_map"] = {name: file for name, file in table["weight_map"].items() if file == kept}
+    index.write_text(json.dumps(table))
+    refused("lacks [0-9]+ of the model's weights", saved)
+
+
+def test_an_index_cannot_point_elsewhere(saved):
+    index = saved / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"]["lm_head.weight"] = "../../elsewhere.safetensors"
+    index.write_text(json.dumps(table))
+    refused("outside the model's directory", saved)
+
+
+def test_weights_of_another_shape(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["intermediate_size"] = 40
+    (saved / "config.json").write_text(json.dumps(config))
+    refused("cannot be loaded", saved)
+
+
+def test_pickled_weights_are_not_read(saved):
+    for file in [*saved.glob("*.safetensors"), saved / "model.safetensors.index.json"]:
+        file.unlink()
+    (saved / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refused("only safetensors weights are read", saved)
+
+
+def test_no_tokenizer(saved):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (saved / name).unlink()
+    refused("no tokenizer", saved)
+
+
+def test_the_package_is_imported_without_torch():
+    code = (
+        "import sys, tracekit.recorder, tracekit.recorder.options, tracekit.recorder.prompts\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
