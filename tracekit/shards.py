@@ -113,7 +113,7 @@ def _read(
     import polars as pl
 
     found = _guard(path, lambda: pl.read_parquet_schema(source))
-    if dict(found) != schema:
+    if list(found.items()) != list(schema.items()):
         expected = ", ".join(f"{name} {kind}" for name, kind in schema.items())
         raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
     rows = _guard(path, lambda: pl.scan_parquet(source).select(pl.len()).collect().item())

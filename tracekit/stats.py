@@ -149,7 +149,7 @@ def _overlap(trace: Trace, decode: NDArray[np.bool_], notes: list[str]) -> tuple
     every = -(-len(after) * trace.layers * trace.top_k // _SAMPLED_LOOKUPS)
     if every > 1:
         before, after = before[::every], after[::every]
-        notes.append(f"overlap measured on every {every}th pair of tokens, {len(after)} pairs")
+        notes.append(f"overlap measured on one pair of tokens in {every}, {len(after)} pairs")
     kept, used = np.zeros(len(after)), np.zeros(len(after))
     for part in _chunks(trace, np.arange(len(after))):
         old, new = trace.experts[before[part]], trace.experts[after[part]]

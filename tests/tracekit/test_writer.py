@@ -87,7 +87,7 @@ def test_death_at_every_file_operation(tmp_path: Path, monkeypatch: pytest.Monke
         if not (path / "manifest.json").exists() or not trace.manifest.complete:
             record(path, resume=True)
         assert contents(path) == contents(whole.path)
-    # Sync, rename, sync the directory: of the first and the last manifest, and of three files and one a shard.
+    # Sync, rename, sync the directory: of two manifests, and of three files and a manifest a shard.
     assert deaths == 3 * (2 + 4 * SHARDS)
 
 

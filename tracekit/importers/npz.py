@@ -16,6 +16,7 @@ Nothing else may be in the file, and nothing in it may be pickled.
 """
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -123,7 +124,8 @@ def _load(source: Path) -> dict[str, NDArray[Any]]:
         zlib.error,
         struct.error,
         ValueError,
-        SyntaxError,  # np.lib.format parses headers as Python literals
+        SyntaxError,  # NumPy parses headers as Python literals, tokenising them where that fails
+        tokenize.TokenError,
         EOFError,
         NotImplementedError,  # an unknown compression method
         RuntimeError,  # an encrypted member
@@ -163,13 +165,16 @@ def _array(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> N
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = header(file)
+        start = file.tell()
     if dtype.hasobject or dtype.kind not in "iufb":
         raise ImportFormatError(f"{source}: {name} holds {dtype}, expected numbers")
     nbytes = dtype.itemsize
     for extent in shape:
         nbytes *= extent
-    if min(shape, default=0) < 0 or nbytes > member.file_size:
-        raise ImportFormatError(f"{source}: {name} claims shape {list(shape)[:8]}, more than the file holds")
+    if min(shape, default=0) < 0 or start + nbytes != member.file_size:
+        raise ImportFormatError(
+            f"{source}: {name} claims shape {list(shape)[:8]}, the file does not hold that"
+        )
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return array.astype(np.uint8) if dtype.kind == "b" else array
+    return array.astype(np.uint8) if dtype.kind == "b" and name == "phase" else array
