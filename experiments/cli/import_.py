@@ -7,15 +7,17 @@ import typer
 
 
 def command(
-    format: Annotated[str, typer.Argument(help="bigmoe-csv, or npz (see docs for its arrays)")],
+    format: Annotated[str, typer.Argument(help="bigmoe-csv or npz")],
     source: Annotated[Path, typer.Argument(help="the file to import")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Import routing recorded by another engine, as a new trace.
 
-    The formats: "bigmoe-csv", the route trace of BigMoeOnEdge; "npz", NumPy arrays, of which only `experts`
-    [tokens, layers, k] is required. A file that is not what its format says is refused whole.
+    bigmoe-csv is the route trace of BigMoeOnEdge. npz is a NumPy file: `experts`, integers of shape (tokens,
+    layers, k), and if you have them `weights` of the same shape, `request`, `step`, `position`, `phase` and
+    `token_id` of shape (tokens), `expert_bytes` and `experts_per_layer` as one number or one for each layer.
+    A file that is not what its format says is refused, and nothing is written.
 
     Example: tracekit import npz routing.npz --output mine.trace
     """

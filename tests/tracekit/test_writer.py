@@ -91,6 +91,23 @@ def test_death_at_every_file_operation(tmp_path: Path, monkeypatch: pytest.Monke
     assert deaths == 3 * (2 + 4 * SHARDS)
 
 
+def test_files_reach_the_disk_before_their_names_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losing power must not leave a name without its content, or a manifest without its shards."""
+    happened: list[str] = []
+    rename = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        happened.append(target.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda _: happened.append("sync"))
+    monkeypatch.setattr(Path, "replace", replace)
+    record(tmp_path / "a.trace")
+    assert happened[::3] == happened[2::3] == ["sync"] * (len(happened) // 3)
+    first = ["routing-00000.parquet", "logits-00000.safetensors", "lookahead-1-00000.safetensors"]
+    assert happened[1::3][:5] == ["manifest.json", *first, "manifest.json"]
+
+
 def test_sigkill_leaves_the_finished_shards(tmp_path: Path) -> None:
     """The real thing: a process killed while it writes."""
     program = """
