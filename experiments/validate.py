@@ -1,0 +1,235 @@
+"""Validation: one plan in the engine and in the simulator, on the same prompts; how far do they differ?"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from engine.decisions import cache_spec, iter_decisions
+from engine.hardware import HardwareProfile
+from engine.plan import Plan, plan_from_dict
+from engine.replay import run
+from engine.simulator.costs import model_costs
+from policies.decide import Events
+from tracekit import Trace
+from tracekit.errors import ModelError
+
+EVERYTHING = plan_from_dict({"cache": {"capacity": "100%/layer"}})
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """The two decision logs, compared entry by entry."""
+
+    entries: int
+    identical: bool
+    first_difference: str | None
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Generated tokens of the offloaded and the un-offloaded model."""
+
+    compared: int
+    identical: bool
+
+
+class TimeError(msgspec.Struct, frozen=True, kw_only=True):
+    """Simulated against measured time of decode steps, in milliseconds and as a share of the measured time.
+
+    `step_error_median` is the median over decode steps of |simulated - measured| / measured; `total_error` the signed
+    error of their sum. `layer_error_median` is the same as the first, over visits.
+    """
+
+    hardware: str
+    calibrated_here: bool
+    emulated_link: str | None
+    steps: int
+    measured_tokens_per_second: float
+    simulated_tokens_per_second: float
+    step_error_median: float
+    layer_error_median: float
+    total_error: float
+    measured_step_ms: list[float]
+    simulated_step_ms: list[float]
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict. `passed`: logs and tokens identical, and the median step error within `threshold` if one is set."""
+
+    model: str
+    plan: dict[str, Any]
+    decisions: Decisions
+    tokens: Tokens
+    time: TimeError
+    threshold: float | None
+    passed: bool
+    verdict: str
+
+
+def validate(
+    model: str | Path,
+    plan: Plan,
+    prompts: Sequence[Any],
+    *,
+    hardware: HardwareProfile | None = None,
+    calibration_prompts: Sequence[Any] | None = None,
+    max_new_tokens: int = 32,
+    dtype: str = "auto",
+    device: str = "cpu",
+    emulate_link: Any = None,
+    threshold: float | None = None,
+    keep_trace: Path | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Validation:
+    """Run `plan` in the engine and in the simulator.
+
+    Args:
+        hardware: what the simulator assumes; None measures this machine first, with everything resident, on
+            `calibration_prompts` (default: the first prompt).
+        threshold: the largest median step error that passes, as a share; None lets any pass.
+        keep_trace: where to keep the engine's own trace; None discards it.
+
+    Raises TracekitError: ModelError, PlanError, HardwareError, ...
+    """
+    from engine.runtime import offload, offloaded
+    from engine.runtime.calibrate import calibrate, run_prompts
+    from tracekit.recorder.models import load_model
+    from tracekit.recorder.options import RecordOptions
+    from tracekit.recorder.prompts import encode_prompts
+    from tracekit.recorder.recorder import record, stop_tokens
+
+    if not prompts:
+        raise ModelError("there are no prompts to validate on")
+    say = progress or (lambda text: None)
+    loaded, tokenizer = load_model(model, dtype, device)
+    encoded = encode_prompts(prompts, tokenizer)
+    calibrated_here = hardware is None
+    if hardware is None:
+        say("calibrating")
+        offload(loaded, EVERYTHING, device=device, emulate_link=emulate_link)
+        chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
+        hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
+        offloaded(loaded).close()
+        loaded, tokenizer = load_model(model, dtype, device)
+
+    say("generating without offloading")
+    loaded.set_experts_implementation("eager")
+    stop = stop_tokens(loaded, tokenizer)
+    plain = _generate(loaded, encoded, max_new_tokens, stop)
+
+    offload(loaded, plan, device=device, emulate_link=emulate_link)
+    state = offloaded(loaded)
+    with tempfile.TemporaryDirectory() as folder, state:
+        say("recording the offloaded model")
+        path = keep_trace or Path(folder) / "engine.trace"
+        ahead = (plan.prefetch.distance,) if state.cache.prefetch_class.reads == "lookahead" else ()
+        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead)
+        trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+        recorded = state.log
+
+        say("timing the offloaded model")
+        state.reset()
+        generated = _generate(loaded, encoded, max_new_tokens, stop)
+        timings, timed = state.timings, state.log
+
+        say("simulating")
+        decisions = compare_logs(_simulated_log(trace, plan), recorded)
+        if decisions.identical:
+            again = compare_logs(timed, recorded)
+            if not again.identical:
+                decisions = msgspec.structs.replace(
+                    again, first_difference=f"the engine differs from its own first run: {again.first_difference}"
+                )
+        tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
+        costs = model_costs(trace.manifest, hardware, None, plan.weights.experts, plan.weights.attention)
+        simulated = run(trace, plan, costs)
+        time = _time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
+    slow = threshold is not None and time.step_error_median > threshold
+    passed = decisions.identical and tokens.identical and not slow
+    return Validation(
+        model=str(model),
+        plan=plan.to_dict(),
+        decisions=decisions,
+        tokens=tokens,
+        time=time,
+        threshold=threshold,
+        passed=passed,
+        verdict=_verdict(decisions, tokens, time, threshold),
+    )
+
+
+def compare_logs(simulated: Events, measured: Events) -> Decisions:
+    """Compare two decision logs entry by entry."""
+    shortest = min(len(simulated.kind), len(measured.kind))
+    differs = np.zeros(shortest, bool)
+    for ours, theirs in zip(simulated, measured, strict=True):
+        differs |= ours[:shortest] != theirs[:shortest]
+    first = int(np.argmax(differs)) if differs.any() else shortest
+    identical = not differs.any() and len(simulated.kind) == len(measured.kind)
+    difference = None
+    if not identical:
+        entries = [
+            tuple(int(column[first]) for column in log) if first < len(log.kind) else "nothing"
+            for log in (simulated, measured)
+        ]
+        difference = f"entry {first}: simulator {entries[0]}, engine {entries[1]} (visit, kind, expert, slot)"
+    return Decisions(entries=len(measured.kind), identical=identical, first_difference=difference)
+
+
+def _generate(model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int]) -> list[list[int]]:
+    from tracekit.recorder.generation import Decoding
+
+    found = []
+    for prompt in encoded:
+        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop)
+        for _ in decoding.passes():
+            pass
+        found.append(decoding.generated[0])
+    return found
+
+
+def _simulated_log(trace: Trace, plan: Plan) -> Events:
+    spec = cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan)
+    pieces = [events for _, events in iter_decisions(trace, spec)]
+    return Events(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+
+
+def _time_error(
+    trace: Trace, timings: Any, simulated: Any, hardware: HardwareProfile, calibrated_here: bool, link: Any
+) -> TimeError:
+    if len(timings.step_start) != len(simulated.step_ns):
+        raise ModelError("the engine ran another number of steps than it recorded: the model is not deterministic")
+    decode = simulated.phase == 1
+    if not decode.any():
+        raise ModelError("no decode steps to time: raise --max-new-tokens")
+    measured = (timings.step_end - timings.step_start)[decode].astype(float)
+    modelled = simulated.step_ns[decode].astype(float)
+    layers = trace.layers
+    # A visit ends where the next begins or the step ends; its time runs from the end of the one before.
+    ends = timings.visit_end.reshape(-1, layers)
+    spans = np.diff(ends, axis=1)[decode].astype(float)
+    model_spans = np.diff(simulated.visit_end.reshape(-1, layers), axis=1)[decode].astype(float)
+    return TimeError(
+        hardware=hardware.name,
+        calibrated_here=calibrated_here,
+        emulated_link=None if link is None else f"{link.bytes_per_s / 1e9:g} GB/s",
+        steps=int(decode.sum()),
+        measured_tokens_per_second=float(len(measured) / measured.sum() * 1e9),
+        simulated_tokens_per_second=float(len(modelled) / modelled.sum() * 1e9),
+        step_error_median=float(np.median(np.abs(modelled - measured) / measured)),
+        layer_error_median=float(np.median(np.abs(model_spans - spans) / np.maximum(spans, 1))),
+        total_error=float(modelled.sum() / measured.sum() - 1),
+        measured_step_ms=(measured / 1e6).round(4).tolist(),
+        simulated_step_ms=(modelled / 1e6).round(4).tolist(),
+    )
+
+
+def _verdict(decisions: Decisions, tokens: Tokens, time: TimeError, threshold: float | None) -> str:
+    logs = f"decision logs {'identical' if decisions.identical else 'DIFFER'} ({decisions.entries} entries)"
+    text = f"generated tokens {'identical' if tokens.identical else 'DIFFER'} ({tokens.compared})"
+    error = f"time per token off by {100 * time.step_error_median:.1f} % in the median"
+    if threshold is not None:
+        error += f", {'within' if time.step_error_median <= threshold else 'ABOVE'} the allowed {100 * threshold:g} %"
+    return f"{logs}; {text}; {error}"
