@@ -1,0 +1,180 @@
+"""A slow, obvious cache of experts, written from the rules alone: what `policies` decides must equal it.
+
+Everything is a list, a set or a dict; recency is a list, the future is scanned. See docs/design.md for the rules.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import inf, isnan
+
+HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, STREAM, PREFETCH, EVICT, DROP = range(8)
+
+# One visit of a trace: the layer, and what the tokens chose there, in (token, slot) order, repetitions included.
+References = Sequence[int]
+Event = tuple[int, int, int]  # visit, kind, key
+
+
+class ReferenceCache:
+    """Decides visit by visit. Keys are layer * experts + expert.
+
+    Args:
+        capacity: one amount for everything, or one per layer, in the unit of `size`.
+        size: of each key.
+        policy: "lru", "lfu", "lfu-perfect" or "belady".
+        future: for belady, the demanded keys of every visit of the trace.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        experts: int,
+        capacity: Sequence[int],
+        size: Sequence[int],
+        policy: str,
+        *,
+        staging: int = 1,
+        into_cache: bool = False,
+        distance: int = 1,
+        count: int = 0,
+        future: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.layers, self.experts = layers, experts
+        self.capacity, self.size, self.policy = list(capacity), list(size), policy
+        self.staging, self.into_cache, self.distance, self.count = staging, into_cache, distance, count
+        self.future = future
+        self.kept: list[int] = []  # resident keys, least recently used first
+        self.staged: list[int] = []  # oldest first
+        self.fresh: set[int] = set()  # loaded ahead, not demanded since
+        self.lookups_since_load: Counter[int] = Counter()
+        self.lookups_ever: Counter[int] = Counter()
+        self.visits = 0
+        self.vanished: list[
+            set[int]
+        ] = []  # by visit: staged experts that were used but found no room to stay
+        self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging
+
+    def group(self, key: int) -> int:
+        return key // self.experts if len(self.capacity) > 1 else 0
+
+    def members(self, group: int) -> list[int]:
+        return [key for key in range(self.layers * self.experts) if self.group(key) == group]
+
+    def most_in(self, group: int) -> int:
+        """How many experts a group can hold at most: as many of its smallest as fit."""
+        smallest = min(self.size[key] for key in self.members(group))
+        return min(self.capacity[group] // smallest, len(self.members(group)))
+
+    def visit(self, layer: int, references: References, hint: Sequence[int] = ()) -> list[Event]:
+        """`hint`: ranked experts of layer `layer + distance`, best first."""
+        now = self.visits
+        self.visits += 1
+        self.vanished.append(set())
+        events: list[Event] = []
+        chosen = [layer * self.experts + expert for expert in references]
+        demand = list(dict.fromkeys(chosen))
+        by_last_reference = list(dict.fromkeys(reversed(chosen)))[::-1]
+
+        missing = [key for key in demand if key not in self.kept and key not in self.staged]
+        self.lookups_ever.update(demand)
+        for key in demand:
+            if key in missing:
+                continue
+            events.append((now, HIT_PREFETCHED if key in self.fresh else HIT, key))
+            self.fresh.discard(key)
+            if key in self.kept:
+                self.lookups_since_load[key] += 1
+
+        for key in list(self.staged):
+            if key // self.experts == layer and key not in demand:
+                self.drop(key, now, events)
+        for key in demand:
+            if key in self.staged:
+                fits = self.make_room(key, demand, now, events)
+                self.staged.remove(key)
+                if fits:
+                    self.keep(key, demanded=True)
+                else:
+                    self.vanished[now].add(key)
+
+        for key in missing:
+            if self.make_room(key, demand, now, events):
+                events.append((now, LOAD, key))
+                self.keep(key, demanded=True)
+            else:
+                # A streamed expert passes through a free slot; if prefetches hold them all, the oldest goes.
+                if len(self.kept) + len(self.staged) == self.slots:
+                    self.drop(next(key for key in self.staged if key not in demand), now, events)
+                events.append((now, STREAM, key))
+
+        for key in by_last_reference:
+            if key in self.kept:
+                self.kept.remove(key)
+                self.kept.append(key)
+
+        if layer + self.distance < self.layers:
+            for expert in hint[: self.count]:
+                self.prefetch((layer + self.distance) * self.experts + expert, demand, now, events)
+        return events
+
+    def prefetch(self, key: int, demand: list[int], now: int, events: list[Event]) -> None:
+        if key in self.kept or key in self.staged:
+            return
+        if self.into_cache:
+            if not self.make_room(key, demand, now, events):
+                return
+            self.keep(key, demanded=False)
+        elif len(self.staged) < self.staging:
+            self.staged.append(key)
+        else:
+            return
+        self.fresh.add(key)
+        events.append((now, PREFETCH, key))
+
+    def keep(self, key: int, *, demanded: bool) -> None:
+        self.kept.append(key)
+        self.lookups_since_load[key] = int(demanded)
+
+    def drop(self, key: int, now: int, events: list[Event]) -> None:
+        self.staged.remove(key)
+        self.fresh.discard(key)
+        events.append((now, DROP, key))
+
+    def make_room(self, key: int, demand: list[int], now: int, events: list[Event]) -> bool:
+        group = self.group(key)
+        if self.size[key] > self.capacity[group]:
+            return False
+        while self.used(group) + self.size[key] > self.capacity[group]:
+            candidates = [other for other in self.kept if self.group(other) == group and other not in demand]
+            if not candidates:
+                return False
+            # `kept` is in order of recency and min() takes the first of equals: ties go to the least recent.
+            victim = min(candidates, key=lambda other: self.worth(other, now))
+            self.kept.remove(victim)
+            self.fresh.discard(victim)
+            events.append((now, EVICT, victim))
+        return True
+
+    def used(self, group: int) -> int:
+        return sum(self.size[key] for key in self.kept if self.group(key) == group)
+
+    def worth(self, key: int, now: int) -> float:
+        if self.policy == "lru":
+            return 0
+        if self.policy == "lfu":
+            return self.lookups_since_load[key]
+        if self.policy == "lfu-perfect":
+            return self.lookups_ever[key]
+        later = [visit for visit in range(now + 1, len(self.future)) if key in self.future[visit]]
+        return -later[0] if later else -inf
+
+
+def rank_by_votes(rows: Sequence[Sequence[float]], top_k: int, count: int) -> list[int]:
+    """Experts by how many of the tokens `rows` have them in their top-k, then by largest logit, then by id."""
+    votes: Counter[int] = Counter()
+    best: dict[int, float] = {}
+    for row in rows:
+        usable = [expert for expert in range(len(row)) if not isnan(row[expert])]
+        for expert in sorted(usable, key=lambda expert: (-row[expert], expert))[:top_k]:
+            votes[expert] += 1
+            best[expert] = max(best.get(expert, -inf), row[expert])
+    return sorted(votes, key=lambda expert: (-votes[expert], -best[expert], expert))[:count]

@@ -1,0 +1,153 @@
+"""Small random routings and plans for them, and the reference's decisions: one seed is one scenario."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from engine.decisions import iter_decisions
+from policies.cache import CacheSpec
+from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
+from tracekit import Trace
+
+UNUSED = 65535
+Recorded = list[tuple[int, int, int, int]]  # visit, kind, key, slot
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A routing in memory with the attributes of a trace that decisions read, and a cache to decide by."""
+
+    trace: Trace
+    spec: CacheSpec
+
+    def step_rows(self) -> list[list[int]]:
+        """The rows of each step."""
+        steps = self.trace.step
+        return [[int(row) for row in np.flatnonzero(steps == step)] for step in dict.fromkeys(steps.tolist())]
+
+    def references(self) -> list[tuple[int, list[int]]]:
+        """Every visit: the layer, and the experts chosen in (token, slot) order."""
+        return [
+            (layer, [int(e) for row in rows for e in self.trace.experts[row, layer] if e != UNUSED])
+            for rows in self.step_rows()
+            for layer in range(self.spec.layers)
+        ]
+
+    def hints(self) -> list[list[int]]:
+        """What the prefetcher is told at every visit: ranked experts of the target layer."""
+        spec, visits = self.spec, self.references()
+        if spec.prefetch == "none":
+            return [[] for _ in visits]
+        if spec.prefetch == "oracle":
+            return [
+                list(dict.fromkeys(visits[visit + spec.distance][1]))[: spec.count]
+                if layer + spec.distance < spec.layers
+                else []
+                for visit, (layer, _) in enumerate(visits)
+            ]
+        logits = self.trace.lookahead(spec.distance)
+        assert logits is not None
+        hints = []
+        for rows in self.step_rows():
+            for layer in range(spec.layers):
+                target = layer + spec.distance
+                if target < spec.layers:
+                    of_target = logits[rows, layer, : self.trace.manifest.experts_per_layer[target]]
+                    hints.append(rank_by_votes(of_target.tolist(), self.trace.top_k, spec.count))
+                else:
+                    hints.append([])
+        return hints
+
+    def reference(self) -> tuple[ReferenceCache, list[Event]]:
+        """The reference cache after the whole trace, and its events."""
+        spec, visits = self.spec, self.references()
+        cache = ReferenceCache(
+            spec.layers,
+            spec.experts,
+            spec.capacity,
+            spec.size.tolist(),
+            spec.eviction,
+            staging=spec.staging,
+            into_cache=spec.into_cache,
+            distance=spec.distance,
+            count=spec.count,
+            future=[{layer * spec.experts + expert for expert in chosen} for layer, chosen in visits],
+        )
+        events: list[Event] = []
+        for (layer, chosen), hint in zip(visits, self.hints(), strict=True):
+            events += cache.visit(layer, chosen, hint)
+        return cache, events
+
+
+def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **fixed: Any) -> Scenario:
+    """A random small model, routing and cache. `fixed` replaces fields of the CacheSpec."""
+    rng = np.random.default_rng(seed)
+    layers, experts = int(rng.integers(1, 5)), int(rng.integers(1, 8))
+    top_k = int(rng.integers(1, experts + 1))
+    tokens = int(rng.integers(1, 25))
+    step = np.cumsum(rng.random(tokens) < rng.choice([0.3, 0.8, 1.0])).astype(np.int32)
+    # Layers may have fewer experts than the largest; skewed and sticky routing gives hits worth arguing about.
+    per_layer = [int(n) for n in rng.integers(max(1, experts - 2), experts + 1, layers)]
+    per_layer[int(rng.integers(layers))] = experts
+    chosen = np.full((tokens, layers, top_k), UNUSED, np.uint16)
+    for layer, number in enumerate(per_layer):
+        bias = rng.gumbel(size=number) * rng.choice([0.0, 2.0])
+        for token in range(tokens):
+            picked = np.argsort(-(bias + rng.gumbel(size=number)))[:top_k]
+            chosen[token, layer, : len(picked)] = picked
+    chosen[rng.random(chosen.shape) < rng.choice([0.0, 0.2])] = UNUSED
+    distance = int(rng.integers(1, 4))
+    logits = rng.integers(-2, 3, (tokens, max(layers - distance, 0), experts)).astype(np.float16)
+    logits[rng.random(logits.shape) < 0.05] = np.nan
+    trace = SimpleNamespace(
+        experts=chosen,
+        num_experts=experts,
+        layers=layers,
+        tokens=tokens,
+        step=step,
+        position=np.arange(tokens, dtype=np.int32),
+        phase=(step > step[0]).astype(np.uint8),
+        top_k=top_k,
+        manifest=SimpleNamespace(experts_per_layer=per_layer),
+        lookahead=lambda d: logits if d == distance else None,
+        lookahead_distances=[distance],
+        path="memory",
+    )
+    keys = layers * experts
+    size = rng.integers(1, 6, keys) if rng.random() < 0.4 else np.ones(keys, np.int64)
+    if rng.random() < 0.5:
+        capacity = [int(rng.integers(0, int(size.sum()) + 2))]
+    else:
+        of_layer = size.reshape(layers, experts).sum(axis=1)
+        capacity = [int(rng.integers(0, most + 2)) for most in of_layer]
+    spec = CacheSpec(
+        layers=layers,
+        experts=experts,
+        capacity=tuple(capacity),
+        size=size.astype(np.int64),
+        eviction=eviction,
+        prefetch=prefetch,
+        distance=distance,
+        count=int(rng.integers(1, experts + 2)),
+        staging=int(rng.integers(1, 4)),
+    )
+    return Scenario(cast(Trace, trace), replace(spec, **fixed))
+
+
+def slots_of(scenario: Scenario, capacity: int, *, per_layer: bool = False) -> CacheSpec:
+    """The scenario's cache with `capacity` slots of equal size instead of its own capacity."""
+    spec = scenario.spec
+    groups = spec.layers if per_layer else 1
+    return replace(spec, capacity=(capacity,) * groups, size=np.ones(spec.layers * spec.experts, np.int64))
+
+
+def decisions(
+    scenario: Scenario, spec: CacheSpec | None = None, *, chunk: int = 1 << 20, compiled: bool = True
+) -> Recorded:
+    """The events of the scenario's cache, or of another one, as tuples."""
+    events: Recorded = []
+    for _, piece in iter_decisions(scenario.trace, spec or scenario.spec, chunk=chunk, compiled=compiled):
+        events += zip(*(column.tolist() for column in piece), strict=True)
+    return events
