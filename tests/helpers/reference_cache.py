@@ -1,6 +1,6 @@
 """A slow, obvious cache of experts, written from the rules alone: what `policies` decides must equal it.
 
-Everything is a list, a set or a dict; recency is a list, the future is scanned. See docs/design.md for the rules.
+Everything is a list, a set or a dict; recency is a list, the future is scanned. Rules: docs/design.md.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from math import inf, isnan
 
 HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, STREAM, PREFETCH, EVICT, DROP = range(8)
 
-# One visit of a trace: the layer, and what the tokens chose there, in (token, slot) order, repetitions included.
+# What the tokens of one visit chose, in (token, slot) order, repetitions included.
 References = Sequence[int]
 Event = tuple[int, int, int]  # visit, kind, key
 
@@ -169,7 +169,7 @@ class ReferenceCache:
 
 
 def rank_by_votes(rows: Sequence[Sequence[float]], top_k: int, count: int) -> list[int]:
-    """Experts by how many of the tokens `rows` have them in their top-k, then by largest logit, then by id."""
+    """Experts by how many tokens (`rows`) have them in their top-k, then by largest logit, then by id."""
     votes: Counter[int] = Counter()
     best: dict[int, float] = {}
     for row in rows:

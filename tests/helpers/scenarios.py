@@ -81,6 +81,35 @@ class Scenario:
         return cache, events
 
 
+def memory_trace(
+    experts: np.ndarray,
+    per_layer: list[int],
+    step: np.ndarray | None = None,
+    lookahead: dict[int, np.ndarray] | None = None,
+) -> Trace:
+    """What decisions and timelines read of a trace, without a file. The first step is prefill."""
+    tokens, layers, top_k = experts.shape
+    steps = np.arange(tokens, dtype=np.int32) if step is None else step
+    known = lookahead or {}
+    return cast(
+        Trace,
+        SimpleNamespace(
+            experts=experts,
+            num_experts=max(per_layer),
+            layers=layers,
+            tokens=tokens,
+            step=steps,
+            position=np.arange(tokens, dtype=np.int32),
+            phase=(steps > steps[0]).astype(np.uint8),
+            top_k=top_k,
+            manifest=SimpleNamespace(experts_per_layer=per_layer),
+            lookahead=known.get,
+            lookahead_distances=sorted(known),
+            path="memory",
+        ),
+    )
+
+
 def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **fixed: Any) -> Scenario:
     """A random small model, routing and cache. `fixed` replaces fields of the CacheSpec."""
     rng = np.random.default_rng(seed)
@@ -88,7 +117,7 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
     top_k = int(rng.integers(1, experts + 1))
     tokens = int(rng.integers(1, 25))
     step = np.cumsum(rng.random(tokens) < rng.choice([0.3, 0.8, 1.0])).astype(np.int32)
-    # Layers may have fewer experts than the largest; skewed and sticky routing gives hits worth arguing about.
+    # Layers may have fewer experts than the largest; skewed routing gives hits worth arguing about.
     per_layer = [int(n) for n in rng.integers(max(1, experts - 2), experts + 1, layers)]
     per_layer[int(rng.integers(layers))] = experts
     chosen = np.full((tokens, layers, top_k), UNUSED, np.uint16)
@@ -101,20 +130,7 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
     distance = int(rng.integers(1, 4))
     logits = rng.integers(-2, 3, (tokens, max(layers - distance, 0), experts)).astype(np.float16)
     logits[rng.random(logits.shape) < 0.05] = np.nan
-    trace = SimpleNamespace(
-        experts=chosen,
-        num_experts=experts,
-        layers=layers,
-        tokens=tokens,
-        step=step,
-        position=np.arange(tokens, dtype=np.int32),
-        phase=(step > step[0]).astype(np.uint8),
-        top_k=top_k,
-        manifest=SimpleNamespace(experts_per_layer=per_layer),
-        lookahead=lambda d: logits if d == distance else None,
-        lookahead_distances=[distance],
-        path="memory",
-    )
+    trace = memory_trace(chosen, per_layer, step, {distance: logits})
     keys = layers * experts
     size = rng.integers(1, 6, keys) if rng.random() < 0.4 else np.ones(keys, np.int64)
     if rng.random() < 0.5:
@@ -133,7 +149,7 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
         count=int(rng.integers(1, experts + 2)),
         staging=int(rng.integers(1, 4)),
     )
-    return Scenario(cast(Trace, trace), replace(spec, **fixed))
+    return Scenario(trace, replace(spec, **fixed))
 
 
 def slots_of(scenario: Scenario, capacity: int, *, per_layer: bool = False) -> CacheSpec:

@@ -28,7 +28,7 @@ def without_slots(events: Recorded) -> list[Event]:
 
 
 def assert_slots_consistent(events: Recorded, cache: ReferenceCache) -> None:
-    """A slot holds one expert at a time, loads go to free slots, and hits are served from where the expert is."""
+    """A slot holds one expert at a time; loads go to free slots; hits are where the expert is."""
     holds: dict[int, int] = {}
     current = 0
     for visit, kind, key, slot in events:
@@ -175,7 +175,7 @@ def test_a_repeated_expert_refreshes_recency_in_order_of_last_reference() -> Non
 
 
 def test_demand_takes_the_buffer_of_the_oldest_prefetch() -> None:
-    """No cache at all and two buffers, both holding prefetches for layer 2: streaming at layer 1 drops the older."""
+    """No cache, two buffers, both holding prefetches for layer 2: streaming at layer 1 drops the older."""
     cache = small_cache("lru", 0, layers=3, prefetch="gate", distance=2, staging=2)
     assert events_of(cache, 0, [0], hint=[0, 1]) == [(STREAM, 0), (PREFETCH, 8), (PREFETCH, 9)]
     assert events_of(cache, 1, [0]) == [(DROP, 8), (STREAM, 4)]
