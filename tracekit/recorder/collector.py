@@ -148,8 +148,7 @@ class RoutingCollector:
 
     def _on_logits(self, layer: MoeLayer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            with torch.no_grad():
-                logits = layer.gate.logits_of(output)
+            logits = layer.gate.logits_of(output)
             if logits is None:
                 logits = router_logits(layer, next(iter((*args, *kwargs.values()))))
             self._open.logits[layer.index] = logits.detach()

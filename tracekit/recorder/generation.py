@@ -73,14 +73,20 @@ class _Batch:
         arguments: dict[str, Any] = dict(self._last_only)
         if self._positions:
             arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
-        with torch.inference_mode():
-            output = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=None if mask is None else torch.from_numpy(mask).to(self.device),
-                past_key_values=self._cache,
-                use_cache=True,
-                **arguments,
-            )
+        try:
+            with torch.inference_mode():
+                output = self.model(
+                    input_ids=torch.from_numpy(ids).to(self.device),
+                    attention_mask=None if mask is None else torch.from_numpy(mask).to(self.device),
+                    past_key_values=self._cache,
+                    use_cache=True,
+                    **arguments,
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a kernel that cannot serve these shapes, dtypes or this device
+            name = type(self.model).__name__
+            raise ModelError(f"{name} failed in a forward pass: {str(error)[:300]}") from error
         self._cache = output.past_key_values
         if self._cache is None:
             raise ModelError(

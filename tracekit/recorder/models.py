@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tracekit.errors import ModelError, did_you_mean
-from tracekit.recorder.seam import count_moe_layers
+from tracekit.recorder.seam import count_moe_layers, is_experts
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -69,6 +69,8 @@ def load_model(
             raise ModelError(f"{directory} lacks {len(names)} of the model's weights, such as {names[0]}")
         model = cast(PreTrainedModel, loaded.to(place))
         model.train(False)
+        if not _grouped_mm_can_serve(model):
+            model.set_experts_implementation("eager")
     return model, tokenizer
 
 
@@ -191,6 +193,20 @@ def parse_device(device: str) -> torch.device:
             f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices"
         )
     return place
+
+
+def _grouped_mm_can_serve(model: PreTrainedModel) -> bool:
+    """Whether all experts' matrices have rows of whole 16 bytes, as torch's grouped matrix product demands.
+
+    transformers chooses that product whatever the shapes, and then fails in the first forward pass.
+    """
+    return all(
+        weight.stride(1) * weight.element_size() % 16 == 0
+        for module in model.modules()
+        if is_experts(module)
+        for weight in module.parameters(recurse=False)
+        if weight.dim() == 3
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def router_logits(layer: MoeLayer, hidden: Tensor) -> Tensor:
     & Mazur 2023 (arXiv 2312.17238), section 3.2. Bit for bit what the router computes itself; fires no hooks.
     Whoever ranks these logits rounds them to float16 first, as traces store them.
     """
+    if not torch.is_grad_enabled():  # entering no_grad costs as much as a small gate
+        return layer.gate.logits(hidden)
     with torch.no_grad():
         return layer.gate.logits(hidden)
 

@@ -117,6 +117,13 @@ def test_damaged_weights_are_noticed(build):
         run(model, PROMPTS, max_new_tokens=2)
 
 
+def test_a_failing_kernel_is_reported_in_one_line(build):
+    model = build("mixtral")
+    model.lm_head.weight.data = model.lm_head.weight.data[:, :5]
+    with pytest.raises(ModelError, match="MixtralForCausalLM failed in a forward pass"):
+        run(model, PROMPTS, max_new_tokens=2)
+
+
 @pytest.mark.parametrize("prompts", [[], [[1], []]])
 def test_nothing_to_feed_is_refused(build, prompts):
     with pytest.raises(ModelError, match="at least one"):

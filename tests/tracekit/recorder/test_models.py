@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from tracekit import ModelError
 from tracekit.recorder.models import load_model
@@ -35,6 +35,24 @@ def test_loads_what_was_saved(saved, build, tokenizer):
         assert torch.equal(tensor, model.state_dict()[name]), name
     assert loaded("w3 w4")["input_ids"] == [5, 6]
     assert load_model(saved, "bf16", "cpu")[0].dtype == torch.bfloat16
+
+
+def test_experts_of_uneven_width_can_be_run(tokenizer, tmp_path):
+    """Rows of 12 bfloat16 are 24 bytes, which torch's grouped matrix product refuses."""
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+    )
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_model(tmp_path, device="cpu")
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
 
 
 def test_unknown_names(saved, tmp_path):

@@ -151,6 +151,18 @@ def test_the_same_recording_gives_the_same_bytes(build, tokenizer, tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_sampled_text_does_not_depend_on_the_batches(build, tokenizer, tmp_path):
+    model = build("qwen3_moe")
+    same_text = [Prompt(id=str(number), prompt="w4 w9") for number in range(4)]
+    read_tokens = []
+    for size in (1, 3):
+        options = RecordOptions(max_new_tokens=8, batch_size=size, do_sample=True, temperature=2.0, seed=1)
+        _, arrays = read(record(model, tokenizer, same_text, tmp_path / f"{size}.trace", options))
+        read_tokens.append([rows_of(arrays, request)["token_id"].tolist() for request in range(4)])
+    assert read_tokens[0] == read_tokens[1]
+    assert len({tuple(tokens) for tokens in read_tokens[0]}) == 4  # each request draws for itself
+
+
 class StopError(Exception):
     pass
 
