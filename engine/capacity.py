@@ -33,7 +33,8 @@ class Capacity:
         match = _SYNTAX.fullmatch(text)
         if match is None:
             raise CapacityError(
-                f"capacity {text[:64]!r} is not understood; write 4/layer, 512, 2000MiB or 25%, each with or without /layer"
+                f"capacity {text[:64]!r} is not understood; "
+                "write 4/layer, 512, 2000MiB or 25%, each with or without /layer"
             )
         amount, unit, per_layer = Fraction(match[1]), match[2], match[3] is not None
         if unit == "%":

@@ -86,7 +86,7 @@ def next_use(demands: Sequence[Demand]) -> list[tuple[np.ndarray, np.ndarray]]:
     return signals[::-1]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _next_use(  # type: ignore[no-untyped-def]
     keys, recency, start, first_visit, upcoming, scratch, by_demand, by_recency
 ):
@@ -112,8 +112,9 @@ class _Hints:
             if self.lookahead is None:
                 have = ", ".join(str(d) for d in trace.lookahead_distances) or "none"
                 raise PlanError(
-                    f"prefetcher {spec.prefetch!r} reads lookahead logits at distance {spec.distance}, which {trace.path} "
-                    f"does not hold (it has: {have}); record with --lookahead {spec.distance} or choose another prefetcher"
+                    f"prefetcher {spec.prefetch!r} reads lookahead logits at distance {spec.distance}, which "
+                    f"{trace.path} does not hold (it has: {have}); record with --lookahead {spec.distance} or choose "
+                    "another prefetcher"
                 )
             self.starts = step_starts(trace.step)
 
@@ -134,7 +135,7 @@ class _Hints:
         return hints.reshape(demand.visits, spec.count)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _future(keys, start, layers, distance, hints):  # type: ignore[no-untyped-def]
     for step in range(hints.shape[0]):
         for layer in range(layers - distance):

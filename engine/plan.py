@@ -95,8 +95,8 @@ def plan_from_dict(tables: dict[str, Any], label: str = "plan") -> Plan:
             own = set(kind.__struct_fields__) - {"parameters"}
             tables[name] = {key: table[key] for key in table if key in own}
             tables[name]["parameters"] = {key: table[key] for key in table if key not in own}
-    plan = convert(tables, _StrictPlan, label=label, error=PlanError)
-    plan = Plan(**{name: getattr(plan, name) for name in plan.__struct_fields__})
+    strict = convert(tables, _StrictPlan, label=label, error=PlanError)
+    plan = Plan(**{name: getattr(strict, name) for name in Plan.__struct_fields__})
     Capacity.parse(plan.cache.capacity)
     for text in (plan.weights.experts, plan.weights.attention):
         if text is not None:

@@ -65,11 +65,7 @@ def replay(
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     weights = plan.weights
-    costs = (
-        None
-        if machine is None
-        else model_costs(trace.manifest, machine, model, weights.experts, weights.attention)
-    )
+    costs = None if machine is None else model_costs(trace.manifest, machine, model, weights.experts, weights.attention)
     done = run(trace, plan, costs, model, progress=progress, on_events=on_events)
     counts = [_counts(done, [phase], sized=_sized(trace, plan, model)) for phase in (0, 1)]
     total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
@@ -160,8 +156,7 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
     decode = done.step_ns[done.phase == DECODE] * costs.scale
     prefill = done.step_ns[done.phase != DECODE] * costs.scale
     spent = {
-        cause: int(ns) * costs.scale / 1e9
-        for cause, ns in zip(CAUSES, done.timeline.spent.sum(axis=0), strict=True)
+        cause: int(ns) * costs.scale / 1e9 for cause, ns in zip(CAUSES, done.timeline.spent.sum(axis=0), strict=True)
     }
     total = float(done.step_ns.sum()) * costs.scale / 1e9
     percentiles = [float(p) / 1e6 for p in np.percentile(decode, (50, 95, 99))] if len(decode) else []
@@ -182,9 +177,7 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
     )
 
 
-def _bounds(
-    trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape | None, done: Replayed
-) -> Bounds:
+def _bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape | None, done: Replayed) -> Bounds:
     """Belady's hits at the plan's capacity, and the two times that bound every policy."""
     clairvoyant = msgspec.structs.replace(
         plan, eviction=EvictionPlan(policy="belady"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
@@ -219,9 +212,7 @@ def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
     return warnings + ([] if costs is None else list(costs.notes))
 
 
-def _provenance(
-    trace: Trace, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None
-) -> dict[str, Any]:
+def _provenance(trace: Trace, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None) -> dict[str, Any]:
     try:
         own = version("moe-tracekit")
     except PackageNotFoundError:

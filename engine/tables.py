@@ -44,9 +44,7 @@ def load(
     known = names(package, folder)
     if text not in known:
         guess = did_you_mean(text[:64], known)
-        raise error(
-            f"unknown {what} {text[:64]!r}{guess}; shipped: {', '.join(known)}; or give the path of a .toml"
-        )
+        raise error(f"unknown {what} {text[:64]!r}{guess}; shipped: {', '.join(known)}; or give the path of a .toml")
     data = (_home(package, folder) / f"{text}.toml").read_bytes()
     return parse(data, kind, label=f"{what} {text}", error=error)
 
@@ -64,9 +62,7 @@ def read_toml(path: str | os.PathLike[str], what: str, error: type[TracekitError
 def decode(data: bytes, *, label: str, error: type[TracekitError]) -> dict[str, Any]:
     """TOML bytes as plain tables."""
     if any(line.count(b".") > _MAX_DOTS for line in data.split(b"\n")):
-        raise error(
-            f"{label}: a line holds more than {_MAX_DOTS} dots; tables or arrays are nested too deeply"
-        )
+        raise error(f"{label}: a line holds more than {_MAX_DOTS} dots; tables or arrays are nested too deeply")
     try:
         return tomllib.loads(data.decode())
     except UnicodeDecodeError:
@@ -109,9 +105,7 @@ def _read(path: Path, what: str, error: type[TracekitError]) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{what} {path}: not a file; give the path of a .toml file")
         if status.st_size > _MAX_BYTES:
-            raise error(
-                f"{what} {path}: {status.st_size} bytes is too large to be one (at most {_MAX_BYTES})"
-            )
+            raise error(f"{what} {path}: {status.st_size} bytes is too large to be one (at most {_MAX_BYTES})")
         return path.read_bytes()
     except FileNotFoundError:
         raise error(f"{what} {path}: no such file") from None

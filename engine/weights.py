@@ -90,9 +90,7 @@ class WeightFormat(msgspec.Struct, frozen=True):
         if match[3] is not None:
             meta_group = int(match[3])
         if group == 0 or group % 8 or (match[3] is not None and (meta_group == 0 or meta_group % 8)):
-            raise PlanError(
-                f"weight format {text!r}: a group size is a positive multiple of 8, such as 16, 64 or 128"
-            )
+            raise PlanError(f"weight format {text!r}: a group size is a positive multiple of 8, such as 16, 64 or 128")
         name = f"hqq-{bits}bit-g{group}" + (f"-m{meta_group}" if meta_group else "")
         return cls(name, bits, group, meta_group)
 
@@ -129,16 +127,12 @@ class WeightFormat(msgspec.Struct, frozen=True):
         PlanError when the matrix cannot be cut into this format's groups.
         """
         if rows < 1 or cols < 1:
-            raise PlanError(
-                f"a matrix of {rows} x {cols} has nothing to store; both sides must be at least 1"
-            )
+            raise PlanError(f"a matrix of {rows} x {cols} has nothing to store; both sides must be at least 1")
         if not self.quantised:
             return (StoredTensor("weight", self.plain_dtype, (rows, cols)),)
         groups, rest = divmod(rows * cols, self.group)
         if rest:
-            raise self._unfit(
-                rows, cols, f"its {rows * cols} values are no multiple of the group size {self.group}"
-            )
+            raise self._unfit(rows, cols, f"its {rows * cols} values are no multiple of the group size {self.group}")
         codes = self._codes(rows, cols, groups)
         if not self.meta_group:
             return (codes, *(StoredTensor(name, "float16", (groups, 1)) for name in ("scale", "zero")))

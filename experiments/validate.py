@@ -94,7 +94,7 @@ def validate(
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
     """
     from engine.runtime import offload, offloaded
-    from engine.runtime.calibrate import calibrate, run_prompts
+    from engine.runtime.calibrate import calibrate
     from tracekit.recorder.models import load_model
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import encode_prompts

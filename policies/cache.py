@@ -134,7 +134,5 @@ class ExpertCache:
         hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
         none = np.empty(0, np.float64)
         return self.run(
-            Batch(
-                np.array([layer], np.int32), np.array([0, len(keys)], np.int64), keys, order, none, none, hints
-            )
+            Batch(np.array([layer], np.int32), np.array([0, len(keys)], np.int64), keys, order, none, none, hints)
         )

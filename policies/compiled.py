@@ -151,7 +151,8 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
 def one_line(error: Exception) -> str:
     """The sentence in a numba error that says what is wrong, and the place in the policy if it names one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if "rror:" in line or line.startswith(("Unknown", "Untyped", "Cannot", "No impl"))]
+    telling = ("Unknown", "Untyped", "Cannot", "No implementation")
+    reasons = [line for line in lines if "rror:" in line or line.startswith(telling)]
     places = [line for line in lines if line.startswith("File ") and "policies/" not in line.replace("\\", "/")]
     return "; ".join([*(reasons or lines)[-1:], *places[-1:]])[:300]
 

@@ -199,9 +199,7 @@ def keep(cache: Any, expert: int, group: int) -> None:
     cache.place[expert] = RESIDENT
 
 
-def make_room(
-    cache: Any, eviction: Any, group: int, expert: int, now: int, events: Any, n: int
-) -> tuple[int, bool]:
+def make_room(cache: Any, eviction: Any, group: int, expert: int, now: int, events: Any, n: int) -> tuple[int, bool]:
     """Evict until `expert` fits; returns the event count and whether it fits."""
     size = cache.size[expert]
     if size > cache.capacity[group]:

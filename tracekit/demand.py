@@ -96,7 +96,7 @@ def iter_demand(
         first = last
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _distinct(  # type: ignore[no-untyped-def]
     rows, starts, num_experts, keys, recency, tokens, start
 ):

@@ -27,13 +27,17 @@ REPEATS = 15
 
 
 def calibrate(
-    model: nn.Module, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 48, name: str = "this-machine"
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 48,
+    name: str = "this-machine",
 ) -> HardwareProfile:
     """Measure a profile of this machine with an offloaded model, whose cache should hold every expert.
 
-    Decoding `prompts` (token ids) twice gives, from the second pass: the median time between two visits (dense part
-    and overhead), and by least squares what a visit takes per visit, per expert and per (token, expert). Copies of whole
-    and quarter slabs give the link's rate and latency.
+    Decoding `prompts` (token ids) twice gives, from the second pass: the median time between two visits (dense
+    part and overhead), and by least squares what a visit takes per visit, per expert and per (token, expert). Copies
+    of whole and quarter slabs give the link's rate and latency.
 
     Raises HardwareError when the measurements make no sense, as on a machine too busy to measure.
     """
@@ -45,7 +49,7 @@ def calibrate(
     experts, pairs = _work(state)
     duration = (timings.visit_end - timings.visit_start - timings.visit_waited).astype(float)
     decode = timings.step_tokens[timings.visit_step] == 1
-    per_visit, per_expert, per_pair = _fit(duration, experts, pairs)
+    _, per_expert, per_pair = _fit(duration, experts, pairs)
     gap = _gaps(timings, decode)
     # The median visit of decode steps is hit exactly; the fit only says how time grows with experts and tokens.
     typical = float(np.median(duration[decode])) - per_expert * float(np.median(experts[decode]))
@@ -57,10 +61,10 @@ def calibrate(
         description=f"{state.device} of {platform.machine()} {platform.system()}, measured with {type(model).__name__}",
         calibrated=True,
         source=[
-            f"measured on the engine's own steps: {int(decode.sum())} decode visits of {len(prompts)} prompts, everything resident",
+            f"measured on the engine's own steps: {int(decode.sum())} decode visits of {len(prompts)} prompts",
             f"link: bursts of {BURST} copies of {state.store.slab_bytes} bytes and of a quarter, medians of {REPEATS}"
             + ("" if state.emulated is None else "; the link is emulated"),
-            "overhead.per_layer_ns holds the dense part of a layer as well; device rates are set so that only arithmetic counts",
+            "overhead.per_layer_ns holds a layer's dense part too; device rates are such that only arithmetic counts",
         ],
         device=Device(
             memory_bytes=1 << 40,

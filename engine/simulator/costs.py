@@ -47,7 +47,9 @@ def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_fo
         return list(manifest.expert_bytes)
     weight_format = WeightFormat.parse(experts_format)
     if weight_format.quantised:
-        raise PlanError(f"weights.experts = {experts_format!r} needs the sizes of an expert's matrices: give a model shape")
+        raise PlanError(
+            f"weights.experts = {experts_format!r} needs the sizes of an expert's matrices: give a model shape"
+        )
     return [count * weight_format.plain_bytes for count in manifest.expert_params]
 
 
@@ -92,9 +94,7 @@ def model_costs(
         kv_bytes = shape.kv_bytes_per_token("bf16") // shape.layers
         scale = len(moe) / layers
         if len(moe) != layers:
-            notes.append(
-                f"the trace has {layers} MoE layers, {shape.name} has {len(moe)}: time is scaled by {scale:g}"
-            )
+            notes.append(f"the trace has {layers} MoE layers, {shape.name} has {len(moe)}: time is scaled by {scale:g}")
         if (max(manifest.experts_per_layer), manifest.top_k) != (shape.experts, shape.top_k):
             notes.append(
                 f"the trace routes top-{manifest.top_k} of {max(manifest.experts_per_layer)} experts, {shape.name} top-"

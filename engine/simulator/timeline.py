@@ -109,7 +109,7 @@ class Timeline:
         return visit_end
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy")
 def _run(  # type: ignore[no-untyped-def]
     machine: Any, costs, experts, first_visit, demand, events, context, tokens_of, visit_end, spent, prefetches
 ):
@@ -174,7 +174,7 @@ def _run(  # type: ignore[no-untyped-def]
 
         while e < len(events.kind) and events.visit[e] == number:
             kind, slot = events.kind[e], events.slot[e]
-            if kind == LOAD or kind == STREAM:
+            if kind in (LOAD, STREAM):
                 _copy(machine, costs, slot, layer, routed)
                 wait = max(0, machine.arrival[slot] - now)
                 behind = min(wait, blocked)
@@ -202,7 +202,7 @@ def _run(  # type: ignore[no-untyped-def]
         visit_end[visit] = now
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy")
 def _expert(machine, costs, layer, slot, tokens, now, spent, phase):  # type: ignore[no-untyped-def]
     """Compute one expert from `now` on; returns how long it takes."""
     arithmetic = tokens * costs.expert_token_ps // 1000
@@ -212,7 +212,7 @@ def _expert(machine, costs, layer, slot, tokens, now, spent, phase):  # type: ig
     return duration
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy")
 def _copy(machine, costs, slot, layer, earliest):  # type: ignore[no-untyped-def]
     """Copy an expert of `layer` into `slot` as soon as link and slot allow."""
     begin = max(max(machine.clock[1], earliest), machine.idle[slot])
@@ -221,7 +221,7 @@ def _copy(machine, costs, slot, layer, earliest):  # type: ignore[no-untyped-def
     machine.arrival[slot] = machine.clock[1]
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy")
 def _advance(machine, costs, until):  # type: ignore[no-untyped-def]
     """Let the link start queued prefetches before `until`."""
     while machine.queue_length[0] > 0:
@@ -234,7 +234,7 @@ def _advance(machine, costs, until):  # type: ignore[no-untyped-def]
         machine.clock[2] = machine.clock[1]
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(cache=True, error_model="numpy")
 def _forget(machine, slot):  # type: ignore[no-untyped-def]
     """Take the slot's copy out of the queue."""
     length = machine.queue_length[0]

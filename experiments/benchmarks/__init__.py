@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios against a peer measured in the same run. `python -m experiments.benchmarks [NAME ...]`"""
+"""Benchmarks: ratios against a peer measured in the same run. `python -m experiments.benchmarks [NAME ...]`"""

@@ -14,7 +14,8 @@ def main(names: list[str]) -> int:
     """Run benchmarks by name; all of them when none is named."""
     for name in names:
         if name not in BENCHMARKS:
-            raise TracekitError(f"no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; there are {', '.join(BENCHMARKS)}")
+            guess = did_you_mean(name, BENCHMARKS)
+            raise TracekitError(f"no benchmark {name!r}{guess}; there are {', '.join(BENCHMARKS)}")
     rows: list[Row] = []
     for name in names or BENCHMARKS:
         print(f"running {name} ...", file=sys.stderr)

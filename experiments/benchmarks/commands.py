@@ -35,9 +35,7 @@ def small_trace(path: Path) -> None:
         top_k=2,
     )
     with TraceWriter(path, manifest) as writer:
-        writer.append(
-            step=order, request=0 * order, position=order, phase=np.uint8(1), token_id=-1, experts=chosen
-        )
+        writer.append(step=order, request=0 * order, position=order, phase=np.uint8(1), token_id=-1, experts=chosen)
         writer.finish()
 
 

@@ -1,7 +1,6 @@
 """Decisions per second of the compiled kernel, against cachetools and against a user's own policy file."""
 
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ USER_POLICY = Path(__file__).parents[2] / "policies" / "eviction" / "lru.py"
 
 
 def routing(steps: int, seed: int = 0) -> np.ndarray:
-    """Keys i32 [steps, layers, top_k]: independent draws with popularity rank^-0.8 in each layer. A load, not a model."""
+    """Keys i32 [steps, layers, top_k]: independent draws, popularity rank^-0.8 in each layer. A load, no model."""
     rng = np.random.default_rng(seed)
     popularity = 1 / np.arange(1, EXPERTS + 1) ** 0.8
     weights = np.log(np.stack([rng.permutation(popularity) for _ in range(LAYERS)])).astype(np.float32)

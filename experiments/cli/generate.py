@@ -44,16 +44,14 @@ def command(
 
     loaded, tokenizer = load_model(model, dtype, device)
     asked = (
-        Prompt(id="prompt", messages=[Message(role="user", content=prompt)])
+        Prompt(id="prompt", messages=(Message(role="user", content=prompt),))
         if chat
         else Prompt(id="prompt", prompt=prompt)
     )
     (ids,) = encode_prompts([asked], tokenizer)
     offload(loaded, chosen, device=device, emulate_link=link)
     with offloaded(loaded) as state:
-        decoding = Decoding(
-            loaded, [ids], max_new_tokens=max_new_tokens, stop=stop_tokens(loaded, tokenizer)
-        )
+        decoding = Decoding(loaded, [ids], max_new_tokens=max_new_tokens, stop=stop_tokens(loaded, tokenizer))
         new = decoding.generated[0]
         shown = ""
         start = time.perf_counter()
@@ -63,13 +61,13 @@ def command(
                 first = time.perf_counter()
             if not json:
                 # Decoded anew each time: a character may need several tokens.
-                text = tokenizer.decode(new, skip_special_tokens=True)
+                text = str(tokenizer.decode(new, skip_special_tokens=True))
                 if not text.endswith("\ufffd"):
                     print(text[len(shown) :], end="", flush=True)
                     shown = text
         seconds = time.perf_counter() - first
         loaded_bytes = state.bytes_loaded
-    text = tokenizer.decode(new, skip_special_tokens=True)
+    text = str(tokenizer.decode(new, skip_special_tokens=True))
     report: dict[str, Any] = {
         "text": text,
         "token_ids": new,

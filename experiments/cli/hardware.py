@@ -18,9 +18,7 @@ class Action(StrEnum):
 
 def command(
     action: Annotated[Action, typer.Argument(help="list the shipped profiles, or show one")] = Action.list,
-    name: Annotated[
-        str | None, typer.Argument(help="for show: a shipped name, or the path of a .toml file")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="for show: a shipped name, or the path of a .toml file")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """List the shipped hardware profiles, or show one as the TOML text to start your own from.
@@ -29,9 +27,7 @@ def command(
     """
     if action is Action.show:
         if name is None:
-            raise HardwareError(
-                f"hardware show needs a profile: one of {', '.join(hardware_names())}, or a .toml file"
-            )
+            raise HardwareError(f"hardware show needs a profile: one of {', '.join(hardware_names())}, or a .toml file")
         profile = load_hardware(name)
         if json:
             console.emit_json(msgspec.to_builtins(profile))

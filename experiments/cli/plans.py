@@ -21,8 +21,10 @@ def plan_from_options(
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables: dict[str, Any] = {} if file is None else load_plan(file).to_dict()
     if file is None and capacity is None:
-        raise PlanError("say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE")
-    options = {
+        raise PlanError(
+            "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
+        )
+    options: dict[str, dict[str, Any]] = {
         "cache": {"capacity": capacity},
         "eviction": {"policy": policy},
         "prefetch": {

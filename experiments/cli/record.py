@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(help="Directory of the model, or its hub name if it is in the local cache.")
-    ],
+    model: Annotated[str, typer.Argument(help="Directory of the model, or its hub name if it is in the local cache.")],
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}.')],
     output: Annotated[Path, typer.Option(help="The trace to write, a directory such as T.trace.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 128,
@@ -27,21 +25,15 @@ def command(
     logits: Annotated[bool, typer.Option("--logits", help="Record every gate's logits too.")] = False,
     lookahead: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="D", help="Record gate l+D on the input of gate l; repeat, or give a list: 1,2."
-        ),
+        typer.Option(metavar="D", help="Record gate l+D on the input of gate l; repeat, or give a list: 1,2."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace at OUTPUT.")] = False,
     score: Annotated[bool, typer.Option("--score", help="Route the given text, generate nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; greedy without.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the most likely tokens of this mass.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens of this mass.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -89,9 +81,7 @@ def _run(
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ModelError(
-            f"recording needs torch and transformers, and {error.name} is not installed"
-        ) from None
+        raise ModelError(f"recording needs torch and transformers, and {error.name} is not installed") from None
     from tracekit.manifest import load_manifest
     from tracekit.recorder.models import load_model
     from tracekit.recorder.options import RecordOptions

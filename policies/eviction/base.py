@@ -53,10 +53,6 @@ class EvictionPolicy(Policy):
             if cache.seen[expert] == now:
                 continue
             rank = self.rank(expert, group, now)
-            if (
-                best < 0
-                or rank < best_rank
-                or (rank == best_rank and self.last_use[expert] < self.last_use[best])
-            ):
+            if best < 0 or rank < best_rank or (rank == best_rank and self.last_use[expert] < self.last_use[best]):
                 best, best_rank = expert, rank
         return best

@@ -35,7 +35,7 @@ class Lru(EvictionPolicy):
         expert = self.oldest[group]
         while expert >= 0 and cache.seen[expert] == now:
             expert = self.newer[expert]
-        return expert
+        return expert  # type: ignore[no-any-return]
 
 
 def link(state: Any, expert: int, group: int) -> None:

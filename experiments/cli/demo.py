@@ -1,0 +1,60 @@
+"""`tracekit demo`: the whole chain in about a minute."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    output: Annotated[Path, typer.Option(help="folder to write to; an earlier demo's is replaced")] = Path("demo"),
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Record real gating of two small trained MoE models, replay policies, run the best plan in the engine, compare.
+
+    Example: tracekit demo
+    """
+    import msgspec
+
+    from experiments.cli import console
+    from experiments.cli.results import percent, rate
+
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        typer.echo(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
+
+    say("importing")
+    from experiments.demo import HARDWARE, SHAPE, run_demo
+
+    result = run_demo(output, say)
+    say("done")
+    if json:
+        console.emit_json(msgspec.to_builtins(result))
+    else:
+        rows = []
+        for row in result.rows:
+            timed, bounds = row.result.time, row.result.bounds
+            speed = None if timed is None else timed.tokens_per_second
+            bound = None if bounds is None else bounds.best_tokens_per_second
+            share = "-" if speed is None or bound is None else f"{100 * speed / bound:.0f} %"
+            prefetched = percent(row.result.hits_by.prefetch / row.result.lookups)
+            capacity, hits = row.plan["cache"]["capacity"], percent(row.result.hit_ratio)
+            rows.append([row.name, capacity, hits, prefetched, rate(speed), share])
+        console.table(
+            f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",
+            ["plan", "capacity", "hit ratio", "of it prefetched", "tokens/s", "of the bound"],
+            rows,
+        )
+        verdict, time_found = result.validation, result.validation.time
+        typer.echo(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
+        typer.echo(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
+        typer.echo(
+            f"  engine {time_found.measured_tokens_per_second:.1f} tokens/s, simulator "
+            f"{time_found.simulated_tokens_per_second:.1f}: on this CPU, over an emulated link of "
+            f"{time_found.emulated_link}"
+        )
+        typer.echo(f"report: {result.report}")
+    if not result.validation.passed:
+        raise typer.Exit(1)
