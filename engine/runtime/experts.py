@@ -1,0 +1,146 @@
+"""The experts function: what MoE layers call instead of their own experts, and how one expert is computed.
+
+transformers (v5) dispatches `experts(hidden_states, top_k_index, top_k_weights)` of every family to the
+function that `config._experts_implementation` names. Ours looks up the offloading state on the module it is
+called for.
+
+Results are bit-identical to the family's eager implementation: the same products of the same rows per expert,
+added up in ascending order of experts whatever order they were computed in. `accumulation` proves it on a few
+rows.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.runtime.routing import Routing, sort_by_expert
+from engine.runtime.store import expert_parameters
+from tracekit.errors import ModelError
+
+IMPLEMENTATION = "tracekit-offload"
+SEAT = "_tracekit_seat"  # the attribute of an experts module that says who serves it
+
+Serve = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden [tokens, hidden], top-k indices [tokens, k], top-k weights [tokens, k]) -> [tokens, hidden]"""
+
+ComputeExpert = Callable[[int, Tensor], Tensor]
+"""(expert, rows [n, hidden]) -> [n, hidden]"""
+
+
+def register() -> None:
+    """Make the experts function known to transformers under `IMPLEMENTATION`."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, offloaded_experts)
+
+
+def take_seat(experts: Any, serve: Serve) -> None:
+    """Have `serve` called for `experts` from now on."""
+    setattr(experts, SEAT, serve)
+    experts.config._experts_implementation = IMPLEMENTATION
+
+
+def offloaded_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The function that transformers calls, for any module that shares the offloaded model's config."""
+    serve = getattr(module, SEAT, None)
+    if serve is None:
+        return eager_experts(module, hidden_states, top_k_index, top_k_weights)
+    return serve(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+
+
+def eager_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The family's own experts, as transformers writes them."""
+    family: Any = type(module)
+    own = family.forward.__wrapped__  # what `use_experts_implementation` wrapped
+    return own(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+
+
+def expert_forward(module: Any, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    """One expert of `module` on rows [n, hidden], its tensors given by parameter name. Returns [n, hidden]."""
+    if module.has_gate:
+        inner = module._apply_gate(_project(module, weights, "gate_up_proj", rows))  # [n, intermediate]
+    else:
+        inner = module.act_fn(_project(module, weights, "up_proj", rows))  # [n, intermediate]
+    out = _project(module, weights, "down_proj", inner)  # [n, hidden]
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _project(module: Any, weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    weight = weights[name]
+    out = rows @ weight if module.is_transposed else functional.linear(rows, weight)
+    bias = weights.get(f"{name}_bias")
+    return out if bias is None else out + bias  # a fused addition would round once where the families round twice
+
+
+def compute(
+    order: Iterable[int],
+    compute_expert: ComputeExpert,
+    hidden: Tensor,
+    top_k_weights: Tensor,
+    routing: Routing,
+    accumulate: str = "hidden",
+) -> Tensor:
+    """The weighted sum of experts for each token, computed in the given order and added in ascending order.
+
+    An expert's result waits until all smaller ones have been added. `accumulate` is the type of the sum:
+    "hidden", "weights" or "float32". hidden [tokens, hidden], top_k_weights [tokens, k]. Returns [tokens,
+    hidden].
+    """
+    dtype = {"hidden": hidden.dtype, "weights": top_k_weights.dtype, "float32": torch.float32}[accumulate]
+    total = torch.zeros_like(hidden, dtype=dtype)
+    factors = top_k_weights.reshape(-1)[routing.choice, None]  # [assignments, 1]
+    waiting: dict[int, Tensor] = {}
+    ascending = deque(routing.span)
+    for expert in order:
+        span = routing.span[expert]
+        out = compute_expert(expert, hidden[routing.token[span]])  # [n, hidden]
+        waiting[expert] = out * factors[span]
+        while ascending and ascending[0] in waiting:
+            smallest = ascending.popleft()
+            total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest).to(dtype))
+    return total.to(hidden.dtype)
+
+
+def accumulation(experts: Any) -> str:
+    """How `compute` must add up to equal the family's eager experts bit for bit: found by trying on a few rows.
+
+    ModelError when they do not agree in any type of the sum: then this family computes something else.
+    """
+    stacked = expert_parameters(experts)
+    first = stacked.get("gate_up_proj", stacked.get("up_proj"))
+    if first is None or "down_proj" not in stacked:
+        raise ModelError(f"{type(experts).__name__} holds {', '.join(stacked)}: no layout of experts that is known")
+    hidden, ids, factors = _probe(first.shape[1 if experts.is_transposed else 2], experts.num_experts, first)
+
+    def compute_expert(expert: int, rows: Tensor) -> Tensor:
+        return expert_forward(experts, {name: stacked[name][expert] for name in stacked}, rows)
+
+    routing = sort_by_expert(ids.cpu().numpy().astype("uint16"), experts.num_experts, first.device)
+    with torch.no_grad():
+        for accumulate in ("hidden", "weights", "float32"):
+            if all(
+                torch.equal(
+                    compute(routing.demand, compute_expert, hidden, weights, routing, accumulate),
+                    eager_experts(experts, hidden, ids, weights),
+                )
+                for weights in (factors.to(hidden.dtype), factors)
+            ):
+                return accumulate
+    raise ModelError(
+        f"{type(experts).__name__} computes its experts in a way of its own, which the engine cannot equal "
+        "bit for bit; load the model in float32, or leave it on one device"
+    )
+
+
+def _probe(width: int, num_experts: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed random hidden states [4, width], top-k ids [4, k] and float32 weights [4, k]."""
+    generator = torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {"generator": generator}
+    hidden = torch.randn(4, width, **settings).to(like)  # [tokens, hidden]
+    scores = torch.rand(4, num_experts, **settings)  # [tokens, experts]
+    factors, ids = scores.topk(min(3, num_experts))  # [tokens, k]
+    return hidden, ids.to(like.device), factors.to(like.device)

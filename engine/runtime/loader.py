@@ -1,0 +1,103 @@
+"""`Loader`: turns the decisions of a visit into copies, in the order of the decisions."""
+
+from time import perf_counter_ns
+
+from engine.runtime.link import Link, Ticket
+from engine.runtime.pool import SlotPool
+from engine.runtime.store import ExpertStore
+from policies.decide import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+
+KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
+
+
+class Loader:
+    """Owns every copy between the decision that asks for it and the computation that uses it.
+
+    A copy into a slot must not begin while the slot's previous expert is still to be computed, which happens
+    when a visit demands more than fits: then one slot serves several experts in turn. Copies therefore leave
+    in the order of the decisions, and the first one whose slot is taken holds up those behind it until that
+    expert is `done`. Experts are computed in the order that `begin` returns; in that order an expert's copy
+    has always left before its turn.
+    """
+
+    def __init__(self, store: ExpertStore, pool: SlotPool, link: Link) -> None:
+        self.store, self.pool, self.link = store, pool, link
+        self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
+        self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link
+        self._tickets: dict[int, tuple[Ticket, int]] = {}  # key -> (ticket, kind): asked, not yet waited for
+        self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
+        self._taken: set[int] = set()  # slots of those whose copy has left or was never needed
+
+    def begin(self, events: Events) -> list[int]:
+        """Ask for what a visit loads; returns the keys it demands, what is on the device first."""
+        here: list[int] = []
+        late: list[int] = []
+        loads: list[int] = []
+        for kind, key, slot in zip(events.kind.tolist(), events.expert.tolist(), events.slot.tolist(), strict=True):
+            if kind in (HIT, HIT_PINNED, HIT_PREFETCHED):
+                self._slot[key] = slot
+                self._taken.add(slot)
+                (here if self._has_arrived(key) else late).append(key)
+            elif kind in (EVICT, DROP):
+                self._give_up(key)
+            else:
+                self._held[key] = (slot, kind)
+                if kind != PREFETCH:
+                    self._slot[key] = slot
+                    loads.append(key)
+        self._ask()
+        return here + late + loads
+
+    def arrive(self, key: int) -> int:
+        """Wait for the copy of a demanded expert; returns the nanoseconds waited. ModelError if it failed."""
+        if key not in self._tickets:
+            return 0
+        start = perf_counter_ns()
+        self.link.wait(self._tickets.pop(key)[0])
+        return perf_counter_ns() - start
+
+    def slot(self, key: int) -> int:
+        """Where a demanded expert is, between `begin` and `done`."""
+        return self._slot[key]
+
+    def done(self, key: int) -> None:
+        """The expert has been computed: its slot may be overwritten."""
+        self._taken.discard(self._slot.pop(key))
+        self._ask()
+
+    def forget(self) -> None:
+        """Give up all copies, as before a cache that starts empty."""
+        for key in list(self._tickets):
+            self._give_up(key)
+        self._held.clear()
+        self._slot.clear()
+        self._taken.clear()
+        self.bytes = dict.fromkeys(KINDS.values(), 0)
+
+    def _has_arrived(self, key: int) -> bool:
+        if key not in self._tickets:
+            return True
+        ticket, _ = self._tickets[key]
+        self.link.promote(ticket)
+        return ticket.arrived
+
+    def _ask(self) -> None:
+        while self._held:
+            key, (slot, kind) = next(iter(self._held.items()))
+            if slot in self._taken:
+                return
+            del self._held[key]
+            source = self.store.slab(key)
+            ticket = self.link.copy(source, self.pool.slab(slot, source.numel()), demand=kind != PREFETCH)
+            self._tickets[key] = (ticket, kind)
+            self.bytes[KINDS[kind]] += source.numel()
+            if kind != PREFETCH:
+                self._taken.add(slot)
+
+    def _give_up(self, key: int) -> None:
+        """The expert loses its place. A copy that has started still runs, ahead of any later one to its slot."""
+        self._held.pop(key, None)
+        if key in self._tickets:
+            ticket, kind = self._tickets.pop(key)
+            if self.link.cancel(ticket):
+                self.bytes[KINDS[kind]] -= ticket.source.numel()

@@ -1,0 +1,50 @@
+"""What one visit's gate chose, brought to the host in a single copy and sorted by expert."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routing:
+    """The assignments of one visit: token t's choice number c fell on expert e.
+
+    `demand` are the distinct experts in (token, choice) order of first reference, `recency` the same in order
+    of last reference. `token` and `choice` [assignments] i64 on the device name each assignment's token and
+    its place among the flattened choices (t * k + c), sorted by expert and then (c, t), which is the order of
+    transformers' eager loop. `span[e]` is expert e's part of them, experts ascending.
+    """
+
+    demand: list[int]
+    recency: list[int]
+    token: Tensor
+    choice: Tensor
+    span: dict[int, slice]
+
+
+def read_back(top_k_index: Tensor, lookahead: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The choices u16 [tokens, k] and the lookahead logits f16 [tokens, experts] on the host, in one copy."""
+    ids = top_k_index.to(torch.int16)  # [tokens, k]; ids above 32767 wrap, and wrap back as u16
+    if lookahead is None:
+        return ids.cpu().numpy().view(np.uint16), None
+    k = ids.shape[1]
+    host = torch.cat([ids, lookahead.to(torch.float16).view(torch.int16)], dim=1).cpu().numpy()
+    return host[:, :k].view(np.uint16), np.ascontiguousarray(host[:, k:]).view(np.float16)
+
+
+def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> Routing:
+    """Sort choices u16 [tokens, k] by expert; ids of `num_experts` or more mark choices that do not count."""
+    tokens, k = ids.shape
+    chosen = [expert for expert in ids.ravel().tolist() if expert < num_experts]
+    demand = list(dict.fromkeys(chosen))
+    recency = list(dict.fromkeys(reversed(chosen)))[::-1]
+    by_choice = ids.T.ravel()  # assignment (c, t) at c * tokens + t
+    order = np.argsort(by_choice, kind="stable")[: len(chosen)]  # those that do not count sort last
+    choice, token = np.divmod(order, tokens)
+    ascending = sorted(demand)
+    edges = [*np.searchsorted(by_choice[order], ascending).tolist(), len(chosen)]
+    both = torch.from_numpy(np.stack([token, token * k + choice])).to(device)  # [2, assignments]
+    spans = {expert: slice(edges[i], edges[i + 1]) for i, expert in enumerate(ascending)}
+    return Routing(demand, recency, both[0], both[1], spans)

@@ -1,0 +1,217 @@
+"""`OffloadState`: one offloaded model at work: decides, has experts copied and computed, keeps the log."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from engine.runtime.experts import compute, expert_forward, take_seat
+from engine.runtime.link import Link
+from engine.runtime.loader import Loader
+from engine.runtime.pool import SlotPool
+from engine.runtime.routing import read_back, sort_by_expert
+from engine.runtime.store import ExpertStore
+from engine.runtime.thread_link import EmulatedLink
+from engine.runtime.timing import Clock, Timings
+from policies.cache import CacheSpec, ExpertCache
+from policies.decide import Events
+from policies.ranking import rank_lookahead
+from tracekit.errors import ModelError, PlanError
+from tracekit.recorder.seam import MoeLayer, router_logits
+
+STATE = "_tracekit_offload"  # the attribute of an offloaded model that holds its state
+
+
+class OffloadState:
+    """What `offloaded(model)` returns.
+
+    `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
+    only emulated (every result must say so) or None. One model, one thread, one CUDA stream at a time.
+
+    Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
+    is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
+    rows may round differently, so only unpadded batches are promised to equal the un-offloaded model bit for
+    bit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[MoeLayer],
+        spec: CacheSpec,
+        store: ExpertStore,
+        accumulate: Sequence[str],
+        device: torch.device,
+        link: Callable[[], Link],
+        emulated: EmulatedLink | None,
+    ) -> None:
+        self.layers, self.spec, self.store, self.accumulate = tuple(layers), spec, store, tuple(accumulate)
+        self.device, self.emulated = device, emulated
+        self.top_k = max(layer.top_k for layer in layers)
+        self.cache = check_policies(spec)
+        self.pool = SlotPool(self.cache.slots, store.slab_bytes, device)
+        self.link = link()
+        self._loader = Loader(store, self.pool, self.link)
+        self._clock = Clock()
+        self._events: list[Events] = []
+        self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
+        self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
+        self._failure: str | None = None
+        self._hooks: list[RemovableHandle] = self._attach(model)
+
+    @property
+    def log(self) -> Events:
+        """Every decision so far, in order: exactly what `ExpertCache.visit` returned (arrays of equal length)."""
+        if not self._events:
+            return Events(*(np.empty(0, kind) for kind in (np.int64, np.uint8, np.int32, np.int32)))
+        return Events(*(np.concatenate(columns) for columns in zip(*self._events, strict=True)))
+
+    @property
+    def timings(self) -> Timings:
+        """When each step and visit ran."""
+        return self._clock.timings()
+
+    @property
+    def bytes_loaded(self) -> dict[str, int]:
+        """Bytes asked of the link: "load" (on demand, kept), "stream" (on demand, not kept), "prefetch"."""
+        return dict(self._loader.bytes)
+
+    def reset(self) -> None:
+        """Start again: an empty cache, log and clock. Also what makes a model usable after a failure."""
+        self._loader.forget()
+        self.cache = check_policies(self.spec)
+        self._clock = Clock()
+        self._events = []
+        self._real, self._failure = None, None
+        self._lookahead.clear()
+
+    def close(self) -> None:
+        """End the copy thread and unpin memory. The model cannot run afterwards."""
+        self._failure = "it has been closed"
+        for hook in self._hooks:
+            hook.remove()
+        self._loader.forget()
+        self.link.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""
+        if self._failure is not None:
+            raise ModelError(f"the offloaded model cannot run: {self._failure}")
+        try:
+            return self._visit(layer, hidden, top_k_index, top_k_weights)
+        except BaseException as error:
+            # The cache believes that loads have happened which now may not.
+            self._failure = f"a visit failed ({type(error).__name__}: {error}); call offloaded(model).reset()"
+            raise
+
+    def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        experts, base = self.layers[layer].experts, layer * self.spec.experts
+        ids, lookahead = self._read_back(layer, top_k_index)
+        start = perf_counter_ns()
+        routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
+        events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead))
+        self._events.append(events)
+        order = self._loader.begin(events)
+        waited = 0
+
+        def compute_expert(expert: int, rows: Tensor) -> Tensor:
+            nonlocal waited
+            key = base + expert
+            waited += self._loader.arrive(key)
+            weights = self.pool.views(self._loader.slot(key), self.store.layouts[layer])
+            out = expert_forward(experts, weights, rows)
+            self._loader.done(key)
+            return out
+
+        local = [key - base for key in order]
+        out = compute(local, compute_expert, hidden, top_k_weights, routing, self.accumulate[layer])
+        self._clock.add_visit(layer, start, waited)
+        return out
+
+    def _read_back(self, layer: int, top_k_index: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        lookahead = self._lookahead.pop(layer, None)
+        if lookahead is None and self._looks_ahead(layer):
+            raise ModelError(f"the router of {self.layers[layer].name} was not called: its lookahead is unknown")
+        if self._real is not None:
+            padding = ~self._real[:, None]  # [tokens, 1]
+            top_k_index = top_k_index.masked_fill(padding, self.layers[layer].num_experts)
+            lookahead = None if lookahead is None else lookahead.masked_fill(padding, float("nan"))
+        return read_back(top_k_index, lookahead)
+
+    def _looks_ahead(self, layer: int) -> bool:
+        return self.cache.prefetch_class.reads == "lookahead" and layer + self.spec.distance < len(self.layers)
+
+    def _hint(self, layer: int, lookahead: np.ndarray | None) -> list[int]:
+        """The experts of layer `layer + distance`, as its gate ranks them for this visit's tokens."""
+        if lookahead is None:
+            return []
+        starts = np.array([0, len(lookahead)], np.int64)
+        ranked = rank_lookahead(lookahead, starts, self.top_k, self.spec.count)[0]
+        return [expert for expert in ranked.tolist() if expert >= 0]
+
+    def _attach(self, model: nn.Module) -> list[RemovableHandle]:
+        for layer in self.layers:
+            take_seat(layer.experts, partial(self.visit, layer.index))
+        hooks = [
+            model.register_forward_pre_hook(self._begin_step, with_kwargs=True),
+            model.register_forward_hook(self._end_step, always_call=True),
+        ]
+        for layer in filter(lambda layer: self._looks_ahead(layer.index), self.layers):
+            hook = partial(self._look_ahead, layer.index)
+            hooks.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
+        return hooks
+
+    def _look_ahead(self, layer: int, router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = next(iter((*args, *kwargs.values())))
+        self._lookahead[layer] = router_logits(self.layers[layer + self.spec.distance], hidden)
+
+    def _begin_step(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
+        ids = args[0] if ids is None and args else ids
+        mask = kwargs.get("attention_mask")
+        self._real, tokens = None, 0
+        if isinstance(ids, Tensor):
+            tokens = ids.shape[0] * ids.shape[1]
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                real = mask[:, -ids.shape[1] :].reshape(-1).bool()  # [tokens]
+                kept = int(real.sum())
+                self._real, tokens = (real, kept) if kept < tokens else (None, tokens)
+        self._clock.begin_step(tokens)
+
+    def _end_step(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the host waits for the next token's id anyway
+        self._clock.end_step()
+
+
+def check_policies(spec: CacheSpec) -> ExpertCache:
+    """An empty cache that decides by `spec`. PlanError for policies that read what hardware cannot know."""
+    cache = ExpertCache(spec)
+    for kind, name, policy, known in (
+        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing",)),
+        ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead")),
+    ):
+        if policy.reads not in known:
+            future = policy.reads in ("next-use", "future")
+            why = (
+                "reads the future: it is a bound for replay" if future else f"reads {policy.reads!r}: not yet supported"
+            )
+            raise PlanError(f"{kind} {name!r} {why}, and cannot run in the engine")
+    if cache.prefetch_class.reads == "lookahead" and spec.distance >= spec.layers:
+        raise PlanError(f"prefetch distance {spec.distance} is impossible: the model has {spec.layers} MoE layers")
+    return cache

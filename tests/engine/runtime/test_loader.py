@@ -1,0 +1,113 @@
+"""Every expert is in its slot when it is computed, whatever the policy decides and however slow the copies are."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.cache import CacheSpec, ExpertCache
+
+torch = pytest.importorskip("torch")
+from engine.runtime.link import Progress, Ticket  # noqa: E402  # needs torch
+from engine.runtime.loader import Loader  # noqa: E402
+
+LAYERS, EXPERTS = 3, 6
+
+
+class Store:
+    def slab(self, key: int) -> Any:
+        return torch.tensor([key], dtype=torch.uint8)
+
+
+class Pool:
+    def __init__(self, slots: int) -> None:
+        self.content = torch.full((slots, 1), 255, dtype=torch.uint8)
+
+    def slab(self, slot: int, size: int) -> Any:
+        return self.content[slot, :size]
+
+
+class LazyLink:
+    """Copies only when somebody waits or `progress` is called: the slowest link that keeps the rules."""
+
+    def __init__(self) -> None:
+        self.demand: deque[Ticket] = deque()
+        self.prefetch: deque[Ticket] = deque()
+
+    def copy(self, source: Any, target: Any, *, demand: bool) -> Ticket:
+        ticket = Ticket(source, target, demand=demand)
+        (self.demand if demand else self.prefetch).append(ticket)
+        return ticket
+
+    def promote(self, ticket: Ticket) -> None:
+        if ticket in self.prefetch:
+            self.prefetch.remove(ticket)
+            self.demand.append(ticket)
+
+    def cancel(self, ticket: Ticket) -> bool:
+        for queue in (self.demand, self.prefetch):
+            if ticket in queue:
+                queue.remove(ticket)
+                return True
+        return False
+
+    def wait(self, ticket: Ticket) -> None:
+        while not ticket.arrived:
+            self.progress()
+
+    def progress(self) -> None:
+        if self.demand or self.prefetch:
+            ticket = (self.demand or self.prefetch).popleft()
+            ticket.target.copy_(ticket.source)
+            ticket.progress = Progress.DONE
+
+    def close(self) -> None: ...
+
+
+visits = st.lists(
+    st.permutations(range(EXPERTS)).flatmap(lambda order: st.integers(0, EXPERTS).map(lambda n: order[:n]))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    demands=visits,
+    hints=st.randoms(use_true_random=False),
+    capacity=st.sampled_from([(0,), (1,), (4,), (9,), (1, 1, 1), (2, 0, 3), (6, 6, 6)]),
+    staging=st.integers(1, 4),
+    into_cache=st.booleans(),
+    progress=st.integers(0, 3),
+)
+def test_what_is_computed_has_arrived(
+    demands: list[list[int]],
+    hints: Any,
+    capacity: tuple[int, ...],
+    staging: int,
+    into_cache: bool,
+    progress: int,
+) -> None:
+    size = np.ones(LAYERS * EXPERTS, np.int64)
+    spec = CacheSpec(LAYERS, EXPERTS, capacity, size, "lfu", None, "gate", None, 1, 3, staging, into_cache)
+    cache, link = ExpertCache(spec), LazyLink()
+    pool = Pool(cache.slots)
+    loader = Loader(Store(), pool, link)  # type: ignore[arg-type]
+    for number, demand in enumerate(demands):
+        layer = number % LAYERS
+        ahead = hints.sample(range(EXPERTS), 3) if layer + 1 < LAYERS else []
+        events = cache.visit(layer, demand, None, ahead)
+        order = loader.begin(events)
+        assert sorted(order) == sorted(layer * EXPERTS + expert for expert in demand)
+        for key in order:
+            for _ in range(progress):
+                link.progress()
+            loader.arrive(key)
+            assert int(pool.slab(loader.slot(key), 1)[0]) == key
+            for other in order[order.index(key) + 1 :]:
+                if other not in loader._tickets and other not in loader._held:
+                    assert int(pool.slab(loader.slot(other), 1)[0]) == other, "overwritten before its turn"
+            loader.done(key)
+        assert not loader._held, "a copy was decided and never asked for"
+        assert len(loader._tickets) <= cache.slots
