@@ -10,14 +10,13 @@ import numpy as np
 
 from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
-from engine.plan import Plan, plan_from_dict
+from engine.plan import CachePlan, Plan
 from engine.replay import run
 from engine.simulator.costs import model_costs
 from policies.decide import Events
 from tracekit import Trace
 from tracekit.errors import ModelError
 
-EVERYTHING = plan_from_dict({"cache": {"capacity": "100%/layer"}})
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +107,7 @@ def validate(
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        offload(loaded, EVERYTHING, device=device, emulate_link=emulate_link)
+        offload(loaded, everything_resident(plan), device=device, emulate_link=emulate_link)
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
         hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
         offloaded(loaded).close()
@@ -158,6 +157,11 @@ def validate(
         passed=passed,
         verdict=_verdict(decisions, tokens, time, threshold),
     )
+
+
+def everything_resident(plan: Plan) -> Plan:
+    """The plan that calibration runs: the same prefetcher, whose own work costs time, but nothing is ever missing."""
+    return msgspec.structs.replace(plan, cache=CachePlan(capacity="100%/layer"))
 
 
 def compare_logs(simulated: Events, measured: Events) -> Decisions:

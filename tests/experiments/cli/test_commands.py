@@ -1,0 +1,181 @@
+"""Every command: help with an example, JSON, and one line on stderr with exit code 2 for whatever is wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.cli.main import COMMANDS, run
+from tests.helpers.traces import make_trace, random_experts
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def runner(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what the test itself made others print
+        code = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return runner
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """A small trace of 40 decode steps, 3 layers, top-2 of 6."""
+    experts = random_experts(np.random.default_rng(0), tokens=40, layers=3, experts=6, top_k=2)
+    make_trace(tmp_path / "t.trace", experts, num_experts=6, expert_bytes=[1000] * 3, expert_params=[500] * 3)
+    return tmp_path / "t.trace"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_and_json(call: Call, name: str) -> None:
+    code, out, _ = call(name, "--help")
+    assert code == 0
+    assert "Example: tracekit" in " ".join(out.split())
+    assert "--json" in out
+
+
+def test_root_help_lists_every_command(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(name in out for name in COMMANDS)
+
+
+def assert_one_line(code: int, out: str, err: str, *words: str) -> None:
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("command", ["replay", "curve", "info"])
+def test_no_such_trace(call: Call, tmp_path: Path, command: str) -> None:
+    more = ["--capacity", "2/layer"] if command == "replay" else []
+    assert_one_line(*call(command, tmp_path / "none.trace", *more), "none.trace")
+
+
+@pytest.mark.parametrize("command", ["replay", "curve", "info"])
+def test_not_a_trace(call: Call, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("hello")
+    more = ["--capacity", "2/layer"] if command == "replay" else []
+    assert_one_line(*call(command, tmp_path / "file", *more), "file")
+
+
+def test_truncated_shard(call: Call, trace: Path) -> None:
+    (shard,) = trace.glob("routing-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-20])
+    assert_one_line(*call("replay", trace, "--capacity", "2/layer"), shard.name)
+
+
+def test_wrong_version(call: Call, trace: Path) -> None:
+    manifest = json.loads((trace / "manifest.json").read_text())
+    (trace / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    assert_one_line(*call("replay", trace, "--capacity", "2/layer"), "99")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--capacity", "2/layer", "--policy", "lruu"], ["lruu", "did you mean 'lru'"]),
+        (["--capacity", "2/layer", "--prefetch", "gaet"], ["gaet", "did you mean 'gate'"]),
+        (["--capacity", "lots"], ["lots", "4/layer"]),
+        (["--capacity", "9/layer"], ["9/layer", "6"]),
+        (["--capacity", "-3"], ["-3"]),
+        (["--capacity", "140%"], ["140%"]),
+        ([], ["--capacity"]),
+        (["--capacity", "2/layer", "--hardware", "rtx306"], ["rtx306", "did you mean 'rtx3060'"]),
+        (["--capacity", "2/layer", "--hardware", "t4", "--model-shape", "mixtral"], ["mixtral", "did you mean"]),
+        (["--capacity", "2/layer", "--weights", "hqq-5bit"], ["hqq-5bit"]),
+        (["--capacity", "2/layer", "--prefetch", "gate"], ["lookahead", "--lookahead 1"]),
+        (["--capacity", "2/layer", "--policy", "./none.py:Mine"], ["none.py"]),
+        (["--plan", "none.toml"], ["none.toml"]),
+        (["--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_bad_options_of_replay(call: Call, trace: Path, arguments: list[str], words: list[str]) -> None:
+    assert_one_line(*call("replay", trace, *arguments), *words)
+
+
+def test_unknown_command(call: Call) -> None:
+    assert_one_line(*call("replya"), "replay")
+
+
+def test_unknown_keys_in_a_plan(call: Call, trace: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "p.toml"
+    plan.write_text('[cache]\ncapacity = "2/layer"\nsize = 3\n')
+    assert_one_line(*call("replay", trace, "--plan", plan), "p.toml", "size")
+
+
+def test_replay_json_has_what_it_promises(call: Call, trace: Path) -> None:
+    code, out, _ = call(
+        "replay", trace, "--capacity", "2/layer", "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert found["hits"] + found["misses"] == found["lookups"] > 0
+    assert set(found["hits_by"]) == {"cache", "pinned", "prefetch"}
+    assert {"prefill", "decode"} == set(found["phases"])
+    assert {"tokens_per_second", "tpot_ms", "ttft_ms", "compute_s", "stall_s"} <= set(found["time"])
+    assert set(found["time"]["tpot_ms"]) == {"p50", "p95", "p99"}
+    assert found["bounds"]["best_tokens_per_second"] >= found["time"]["tokens_per_second"]
+    assert found["provenance"]["plan"]["cache"]["capacity"] == "2/layer"
+
+
+def test_plan_and_options_say_the_same(call: Call, trace: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "p.toml"
+    plan.write_text('[cache]\ncapacity = "3/layer"\n[eviction]\npolicy = "lfu"\n')
+    by_plan = json.loads(call("replay", trace, "--plan", plan, "--json")[1])
+    by_options = json.loads(call("replay", trace, "--capacity", "3/layer", "--policy", "lfu", "--json")[1])
+    over = json.loads(call("replay", trace, "--plan", plan, "--capacity", "1/layer", "--json")[1])
+    assert by_plan == by_options
+    assert over["hits"] < by_plan["hits"]
+
+
+def test_curve_json(call: Call, trace: Path) -> None:
+    code, out, _ = call("curve", trace, "--policy", "lru,belady", "--json")
+    assert code == 0
+    ratios = {(point["policy"], point["capacity"]): point["hit_ratio"] for point in json.loads(out)}
+    assert len(ratios) == 12
+    assert all(ratios["belady", f"{n}/layer"] >= ratios["lru", f"{n}/layer"] for n in range(1, 7))
+
+
+def test_policies_and_hardware_json(call: Call) -> None:
+    policies = json.loads(call("policies", "list", "--json")[1])
+    assert {("eviction", "lru"), ("prefetch", "gate")} <= {(p["kind"], p["name"]) for p in policies}
+    hardware = json.loads(call("hardware", "list", "--json")[1])
+    assert "rtx3060" in {profile["name"] for profile in hardware}
+    assert_one_line(*call("hardware", "show", "rtx9999"), "rtx9999")
+
+
+@pytest.mark.parametrize("command", ["record", "generate", "validate"])
+def test_a_model_that_is_not_there(call: Call, tmp_path: Path, command: str) -> None:
+    assert_one_line(*call(command, tmp_path / "model", *needed(command, tmp_path)), "model")
+
+
+@pytest.mark.parametrize("command", ["record", "generate", "validate"])
+def test_a_model_without_experts(call: Call, tmp_path: Path, command: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    assert_one_line(*call(command, tmp_path / "dense", *needed(command, tmp_path)), "dense", "expert")
+
+
+def needed(command: str, folder: Path) -> list[str]:
+    """The arguments a command needs beside its model."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"id": "a", "prompt": "hello"}\n')
+    return {
+        "record": ["--prompts", str(prompts), "--output", str(folder / "out.trace")],
+        "generate": ["hello", "--capacity", "2/layer"],
+        "validate": ["--prompts", str(prompts), "--capacity", "2/layer"],
+    }[command]
