@@ -4,7 +4,7 @@ Everything is a list, a set or a dict; recency is a list, the future is scanned.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import inf, isnan
 
 HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, STREAM, PREFETCH, EVICT, DROP = range(8)
@@ -36,7 +36,7 @@ class ReferenceCache:
         into_cache: bool = False,
         distance: int = 1,
         count: int = 0,
-        future: Sequence[Sequence[int]] = (),
+        future: Sequence[Collection[int]] = (),
     ) -> None:
         self.layers, self.experts = layers, experts
         self.capacity, self.size, self.policy = list(capacity), list(size), policy
@@ -48,9 +48,7 @@ class ReferenceCache:
         self.lookups_since_load: Counter[int] = Counter()
         self.lookups_ever: Counter[int] = Counter()
         self.visits = 0
-        self.vanished: list[
-            set[int]
-        ] = []  # by visit: staged experts that were used but found no room to stay
+        self.vanished: list[set[int]] = []  # by visit: staged experts that were used but found no room to stay
         self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging
 
     def group(self, key: int) -> int:

@@ -58,9 +58,7 @@ def test_events_equal_the_reference(pair: tuple[str, str], seed: int, chunk: int
     found = decisions(scenario, chunk=chunk)
     if pair[0] == "lfu-perfect":
         # Beyond a lookup that was not kept see test_perfect_lfu_counts_streamed_lookups.
-        limit = min(
-            [event[0] for event in expected if event[1] == STREAM] + unkept(cache), default=len(expected)
-        )
+        limit = min([event[0] for event in expected if event[1] == STREAM] + unkept(cache), default=len(expected))
         expected = [event for event in expected if event[0] <= limit]
         found = [event for event in found if event[0] <= limit]
     assert without_slots(found) == expected
@@ -74,9 +72,7 @@ def unkept(cache: ReferenceCache) -> list[int]:
 @pytest.mark.parametrize("prefetch", ["gate", "oracle"])
 @settings(max_examples=300, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 200))
-def test_events_equal_the_reference_when_prefetching_into_the_cache(
-    prefetch: str, seed: int, chunk: int
-) -> None:
+def test_events_equal_the_reference_when_prefetching_into_the_cache(prefetch: str, seed: int, chunk: int) -> None:
     scenario = random_scenario(seed, "lru", prefetch, into_cache=True)
     cache, expected = scenario.reference()
     found = decisions(scenario, chunk=chunk)
@@ -88,9 +84,7 @@ def test_events_equal_the_reference_when_prefetching_into_the_cache(
 @pytest.mark.parametrize("pair", [("lru", "oracle"), ("lfu", "gate")], ids="-".join)
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS)
-def test_interpreted_and_compiled_policies_decide_alike(
-    pair: tuple[str, str], into_cache: bool, seed: int
-) -> None:
+def test_interpreted_and_compiled_policies_decide_alike(pair: tuple[str, str], into_cache: bool, seed: int) -> None:
     scenario = random_scenario(seed, *pair, into_cache=into_cache)
     assert decisions(scenario) == decisions(scenario, compiled=False)
 
@@ -127,9 +121,7 @@ def test_visit_by_visit_equals_the_reference_and_never_exceeds_capacity(into_cac
     assert set(np.flatnonzero(cache.state.place == 2)) == set(reference.staged)
 
 
-def small_cache(
-    eviction: str, capacity: int, layers: int = 1, prefetch: str = "none", **fields: object
-) -> ExpertCache:
+def small_cache(eviction: str, capacity: int, layers: int = 1, prefetch: str = "none", **fields: object) -> ExpertCache:
     size = np.ones(layers * 4, np.int64)
     settings = {"eviction": eviction, "prefetch": prefetch} | fields
     return ExpertCache(CacheSpec(layers, 4, (capacity,), size, **settings), compiled=False)  # type: ignore[arg-type]

@@ -45,9 +45,7 @@ def test_every_distinct_expert_of_a_visit_is_one_lookup(eviction: str, prefetch:
 @pytest.mark.parametrize("eviction", ["lru", "belady"])
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, extra=st.integers(0, 6))
-def test_a_larger_cache_hits_whatever_a_smaller_one_hits(
-    eviction: str, per_layer: bool, seed: int, extra: int
-) -> None:
+def test_a_larger_cache_hits_whatever_a_smaller_one_hits(eviction: str, per_layer: bool, seed: int, extra: int) -> None:
     """Stack policies, as long as a visit's demand fits."""
     scenario = random_scenario(seed, eviction)
     capacity = max(1, largest_demand(scenario)) + extra
@@ -76,9 +74,7 @@ def test_prefetching_never_saves_copies_over_belady(seed: int, extra: int) -> No
     fewest = sum(kind in (LOAD, STREAM) for _, kind, _, _ in decisions(scenario, spec))
     for into_cache in (False, True):
         ahead = replace(spec, eviction="lru", prefetch="oracle", into_cache=into_cache)
-        assert (
-            sum(kind in (LOAD, STREAM, PREFETCHED) for _, kind, _, _ in decisions(scenario, ahead)) >= fewest
-        )
+        assert sum(kind in (LOAD, STREAM, PREFETCHED) for _, kind, _, _ in decisions(scenario, ahead)) >= fewest
 
 
 @pytest.mark.parametrize(
