@@ -9,7 +9,7 @@ import numpy as np
 
 from tracekit.errors import CapacityError
 
-_SYNTAX = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
+_SYNTAX = re.compile(r"\s*([0-9]{1,40}(?:\.[0-9]{1,40})?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LARGEST = 2**62
 
