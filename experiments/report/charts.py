@@ -1,0 +1,277 @@
+"""The charts, as Vega-Lite specifications. Colours of text, grid and ramps are the page's (light or dark).
+
+Policies keep one colour and one mark throughout a report. A chart with the parameter `highlight` dims every
+policy but the one named by it; the page sets it from the legend.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from experiments.report.content import CurvePoint, HeatMap, PolicyRow, Validation
+from experiments.report.tables import by_speed, percent, rate
+
+# Okabe & Ito, "Color Universal Design" (2008), less black and yellow: each vanishes on one of the grounds.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+DASHES = ([6, 4], [2, 3], [10, 3, 2, 3])
+NEUTRAL = "#8a8f94"  # legible on both grounds: bounds are not contestants
+MOST_BARS = 40
+MOST_POINTS = 2000
+MARKED_POINTS = 240
+DIMMED = 0.12
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a policy is drawn everywhere."""
+
+    colour: str
+    shape: str
+    dash: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A specification and what it shows in a sentence."""
+
+    spec: dict[str, Any]
+    sentence: str
+    renderer: str = "svg"
+
+
+def looks(policies: dict[str, bool]) -> dict[str, Look]:
+    """A look for each policy; bounds (True) are neutral and dashed.
+
+    Colours alone tell six policies apart, colour and mark together thirty-six.
+    """
+    found: dict[str, Look] = {}
+    hues = bounds = 0
+    for name, is_bound in policies.items():
+        if is_bound:
+            found[name] = Look(NEUTRAL, "circle", tuple(DASHES[bounds % len(DASHES)]))
+            bounds += 1
+        else:
+            shape = SHAPES[(hues + hues // len(PALETTE)) % len(SHAPES)]
+            found[name] = Look(PALETTE[hues % len(PALETTE)], shape, ())
+            hues += 1
+    return found
+
+
+def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
+    """Hit ratio against the share of experts held, a line per policy."""
+    rows = [
+        {"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points
+    ]
+    names = list(dict.fromkeys(point.policy for point in points))
+    colour = alt.Color("policy:N", legend=None, sort=None).scale(
+        domain=names, range=[look[name].colour for name in names]
+    )
+    shape = alt.Shape("policy:N", legend=None, sort=None).scale(
+        domain=names, range=[look[name].shape for name in names]
+    )
+    dash = alt.StrokeDash("policy:N", legend=None, sort=None).scale(
+        domain=names, range=[list(look[name].dash) or [1, 0] for name in names]
+    )
+    ratio = alt.Axis(format=".3~%", tickCount=5)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=alt.X(
+            "held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)
+        ).scale(domain=[0, max(point.share_held for point in points)]),
+        y=alt.Y("hit:Q", title="hit ratio", axis=ratio).scale(domain=[0, 1]),
+        color=colour,
+        opacity=_dimmed(1.0),
+    )
+    tooltip = [
+        alt.Tooltip("policy:N", title="policy"),
+        alt.Tooltip("cache:N", title="cache"),
+        alt.Tooltip("held:Q", title="experts held", format=".1%"),
+        alt.Tooltip("hit:Q", title="hit ratio", format=".1%"),
+    ]
+    lines = base.mark_line(strokeWidth=2, aria=False).encode(strokeDash=dash)
+    # With many sizes the marks would hide the lines; they stay, unseen, to carry the tooltips.
+    marked = len(points) <= MARKED_POINTS
+    dots = base.mark_point(filled=True, size=44).encode(shape=shape, tooltip=tooltip)
+    if not marked:
+        dots = dots.encode(opacity=alt.value(0))
+    sentence = (
+        "Hit ratio of each policy against the share of all experts that the cache holds. "
+        "Dashed lines are bounds: they know the future."
+        if any(point.is_bound for point in points)
+        else "Hit ratio of each policy against the share of all experts that the cache holds."
+    )
+    return Chart(_finish(alt.layer(lines, dots), 340, sentence, highlight=True), sentence)
+
+
+def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
+    """Decode tokens per second, a bar per row, and each row's bound as a mark across it."""
+    timed = by_speed(rows)
+    shown = timed[:MOST_BARS]
+    values = [
+        {
+            "label": label,
+            "policy": row.name,
+            "rate": row.tokens_per_second,
+            "bound": row.bound_tokens_per_second,
+            "text": _of_bound(row),
+            "colour": look[row.name].colour,
+        }
+        for label, row in shown
+    ]
+    order = [label for label, _ in shown]
+    # Label and number stand above their bar, so that nothing is cut off on a narrow screen.
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1),
+        opacity=_dimmed(1.0),
+        tooltip=[
+            alt.Tooltip("label:N", title="policy"),
+            alt.Tooltip("rate:Q", title="tokens/s", format=".3~g"),
+            alt.Tooltip("bound:Q", title="bound", format=".3~g"),
+        ],
+    )
+    x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=True)
+    bars = base.mark_bar(height=12, yOffset=9, cornerRadiusEnd=2).encode(
+        x=x, color=alt.Color("colour:N", scale=None)
+    )
+    limits = base.transform_filter("isValid(datum.bound)").mark_tick(
+        orient="vertical", thickness=2, size=18, yOffset=9, style="bound"
+    )
+    limits = limits.encode(x=alt.X("bound:Q"))
+    limit = alt.ExprRef("max(60, width - 145)")
+    names = base.mark_text(align="left", yOffset=-8, fontSize=13, style="ink", limit=limit, aria=False)
+    names = names.encode(x=alt.value(0), text="label:N")
+    numbers = base.mark_text(align="right", yOffset=-8, fontSize=12, style="muted", aria=False)
+    numbers = numbers.encode(x=alt.value(alt.ExprRef("width")), text="text:N")
+    bounded = any(row.bound_tokens_per_second is not None for _, row in shown)
+    sentence = "Decode tokens per second, fastest first."
+    if bounded:
+        sentence += (
+            " The upright mark is each row's bound: what no policy can beat with that cache on that machine."
+        )
+    if any(row.is_bound for _, row in shown):
+        sentence += " Grey bars know the future."
+    if len(shown) < len(timed):
+        sentence += f" The {len(shown)} fastest of {len(timed)} are drawn."
+    layers = alt.layer(bars, limits, names, numbers)
+    return Chart(_finish(layers, 46 * len(shown), sentence, highlight=True), sentence)
+
+
+def heat(found: HeatMap) -> Chart:
+    """Share of lookups, experts across and layers down, darkest (or brightest) where an expert is busiest."""
+    layers, experts = found.shares.shape
+    cells = [-1.0 if np.isnan(share) else float(f"{share:.4g}") for share in found.shares.ravel()]
+    places = f"floor((datum.place - 1) / {experts})"
+    step = max(1, -(-layers // 12))
+    title = "share of the layer's lookups"
+    # A square-root scale, for one hot expert would otherwise leave all others the same shade.
+    shade = alt.Scale(type="sqrt", domainMin=0)
+    legend = alt.Legend(orient="top", format=".2~%")
+    chart = (
+        # Bare numbers, numbered on arrival: a tenth of the size of a record for each cell.
+        alt.Chart(alt.InlineData(values=cells))
+        .transform_window(place="row_number()")
+        .transform_filter("datum.data >= 0")
+        .transform_calculate(
+            share="datum.data",
+            expert=f"(datum.place - 1) % {experts}",
+            layer=f"{list(found.layer_numbers)}[{places}]",
+            times=f"datum.data * {experts}",
+        )
+        # The hairline of the cell's own colour closes the seams between neighbours.
+        .mark_rect(aria=False, strokeWidth=0.6)
+        .encode(
+            x=alt.X(
+                "expert:O",
+                title="expert",
+                axis=alt.Axis(values=_ticks(experts), labelAngle=0, labelOverlap=True, ticks=False),
+            ).scale(domain=list(range(experts)), padding=0),
+            y=alt.Y(
+                "layer:O",
+                title="layer",
+                axis=alt.Axis(values=list(found.layer_numbers[::step]), ticks=False),
+            ).scale(domain=list(found.layer_numbers), padding=0),
+            # A square-root scale, for one hot expert would otherwise leave all others the same shade.
+            color=alt.Color("share:Q", title=title, scale=shade, legend=legend),
+            stroke=alt.Stroke("share:Q", title=title, scale=shade, legend=legend),
+            tooltip=[
+                alt.Tooltip("layer:O", title="layer"),
+                alt.Tooltip("expert:O", title="expert"),
+                alt.Tooltip("share:Q", title="share of lookups", format=".3~%"),
+                alt.Tooltip("times:Q", title="times an even share", format=".2f"),
+            ],
+        )
+    )
+    peak = np.unravel_index(np.argmax(np.nan_to_num(found.shares)), found.shares.shape)
+    busiest = percent(float(np.nan_to_num(found.shares)[peak]))
+    sentence = (
+        f"Each cell is one of {experts} experts in one of {layers} layers; its shade is the share of the "
+        f"layer's lookups that went to it. An even share would be {percent(1 / experts)}; the busiest, "
+        f"expert {peak[1]} of layer {found.layer_numbers[int(peak[0])]}, takes {busiest}."
+    )
+    height = min(max(10 * layers, 100), 520)
+    # Thousands of cells: a canvas draws them without thousands of elements in the page.
+    return Chart(_finish(chart, height, sentence, highlight=False), sentence, renderer="canvas")
+
+
+def steps(validation: Validation) -> Chart:
+    """Simulated against measured time of each decode step; on the diagonal they agree."""
+    count = len(validation.simulated_ms)
+    kept = np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
+    simulated, measured = validation.simulated_ms, validation.measured_ms
+    values = [{"step": int(i), "measured": measured[i], "simulated": simulated[i]} for i in kept]
+    low = min(*simulated, *measured)
+    high = max(*simulated, *measured)
+    pad = 0.04 * (high - low) or 0.05 * high or 1.0
+    domain = [max(0.0, low - pad), high + pad]
+    scale = alt.Scale(domain=domain, nice=False, zero=False)
+    x = alt.X("measured:Q", title="measured, ms per decode step", axis=alt.Axis(tickCount=5), scale=scale)
+    y = alt.Y("simulated:Q", title="simulated, ms", axis=alt.Axis(tickCount=5), scale=scale)
+    dots = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_point(filled=True, size=22, opacity=0.55, style="accent", aria=False)
+        .encode(
+            x=x,
+            y=y,
+            tooltip=[
+                alt.Tooltip("step:Q", title="decode step"),
+                alt.Tooltip("measured:Q", title="measured, ms", format=".3~f"),
+                alt.Tooltip("simulated:Q", title="simulated, ms", format=".3~f"),
+            ],
+        )
+    )
+    ends = [{"measured": end, "simulated": end} for end in domain]
+    agreed = alt.Chart(alt.InlineData(values=ends)).mark_line(strokeDash=[5, 4], style="muted", aria=False)
+    sentence = "Each point is one decode step; on the dashed line, simulation and measurement agree."
+    if len(kept) < count:
+        sentence += f" {len(kept):,} of {count:,} steps are drawn."
+    layers = alt.layer(agreed.encode(x=x, y=y), dots)
+    return Chart(_finish(layers, 340, sentence, highlight=False), sentence)
+
+
+def _dimmed(full: float) -> Any:
+    chosen = "highlight === '' || datum.policy === highlight"
+    return alt.condition(chosen, alt.value(full), alt.value(DIMMED))
+
+
+def _of_bound(row: PolicyRow) -> str:
+    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
+    return f"{rate(speed)} ({percent(speed / bound)} of bound)" if bound else rate(speed)
+
+
+def _ticks(count: int) -> list[int]:
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, count) if count / step <= 16)
+    return list(range(0, count, step))
+
+
+def _finish(chart: Any, height: int, description: str, *, highlight: bool) -> dict[str, Any]:
+    if highlight:
+        chart = chart.add_params(alt.param(name="highlight", value=""))
+    chart = chart.properties(width="container", height=height, description=description)
+    spec: dict[str, Any] = chart.to_dict()
+    # The page brings the configuration, and names no address that a reader could take for a download.
+    for key in ("config", "$schema"):
+        spec.pop(key, None)
+    return spec

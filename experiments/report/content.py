@@ -1,0 +1,177 @@
+"""What a report says, as plain frozen data: no formatting, no drawing, no knowledge of where it came from.
+
+Ratios and shares are 0 to 1, rates are decode tokens per second, sizes are bytes, times are milliseconds. Every
+class refuses numbers that could not be drawn (StudyError), so the page never shows a NaN.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import StudyError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRow:
+    """One plan and what became of it: a row of the table and a bar of the chart.
+
+    `hits_prefetched` is the share of all hits that a prefetch brought. `bound_tokens_per_second` is what no
+    policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
+    Belady does. None means unknown (no hardware given, no decode steps, expert sizes unknown).
+    """
+
+    name: str
+    capacity: str
+    prefetch: str
+    hit_ratio: float
+    decode_hit_ratio: float | None
+    hits_prefetched: float
+    tokens_per_second: float | None
+    bound_tokens_per_second: float | None
+    bytes_loaded_per_token: float | None
+    is_bound: bool = False
+
+    def __post_init__(self) -> None:
+        _named("a policy row", self.name)
+        where = f"policy row {self.name!r}"
+        for field in ("hit_ratio", "decode_hit_ratio", "hits_prefetched"):
+            _within(where, field, getattr(self, field), 1.0)
+        for field in ("tokens_per_second", "bound_tokens_per_second", "bytes_loaded_per_token"):
+            _within(where, field, getattr(self, field))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One cache size of one policy's hit-ratio curve; `capacity` is how one asks for it ("8/layer")."""
+
+    policy: str
+    capacity: str
+    share_held: float
+    hit_ratio: float
+    is_bound: bool = False
+
+    def __post_init__(self) -> None:
+        _named("a curve point", self.policy)
+        where = f"curve of {self.policy!r} at {self.capacity!r}"
+        _within(where, "share_held", self.share_held, 1.0)
+        _within(where, "hit_ratio", self.hit_ratio, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeatMap:
+    """Which experts one model uses.
+
+    `shares` [layers, experts]: each expert's share of its layer's lookups; NaN where a layer has no such
+    expert.
+    `layers`: the model-layer index of each row; empty numbers the rows from 0.
+    """
+
+    model: str
+    shares: NDArray[np.floating]
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _named("a heat map", self.model)
+        where = f"heat map of {self.model!r}"
+        if self.shares.ndim != 2 or 0 in self.shares.shape:
+            raise StudyError(f"{where}: shares must be [layers, experts], not of shape {self.shares.shape}")
+        known = self.shares[~np.isnan(self.shares)]
+        if ((known < 0) | (known > 1)).any():
+            raise StudyError(f"{where}: a share lies outside 0 to 1")
+        if self.layers and len(self.layers) != len(self.shares):
+            raise StudyError(f"{where}: {len(self.layers)} layer numbers for {len(self.shares)} rows")
+        if len(set(self.layers)) != len(self.layers):
+            raise StudyError(f"{where}: a layer number occurs twice")
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """The model-layer index of each row."""
+        return self.layers or tuple(range(len(self.shares)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """One plan run on the engine and on the simulator.
+
+    `tokens_identical` compares generated tokens with the un-offloaded model's; None when none were compared.
+    `time_error_median` is the median of |simulated / measured - 1| over decode steps, `time_error_limit` what
+    was allowed. `simulated_ms` and `measured_ms` hold one time for each decode step, in the same order.
+    """
+
+    decisions_identical: bool
+    decisions: int
+    tokens_identical: bool | None
+    tokens: int
+    time_error_median: float
+    time_error_limit: float | None
+    simulated_tokens_per_second: float
+    measured_tokens_per_second: float
+    simulated_ms: tuple[float, ...] = ()
+    measured_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = "validation"
+        for field in ("time_error_median", "time_error_limit"):
+            _within(where, field, getattr(self, field))
+        for field in ("simulated_tokens_per_second", "measured_tokens_per_second"):
+            _within(where, field, getattr(self, field))
+        if len(self.simulated_ms) != len(self.measured_ms):
+            raise StudyError(
+                f"{where}: {len(self.simulated_ms)} simulated steps for {len(self.measured_ms)} measured ones"
+            )
+        for time in (*self.simulated_ms, *self.measured_ms):
+            _within(where, "a step's time", time)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that was compared agrees."""
+        timely = self.time_error_limit is None or self.time_error_median <= self.time_error_limit
+        return self.decisions_identical and self.tokens_identical is not False and timely
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContent:
+    """Everything on the page, in reading order; what is empty is left out.
+
+    `subtitle` is (what, which) pairs, as ("model", "mistralai/Mixtral-8x7B-v0.1"). `reproduce` holds shell
+    commands.
+    """
+
+    title: str
+    subtitle: tuple[tuple[str, str], ...] = ()
+    rows: tuple[PolicyRow, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
+    heat_maps: tuple[HeatMap, ...] = ()
+    validation: Validation | None = None
+    warnings: tuple[str, ...] = ()
+    reproduce: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _named("a report", self.title)
+        seen: set[tuple[str, float]] = set()
+        for point in self.curves:
+            if (place := (point.policy, point.share_held)) in seen:
+                raise StudyError(f"the curve of {point.policy!r} has two points at {point.capacity!r}")
+            seen.add(place)
+
+    def policies(self) -> dict[str, bool]:
+        """Every policy named anywhere, in order of appearance, and whether it is a bound."""
+        found: dict[str, bool] = {}
+        for point in self.curves:
+            found.setdefault(point.policy, point.is_bound)
+        for row in self.rows:
+            found.setdefault(row.name, row.is_bound)
+        return found
+
+
+def _named(what: str, name: str) -> None:
+    if not name.strip():
+        raise StudyError(f"{what} needs a name")
+
+
+def _within(where: str, field: str, value: float | None, most: float = math.inf) -> None:
+    if value is not None and not (math.isfinite(value) and 0 <= value <= most):
+        limits = "a number of 0 or more" if most == math.inf else f"within 0 to {most:g}"
+        raise StudyError(f"{where}: {field.replace('_', ' ')} must be {limits}, not {value}")

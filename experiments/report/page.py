@@ -1,0 +1,51 @@
+"""Writing a report: one file, whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from experiments.report.content import ReportContent
+from tracekit.errors import StudyError, TracekitError
+
+
+def write_report(path: Path, content: ReportContent) -> Path:
+    """Write `content` as one self-contained HTML file and return its path.
+
+    The file makes no request: Vega is inside it, once, and its content security policy forbids the rest. The
+    same content gives the same bytes (with the same Vega). The file appears whole or not at all.
+
+    Raises TracekitError when the optional packages (altair, vl-convert-python) are absent or `path` cannot be
+    written.
+    """
+    path = Path(path)
+    text = _page(content)
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise StudyError(f"cannot write the report {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's file is the owner's alone
+        Path(temporary).replace(path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise StudyError(f"cannot write the report {path}: {error.strerror}") from None
+    return path
+
+
+def _page(content: ReportContent) -> str:
+    # Drawing is an optional extra: everything else of this package works without it.
+    try:
+        import vl_convert
+
+        from experiments.report.render import render
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("altair", "vl_convert"):
+            raise
+        raise TracekitError(
+            f"a report needs {error.name}, which is not installed: pip install 'moe-tracekit[report]'"
+        ) from None
+    return render(content, str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))

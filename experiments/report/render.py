@@ -1,0 +1,200 @@
+"""The page's HTML: sections, legend, and the content security policy that keeps it offline."""
+
+import json
+import re
+from base64 import b64encode
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+
+from experiments.report import charts, tables
+from experiments.report.charts import Chart, Look
+from experiments.report.content import PolicyRow, ReportContent, Validation
+from tracekit.errors import TracekitError
+
+# Unit paths of the marks that Vega draws, for a legend of plain buttons (16 x 16).
+MARKS = {
+    "circle": '<circle cx="8" cy="8" r="4.5"/>',
+    "square": '<path d="M4 4h8v8h-8z"/>',
+    "triangle-up": '<path d="M8 3l5.5 9.5h-11z"/>',
+    "triangle-down": '<path d="M8 13l5.5-9.5h-11z"/>',
+    "diamond": '<path d="M8 2.5l4.5 5.5-4.5 5.5-4.5-5.5z"/>',
+    "cross": '<path d="M6.3 3h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z"/>',
+}
+
+
+def render(content: ReportContent, bundle: str) -> str:
+    """The page's HTML, with `bundle` as the script that defines `vegaEmbed`."""
+    look = charts.looks(content.policies())
+    drawn: dict[str, Chart] = {}
+    body = "\n".join(_sections(content, look, drawn))
+    data = json.dumps(
+        {name: {"renderer": chart.renderer, "spec": chart.spec} for name, chart in drawn.items()},
+        ensure_ascii=True,
+        allow_nan=False,
+        separators=(",", ":"),
+    )
+    template = (files("experiments.report") / "page.html").read_text("utf-8")
+    found = re.search(r'<script id="app">(.*?)</script>', template, re.DOTALL)
+    assert found is not None
+    if "</script" in bundle.lower():
+        raise TracekitError("the Vega bundle of vl-convert cannot stand in a page; try another version of it")
+    parts = {
+        "title": escape(content.title),
+        "policy": " ".join(_digest(script) for script in (bundle, found[1])),
+        "header": _header(content),
+        "body": body,
+        "charts": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
+        "bundle": bundle,
+    }
+    # In one pass, so that text which looks like a placeholder stays text.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
+    sections = []
+    if content.rows:
+        sections.append(_section("policies", "Policies", _policies(content.rows)))
+    if any(row.tokens_per_second is not None for row in content.rows):
+        chart = charts.speeds(content.rows, look)
+        sections.append(_figure("speed", "Tokens per second", chart, tables.speed_table(content.rows), drawn))
+    if content.curves:
+        chart = charts.curves(content.curves, look)
+        shown = {point.policy: look[point.policy] for point in content.curves}
+        numbers = tables.curve_table(content.curves)
+        title = "Hit ratio against cache size"
+        sections.append(_figure("curves", title, chart, numbers, drawn, legend=_legend(shown)))
+    for index, heat in enumerate(content.heat_maps):
+        title = "Which experts are used" if not index else ""
+        figure = _chart(f"heat-{index}", charts.heat(heat), tables.heat_table(heat), drawn)
+        figure = f'<h3 class="model">{escape(heat.model)}</h3>{figure}'
+        sections.append(_section(f"experts-{index}", title, figure))
+    if content.validation is not None:
+        sections.append(_section("validation", "Simulated and measured", _verdict(content.validation, drawn)))
+    if content.warnings:
+        items = "".join(f"<li>{escape(warning)}</li>" for warning in content.warnings)
+        sections.append(_section("limits", "Limits", f"<ul>{items}</ul>"))
+    if content.reproduce:
+        commands = escape("\n".join(content.reproduce))
+        label = 'role="region" tabindex="0" aria-label="Commands"'
+        sections.append(_section("reproduce", "Reproduce", f"<pre {label}><code>{commands}</code></pre>"))
+    return sections
+
+
+def _section(name: str, title: str, inner: str) -> str:
+    if not title:
+        return f'<section class="more">{inner}</section>'
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{inner}</section>'
+
+
+def _figure(
+    name: str, title: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = ""
+) -> str:
+    return _section(name, title, _chart(name, chart, numbers, drawn, legend))
+
+
+def _chart(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
+    drawn[f"chart-{name}"] = chart
+    return (
+        f"<p>{escape(chart.sentence)}</p>\n{legend}"
+        f'<div class="chart" id="chart-{name}" style="min-height:{chart.spec["height"] + 50}px"></div>\n'
+        f"<details><summary>The numbers</summary>{numbers}</details>"
+    )
+
+
+def _header(content: ReportContent) -> str:
+    facts = "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle
+    )
+    parts = [f"<h1>{escape(content.title)}</h1>"]
+    if lede := _lede(content.rows):
+        parts.append(f'<p class="lede">{lede}</p>')
+    if facts:
+        parts.append(f"<dl>{facts}</dl>")
+    if count := len(content.warnings):
+        words = "one limit" if count == 1 else f"{count} limits"
+        parts.append(f'<p class="note">Read with <a href="#limits">{words}</a> in mind.</p>')
+    return "\n".join(parts)
+
+
+def _lede(rows: tuple[PolicyRow, ...]) -> str:
+    """What a reader wants to know first: the best that needs no foresight, and how far from its bound."""
+    labelled = list(zip(tables.row_labels(rows), rows, strict=True))
+    real = [(label, row) for label, row in labelled if not row.is_bound]
+    if not real:
+        return ""
+    timed = [(label, row) for label, row in real if row.tokens_per_second is not None]
+    if not timed:
+        label, row = max(real, key=lambda pair: pair[1].hit_ratio)
+        shown = tables.percent(row.hit_ratio)
+        return f"The highest hit ratio without foresight is <b>{shown}</b>, by <b>{escape(label)}</b>."
+    label, row = max(timed, key=lambda pair: pair[1].tokens_per_second or 0)
+    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
+    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{tables.rate(speed)} tokens/s</b>"
+    if bound:
+        text += f", {tables.percent(speed / bound)} of what no policy can beat with that cache"
+    return text + "."
+
+
+def _policies(rows: tuple[PolicyRow, ...]) -> str:
+    text = (
+        "A row is one plan on the same routing. Hits by prefetch is the share of hits that a prefetch "
+        "brought; how much of their copying was hidden shows only in the tokens per second. The bound is what "
+        "no policy can beat with that cache on that machine."
+    )
+    if any(row.is_bound for row in rows):
+        text += " Rows marked bound know the future, and no machine can run them."
+    return f"<p>{text}</p>\n{tables.policy_table(rows)}"
+
+
+def _legend(looks: dict[str, Look]) -> str:
+    buttons = []
+    for name, look in looks.items():
+        if not look.dash:
+            mark = f'<g fill="{look.colour}" stroke="none">{MARKS[look.shape]}</g>'
+        else:
+            dash = " ".join(str(length) for length in look.dash)
+            mark = f'<path d="M0 8h22" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        width = 22 if look.dash else 16
+        picture = f'<svg viewBox="0 0 {width} 16" width="{width}" height="16" aria-hidden="true">{mark}</svg>'
+        text = escape(name)
+        buttons.append(
+            f'<button type="button" aria-pressed="false" data-policy="{text}">{picture}{text}</button>'
+        )
+    label = "Highlight a policy in every chart"
+    return f'<div class="legend" role="group" aria-label="{label}">{"".join(buttons)}</div>\n'
+
+
+def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:
+    error, limit = tables.percent(validation.time_error_median), validation.time_error_limit
+    timely = None if limit is None else validation.time_error_median <= limit
+    allowed = "" if limit is None else f" (allowed: {tables.percent(limit)})"
+    same = {True: "identical, ", False: "different, "}
+    decisions = f"{same[validation.decisions_identical]}{validation.decisions:,} entries"
+    compared = validation.tokens_identical
+    tokens = "not compared" if compared is None else f"{same[compared]}{validation.tokens:,}"
+    findings = [
+        (validation.decisions_identical, "Decision logs", decisions),
+        (compared, "Generated tokens", tokens),
+        (timely, "Time per decode step", f"median error {error}{allowed}"),
+    ]
+    states = {True: "yes", False: "no", None: "open"}
+    items = [f'<li class="{states[ok]}"><b>{what}</b> {escape(text)}</li>' for ok, what, text in findings]
+    headline = "Simulation and engine agree." if validation.holds else "Simulation and engine do not agree."
+    state = "yes" if validation.holds else "no"
+    numbers = tables.validation_table(validation)
+    parts = [
+        f'<p class="verdict {state}">{headline}</p>',
+        f'<ul class="checks">{"".join(items)}</ul>',
+        numbers,
+    ]
+    if validation.simulated_ms:
+        chart = charts.steps(validation)
+        drawn["chart-steps"] = chart
+        parts.append(f"<h3>Time of each decode step</h3><p>{escape(chart.sentence)}</p>")
+        parts.append('<div class="chart small" id="chart-steps" style="min-height:390px"></div>')
+    return "\n".join(parts)
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
