@@ -48,20 +48,21 @@ class Field:
     extent: str
     dtype: Any
     fill: Value
+    width: int = 1
 
     def allocate(self, layout: Layout) -> np.ndarray:
         length = {"experts": layout.keys, "groups": layout.groups, "one": 1}[self.extent]
-        return np.full(length, self.fill, self.dtype)
+        return np.full(length * self.width, self.fill, self.dtype)
 
 
-def per_expert(dtype: Any, fill: Value = 0) -> Any:
-    """An array with one element per expert key."""
-    return Field("experts", dtype, fill)
+def per_expert(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+    """An array with `width` elements per expert key, those of one expert side by side: `self.a[expert * width + i]`."""
+    return Field("experts", dtype, fill, width)
 
 
-def per_group(dtype: Any, fill: Value = 0) -> Any:
-    """An array with one element per capacity group."""
-    return Field("groups", dtype, fill)
+def per_group(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+    """An array with `width` elements per capacity group, those of one group side by side."""
+    return Field("groups", dtype, fill, width)
 
 
 def scalar(dtype: Any, fill: Value = 0) -> Any:
@@ -140,6 +141,8 @@ class Policy:
     def _checked(cls, name: str, field: Field, value: Any) -> Value:
         if isinstance(value, bool) != (field.dtype is bool) or not isinstance(value, int | float):
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not {field.dtype.__name__}")
+        if not abs(value) < 2**62:
+            raise PolicyError(f"policy {cls.name!r}: parameter {name} is not a finite number of 64 bits")
         if field.dtype is int and value != int(value):
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not a whole number")
         return field.dtype(value)  # type: ignore[no-any-return]
