@@ -1,5 +1,7 @@
 """Ranking of lookahead logits against sorting."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def test_ranking_is_by_votes_then_logit_then_id(seed: int, top_k: int, count: in
     logits = rng.choice(values, (tokens, experts), p=[0.05, 0.2, 0.3, 0.2, 0.15, 0.05, 0.05])
     starts = np.unique(np.append(rng.integers(0, tokens, 3), [0, tokens]))
     ranked = rank_lookahead(logits, starts.astype(np.int64), top_k, count)
-    for visit, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for visit, (first, last) in enumerate(pairwise(starts)):
         expected = rank_by_votes(logits[first:last].tolist(), top_k, count)
         assert ranked[visit].tolist() == expected + [-1] * (count - len(expected))
 
