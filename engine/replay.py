@@ -180,7 +180,7 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
 def _bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape | None, done: Replayed) -> Bounds:
     """Belady's hits at the plan's capacity, and the two times that bound every policy."""
     clairvoyant = msgspec.structs.replace(
-        plan, eviction=EvictionPlan(policy="belady"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
+        plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
     )
     best = run(trace, clairvoyant, shape=shape) if costs is None else run(trace, clairvoyant, costs, shape)
     hits = int(best.kinds[:, : HIT_PREFETCHED + 1].sum())

@@ -68,10 +68,12 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What no policy can beat with this capacity on this machine, in decode tokens per second.
+    """What clairvoyant decisions would allow with this capacity on this machine, in decode tokens per second.
 
-    `link`: Belady's demand loads, each once over the link and nothing else. `compute`: no copies at all. `best` is the
-    lower of the two. `hit_ratio` is Belady's. With experts of unequal size Belady is a heuristic, not a bound.
+    `hit_ratio` is that of Belady with bypassing, which no policy beats when experts are of equal size (with unequal
+    sizes it is a strong heuristic). `link`: its demand loads of decode steps, over the link and nothing else; it loads
+    least over the whole trace, not necessarily in each phase. `compute`: the plan's own work with no copies at all.
+    `best` is the lower of the two.
     """
 
     hit_ratio: float

@@ -76,7 +76,7 @@ def _rank(self, expert, group, now):  # type: ignore[no-untyped-def]
 
 
 @overload_method(types.BaseNamedTuple, "victim")
-def _victim(self, cache, group, incoming, now):  # type: ignore[no-untyped-def]
+def _victim(self, cache, group, incoming, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "victim")
 
 

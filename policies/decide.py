@@ -123,24 +123,26 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             for i in range(start, stop):
                 expert = batch.demand[i]
                 if cache.place[expert] == STAGED:
-                    n, room = make_room(cache, eviction, group, expert, now, events, n)
+                    signal = batch.signal[i] if has_signal else 0.0
+                    n, room = make_room(cache, eviction, group, expert, now, signal, events, n)
                     unstage(cache, expert)
                     if room:
                         keep(cache, expert, group)
-                        eviction.on_insert(expert, group, now, batch.signal[i] if has_signal else 0.0)
+                        eviction.on_insert(expert, group, now, signal)
                     else:
                         release(cache, expert)
         for m in range(missing):
             i = cache.missing[m]
             expert = batch.demand[i]
-            n, room = make_room(cache, eviction, group, expert, now, events, n)
+            signal = batch.signal[i] if has_signal else 0.0
+            n, room = make_room(cache, eviction, group, expert, now, signal, events, n)
             if not room:
                 n = ensure_buffer(cache, now, events, n)
             cache.slot[expert] = take_slot(cache)
             n = record(events, n, now, LOAD if room else STREAM, expert, cache.slot[expert])
             if room:
                 keep(cache, expert, group)
-                eviction.on_insert(expert, group, now, batch.signal[i] if has_signal else 0.0)
+                eviction.on_insert(expert, group, now, signal)
             else:
                 release(cache, expert)
 
@@ -199,13 +201,15 @@ def keep(cache: Any, expert: int, group: int) -> None:
     cache.place[expert] = RESIDENT
 
 
-def make_room(cache: Any, eviction: Any, group: int, expert: int, now: int, events: Any, n: int) -> tuple[int, bool]:
+def make_room(
+    cache: Any, eviction: Any, group: int, expert: int, now: int, signal: float, events: Any, n: int
+) -> tuple[int, bool]:
     """Evict until `expert` fits; returns the event count and whether it fits."""
     size = cache.size[expert]
     if size > cache.capacity[group]:
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
-        victim = eviction.victim(cache, group, expert, now)
+        victim = eviction.victim(cache, group, expert, now, signal)
         if victim < 0:
             return n, False
         eviction.on_evict(victim, group, now)
@@ -268,7 +272,7 @@ def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, event
     if cache.place[expert] != 0:
         return n
     if cache.into_cache:
-        n, room = make_room(cache, eviction, group, expert, now, events, n)
+        n, room = make_room(cache, eviction, group, expert, now, 0.0, events, n)
         if not room:
             return n
         cache.slot[expert] = take_slot(cache)

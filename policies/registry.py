@@ -15,7 +15,16 @@ EVICTION = {
     "lru": "policies.eviction.lru:Lru",
     "lfu": "policies.eviction.lfu:Lfu",
     "lfu-perfect": "policies.eviction.lfu_perfect:LfuPerfect",
+    "lfu-aging": "policies.eviction.lfu_aging:LfuAging",
+    "fifo": "policies.eviction.fifo:Fifo",
+    "clock": "policies.eviction.clock:Clock",
+    "sieve": "policies.eviction.sieve:Sieve",
+    "s3fifo": "policies.eviction.s3fifo:S3Fifo",
+    "arc": "policies.eviction.arc:Arc",
+    "lru-k": "policies.eviction.lru_k:LruK",
+    "random": "policies.eviction.random:Random",
     "belady": "policies.eviction.belady:Belady",
+    "belady-bypass": "policies.eviction.belady_bypass:BeladyBypass",
 }
 PREFETCH = {
     "none": "policies.prefetch.none:NoPrefetch",

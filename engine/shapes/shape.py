@@ -75,14 +75,10 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def __post_init__(self) -> None:
         if self.top_k > self.experts:
             raise ValueError(f"top_k {self.top_k} exceeds the {self.experts} experts of a layer")
-        if len(set(self.dense_layers)) != len(self.dense_layers) or any(
-            i >= self.layers for i in self.dense_layers
-        ):
+        if len(set(self.dense_layers)) != len(self.dense_layers) or any(i >= self.layers for i in self.dense_layers):
             raise ValueError(f"dense_layers must be different layers below {self.layers}")
         if len(self.dense_layers) == self.layers:
-            raise ValueError(
-                "dense_layers names every layer; a mixture-of-experts model has at least one MoE layer"
-            )
+            raise ValueError("dense_layers names every layer; a mixture-of-experts model has at least one MoE layer")
         if bool(self.dense_layers) != bool(self.dense_intermediate_size):
             raise ValueError("dense_layers and dense_intermediate_size are given together or not at all")
         if (self.attention == "mla") != (self.mla is not None):
@@ -182,18 +178,13 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Attention, norms, routers, shared experts, dense layers, final norm and output head. Of the input
         embedding a step reads one row per token, which is not counted here.
         """
-        return (
-            sum(self.attention_params + self.other_params(layer) for layer in range(self.layers))
-            + self.head_params
-        )
+        return sum(self.attention_params + self.other_params(layer) for layer in range(self.layers)) + self.head_params
 
     @property
     def total_params(self) -> int:
         """All parameters, embeddings included, multi-token-prediction heads not."""
         embedding = 0 if self.tied_embeddings else self.vocab_size * self.hidden_size
-        return (
-            self.dense_params_per_token + embedding + len(self.moe_layers) * self.experts * self.expert_params
-        )
+        return self.dense_params_per_token + embedding + len(self.moe_layers) * self.experts * self.expert_params
 
     @property
     def active_params(self) -> int:

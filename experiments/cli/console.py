@@ -28,9 +28,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    console = Console()
     # Piped output has no width of its own: let the table be as wide as its content.
-    console.print(drawn, width=None if console.is_terminal else 200, markup=False)
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console.print(drawn, markup=False)
 
 
 @contextmanager
@@ -40,12 +40,28 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
         yield lambda amount=1: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class _Rate(ProgressColumn):
+        """How much is done per second."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

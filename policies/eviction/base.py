@@ -38,12 +38,12 @@ class EvictionPolicy(Policy):
         """How much a resident expert is worth keeping; the least goes first, ties by least recent reference."""
         return 0.0
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int) -> int:
-        """The resident expert to evict for `incoming`, or -1 if none may be evicted.
+    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+        """The resident expert to evict for `incoming`, or -1 if `incoming` is better streamed than kept.
 
         The default asks `rank` of every resident of the group that this visit does not demand: O(residents).
         A policy that keeps an order of its own overrides it; `cache.seen[expert] == now` marks an expert that the
-        visit demands and that must not be evicted.
+        visit demands and that must not be evicted. `signal` is that of the incoming expert's lookup.
         """
         best = -1
         best_rank = 0.0

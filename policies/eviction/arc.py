@@ -1,0 +1,100 @@
+"""ARC: balances recency against frequency by what its ghosts say it should have kept."""
+
+from typing import Any
+
+import numpy as np
+
+from policies.eviction.base import EvictionPolicy
+from policies.eviction.lists import newer, oldest, push, remove
+from policies.fields import per_expert, per_group
+
+NOWHERE, ONCE, OFTEN, GHOST_ONCE, GHOST_OFTEN = 0, 1, 2, 3, 4
+
+
+class Arc(EvictionPolicy):
+    """Experts seen once and experts seen again, each with a ghost list of those evicted from it.
+
+    A miss that a ghost remembers moves the target size of the first list towards that ghost. Sizes are counted in
+    experts, so byte capacities are taken as if all experts had the size of the incoming one.
+    """
+
+    name = "arc"
+    summary = "adaptive replacement: recency against frequency, tuned by ghosts"
+    source = "Megiddo & Modha 2003, ARC: A Self-Tuning, Low Overhead Replacement Cache (FAST), figure 4"
+
+    links = per_expert(np.int32, -1, width=2)
+    ends = per_group(np.int32, -1, width=10)
+    where = per_expert(np.uint8)
+    count = per_group(np.int64, width=5)
+    target = per_group(np.float64)
+    adapted = per_expert(np.int64, -1)
+
+    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
+        # Seen again, or newest of its list again: either way it goes to the newest end of where it belongs.
+        move(self, expert, group, self.where[expert])
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        move(self, expert, group, OFTEN)
+
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        known = self.where[expert] == GHOST_ONCE or self.where[expert] == GHOST_OFTEN
+        move(self, expert, group, OFTEN if known else ONCE)
+
+    def on_evict(self, expert: int, group: int, now: int) -> None:
+        move(self, expert, group, GHOST_ONCE if self.where[expert] == ONCE else GHOST_OFTEN)
+
+    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+        capacity = max(1, cache.capacity[group] // self.size[incoming])
+        at = 5 * group
+        if self.adapted[incoming] != now:
+            self.adapted[incoming] = now
+            once, often = self.count[at + GHOST_ONCE], self.count[at + GHOST_OFTEN]
+            if self.where[incoming] == GHOST_ONCE:
+                self.target[group] = min(float(capacity), self.target[group] + max(1.0, often / max(once, 1)))
+            elif self.where[incoming] == GHOST_OFTEN:
+                self.target[group] = max(0.0, self.target[group] - max(1.0, once / max(often, 1)))
+            else:
+                trim_ghosts(self, group, capacity)
+        resident_once = self.count[at + ONCE]
+        take_once = resident_once > 0 and (
+            resident_once > self.target[group]
+            or (self.where[incoming] == GHOST_OFTEN and resident_once == self.target[group])
+        )
+        expert = idle(self, cache, at + (ONCE if take_once else OFTEN), now)
+        return expert if expert >= 0 else idle(self, cache, at + (OFTEN if take_once else ONCE), now)
+
+
+def trim_ghosts(state: Any, group: int, capacity: int) -> None:
+    """Forget the oldest ghosts, so that a list and its ghost, and all four together, keep to their limits."""
+    at = 5 * group
+    while state.count[at + GHOST_ONCE] > 0 and state.count[at + ONCE] + state.count[at + GHOST_ONCE] >= capacity:
+        move(state, oldest(state.ends, at + GHOST_ONCE), group, NOWHERE)
+    while state.count[at + GHOST_OFTEN] > 0 and total(state, at) >= 2 * capacity:
+        move(state, oldest(state.ends, at + GHOST_OFTEN), group, NOWHERE)
+
+
+def total(state: Any, at: int) -> int:
+    """Experts in all four lists."""
+    return (  # type: ignore[no-any-return]
+        state.count[at + ONCE] + state.count[at + OFTEN] + state.count[at + GHOST_ONCE] + state.count[at + GHOST_OFTEN]
+    )
+
+
+def idle(state: Any, cache: Any, at: int, now: int) -> int:
+    """The oldest expert of a list that this visit does not demand, or -1."""
+    expert = oldest(state.ends, at)
+    while expert >= 0 and cache.seen[expert] == now:
+        expert = newer(state.links, expert)
+    return expert
+
+
+def move(state: Any, expert: int, group: int, to: int) -> None:
+    """Take an expert out of the list it is in, and put it at the newest end of another."""
+    here = state.where[expert]
+    if here != NOWHERE:
+        remove(state.links, state.ends, 5 * group + here, expert)
+        state.count[5 * group + here] -= 1
+    state.where[expert] = to
+    if to != NOWHERE:
+        push(state.links, state.ends, 5 * group + to, expert)
+        state.count[5 * group + to] += 1

@@ -1,0 +1,47 @@
+"""CLOCK: first in, first out with a second chance."""
+
+from typing import Any
+
+import numpy as np
+
+from policies.eviction.base import EvictionPolicy
+from policies.eviction.lists import newer, oldest, push, remove
+from policies.fields import per_expert, per_group
+
+
+class Clock(EvictionPolicy):
+    """Passes over experts that were hit since the hand last came by, clearing their mark."""
+
+    name = "clock"
+    summary = "first in, first out with a second chance for what was hit"
+    source = "Corbato 1968, A Paging Experiment with the Multics System (MIT Project MAC)"
+
+    links = per_expert(np.int32, -1, width=2)
+    ends = per_group(np.int32, -1, width=2)
+    marked = per_expert(np.uint8)
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.marked[expert] = 1
+
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.marked[expert] = 0
+        push(self.links, self.ends, group, expert)
+
+    def on_evict(self, expert: int, group: int, now: int) -> None:
+        remove(self.links, self.ends, group, expert)
+
+    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+        # The hand stands at the oldest end; passing over an expert moves it to the newest. What this visit demands
+        # stays where it is, mark and all. After one round every mark is gone, so the second finds a victim.
+        for _ in range(2):
+            expert = oldest(self.ends, group)
+            for _ in range(cache.resident_count[group]):
+                following = newer(self.links, expert)
+                if cache.seen[expert] != now:
+                    if self.marked[expert] == 0:
+                        return expert
+                    self.marked[expert] = 0
+                    remove(self.links, self.ends, group, expert)
+                    push(self.links, self.ends, group, expert)
+                expert = following
+        return -1

@@ -1,0 +1,49 @@
+"""Random replacement, reproducible by its seed."""
+
+from typing import Any
+
+import numpy as np
+
+from policies.eviction.base import EvictionPolicy
+from policies.fields import parameter, scalar
+
+
+class Random(EvictionPolicy):
+    """Evicts any expert with equal probability; draws by xorshift64 (Marsaglia 2003)."""
+
+    name = "random"
+    summary = "uniformly random, reproducible by seed"
+    source = "Belady 1966, A study of replacement algorithms for a virtual-storage computer (RAND)"
+
+    seed = parameter(0)
+
+    state = scalar(np.uint64)
+
+    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+        first = cache.first[group]
+        evictable = 0
+        for position in range(first, first + cache.resident_count[group]):
+            if cache.seen[cache.resident[position]] != now:
+                evictable += 1
+        if evictable == 0:
+            return -1
+        chosen = draw(self) % evictable
+        for position in range(first, first + cache.resident_count[group]):
+            expert = cache.resident[position]
+            if cache.seen[expert] != now:
+                if chosen == 0:
+                    return expert  # type: ignore[no-any-return]
+                chosen -= 1
+        return -1
+
+
+def draw(state: Any) -> int:
+    """The next number of the generator, 0 or more and below 2^31."""
+    x = state.state[0]
+    if x == np.uint64(0):
+        x = np.uint64(88172645463325252) ^ (np.uint64(state.seed) * np.uint64(2685821657736338717))
+    x ^= x << np.uint64(13)
+    x ^= x >> np.uint64(7)
+    x ^= x << np.uint64(17)
+    state.state[0] = x
+    return int(x >> np.uint64(33))
