@@ -125,7 +125,8 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     first call; `one_line` turns them into a sentence.
     """
     modules = source_modules((eviction, prefetcher))
-    digest = source_digest(modules)
+    # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
+    digest = source_digest(modules, f"{eviction.__qualname__} {prefetcher.__qualname__}")
     name = f"tracekit_compiled_{digest[:32]}"
     if name in sys.modules:
         return sys.modules[name].run  # type: ignore[no-any-return]
@@ -157,9 +158,9 @@ def one_line(error: Exception) -> str:
     return "; ".join([*(reasons or lines)[-1:], *places[-1:]])[:300]
 
 
-def source_digest(modules: list[ModuleType]) -> str:
-    """A digest of the modules' source texts and of the compiler's versions."""
-    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__}".encode())
+def source_digest(modules: list[ModuleType], classes: str) -> str:
+    """A digest of the names of the policies' classes, their modules' source texts and the compiler's versions."""
+    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__} {classes}".encode())
     for module in modules:
         if module.__file__ is None:
             raise PolicyError(f"policy module {module.__name__} has no source file")
