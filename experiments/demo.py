@@ -62,7 +62,11 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
     """Record, replay, choose, validate, report; everything is written to `folder`. Raises TracekitError."""
+    import torch
+
     prepare(folder)
+    # The mini models' products are too small to share out; a second thread only waits, and the copy thread needs a core.
+    torch.set_num_threads(1)
     prompts_file = write_prompts(folder / "prompts.jsonl")
     traces = []
     for name in NAMES:

@@ -57,7 +57,7 @@ class SlabLayout:
         """The typed tensors of an expert within its slab, or, given slabs [n, bytes], of n at once."""
         lead = slab.shape[:-1]
         return {
-            field.name: slab[..., field.offset : field.offset + field.bytes].view(field.dtype).view(*lead, *field.shape)
+            field.name: slab[..., field.offset : field.offset + field.bytes].view(field.dtype).view((*lead, *field.shape))
             for field in self.fields
         }
 

@@ -111,3 +111,17 @@ def test_what_is_computed_has_arrived(
             loader.done(key)
         assert not loader._held, "a copy was decided and never asked for"
         assert len(loader._tickets) <= cache.slots
+
+
+def test_a_prefetch_that_is_demanded_before_it_has_started_is_promoted() -> None:
+    """Layer 0 prefetches experts 0 to 2 of layer 1, which then demands only the last, and another besides."""
+    size = np.ones(LAYERS * EXPERTS, np.int64)
+    spec = CacheSpec(LAYERS, EXPERTS, (4, 4, 4), size, prefetch="gate", count=3, staging=4)
+    cache, link = ExpertCache(spec), LazyLink()
+    loader = Loader(Store(), Pool(cache.slots), link)  # type: ignore[arg-type]
+    loader.begin(cache.visit(0, [], None, [0, 1, 2]))
+    assert len(link.prefetch) == 3
+    assert loader.begin(cache.visit(1, [5, 2], None, [])) == [EXPERTS + 2, EXPERTS + 5]
+    assert [int(ticket.source[0]) for ticket in link.demand] == [EXPERTS + 2, EXPERTS + 5]
+    assert len(link.prefetch) == 0, "what layer 1 does not demand is dropped and cancelled"
+    assert loader.bytes == {"load": 1, "stream": 0, "prefetch": 1}
