@@ -53,7 +53,7 @@ def token_streams(
     streams: dict[Domain, npt.NDArray[np.uint16]] = {}
     for domain, members in by_domain(documents).items():
         texts = [document.text for document in members]
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         streams[domain] = np.asarray([i for ids in encoded for i in (*ids, END_OF_TEXT_ID)], dtype=np.uint16)
     return streams
 

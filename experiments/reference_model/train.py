@@ -107,9 +107,7 @@ def _optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
 
 
-def _step(
-    model: PreTrainedModel, windows: torch.Tensor, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> StepLoss:
+def _step(model: PreTrainedModel, windows: torch.Tensor, optimizer: torch.optim.Optimizer, recipe: Recipe) -> StepLoss:
     output = model(input_ids=windows[:, :-1], output_router_logits=True, use_cache=False)
     nats = cross_entropy(output.logits.flatten(0, 1), windows[:, 1:].flatten())
     balance = balance_loss(output.router_logits, model.config.num_experts, model.config.num_experts_per_tok)
