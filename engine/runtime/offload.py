@@ -1,7 +1,5 @@
 """Offloading a model: `offload(model, plan) -> model`, the same object served from host memory."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,12 +9,12 @@ from engine.decisions import cache_spec as spec_of
 from engine.plan import Plan
 from engine.runtime.cuda_link import CudaLink
 from engine.runtime.experts import accumulation, register
-from engine.runtime.link import Link
+from engine.runtime.pool import SlotPool
 from engine.runtime.state import STATE, OffloadState, check_policies
-from engine.runtime.store import ExpertStore, check_storable, stored_dtype
+from engine.runtime.store import ExpertStore, SlabLayout, check_storable, stored_dtype
 from engine.runtime.thread_link import EmulatedLink, ThreadLink
 from policies.cache import CacheSpec
-from tracekit.errors import HardwareError, ModelError
+from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import moe_layers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,32 +48,33 @@ def offload(
     target = _device(model, device)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
-    if plan.weights.attention is not None:
-        stored_dtype(plan.weights.attention)
+    attention = plan.weights.attention
+    if attention is not None and stored_dtype(attention) is not getattr(model, "dtype", None):
+        raise PlanError(f"the plan stores attention in {attention} but the model is not loaded so")
     with torch.inference_mode(False), torch.no_grad():
         layers = moe_layers(model)
         for layer in layers:
             check_storable(layer, plan.weights.experts)
         spec = cache_spec or spec_of([la.num_experts for la in layers], [la.expert_bytes for la in layers], plan)
-        check_policies(spec)
+        slots = check_policies(spec).slots
         families: dict[type[nn.Module], str] = {}
         for layer in layers:
             kind = type(layer.experts)
             if kind not in families:
                 families[kind] = accumulation(layer.experts)
         register()
+        # Before anything moves: too many slots for the device is the likeliest mistake.
+        pool = SlotPool(slots, max(SlabLayout.of(layer.experts).bytes for layer in layers), target)
         store = ExpertStore(layers, plan.weights.experts)
         model.requires_grad_(False)
-        # Not `model.to`: what is left of the experts has shapes and no storage.
-        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(target))  # type: ignore[no-untyped-call]
-        link: Callable[[], Link] = partial(ThreadLink, emulate_link)
+        _move_rest(model, target)
         if target.type == "cuda":
             store.pin()
-            link = partial(CudaLink, target)
         # Looked up again: what a gate knows of its router is where the router now is.
         layers = moe_layers(model)
         accumulate = [families[type(layer.experts)] for layer in layers]
-        state = OffloadState(model, layers, spec, store, accumulate, target, link, emulate_link)
+        link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
+        state = OffloadState(model, layers, spec, store, pool, link, accumulate, emulate_link)
     setattr(model, STATE, state)
     return model
 
@@ -86,6 +85,14 @@ def offloaded(model: nn.Module) -> OffloadState:
     if not isinstance(state, OffloadState):
         raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
     return state
+
+
+def _move_rest(model: nn.Module, target: torch.device) -> None:
+    """Move all but the experts: `model.to` would stumble over parameters that have shapes and no storage."""
+    try:
+        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(target))  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError as error:
+        raise HardwareError(f"{target} cannot hold the model beside its experts: give them less capacity") from error
 
 
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:

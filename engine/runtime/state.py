@@ -1,6 +1,6 @@
 """`OffloadState`: one offloaded model at work: decides, has experts copied and computed, keeps the log."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
@@ -46,18 +46,17 @@ class OffloadState:
         layers: Sequence[MoeLayer],
         spec: CacheSpec,
         store: ExpertStore,
+        pool: SlotPool,
+        link: Link,
         accumulate: Sequence[str],
-        device: torch.device,
-        link: Callable[[], Link],
         emulated: EmulatedLink | None,
     ) -> None:
-        self.layers, self.spec, self.store, self.accumulate = tuple(layers), spec, store, tuple(accumulate)
-        self.device, self.emulated = device, emulated
+        self.layers, self.spec, self.accumulate = tuple(layers), spec, tuple(accumulate)
+        self.store, self.pool, self.link = store, pool, link
+        self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
-        self.pool = SlotPool(self.cache.slots, store.slab_bytes, device)
-        self.link = link()
-        self._loader = Loader(store, self.pool, self.link)
+        self._loader = Loader(store, pool, link)
         self._clock = Clock()
         self._events: list[Events] = []
         self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all

@@ -55,11 +55,11 @@ class SlabLayout:
 
     def views(self, slab: Tensor) -> dict[str, Tensor]:
         """The typed tensors of an expert within its slab, or, given slabs [n, bytes], of n at once."""
-        lead = slab.shape[:-1]
-        return {
-            field.name: slab[..., field.offset : field.offset + field.bytes].view(field.dtype).view((*lead, *field.shape))
-            for field in self.fields
-        }
+        views = {}
+        for field in self.fields:
+            flat = slab[..., field.offset : field.offset + field.bytes].view(field.dtype)  # [..., values]
+            views[field.name] = flat.view((*slab.shape[:-1], *field.shape))
+        return views
 
 
 class ExpertStore:
@@ -85,11 +85,8 @@ class ExpertStore:
             raise HardwareError(f"the host cannot hold {self.bytes} bytes of experts: {error}") from error
         self._unpin: Callable[[], object] | None = None
         for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
-            _move(
-                layer.experts,
-                layout,
-                self._buffer[start : start + size].view(layer.num_experts, layout.bytes),
-            )
+            slabs = self._buffer[start : start + size].view(layer.num_experts, layout.bytes)
+            _move(layer.experts, layout, slabs)
 
     @property
     def slab_bytes(self) -> int:
