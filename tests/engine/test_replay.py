@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.hardware import load_hardware
 from engine.plan import Plan, plan_from_dict
 from engine.replay import replay, run
 from engine.result import Result
@@ -92,8 +93,6 @@ def test_a_model_of_more_layers_takes_proportionally_longer(trace: Trace) -> Non
 
 
 def test_the_course_of_a_replay_ends_when_its_time_does(trace: Trace) -> None:
-    from engine.hardware import load_hardware
-
     costs = model_costs(trace.manifest, load_hardware("rtx3060"), None, None, None)
     done = run(trace, plan(), costs)
     assert done.timeline is not None
@@ -201,3 +200,27 @@ def test_the_largest_counts_a_plan_may_ask_for_are_survived(trace: Trace) -> Non
     tables: dict[str, Any] = {"prefetch": {"predictor": "oracle", "count": 4096, "staging": 4096}}
     result = replay(trace, plan("0", **tables))
     assert result.hits_by.prefetch == result.hits > 0
+
+
+@pytest.mark.xfail(strict=True, reason="belady-bypass is no bound where a visit demands more than fits")
+def test_the_bound_on_hits_holds_where_demand_overflows(tmp_path: Path) -> None:
+    """One slot; the prompt-sized visit demands 2, 0 and 1. LRU hits 0 twice; keeping 2 hits once."""
+    experts = np.array([2, 1, 0, 2, 0, 1, 0]).reshape(-1, 1, 1)
+    trace = make_trace(tmp_path / "overflow.trace", experts, step=[0, 1, 2, 3, 3, 3, 4])
+    result = replay(trace, plan("1"))
+    assert result.bounds is not None
+    assert result.hits <= result.bounds.hit_ratio * result.lookups
+
+
+@pytest.mark.xfail(strict=True, reason="the fewest copies in all are not the fewest copies in decode")
+def test_the_bound_on_decode_holds_for_several_requests(tmp_path: Path) -> None:
+    """Three slots, three layers; LRU copies three experts in decode, the bound's decisions four."""
+    experts = np.array([[1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]])[:, :, None]
+    trace = make_trace(
+        tmp_path / "requests.trace", experts, step=[0, 1, 1, 2], phase=[1, 0, 0, 1], expert_bytes=[BYTES] * 3
+    )
+    machine = load_hardware("rtx3060")
+    result = replay(trace, plan("3"), machine)
+    assert result.bounds is not None and result.bounds.link_tokens_per_second is not None
+    seconds = result.phases.decode.misses * machine.copy_ns(BYTES) / 1e9
+    assert result.phases.decode.tokens / seconds <= result.bounds.link_tokens_per_second * (1 + 1e-9)
