@@ -33,20 +33,27 @@ PLANS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("LRU", {"eviction": {"policy": "lru"}}),
     ("LFU", {"eviction": {"policy": "lfu"}}),
     ("perfect LFU", {"eviction": {"policy": "lfu-perfect"}}),
-    ("LRU + gate prefetch", {"eviction": {"policy": "lru"}, "prefetch": {"predictor": "gate"}}),
-    ("perfect LFU + gate prefetch", {"eviction": {"policy": "lfu-perfect"}, "prefetch": {"predictor": "gate"}}),
-    ("Belady (bound)", {"eviction": {"policy": "belady"}}),
-    ("Belady + oracle prefetch (bound)", {"eviction": {"policy": "belady"}, "prefetch": {"predictor": "oracle"}}),
+    ("LRU", {"eviction": {"policy": "lru"}, "prefetch": {"predictor": "gate"}}),
+    ("perfect LFU", {"eviction": {"policy": "lfu-perfect"}, "prefetch": {"predictor": "gate"}}),
+    ("Belady", {"eviction": {"policy": "belady"}}),
+    ("Belady", {"eviction": {"policy": "belady"}, "prefetch": {"predictor": "oracle"}}),
 )
 
 
 class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan's replay."""
+    """One plan's replay; `name` is its eviction policy's."""
 
     name: str
     plan: dict[str, Any]
     is_bound: bool
     result: Result
+
+    @property
+    def title(self) -> str:
+        """The policy, the prefetcher if there is one, and whether the pair is a bound."""
+        predictor = self.plan["prefetch"]["predictor"]
+        prefetch = "" if predictor == "none" else f" + {predictor} prefetch"
+        return f"{self.name}{prefetch}{' (bound)' if self.is_bound else ''}"
 
 
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,14 +90,14 @@ def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
     )
     plan_file = folder / "winner.plan.toml"
     plan_file.write_text(plan_from_dict(winner.plan).to_toml())
-    say(f"validating {winner.name!r}: the same decisions in the offloading engine and in the simulator")
+    say(f"validating {winner.title!r}: the same decisions in the offloading engine and in the simulator")
     validation = validate_plan(plan_from_dict(winner.plan), prompts_file, say)
     say("writing the report")
     report = write(folder / "report.html", traces, rows, curves, winner, validation)
     return DemoResult(
         rows=rows,
         curves=curves,
-        winner=winner.name,
+        winner=winner.title,
         validation=validation,
         report=str(report),
         folder=str(folder),
@@ -123,7 +130,8 @@ def record_model(name: str, prompts_file: Path, output: Path) -> Trace:
     from tracekit.recorder.recorder import record
 
     model, tokenizer = load_model(CHECKPOINTS / name, "float32", "cpu")
-    options = RecordOptions(max_new_tokens=NEW_TOKENS, lookahead=(1,))
+    # Sampled: decoded greedily, models of this size soon repeat themselves, and so does their routing.
+    options = RecordOptions(max_new_tokens=NEW_TOKENS, lookahead=(1,), do_sample=True)
     return Trace.open(record(model, tokenizer, read_prompts(prompts_file), output, options))
 
 
@@ -217,7 +225,7 @@ def write(
             ),
             warnings=(
                 *winner.result.warnings,
-                f"The validation ran {winner.name} on {NAMES[0]} itself, on this machine's CPU, over a link that was "
+                f"The validation ran {winner.title} on {NAMES[0]} itself, on this machine's CPU, over a link that was "
                 f"slowed down to {time.emulated_link}; its times say nothing about a {HARDWARE}.",
                 f"The profile of the {HARDWARE} is a data sheet with stated assumptions, not a measurement.",
             ),
@@ -228,6 +236,13 @@ def write(
             ),
         ),
     )
+
+
+def _bytes_per_token(result: Result) -> float | None:
+    """Bytes over the link per token of the large model: its layers, not the trace's."""
+    if result.bytes_loaded is None or result.time is None:
+        return None
+    return result.bytes_loaded * result.time.scale / result.tokens
 
 
 def _policy_row(row: DemoRow) -> Any:
@@ -243,6 +258,6 @@ def _policy_row(row: DemoRow) -> Any:
         hits_prefetched=result.hits_by.prefetch / result.hits if result.hits else 0.0,
         tokens_per_second=None if result.time is None else result.time.tokens_per_second,
         bound_tokens_per_second=None if result.bounds is None else result.bounds.best_tokens_per_second,
-        bytes_loaded_per_token=None if result.bytes_loaded is None else result.bytes_loaded / result.tokens,
+        bytes_loaded_per_token=_bytes_per_token(result),
         is_bound=row.is_bound,
     )

@@ -18,7 +18,6 @@ from tracekit import Trace
 from tracekit.errors import ModelError
 
 
-
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     """The two decision logs, compared entry by entry."""
 

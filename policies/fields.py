@@ -9,6 +9,7 @@ The declaration is turned into a named tuple of numpy arrays (`State`). Compiled
 code an instance whose attributes are the very same arrays, so one definition serves both.
 """
 
+import re
 import sys
 from collections import namedtuple
 from collections.abc import Mapping
@@ -94,7 +95,9 @@ class Policy:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         names = ("layers", "experts", "size", "last_use", *cls.fields())
-        state = namedtuple("State", names)  # type: ignore[misc]
+        # The type's own name must differ from every other policy's: numba builds the symbols of compiled code from it,
+        # and where two kernels from disk define one symbol, the one loaded first serves both.
+        state = namedtuple(re.sub(r"\W", "_", f"{cls.__module__}_{cls.__qualname__}"), names)  # type: ignore[misc]
         # numba finds the compiled code of a state by its importable name; the methods hang on the type of the state.
         state.__module__, state.__qualname__ = cls.__module__, f"{cls.__qualname__}.State"
         state.policy = cls  # type: ignore[attr-defined]

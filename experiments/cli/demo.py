@@ -41,7 +41,7 @@ def command(
             share = "-" if speed is None or bound is None else f"{100 * speed / bound:.0f} %"
             prefetched = percent(row.result.hits_by.prefetch / row.result.lookups)
             capacity, hits = row.plan["cache"]["capacity"], percent(row.result.hit_ratio)
-            rows.append([row.name, capacity, hits, prefetched, rate(speed), share])
+            rows.append([row.title, capacity, hits, prefetched, rate(speed), share])
         console.table(
             f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",
             ["plan", "capacity", "hit ratio", "of it prefetched", "tokens/s", "of the bound"],

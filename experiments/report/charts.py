@@ -63,9 +63,7 @@ def looks(policies: dict[str, bool]) -> dict[str, Look]:
 
 def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     """Hit ratio against the share of experts held, a line per policy."""
-    rows = [
-        {"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points
-    ]
+    rows = [{"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points]
     names = list(dict.fromkeys(point.policy for point in points))
     colour = alt.Color("policy:N", legend=None, sort=None).scale(
         domain=names, range=[look[name].colour for name in names]
@@ -78,9 +76,9 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     )
     ratio = alt.Axis(format=".3~%", tickCount=5)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X(
-            "held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)
-        ).scale(domain=[0, max(point.share_held for point in points)]),
+        x=alt.X("held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)).scale(
+            domain=[0, max(point.share_held for point in points)]
+        ),
         y=alt.Y("hit:Q", title="hit ratio", axis=ratio).scale(domain=[0, 1]),
         color=colour,
         opacity=_dimmed(1.0),
@@ -133,9 +131,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
         ],
     )
     x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=True)
-    bars = base.mark_bar(height=12, yOffset=9, cornerRadiusEnd=2).encode(
-        x=x, color=alt.Color("colour:N", scale=None)
-    )
+    bars = base.mark_bar(height=12, yOffset=9, cornerRadiusEnd=2).encode(x=x, color=alt.Color("colour:N", scale=None))
     limits = base.transform_filter("isValid(datum.bound)").mark_tick(
         orient="vertical", thickness=2, size=18, yOffset=9, style="bound"
     )
@@ -148,9 +144,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     bounded = any(row.bound_tokens_per_second is not None for _, row in shown)
     sentence = "Decode tokens per second, fastest first."
     if bounded:
-        sentence += (
-            " The upright mark is each row's bound: what no policy can beat with that cache on that machine."
-        )
+        sentence += " The upright mark is each row's bound: what clairvoyant decisions would allow with that cache on that machine."
     if any(row.is_bound for _, row in shown):
         sentence += " Grey bars know the future."
     if len(shown) < len(timed):

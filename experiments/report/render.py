@@ -87,9 +87,7 @@ def _section(name: str, title: str, inner: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{inner}</section>'
 
 
-def _figure(
-    name: str, title: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = ""
-) -> str:
+def _figure(name: str, title: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
     return _section(name, title, _chart(name, chart, numbers, drawn, legend))
 
 
@@ -103,9 +101,7 @@ def _chart(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legen
 
 
 def _header(content: ReportContent) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle
-    )
+    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle)
     parts = [f"<h1>{escape(content.title)}</h1>"]
     if lede := _lede(content.rows):
         parts.append(f'<p class="lede">{lede}</p>')
@@ -132,7 +128,7 @@ def _lede(rows: tuple[PolicyRow, ...]) -> str:
     speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
     text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{tables.rate(speed)} tokens/s</b>"
     if bound:
-        text += f", {tables.percent(speed / bound)} of what no policy can beat with that cache"
+        text += f", {tables.percent(speed / bound)} of what clairvoyant decisions would allow with that cache"
     return text + "."
 
 
@@ -158,9 +154,7 @@ def _legend(looks: dict[str, Look]) -> str:
         width = 22 if look.dash else 16
         picture = f'<svg viewBox="0 0 {width} 16" width="{width}" height="16" aria-hidden="true">{mark}</svg>'
         text = escape(name)
-        buttons.append(
-            f'<button type="button" aria-pressed="false" data-policy="{text}">{picture}{text}</button>'
-        )
+        buttons.append(f'<button type="button" aria-pressed="false" data-policy="{text}">{picture}{text}</button>')
     label = "Highlight a policy in every chart"
     return f'<div class="legend" role="group" aria-label="{label}">{"".join(buttons)}</div>\n'
 

@@ -121,9 +121,7 @@ def speed_table(rows: Sequence[PolicyRow]) -> str:
 
 def by_speed(rows: Sequence[PolicyRow]) -> list[tuple[str, PolicyRow]]:
     """Label and row of every timed row, fastest first; equally fast ones in the order given."""
-    timed = [
-        pair for pair in zip(row_labels(rows), rows, strict=True) if pair[1].tokens_per_second is not None
-    ]
+    timed = [pair for pair in zip(row_labels(rows), rows, strict=True) if pair[1].tokens_per_second is not None]
     return sorted(timed, key=lambda pair: -(pair[1].tokens_per_second or 0))
 
 
