@@ -84,7 +84,7 @@ def validate(
     """Run `plan` in the engine and in the simulator.
 
     Args:
-        hardware: what the simulator assumes; None measures this machine first, with everything resident, on
+        hardware: what the simulator assumes; None measures this machine first, with another cache size, on
             `calibration_prompts` (default: the first prompt).
         threshold: the largest median step error that passes, as a share; None lets any pass.
         keep_trace: where to keep the engine's own trace; None discards it.
@@ -106,7 +106,7 @@ def validate(
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        offload(loaded, everything_resident(plan), device=device, emulate_link=emulate_link)
+        offload(loaded, calibration_plan(plan), device=device, emulate_link=emulate_link)
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
         hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
         offloaded(loaded).close()
@@ -158,9 +158,9 @@ def validate(
     )
 
 
-def everything_resident(plan: Plan) -> Plan:
-    """The plan that calibration runs: the same prefetcher, whose own work costs time, but nothing is ever missing."""
-    return msgspec.structs.replace(plan, cache=CachePlan(capacity="100%/layer"))
+def calibration_plan(plan: Plan) -> Plan:
+    """The plan that calibration runs: the same policies, whose own work costs time, with another cache size."""
+    return msgspec.structs.replace(plan, cache=CachePlan(capacity="75%/layer"))
 
 
 def compare_logs(simulated: Events, measured: Events) -> Decisions:

@@ -36,9 +36,7 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         empty = np.zeros(0, dtype=np.int32)
-        none = cls(
-            empty, empty, empty, empty.astype(np.uint8), empty, np.zeros((0, layers, top_k), dtype=np.uint16)
-        )
+        none = cls(empty, empty, empty, empty.astype(np.uint8), empty, np.zeros((0, layers, top_k), dtype=np.uint16))
         names = [field.name for field in fields(cls)]
         columns = {name: np.concatenate([getattr(part, name) for part in parts or [none]]) for name in names}
         for column in columns.values():

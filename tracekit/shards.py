@@ -33,9 +33,7 @@ def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataTy
     return schema
 
 
-def write_routing(
-    file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | None, manifest: Manifest
-) -> None:
+def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | None, manifest: Manifest) -> None:
     """Write one routing shard; the same rows give the same bytes."""
     import polars as pl
 
@@ -79,9 +77,7 @@ def file_digest(path: Path) -> str:
 def check_digest(path: Path, digest: str, shard: Shard) -> None:
     """Raise TraceError unless a shard's content is what the manifest recorded."""
     if digest != shard.sha256:
-        raise TraceError(
-            f"{path} is truncated or damaged: not the sha256 its manifest lists; copy the trace again"
-        )
+        raise TraceError(f"{path} is truncated or damaged: not the sha256 its manifest lists; copy the trace again")
 
 
 def regular_file(path: Path) -> Path:

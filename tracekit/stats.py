@@ -172,9 +172,7 @@ def _chance(load: NDArray[np.int64], tokens: int) -> float | None:
     return float((load * (load - 1.0)).sum() / (tokens - 1) / total)
 
 
-def _distinct_per_visit(
-    trace: Trace, decode: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _distinct_per_visit(trace: Trace, decode: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """For each step: distinct experts summed over layers, and whether all of its tokens are decode tokens."""
     if trace.tokens == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
@@ -206,9 +204,7 @@ def _recorded(trace: Trace) -> list[str]:
 def _warnings(stats: TraceStats, error: float) -> list[str]:
     warnings = []
     if not stats.complete:
-        warnings.append(
-            "incomplete: the recording was interrupted; what is here is whole, --resume continues it"
-        )
+        warnings.append("incomplete: the recording was interrupted; what is here is whole, --resume continues it")
     if stats.source.startswith("synthetic"):
         warnings.append("synthetic: no model chose these experts; conclusions do not carry over to one")
     if stats.decode_tokens < _FEW_TOKENS:
@@ -216,9 +212,7 @@ def _warnings(stats: TraceStats, error: float) -> list[str]:
     if stats.overlap is not None and stats.overlap_chance is not None and stats.decode_tokens > _FEW_PAIRS:
         excess = stats.overlap - stats.overlap_chance
         if excess <= max(3 * error, 0.05 * stats.overlap_chance):
-            warnings.append(
-                "routing looks independent from token to token: no policy can gain from recency in it"
-            )
+            warnings.append("routing looks independent from token to token: no policy can gain from recency in it")
     if "weights" not in stats.recorded:
         warnings.append("no gate weights: policies that read them cannot be replayed")
     if stats.expert_bytes is None:

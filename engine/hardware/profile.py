@@ -52,6 +52,8 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Fixed cost of a forward pass (embedding lookup, sampling, Python around it)."""
     gate_readback_ns: Nanoseconds
     """Time from the end of a gate until the host knows which experts it chose."""
+    per_copy_ns: Nanoseconds = 0
+    """Host time to ask for one copy and take note of it, during which nothing is computed."""
     per_expert_ns: Nanoseconds = 0
     """Fixed cost of running one expert at one visit (kernel launches), where it is not in per_layer_ns."""
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import nn
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead
 from engine.runtime.offload import offloaded
 from engine.runtime.state import OffloadState
-from policies.decide import STREAM
+from policies.decide import LOAD, PREFETCH, STREAM
 from tracekit.errors import HardwareError
 from tracekit.recorder.generation import Decoding
 
@@ -34,11 +35,11 @@ def calibrate(
     max_new_tokens: int = 48,
     name: str = "this-machine",
 ) -> HardwareProfile:
-    """Measure a profile of this machine with an offloaded model, whose cache should hold every expert.
+    """Measure a profile of this machine with an offloaded model.
 
-    Decoding `prompts` (token ids) twice gives, from the second pass: the median time between two visits (dense
-    part and overhead), and by least squares what a visit takes per visit, per expert and per (token, expert). Copies
-    of whole and quarter slabs give the link's rate and latency.
+    Decoding `prompts` (token ids) twice gives, from the second pass: the median time between two visits (dense part
+    and overhead), and by least squares what a visit takes, waiting left out, per visit, per expert, per (token,
+    expert) and per copy asked for. Copies of whole and quarter slabs give the link's rate and latency.
 
     Raises HardwareError when the measurements make no sense, as on a machine too busy to measure.
     """
@@ -47,13 +48,13 @@ def calibrate(
         state.reset()
         run_prompts(model, prompts, max_new_tokens)
     timings = state.timings
-    experts, pairs = _work(state)
+    experts, pairs, copies = _work(state)
     duration = (timings.visit_end - timings.visit_start - timings.visit_waited).astype(float)
     decode = timings.step_tokens[timings.visit_step] == 1
-    _, per_expert, per_pair = _fit(duration, experts, pairs)
+    _, per_expert, per_pair, per_copy = _fit(duration, experts, pairs, copies)
     gap = _gaps(timings, decode)
     # The median visit of decode steps is hit exactly; the fit only says how time grows with experts and tokens.
-    typical = float(np.median(duration[decode])) - per_expert * float(np.median(experts[decode]))
+    typical = float(np.median((duration - per_expert * experts - per_copy * copies)[decode]))
     step_rest = _step_rest(timings, gap)
     latency, rate = measure_link(state)
     params = state.layers[0].expert_params
@@ -77,6 +78,7 @@ def calibrate(
             per_layer_ns=_clamp(gap + max(typical, 0.0), 0, 10**10),
             per_step_ns=_clamp(step_rest, 0, 10**10),
             gate_readback_ns=0,
+            per_copy_ns=_clamp(per_copy, 0, 10**10),
             per_expert_ns=_clamp(per_expert, 0, 10**10),
         ),
     )
@@ -127,21 +129,25 @@ def _burst_ns(state: OffloadState, length: int) -> float:
     return (perf_counter_ns() - start) / burst
 
 
-def _work(state: OffloadState) -> tuple[np.ndarray, np.ndarray]:
-    """Experts and (token, expert) pairs of each visit."""
+def _work(state: OffloadState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Experts, (token, expert) pairs and copies asked for, of each visit."""
     log, timings = state.log, state.timings
     experts = np.bincount(log.visit[log.kind <= STREAM], minlength=len(timings.visit_layer))
     pairs = timings.step_tokens[timings.visit_step] * state.top_k
-    return experts.astype(float), pairs.astype(float)
+    asked = np.isin(log.kind, (LOAD, STREAM, PREFETCH))
+    copies = np.bincount(log.visit[asked], minlength=len(timings.visit_layer))
+    return experts.astype(float), pairs.astype(float), copies.astype(float)
 
 
-def _fit(duration: np.ndarray, experts: np.ndarray, pairs: np.ndarray) -> tuple[float, float, float]:
-    """Least squares of visit time on [1, experts, pairs]; weights favour short visits, whose share of error counts."""
+def _fit(
+    duration: np.ndarray, experts: np.ndarray, pairs: np.ndarray, copies: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Least squares of visit time on [1, experts, pairs, copies], none negative; relative errors count."""
     weight = 1 / np.maximum(duration, 1.0)
-    columns = np.stack([np.ones_like(experts), experts, pairs], axis=1)
-    fitted, *_ = np.linalg.lstsq(columns * weight[:, None], duration * weight, rcond=None)
-    constant, per_expert, per_pair = (max(0.0, float(value)) for value in fitted)
-    return constant, per_expert, per_pair
+    columns = np.stack([np.ones_like(experts), experts, pairs, copies], axis=1)
+    fitted, _ = nnls(columns * weight[:, None], duration * weight)
+    constant, per_expert, per_pair, per_copy = (float(value) for value in fitted)
+    return constant, per_expert, per_pair, per_copy
 
 
 def _gaps(timings: Any, decode: np.ndarray) -> float:

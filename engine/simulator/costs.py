@@ -19,7 +19,8 @@ class Costs:
 
     Arrays [layers] i64: `copy_ns` (one expert over the link), `expert_ns` (one expert's weights read on the device),
     `dense_ns` (the layer's dense weights read). Scalars: picoseconds of arithmetic per token of a dense part and per
-    (token, expert), of memory per context token, and nanoseconds once per expert of a visit, per layer and per step.
+    (token, expert), of memory per context token, and nanoseconds once per expert of a visit, per copy asked for, per
+    layer and per step.
     `scale` turns time on the trace's layers into time on the model's.
     """
 
@@ -31,6 +32,7 @@ class Costs:
     expert_overhead_ns: int
     dense_token_ps: int
     context_ps: int
+    copy_overhead_ns: int
     layer_overhead_ns: int
     readback_ns: int
     step_ns: int
@@ -114,6 +116,7 @@ def model_costs(
         expert_overhead_ns=overhead.per_expert_ns,
         dense_token_ps=-(-2 * dense_params * 1000 * SECOND // flops),
         context_ps=-(-kv_bytes * 1000 * SECOND // hardware.device.memory_bandwidth_bytes_per_s),
+        copy_overhead_ns=overhead.per_copy_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
         step_ns=int((overhead.per_step_ns) / scale) + hardware.compute_ns(0, head_bytes),

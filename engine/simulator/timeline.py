@@ -7,7 +7,8 @@ All times are integer nanoseconds. The rules, in the order a visit meets them (d
    that has started is never aborted.
 3. Demanded experts whose prefetch is still queued, then the visit's demand loads, are copied in event order. No
    prefetch starts before them. A copy waits until its slot is free of the computation that used it last.
-4. Experts that are there are computed at once, in event order; the others in the order in which they arrive.
+4. Asking for the visit's copies, prefetches included, takes the host a fixed time each; nothing is computed meanwhile.
+   Then experts that were there at `routed` are computed, in event order, and the others in the order of arrival.
 5. The visit's own prefetches join the queue.
 """
 
@@ -35,6 +36,7 @@ MachineState = namedtuple(
         "arrival",  # i64 [slots]: when the slot's expert is there
         "idle",  # i64 [slots]: when the last computation that uses the slot ends
         "queued",  # u8 [slots]: the slot's copy waits in the queue
+        "unused",  # u8 [slots]: the slot's expert was prefetched and not demanded since
         "queue",  # i64 [slots, 2]: waiting prefetches, oldest first: slot, time of request
         "queue_length",  # i64 [1]
         "layer_of",  # i32 [slots]: layer of the expert that the slot's copy brings
@@ -53,6 +55,7 @@ CostArrays = namedtuple(
         "expert_overhead_ns",
         "dense_token_ps",
         "context_ps",
+        "copy_overhead_ns",
         "layer_overhead_ns",
         "readback_ns",
         "step_ns",
@@ -75,6 +78,7 @@ class Timeline:
             arrival=np.zeros(slots, np.int64),
             idle=np.zeros(slots, np.int64),
             queued=np.zeros(slots, np.uint8),
+            unused=np.zeros(slots, np.uint8),
             queue=np.zeros((slots, 2), np.int64),
             queue_length=np.zeros(1, np.int64),
             layer_of=np.zeros(slots, np.int32),
@@ -135,10 +139,12 @@ def _run(  # type: ignore[no-untyped-def]
         routed = clock[0] + dense + overhead
         _advance(machine, costs, routed)
         blocked = max(0, clock[2] - routed)
-        now = routed
+        number = first_visit + visit
+        asking = costs.copy_overhead_ns * _copies(events, e, number)
+        spent[phase, OVERHEAD] += asking
+        now = routed + asking
 
         # Hits: compute what is there, put what is not in order of arrival.
-        number = first_visit + visit
         waiting = 0
         while e < len(events.kind) and events.visit[e] == number and events.kind[e] <= HIT_PREFETCHED:
             slot = events.slot[e]
@@ -152,6 +158,7 @@ def _run(  # type: ignore[no-untyped-def]
                 blocked = 0  # the copy under way is one that this visit waits for
             if events.kind[e] == HIT_PREFETCHED:
                 prefetches[LATE if late else USEFUL] += 1
+                machine.unused[slot] = 0
             if late:
                 place = waiting
                 while place > 0 and machine.late[place - 1, 0] > machine.arrival[slot]:
@@ -189,17 +196,28 @@ def _run(  # type: ignore[no-untyped-def]
                 machine.queue[length, 1] = routed
                 machine.queue_length[0] = length + 1
                 machine.queued[slot] = 1
+                machine.unused[slot] = 1
                 machine.layer_of[slot] = events.expert[e] // experts
-            elif kind == DROP:
+            elif kind in (DROP, EVICT) and machine.unused[slot]:
                 prefetches[WASTED] += 1
+                machine.unused[slot] = 0
                 if machine.queued[slot]:
                     _forget(machine, slot)
-            elif kind == EVICT and machine.queued[slot]:
-                prefetches[WASTED] += 1
-                _forget(machine, slot)
             e += 1
         clock[0] = now
         visit_end[visit] = now
+
+
+@njit(cache=True, error_model="numpy")
+def _copies(events, first, number):  # type: ignore[no-untyped-def]
+    """How many copies the visit `number`, whose events begin at `first`, asks for."""
+    count = 0
+    e = first
+    while e < len(events.kind) and events.visit[e] == number:
+        if events.kind[e] in (LOAD, STREAM, PREFETCH):
+            count += 1
+        e += 1
+    return count
 
 
 @njit(cache=True, error_model="numpy")

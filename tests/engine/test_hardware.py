@@ -16,9 +16,7 @@ from tracekit.errors import HardwareError
 VALID = load_hardware("t4").to_toml()
 
 
-def profile(
-    bandwidth: int = 10**10, flops: int = 10**13, link: int = 10**9, latency: int = 0
-) -> HardwareProfile:
+def profile(bandwidth: int = 10**10, flops: int = 10**13, link: int = 10**9, latency: int = 0) -> HardwareProfile:
     return HardwareProfile(
         name="test",
         description="",
@@ -68,9 +66,7 @@ def test_a_whole_float_is_an_integer(tmp_path: Path) -> None:
     st.text(st.characters(exclude_categories=["Cs"])),
     st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
 )
-def test_to_toml_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, text: str, source: list[str]
-) -> None:
+def test_to_toml_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, text: str, source: list[str]) -> None:
     from msgspec.structs import replace
 
     written = replace(load_hardware("h100"), description=text, source=source, calibrated=True)

@@ -32,8 +32,7 @@ STATED_BILLIONS = {  # (all parameters, those one token uses) as the model cards
 def test_the_shipped_shapes() -> None:
     assert set(shape_names()) == set(STATED_BILLIONS)
     assert all(
-        load_shape(name).name == name and load_shape(name).source.startswith("https://")
-        for name in shape_names()
+        load_shape(name).name == name and load_shape(name).source.startswith("https://") for name in shape_names()
     )
 
 
@@ -111,9 +110,7 @@ def test_parameters_equal_transformers_modules(name: str) -> None:
         model = transformers.AutoModelForCausalLM.from_config(config)
     sizes = {key: value.numel() for key, value in model.named_parameters()}
     # DeepSeek-V3's selection bias is learned, but not by gradient: transformers keeps it as a buffer.
-    sizes |= {
-        key: value.numel() for key, value in model.named_buffers() if key.endswith("e_score_correction_bias")
-    }
+    sizes |= {key: value.numel() for key, value in model.named_buffers() if key.endswith("e_score_correction_bias")}
     assert sum(sizes.values()) == shape.total_params
     layer = shape.moe_layers[0]
     experts = sum(size for key, size in sizes.items() if f"layers.{layer}.mlp.experts." in key)
@@ -141,9 +138,7 @@ def test_bytes_in_bf16_are_twice_the_parameters(name: str) -> None:
     per_token = shape.dense_params_per_token_bytes(BF16, BF16)
     assert per_token == 2 * (shape.dense_params_per_token + shape.hidden_size)
     assert shape.dense_params_per_token_bytes(FP32, FP32) == 2 * per_token
-    parts = sum(shape.layer_bytes(layer, HQQ4, BF16) for layer in range(shape.layers)) + shape.head_bytes(
-        BF16
-    )
+    parts = sum(shape.layer_bytes(layer, HQQ4, BF16) for layer in range(shape.layers)) + shape.head_bytes(BF16)
     assert parts + 2 * shape.hidden_size == shape.dense_params_per_token_bytes(HQQ4, BF16) < per_token
 
 
@@ -209,9 +204,7 @@ def test_a_wrong_name_suggests_the_right_one() -> None:
         ({"dense_layers": str(list(range(32))), "dense_intermediate_size": 8}, "names every layer"),
     ],
 )
-def test_an_impossible_shape_is_refused_in_one_line(
-    tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
+def test_an_impossible_shape_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     table: dict[str, Any] = {
         "name": '"x"', "source": '""', "layers": 32, "hidden_size": 64, "vocab_size": 100, "experts": 8,
         "top_k": 2,

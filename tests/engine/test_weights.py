@@ -37,9 +37,7 @@ def quantize() -> ModuleType:
         ("hqq-2bit-g16", "hqq-2bit-g16", 2, 16, 0),
     ],
 )
-def test_a_word_means_its_canonical_spelling(
-    word: str, canonical: str, bits: int, group: int, meta_group: int
-) -> None:
+def test_a_word_means_its_canonical_spelling(word: str, canonical: str, bits: int, group: int, meta_group: int) -> None:
     parsed = WeightFormat.parse(word)
     assert (parsed.name, parsed.bits, parsed.group, parsed.meta_group) == (canonical, bits, group, meta_group)
     assert WeightFormat.parse(canonical) == parsed
@@ -88,15 +86,11 @@ def test_bytes_are_what_hqq_stores(quantize: ModuleType, word: str, rows_cols: t
     weights = WeightFormat.parse(word)
     matrix = torch.randn(*rows_cols, generator=torch.Generator().manual_seed(0))
     options = {"optimize": False, "device": "cpu"}
-    codes, meta = quantize.Quantizer.quantize(
-        matrix, weights.bits, group_size=weights.group, axis=1, **options
-    )
+    codes, meta = quantize.Quantizer.quantize(matrix, weights.bits, group_size=weights.group, axis=1, **options)
     stored = {"codes": codes, "scale": meta["scale"].half(), "zero": meta["zero"].half()}
     if weights.meta_group:
         for name in ("scale", "zero"):
-            inner, inner_meta = quantize.Quantizer.quantize(
-                meta[name], 8, group_size=weights.meta_group, **options
-            )
+            inner, inner_meta = quantize.Quantizer.quantize(meta[name], 8, group_size=weights.meta_group, **options)
             stored[name] = inner
             stored |= {f"{name}.{part}": inner_meta[part].half() for part in ("scale", "zero")}
     expected = {name: (str(array.dtype), tuple(array.shape)) for name, array in stored.items()}
@@ -114,9 +108,7 @@ def test_hqqs_own_recipe_of_quantised_meta_data_is_ours(quantize: ModuleType) ->
     layer = quantize.HQQLinear(None, config, compute_dtype=torch.float16, device="cpu", initialize=False)
     layer.quantize(torch.randn(256, 512), **{key: config[key] for key in config if key.endswith("_params")})
     arrays = [layer.W_q, layer.meta["scale_q"], layer.meta["zero_q"]]
-    arrays += [
-        layer.meta[outer][inner] for outer in ("meta_scale", "meta_zero") for inner in ("scale", "zero")
-    ]
+    arrays += [layer.meta[outer][inner] for outer in ("meta_scale", "meta_zero") for inner in ("scale", "zero")]
     assert WeightFormat.parse("hqq-2bit").tensor_bytes(256, 512) == sum(array.nbytes for array in arrays)
 
 
@@ -175,8 +167,6 @@ class _Expert:
         return 128, 64
 
 
-@pytest.mark.parametrize(
-    ("word", "size"), [("fp32", 4 * 16576), ("bf16", 2 * 16576), ("hqq-4bit", 8192 + 1024 + 384)]
-)
+@pytest.mark.parametrize(("word", "size"), [("fp32", 4 * 16576), ("bf16", 2 * 16576), ("hqq-4bit", 8192 + 1024 + 384)])
 def test_biases_of_an_expert_are_not_quantised(word: str, size: int) -> None:
     assert WeightFormat.parse(word).expert_bytes(_Expert()) == size

@@ -339,12 +339,8 @@ def test_without_the_extra_only_writing_fails(absent: str, tmp_path: Path) -> No
 
 def in_chromium(page: Path, profile: Path) -> tuple[str, list[str]]:
     """The document after its scripts ran, and what they wrote to the console."""
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    )
-    flags += (
-        "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=20000 --dump-dom"
-    )
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=20000 --dump-dom"
     command = [
         str(CHROMIUM),
         *flags.split(),

@@ -117,6 +117,9 @@ class Machine:
                     else:
                         under_way.append((copy, key, used))
             self.notify()
+            yield self.env.timeout(
+                costs.copy_overhead_ns * sum(k in (LOAD, STREAM, PREFETCH) for k, _, _ in visit.events)
+            )
             for key, used in ready:
                 yield from self.work(visit, key, used)
             for copy, key, used in under_way + coming:

@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from tracekit import DECODE, Manifest, ModelInfo, Trace, TraceWriter
 
 
-def make_manifest(
-    layers: int = 2, experts: int | Sequence[int] = 8, top_k: int = 2, **fields: Any
-) -> Manifest:
+def make_manifest(layers: int = 2, experts: int | Sequence[int] = 8, top_k: int = 2, **fields: Any) -> Manifest:
     """A manifest of a small model; `fields` replaces or adds any field of Manifest."""
     per_layer = [experts] * layers if isinstance(experts, int) else list(experts)
     settings: dict[str, Any] = {

@@ -88,15 +88,11 @@ def test_counts_agree_with_slow_ones(
         patch.setattr(stats_module, "_CHUNK", chunk)
         stats = describe(trace)
     assert stats.lookups == slow_lookups(trace)
-    assert stats.overlap == (
-        pytest.approx(expected) if (expected := slow_overlap(trace)) is not None else None
-    )
+    assert stats.overlap == (pytest.approx(expected) if (expected := slow_overlap(trace)) is not None else None)
     assert stats.experts_used == sum(len(np.unique(e[e != UNUSED])) for e in experts.swapaxes(0, 1))
 
 
-def steady(
-    tmp_path: Path, experts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]], name: str
-) -> TraceStats:
+def steady(tmp_path: Path, experts: np.ndarray[tuple[int, ...], np.dtype[np.uint16]], name: str) -> TraceStats:
     return describe(make_trace(tmp_path / name, experts, num_experts=16, source="record"))
 
 

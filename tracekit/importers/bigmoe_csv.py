@@ -93,13 +93,9 @@ def _read_preamble(source: Path) -> _Preamble:
     with source.open(encoding="utf-8", errors="replace") as file:
         first = file.readline(200)
         if not first.startswith("# route_trace "):
-            raise ImportFormatError(
-                f"{source} is not a route trace: its first line is not '# route_trace v1'"
-            )
+            raise ImportFormatError(f"{source} is not a route trace: its first line is not '# route_trace v1'")
         if first.split() != ["#", "route_trace", "v1"]:
-            raise ImportFormatError(
-                f"{source} is of version {first[14:40].strip()!r}, this importer reads v1"
-            )
+            raise ImportFormatError(f"{source} is of version {first[14:40].strip()!r}, this importer reads v1")
         while (line := file.readline(4096)).startswith("#"):
             pairs = dict(_PAIR.findall(line))
             if any(not re.fullmatch(r"[0-9]{1,15}", pairs[name]) for name in _NUMBERS & pairs.keys()):
@@ -134,9 +130,7 @@ def _read_lines(source: Path) -> Columns:
 
     size = source.stat().st_size
     if 4 * size > installed_memory():
-        raise ImportFormatError(
-            f"{source} has {size >> 20} MiB, too large to import on this machine: split it"
-        )
+        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
     schema = dict.fromkeys(_COLUMNS, pl.Int64()) | {"weight": pl.Float64()}
     try:
         frame = pl.read_csv(source, comment_prefix="#", schema_overrides=schema, infer_schema=False)
@@ -144,9 +138,7 @@ def _read_lines(source: Path) -> Columns:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a readable route trace: {first[:200]}") from None
     if tuple(frame.columns[: len(_NEEDED)]) != _NEEDED:
-        raise ImportFormatError(
-            f"{source}: expected the columns {','.join(_COLUMNS)}, found {frame.columns[:12]}"
-        )
+        raise ImportFormatError(f"{source}: expected the columns {','.join(_COLUMNS)}, found {frame.columns[:12]}")
     if frame.height == 0:
         raise ImportFormatError(f"{source} holds no routing lines")
     holes = [name for name in frame.columns if frame[name].null_count()]

@@ -41,18 +41,14 @@ def read(source: Path) -> Imported:
     """Read the arrays, see the module's text; ImportFormatError when they are not what it says."""
     arrays = _load(source)
     if "experts" not in arrays:
-        raise ImportFormatError(
-            f"{source} has no array 'experts' (it has: {', '.join(sorted(arrays)) or 'none'})"
-        )
+        raise ImportFormatError(f"{source} has no array 'experts' (it has: {', '.join(sorted(arrays)) or 'none'})")
     experts = arrays.pop("experts")
     if experts.ndim != 3 or experts.size == 0 or experts.dtype.kind not in "iu":
         found = f"{experts.dtype} {list(experts.shape)}"
         raise ImportFormatError(f"{source}: experts is {found}, expected integers [tokens, layers, k]")
     tokens, layers, top_k = experts.shape
     if layers > MAX_LAYERS or top_k > MAX_TOP_K:
-        raise ImportFormatError(
-            f"{source}: experts has {layers} layers of {top_k} slots, too many for a model"
-        )
+        raise ImportFormatError(f"{source}: experts has {layers} layers of {top_k} slots, too many for a model")
     per_layer, notes = _experts_per_layer(source, arrays, experts)
     manifest = Manifest(
         source="import:npz",
@@ -116,9 +112,7 @@ def _load(source: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
             _check_members(source, members)
-            return {
-                member.filename.removesuffix(".npy"): _array(source, archive, member) for member in members
-            }
+            return {member.filename.removesuffix(".npy"): _array(source, archive, member) for member in members}
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -150,9 +144,7 @@ def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
     size = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
     if size > installed_memory() // 4 or (size > _BOMB_BYTES and size > _BOMB_RATIO * packed):
-        raise ImportFormatError(
-            f"{source} unpacks {packed >> 10} KiB to {size >> 20} MiB: refused as too large"
-        )
+        raise ImportFormatError(f"{source} unpacks {packed >> 10} KiB to {size >> 20} MiB: refused as too large")
 
 
 def _array(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
@@ -161,9 +153,7 @@ def _array(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> N
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ImportFormatError(f"{source}: {name} is of .npy version {version}")
-        header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(file)
         start = file.tell()
     if dtype.hasobject or dtype.kind not in "iufb":
@@ -172,9 +162,7 @@ def _array(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> N
     for extent in shape:
         nbytes *= extent
     if min(shape, default=0) < 0 or start + nbytes != member.file_size:
-        raise ImportFormatError(
-            f"{source}: {name} claims shape {list(shape)[:8]}, the file does not hold that"
-        )
+        raise ImportFormatError(f"{source}: {name} claims shape {list(shape)[:8]}, the file does not hold that")
     with archive.open(member) as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array.astype(np.uint8) if dtype.kind == "b" and name == "phase" else array

@@ -48,9 +48,7 @@ class _Capture:
     experts: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
     weights: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
     logits: dict[int, Tensor] = field(default_factory=dict)  # [tokens, experts]
-    lookahead: dict[int, dict[int, Tensor]] = field(
-        default_factory=dict
-    )  # distance -> entry l -> [tokens, experts]
+    lookahead: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # distance -> entry l -> [tokens, experts]
 
 
 class RoutingCollector:
@@ -85,18 +83,10 @@ class RoutingCollector:
 
     def __enter__(self) -> Self:
         for layer in self.layers:
-            self._handles.append(
-                layer.experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True)
-            )
+            self._handles.append(layer.experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True))
             if self.with_logits:
-                self._handles.append(
-                    layer.router.register_forward_hook(self._on_logits(layer), with_kwargs=True)
-                )
-            ahead = [
-                (d, self.layers[layer.index + d])
-                for d in self.distances
-                if layer.index + d < len(self.layers)
-            ]
+                self._handles.append(layer.router.register_forward_hook(self._on_logits(layer), with_kwargs=True))
+            ahead = [(d, self.layers[layer.index + d]) for d in self.distances if layer.index + d < len(self.layers)]
             if ahead:
                 hook = self._on_router(layer, ahead)
                 self._handles.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
@@ -174,9 +164,7 @@ class RoutingCollector:
         if self.with_logits:
             parts.append(_half_bits(self._stack(capture.logits, self.num_experts, float("-inf"))))
         for distance in self.distances:
-            parts.append(
-                _half_bits(self._stack(capture.lookahead[distance], self.num_experts, float("-inf")))
-            )
+            parts.append(_half_bits(self._stack(capture.lookahead[distance], self.num_experts, float("-inf"))))
         host = torch.cat([part.flatten(1) for part in parts], dim=1).cpu().numpy()
         arrays = iter(np.split(host, np.cumsum([part[0].numel() for part in parts])[:-1], axis=1))
         shape = (len(host), layers, self.top_k)

@@ -66,9 +66,7 @@ class _Batch:
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         self._positions = takes_any or "position_ids" in parameters
 
-    def _forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]
-    ) -> Tensor:
+    def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
         arguments: dict[str, Any] = dict(self._last_only)
         if self._positions:
@@ -167,13 +165,9 @@ class Decoding(_Batch):
         with torch.inference_mode():
             best = logits.argmax(-1)
             # One NaN makes a row's maximum NaN. Both answers reach the host in one synchronisation.
-            tokens, maxima = torch.stack(
-                [best.double(), logits.gather(-1, best[:, None])[:, 0].double()]
-            ).tolist()
+            tokens, maxima = torch.stack([best.double(), logits.gather(-1, best[:, None])[:, 0].double()]).tolist()
             if not np.isfinite(maxima).all():
-                raise ModelError(
-                    "the model's logits are not finite: its weights are damaged, or its dtype overflows"
-                )
+                raise ModelError("the model's logits are not finite: its weights are damaged, or its dtype overflows")
             if self._samplers is not None:
                 host = logits.float().cpu().numpy()
                 tokens = [self._samplers[request].draw(row) for request, row in zip(live, host, strict=True)]
@@ -205,9 +199,7 @@ class Scoring(_Batch):
             columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
             real = columns < lengths[live][:, None]  # [batch, time]
             ids = np.full(real.shape, _PADDING, dtype=np.int64)
-            ids[real] = np.concatenate(
-                [self.prompts[request][start : start + self.chunk] for request in live]
-            )
+            ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
             positions = np.broadcast_to(columns, real.shape).copy()
             self._forward(ids, None, positions)
             yield Forward(

@@ -106,14 +106,10 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers configuration of a local model."""
     _read_json(directory / "config.json")
     with _quiet(), _reporting(directory):
-        config = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
-        raise ModelError(
-            f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}"
-        )
+        raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
     return config
 
 
@@ -189,9 +185,7 @@ def parse_device(device: str) -> torch.device:
     if place.type not in ("cpu", "cuda"):
         raise ModelError(f"device {device!r} is not supported; use cpu or cuda")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+        raise ModelError(f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
     return place
 
 
@@ -244,9 +238,7 @@ def _reporting(directory: Path) -> Iterator[None]:
     except ModelError:
         raise
     except torch.OutOfMemoryError:
-        raise ModelError(
-            f"{directory} does not fit the device: use a smaller dtype, or offload its experts"
-        ) from None
+        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
     except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
         raise ModelError(f"{directory} cannot be loaded: {_short(error)}") from None
 

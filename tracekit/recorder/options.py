@@ -37,9 +37,7 @@ class RecordOptions:
         if any(distance < 1 for distance in self.lookahead):
             raise ModelError(f"lookahead distances must be at least 1, not {min(self.lookahead)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(
-                f"temperature must be above 0, not {self.temperature}; without it decoding is greedy"
-            )
+            raise ModelError(f"temperature must be above 0, not {self.temperature}; without it decoding is greedy")
         if not 0 < self.top_p <= 1:
             raise ModelError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.seed < 2**63:

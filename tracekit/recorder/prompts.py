@@ -57,18 +57,14 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 prompt = _parse(text, f"{path}, line {number}")
                 first = lines_of.setdefault(str(prompt.id), number)
                 if first != number:
-                    raise ImportFormatError(
-                        f"{path}, line {number}: id {_quoted(prompt.id)} is that of line {first}"
-                    )
+                    raise ImportFormatError(f"{path}, line {number}: id {_quoted(prompt.id)} is that of line {first}")
                 if len(prompts) == MAX_PROMPTS:
                     raise ImportFormatError(f"{path} has more than {MAX_PROMPTS} prompts: split it")
                 prompts.append(prompt)
     except OSError as error:
         raise ImportFormatError(f"{path} cannot be read: {error.strerror or error}") from None
     if not prompts:
-        raise ImportFormatError(
-            f'{path} holds no prompts: it needs lines like {{"id": "a", "prompt": "Once"}}'
-        )
+        raise ImportFormatError(f'{path} holds no prompts: it needs lines like {{"id": "a", "prompt": "Once"}}')
     return prompts
 
 

@@ -60,9 +60,7 @@ def record(
     model.train(False)
     try:
         with TraceWriter(output, manifest, resume=options.resume) as writer, collector:
-            _record_batches(
-                model, encoded, writer, collector, options, progress or (lambda done, total: None)
-            )
+            _record_batches(model, encoded, writer, collector, options, progress or (lambda done, total: None))
     except torch.OutOfMemoryError:
         raise ModelError(
             f"out of memory with batches of {options.batch_size}: use a smaller batch size, shorter prompts, "

@@ -124,16 +124,12 @@ def _layer_number(name: str) -> int:
     raise ModelError(f"{name}: experts outside the list of decoder layers are not supported")
 
 
-def _layer(
-    index: int, name: str, number: int, experts: nn.Module, block: nn.Module, model: nn.Module
-) -> MoeLayer:
+def _layer(index: int, name: str, number: int, experts: nn.Module, block: nn.Module, model: nn.Module) -> MoeLayer:
     count = experts.num_experts
     if not isinstance(count, int) or not 1 <= count <= MAX_EXPERTS:
         raise ModelError(f"{name} has {count} experts; 1 to {MAX_EXPERTS} can be recorded")
     if getattr(experts, "_is_expert_parallel", False):
-        raise ModelError(
-            f"{name} is spread over several devices (expert parallelism), which is not supported"
-        )
+        raise ModelError(f"{name} is spread over several devices (expert parallelism), which is not supported")
     config = _text_config(model)
     router = _router(name, experts, block, count)
     gate, score = find_gate(router, block, count, int(getattr(config, "hidden_size", 0)), _dtype(model))
@@ -165,14 +161,10 @@ def _router(name: str, experts: nn.Module, block: nn.Module, count: int) -> nn.M
     for key in _ROUTER_NAMES:
         if key in siblings:
             return siblings[key]
-    with_rows = [
-        s for s in siblings.values() if any(p.dim() == 2 and p.shape[0] == count for p in s.parameters())
-    ]
+    with_rows = [s for s in siblings.values() if any(p.dim() == 2 and p.shape[0] == count for p in s.parameters())]
     if len(with_rows) == 1:
         return with_rows[0]
-    raise ModelError(
-        f"{name}: {len(with_rows)} modules beside the experts could be their router, expected one"
-    )
+    raise ModelError(f"{name}: {len(with_rows)} modules beside the experts could be their router, expected one")
 
 
 def _top_k(name: str, router: nn.Module, block: nn.Module, config: object, count: int) -> int:

@@ -60,9 +60,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         qk_nope_head_dim=4,
         v_head_dim=8,
     ),
-    "gpt_oss": lambda: GptOssConfig(
-        **COMMON, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4
-    ),
+    "gpt_oss": lambda: GptOssConfig(**COMMON, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4),
 }
 
 
@@ -90,8 +88,6 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(
-        models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>")
-    )
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")

@@ -28,9 +28,7 @@ def reference(family, router, hidden, top_k):
     """(logits, ids, weights) of one gate as its paper defines them, ids by falling selection score."""
     bias = router.bias if family == "gpt_oss" else None
     logits = functional.linear(hidden, router.weight, bias)
-    if (
-        family == "deepseek_v3"
-    ):  # arXiv 2412.19437, section 2.1.2: sigmoid affinities, biased choice, best group only
+    if family == "deepseek_v3":  # arXiv 2412.19437, section 2.1.2: sigmoid affinities, biased choice, best group only
         scores = logits.sigmoid()
         biased = scores + router.e_score_correction_bias
         groups = biased.view(-1, 2, 4).topk(2).values.sum(-1)

@@ -57,9 +57,7 @@ def test_experts_of_uneven_width_can_be_run(tokenizer, tmp_path):
 
 def test_unknown_names(saved, tmp_path):
     refused("no model at .*absent: the directory does not exist", tmp_path / "absent")
-    refused(
-        "neither a directory nor in the local model cache, and nothing is downloaded", "nobody/nothing-here"
-    )
+    refused("neither a directory nor in the local model cache, and nothing is downloaded", "nobody/nothing-here")
     refused("neither a directory nor", "no such model!")
     refused("is a file", saved / "config.json")
     refused("directory or a hub name", "")
@@ -100,9 +98,7 @@ def test_absurd_configurations_do_not_hang(saved, layers):
 
 
 def test_a_dense_model_is_refused_before_its_weights_are_read(tmp_path, tokenizer):
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
+    config = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not even weights")
     refused("is a llama model without experts", tmp_path)

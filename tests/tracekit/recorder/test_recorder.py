@@ -35,9 +35,7 @@ def rows_of(arrays, request):
     """The rows of one request, less what says where it stood in the whole."""
     rows = arrays["request"] == request
     return {
-        name: array[rows]
-        for name, array in arrays.items()
-        if name not in ("step", "request") and array is not None
+        name: array[rows] for name, array in arrays.items() if name not in ("step", "request") and array is not None
     }
 
 
@@ -89,13 +87,9 @@ def test_padding_and_company_change_nothing(build, family, tokenizer, tmp_path):
 
 def test_scoring_routes_the_text_and_nothing_else(build, tokenizer, tmp_path):
     model = build("qwen3_moe")
-    _, whole = read(
-        record(model, tokenizer, PROMPTS, tmp_path / "a.trace", RecordOptions(score=True, batch_size=1))
-    )
+    _, whole = read(record(model, tokenizer, PROMPTS, tmp_path / "a.trace", RecordOptions(score=True, batch_size=1)))
     trace, chunked = read(
-        record(
-            model, tokenizer, PROMPTS, tmp_path / "b.trace", RecordOptions(score=True, batch_size=3, chunk=2)
-        )
+        record(model, tokenizer, PROMPTS, tmp_path / "b.trace", RecordOptions(score=True, batch_size=3, chunk=2))
     )
     assert trace.manifest.tokens == sum(LENGTHS)
     assert (chunked["phase"] == PREFILL).all()
@@ -109,9 +103,7 @@ def test_scoring_routes_the_text_and_nothing_else(build, tokenizer, tmp_path):
 def test_manifest_describes_the_recording(build, tokenizer, tmp_path):
     model = build("deepseek_v3")
     model.config._name_or_path = "/somewhere/on/a/disk/tiny-v3"
-    options = RecordOptions(
-        max_new_tokens=2, batch_size=2, do_sample=True, temperature=0.7, top_p=0.9, seed=5
-    )
+    options = RecordOptions(max_new_tokens=2, batch_size=2, do_sample=True, temperature=0.7, top_p=0.9, seed=5)
     manifest = Trace.open(record(model, tokenizer, PROMPTS, tmp_path / "t.trace", options)).manifest
     assert manifest.source == "record"
     assert (manifest.model.id, manifest.model.family, manifest.model.dtype) == (
@@ -138,9 +130,7 @@ def test_manifest_describes_the_recording(build, tokenizer, tmp_path):
 def test_a_cached_snapshot_keeps_its_name_and_revision(build, tokenizer, tmp_path):
     model = build("mixtral")
     model.config._name_or_path = "/h/hub/models--some--name/snapshots/0123abcd"
-    info = Trace.open(
-        record(model, tokenizer, PROMPTS[:1], tmp_path / "t", RecordOptions(score=True))
-    ).manifest.model
+    info = Trace.open(record(model, tokenizer, PROMPTS[:1], tmp_path / "t", RecordOptions(score=True))).manifest.model
     assert (info.id, info.revision) == ("some/name", "0123abcd")
 
 
@@ -265,17 +255,13 @@ def test_a_killed_recording_is_readable_and_resumes(build, tokenizer, tmp_path):
     prompts = [Prompt(id=str(number), prompt=text) for number, text in enumerate(TEXTS)]
     model.config._name_or_path = str(tmp_path / "model")
     record(model, tokenizer, prompts, cut, RecordOptions(max_new_tokens=3, shard_rows=1, resume=True))
-    whole = record(
-        model, tokenizer, prompts, tmp_path / "whole.trace", RecordOptions(max_new_tokens=3, shard_rows=1)
-    )
+    whole = record(model, tokenizer, prompts, tmp_path / "whole.trace", RecordOptions(max_new_tokens=3, shard_rows=1))
     assert_same(read(whole)[1], read(cut)[1])
 
 
 def test_unfit_prompts_are_refused_before_anything_is_written(build, tokenizer, tmp_path):
     model, path = build("mixtral"), tmp_path / "t.trace"
-    with pytest.raises(
-        ModelError, match="'p2' has 7 tokens; with 60 new ones it exceeds the model's 64 positions"
-    ):
+    with pytest.raises(ModelError, match="'p2' has 7 tokens; with 60 new ones it exceeds the model's 64 positions"):
         record(model, tokenizer, PROMPTS, path, RecordOptions(max_new_tokens=60))
     with pytest.raises(ModelError, match="no prompts"):
         record(model, tokenizer, [], path)

@@ -55,17 +55,13 @@ def test_works_on_the_meta_device(build, family):
         model = AutoModelForCausalLM.from_config(config)
     layers = moe_layers(model)
     assert count_moe_layers(model) == len(layers)
-    assert {(layer.num_experts, layer.top_k, layer.expert_params) for layer in layers} == {
-        (experts, top_k, params)
-    }
+    assert {(layer.num_experts, layer.top_k, layer.expert_params) for layer in layers} == {(experts, top_k, params)}
     assert {layer.gate.form for layer in layers} == {"output"}
 
 
 def test_a_dense_model_is_refused_in_one_line():
     model = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-        )
+        LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
     assert count_moe_layers(model) == 0
     with pytest.raises(ModelError, match="no experts") as caught:
