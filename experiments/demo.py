@@ -72,7 +72,7 @@ def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
     import torch
 
     prepare(folder)
-    # The mini models' products are too small to share out; a second thread only waits, and the copy thread needs a core.
+    # The mini models' products are too small to share out: a second thread only waits, and copying needs a core.
     torch.set_num_threads(1)
     prompts_file = write_prompts(folder / "prompts.jsonl")
     traces = []

@@ -144,7 +144,8 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     bounded = any(row.bound_tokens_per_second is not None for _, row in shown)
     sentence = "Decode tokens per second, fastest first."
     if bounded:
-        sentence += " The upright mark is each row's bound: what clairvoyant decisions would allow with that cache on that machine."
+        sentence += " The upright mark is each row's bound: what clairvoyant decisions would allow with that cache "
+        sentence += "on that machine."
     if any(row.is_bound for _, row in shown):
         sentence += " Grey bars know the future."
     if len(shown) < len(timed):
