@@ -1,0 +1,102 @@
+"""Validation on the reference models: tokens and decisions agree, and disagreement is noticed and named."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from engine.hardware import load_hardware  # noqa: E402  # needs torch
+from engine.plan import plan_from_dict  # noqa: E402
+from experiments.cli.main import run  # noqa: E402
+from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
+from experiments.validate import calibration_plan, compare_logs, validate  # noqa: E402
+from policies.decide import Events  # noqa: E402
+from tracekit import Trace  # noqa: E402
+from tracekit.recorder.prompts import Prompt  # noqa: E402
+
+PROMPTS = (
+    Prompt(id="a", prompt="Return a list of the names in the current scope, sorted by"),
+    Prompt(id="b", prompt="def read(self, size=-1):\n    if self.closed:\n        raise ValueError("),
+)
+CAPACITIES = {"mixtral-mini": ("2/layer", "4/layer", "30"), "qwen3-moe-mini": ("6/layer", "50%/layer", "100")}
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "gate"])
+@pytest.mark.parametrize(("name", "capacity"), [(name, c) for name in NAMES for c in CAPACITIES[name]])
+def test_engine_equals_the_plain_model_and_the_simulator(name: str, capacity: str, prefetch: str) -> None:
+    plan = plan_from_dict({"cache": {"capacity": capacity}, "prefetch": {"predictor": prefetch}})
+    result = validate(
+        CHECKPOINTS / name, plan, PROMPTS, hardware=load_hardware("t4"), dtype="float32", max_new_tokens=12
+    )
+    assert result.tokens.identical and result.tokens.compared == 24
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.decisions.entries > 2 * 12 * 8
+    assert result.passed
+    assert result.time.steps == 22 and result.time.measured_tokens_per_second > 0
+
+
+def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "4/layer"}})
+    assert calibration_plan(plan).cache != plan.cache
+    result = validate(
+        CHECKPOINTS / NAMES[0],
+        plan,
+        PROMPTS[:1],
+        calibration_prompts=PROMPTS[1:],
+        dtype="float32",
+        max_new_tokens=8,
+        keep_trace=tmp_path / "engine.trace",
+    )
+    assert result.time.calibrated_here and result.time.simulated_tokens_per_second > 0
+    trace = Trace.open(tmp_path / "engine.trace")
+    assert trace.manifest.complete and trace.manifest.expert_params[0] > 0
+    assert int((trace.phase == 1).sum()) == 7  # the last of 8 new tokens is never fed back
+
+
+def test_a_threshold_fails_by_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"id": "a", "prompt": "The module"}) + "\n")
+    arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
+    arguments += ["--dtype", "float32", "--hardware", "rtx3060", "--max-new-tokens", "4", "--json"]
+    assert run([*arguments, "--threshold", "1e-9"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["passed"] and "ABOVE" in found["verdict"]
+    assert found["decisions"]["identical"] and found["tokens"]["identical"]
+
+
+def test_generate_prints_text_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(CHECKPOINTS / NAMES[1])
+    arguments = ["generate", model, "The list is", "--capacity", "8/layer", "--max-new-tokens", "6"]
+    arguments += ["--dtype", "float32"]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["token_ids"]) == 6 and found["text"]
+    assert found["bytes_loaded"]["load"] > 0
+    assert run(arguments) == 0
+    assert capsys.readouterr().out.strip() == found["text"].strip()
+
+
+def events(kinds: list[int]) -> Events:
+    count = len(kinds)
+    visits = np.arange(count, dtype=np.int64)
+    return Events(visits, np.array(kinds, np.uint8), np.zeros(count, np.int32), np.zeros(count, np.int32))
+
+
+def test_logs_that_differ_are_told_where() -> None:
+    assert compare_logs(events([0, 3]), events([0, 3])).identical
+    other = compare_logs(events([0, 3, 0]), events([0, 0, 0]))
+    assert not other.identical and "entry 1" in str(other.first_difference)
+    shorter = compare_logs(events([0, 3]), events([0, 3, 0]))
+    assert not shorter.identical and "entry 2: simulator nothing" in str(shorter.first_difference)
