@@ -1,6 +1,6 @@
 """Decisions of a plan on a trace: what the policies know, chunk by chunk, and what they decide."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numba import njit
@@ -37,15 +37,26 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
 
 
 def iter_decisions(
-    trace: Trace, spec: CacheSpec, *, chunk: int = 1 << 20, compiled: bool = True
+    trace: Trace,
+    spec: CacheSpec,
+    *,
+    chunk: int = 1 << 20,
+    compiled: bool = True,
+    reshape: Callable[[Demand], Demand] | None = None,
 ) -> Iterator[tuple[Demand, Events]]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
-    Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads.
+    `reshape` replaces each piece's demand before anything is decided (for bounds). Raises PolicyError for an unknown
+    policy, PlanError when the trace lacks what the prefetcher reads.
     """
     cache = ExpertCache(spec, compiled=compiled)
     hints = _Hints(trace, spec, cache.prefetch_class.reads)
+    if spec.prefetch != "none":
+        # Room for hints and events grows with what may be suggested.
+        chunk = max(1, chunk * trace.top_k // max(trace.top_k, min(spec.count, spec.experts)))
     demands = iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase, chunk)
+    if reshape is not None:
+        demands = map(reshape, demands)
     if cache.eviction_class.reads == "next-use":
         # The future is known from the end: one backward pass over every chunk, then forward again.
         kept = list(demands)
@@ -105,6 +116,7 @@ class _Hints:
 
     def __init__(self, trace: Trace, spec: CacheSpec, reads: str) -> None:
         self.spec, self.reads = spec, reads
+        self.count = 0 if reads == "nothing" else min(spec.count, spec.experts)
         self.experts_per_layer = trace.manifest.experts_per_layer
         self.top_k = trace.top_k
         if reads == "lookahead":
@@ -120,7 +132,7 @@ class _Hints:
 
     def of(self, demand: Demand) -> np.ndarray:
         spec = self.spec
-        hints = np.full((demand.steps, spec.layers, spec.count), -1, np.int32)
+        hints = np.full((demand.steps, spec.layers, self.count), -1, np.int32)
         if self.reads == "lookahead":
             assert self.lookahead is not None
             starts = self.starts[demand.first_step : demand.first_step + demand.steps + 1]
@@ -128,11 +140,11 @@ class _Hints:
             for layer in range(spec.layers - spec.distance):
                 target = layer + spec.distance
                 logits = rows[:, layer, : self.experts_per_layer[target]]
-                ranked = rank_lookahead(logits, starts - starts[0], self.top_k, spec.count)
+                ranked = rank_lookahead(logits, starts - starts[0], self.top_k, self.count)
                 hints[:, layer] = np.where(ranked >= 0, ranked + target * spec.experts, -1)
         elif self.reads == "future":
             _future(demand.keys, demand.start, spec.layers, spec.distance, hints)
-        return hints.reshape(demand.visits, spec.count)
+        return hints.reshape(demand.visits, self.count)
 
 
 @njit(cache=True)

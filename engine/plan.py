@@ -95,6 +95,9 @@ def plan_from_dict(tables: dict[str, Any], label: str = "plan") -> Plan:
             own = set(kind.__struct_fields__) - {"parameters"}
             tables[name] = {key: table[key] for key in table if key in own}
             tables[name]["parameters"] = {key: table[key] for key in table if key not in own}
+            for key, value in tables[name]["parameters"].items():
+                if not isinstance(value, int | float):
+                    raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
     strict = convert(tables, _StrictPlan, label=label, error=PlanError)
     plan = Plan(**{name: getattr(strict, name) for name in Plan.__struct_fields__})
     Capacity.parse(plan.cache.capacity)

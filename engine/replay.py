@@ -1,41 +1,24 @@
 """`replay`: a plan's decisions on a recorded trace, and their time on a modelled machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from engine.decisions import cache_spec, iter_decisions
+from engine.bounds import find_bounds
 from engine.hardware import HardwareProfile, load_hardware
-from engine.plan import EvictionPlan, Plan, PrefetchPlan
-from engine.result import Bounds, Counts, HitsBy, PhaseCounts, Result, Time, Tpot
+from engine.passes import DECODE, Replayed, run
+from engine.plan import Plan
+from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
-from engine.simulator.timeline import CAUSES, LATE, USEFUL, WASTED, Timeline
+from engine.simulator.timeline import CAUSES, LATE, USEFUL, WASTED
 from policies.decide import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
-from tracekit.demand import Demand, step_starts
+from tracekit.demand import Demand
 from tracekit.errors import TraceError
-
-KINDS = 8
-DECODE = 1
-
-
-@dataclass
-class Replayed:
-    """A replay's sums and, if timed, its course: `step_ns` [steps] i64, `visit_end` [visits] i64 (unscaled)."""
-
-    kinds: np.ndarray = field(default_factory=lambda: np.zeros((2, KINDS), np.int64))
-    loaded: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    copy_ns: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    phase: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-    visit_end: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    step_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    timeline: Timeline | None = None
 
 
 def replay(
@@ -70,7 +53,7 @@ def replay(
     counts = [_counts(done, [phase], sized=_sized(trace, plan, model)) for phase in (0, 1)]
     total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
     time = None if machine is None or costs is None else _time(done, costs, machine, model)
-    best = _bounds(trace, plan, costs, model, done) if bounds else None
+    best = find_bounds(trace, plan, costs, model, done) if bounds else None
     warnings = _warnings(trace, done, costs)
     return Result(
         **msgspec.structs.asdict(total),
@@ -80,53 +63,6 @@ def replay(
         warnings=warnings,
         provenance=_provenance(trace, plan, machine, model),
     )
-
-
-def run(
-    trace: Trace,
-    plan: Plan,
-    costs: Costs | None = None,
-    shape: ModelShape | None = None,
-    *,
-    progress: Callable[[int], object] | None = None,
-    on_events: Callable[[Demand, Events], object] | None = None,
-) -> Replayed:
-    """The pass that `replay` sums up: decisions, and their timeline if `costs` are given."""
-    manifest = trace.manifest
-    sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
-    spec = cache_spec(manifest.experts_per_layer, sizes, plan)
-    bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
-    slots = sum(min(c, spec.layers * spec.experts) for c in spec.capacity) + spec.staging + 1
-    done = Replayed()
-    if costs is not None:
-        done.timeline = Timeline(costs, slots, spec.experts)
-        starts = step_starts(trace.step)
-        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
-    phases, ends = [], []
-    for demand, events in iter_decisions(trace, spec):
-        step = events.visit // demand.layers - demand.first_step
-        phase = demand.phase[step]
-        np.add.at(done.kinds, (phase, events.kind), 1)
-        copied = (events.kind == LOAD) | (events.kind == STREAM) | (events.kind == PREFETCH)
-        layer = events.expert // spec.experts
-        np.add.at(done.loaded, phase[copied], bytes_of[layer[copied]])
-        np.add.at(done.tokens, demand.phase, demand.step_tokens)
-        if costs is not None:
-            demanded = copied & (events.kind != PREFETCH)
-            np.add.at(done.copy_ns, phase[demanded], costs.copy_ns[layer[demanded]])
-        if done.timeline is not None:
-            first, last = demand.first_step, demand.first_step + demand.steps
-            ends.append(done.timeline.run(demand, events, context[first:last]))
-        phases.append(demand.phase)
-        if on_events is not None:
-            on_events(demand, events)
-        if progress is not None:
-            progress(int(demand.step_tokens.sum()))
-    done.phase = np.concatenate(phases)
-    if ends:
-        done.visit_end = np.concatenate(ends)
-        done.step_ns = np.diff(done.visit_end[trace.layers - 1 :: trace.layers], prepend=0)
-    return done
 
 
 def _sized(trace: Trace, plan: Plan, shape: ModelShape | None) -> bool:
@@ -174,30 +110,6 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
         stall_s={cause: spent[cause] for cause in CAUSES[3:]},
         link_utilisation=done.timeline.link_busy_ns * costs.scale / 1e9 / total if total else 0.0,
         prefetches={"useful": int(used[USEFUL]), "late": int(used[LATE]), "wasted": int(used[WASTED])},
-    )
-
-
-def _bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape | None, done: Replayed) -> Bounds:
-    """Belady's hits at the plan's capacity, and the two times that bound every policy."""
-    clairvoyant = msgspec.structs.replace(
-        plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
-    )
-    best = run(trace, clairvoyant, shape=shape) if costs is None else run(trace, clairvoyant, costs, shape)
-    hits = int(best.kinds[:, : HIT_PREFETCHED + 1].sum())
-    lookups = hits + int(best.kinds[:, LOAD].sum() + best.kinds[:, STREAM].sum())
-    link = compute = None
-    tokens = int(done.tokens[DECODE])
-    if costs is not None and done.timeline is not None and tokens:
-        copies = float(best.copy_ns[DECODE]) * costs.scale
-        work = float(done.timeline.spent[DECODE, :3].sum()) * costs.scale
-        link = tokens / (copies / 1e9) if copies else None
-        compute = tokens / (work / 1e9) if work else None
-    known = [bound for bound in (link, compute) if bound is not None]
-    return Bounds(
-        hit_ratio=hits / lookups if lookups else 0.0,
-        link_tokens_per_second=link,
-        compute_tokens_per_second=compute,
-        best_tokens_per_second=min(known) if known else None,
     )
 
 

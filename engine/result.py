@@ -68,12 +68,12 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What clairvoyant decisions would allow with this capacity on this machine, in decode tokens per second.
+    """What no plan can beat with this capacity on this machine, in decode tokens per second.
 
-    `hit_ratio` is that of Belady with bypassing, which no policy beats when experts are of equal size (with unequal
-    sizes it is a strong heuristic). `link`: its demand loads of decode steps, over the link and nothing else; it loads
-    least over the whole trace, not necessarily in each phase. `compute`: the plan's own work with no copies at all.
-    `best` is the lower of the two.
+    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing). `link`: the fewest demand loads of decode
+    steps, prefill being free, over the link and nothing else. `compute`: the plan's own work with no copies at all.
+    `best` is the lower of the two. With experts of unequal size clairvoyant caching is NP-hard and these are strong
+    estimates instead of bounds. A hit ratio that contains prefetched hits may exceed `hit_ratio`.
     """
 
     hit_ratio: float

@@ -6,8 +6,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from engine.passes import Replayed, run
 from engine.plan import Plan, plan_from_dict
-from engine.replay import Replayed, run
 from policies.decide import HIT_PREFETCHED, STREAM
 from tracekit import Trace
 

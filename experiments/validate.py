@@ -10,8 +10,8 @@ import numpy as np
 
 from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
+from engine.passes import run
 from engine.plan import CachePlan, Plan
-from engine.replay import run
 from engine.simulator.costs import model_costs
 from policies.decide import Events
 from tracekit import Trace

@@ -65,6 +65,7 @@ class ExpertCache:
             experts=spec.experts,
             group_of=group_of,
             size=spec.size.astype(np.int64),
+            uniform=bool((spec.size == spec.size.flat[0]).all()),
             capacity=capacity,
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.uint8),
@@ -84,7 +85,7 @@ class ExpertCache:
             clock=np.zeros(2, np.int64),
             into_cache=spec.into_cache,
             distance=spec.distance,
-            suggestion=np.full(spec.count if spec.prefetch != "none" else 0, -1, np.int32),
+            suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
             missing=np.zeros(spec.experts, np.int64),
         )
         layout = Layout(spec.layers, spec.experts, groups, self.state.size, self.state.last_use)

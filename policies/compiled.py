@@ -55,6 +55,11 @@ def _on_hit(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_hit")
 
 
+@overload_method(types.BaseNamedTuple, "on_miss")
+def _on_miss(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
+    return hook(self, "on_miss")
+
+
 @overload_method(types.BaseNamedTuple, "on_insert")
 def _on_insert(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_insert")
@@ -97,13 +102,38 @@ def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
     open_ends += [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
     while open_ends:
         module = open_ends.pop()
-        root = module.__name__.partition(".")[0]
-        if module.__name__ in found or root in sys.stdlib_module_names or root in ("numpy", "numba", "llvmlite"):
+        if module.__name__ in found or is_foreign(module):
             continue
         found[module.__name__] = module
         if module is not sys.modules[__name__]:
-            open_ends += [sys.modules[helper.__module__] for helper in helpers(module)]
+            open_ends += used_modules(module)
     return [found[name] for name in sorted(found)]
+
+
+def is_foreign(module: ModuleType) -> bool:
+    """Whether a module belongs to Python or to an installed library."""
+    root = module.__name__.partition(".")[0]
+    installed = "site-packages" in (getattr(module, "__file__", None) or "site-packages")
+    return root in sys.stdlib_module_names or (installed and root != "policies")
+
+
+def used_modules(module: ModuleType) -> list[ModuleType]:
+    """The modules behind what code in `module` may name: imported modules, functions and numba's dispatchers."""
+    found = []
+    for value in vars(module).values():
+        function = getattr(value, "py_func", value)
+        if isinstance(value, ModuleType):
+            found.append(value)
+        elif isinstance(function, FunctionType) and function.__module__ in sys.modules:
+            found.append(sys.modules[function.__module__])
+    return found
+
+
+def constants(module: ModuleType) -> str:
+    """The numbers and texts that code in `module` may name, wherever they came from: they are compiled in."""
+    plain = (bool, int, float, str, tuple)
+    named = vars(module).items()
+    return repr(sorted((name, repr(v)) for name, v in named if isinstance(v, plain) and not name.startswith("__")))
 
 
 def helpers(module: ModuleType) -> list[FunctionType]:
@@ -165,6 +195,7 @@ def source_digest(modules: list[ModuleType], classes: str) -> str:
         if module.__file__ is None:
             raise PolicyError(f"policy module {module.__name__} has no source file")
         digest.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
+        digest.update(constants(module).encode() + b"\0")
     return digest.hexdigest()
 
 

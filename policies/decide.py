@@ -9,7 +9,8 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
 5. the prefetcher suggests experts of layer `layer + distance`; each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.
 
-A visit never evicts an expert that it demands. Nothing here looks at a clock.
+A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Nothing here looks at
+a clock.
 """
 
 from collections import namedtuple
@@ -36,6 +37,7 @@ CacheState = namedtuple(
         "experts",  # int: experts per layer; an expert's key is layer * experts + expert
         "group_of",  # i32 [layers]: the capacity group of a layer
         "size",  # i64 [keys]: what an expert takes of the capacity (1 when capacity counts slots)
+        "uniform",  # bool: all sizes are equal
         "capacity",  # i64 [groups]
         "used",  # i64 [groups]
         "place",  # u8 [keys]: 0 absent, RESIDENT or STAGED
@@ -97,10 +99,14 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
 
         missing = 0
         adopt = 0
+        held = 0  # what the visit's own resident experts take of the capacity
         for i in range(start, stop):
             expert = batch.demand[i]
             cache.seen[expert] = now
             place = cache.place[expert]
+            signal = batch.signal[i] if has_signal else 0.0
+            if place != RESIDENT:
+                eviction.on_miss(expert, group, now, signal)
             if place == 0:
                 cache.missing[missing] = i
                 missing += 1
@@ -112,7 +118,8 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             elif cache.pinned[expert]:
                 kind = HIT_PINNED
             if place == RESIDENT:
-                eviction.on_hit(expert, group, now, batch.signal[i] if has_signal else 0.0)
+                eviction.on_hit(expert, group, now, signal)
+                held += cache.size[expert]
             else:
                 adopt += 1
             n = record(events, n, now, kind, expert, cache.slot[expert])
@@ -124,10 +131,11 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
                 expert = batch.demand[i]
                 if cache.place[expert] == STAGED:
                     signal = batch.signal[i] if has_signal else 0.0
-                    n, room = make_room(cache, eviction, group, expert, now, signal, events, n)
+                    n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
                     unstage(cache, expert)
                     if room:
                         keep(cache, expert, group)
+                        held += cache.size[expert]
                         eviction.on_insert(expert, group, now, signal)
                     else:
                         release(cache, expert)
@@ -135,13 +143,14 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             i = cache.missing[m]
             expert = batch.demand[i]
             signal = batch.signal[i] if has_signal else 0.0
-            n, room = make_room(cache, eviction, group, expert, now, signal, events, n)
+            n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
             if not room:
                 n = ensure_buffer(cache, now, events, n)
             cache.slot[expert] = take_slot(cache)
             n = record(events, n, now, LOAD if room else STREAM, expert, cache.slot[expert])
             if room:
                 keep(cache, expert, group)
+                held += cache.size[expert]
                 eviction.on_insert(expert, group, now, signal)
             else:
                 release(cache, expert)
@@ -158,7 +167,8 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
         if len(cache.suggestion) > 0 and target < len(cache.group_of):
             count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
             for i in range(count):
-                n = prefetch(cache, eviction, cache.suggestion[i], cache.group_of[target], now, events, n)
+                to = cache.group_of[target]
+                n = prefetch(cache, eviction, cache.suggestion[i], to, now, held if to == group else 0, events, n)
     return n
 
 
@@ -202,11 +212,12 @@ def keep(cache: Any, expert: int, group: int) -> None:
 
 
 def make_room(
-    cache: Any, eviction: Any, group: int, expert: int, now: int, signal: float, events: Any, n: int
+    cache: Any, eviction: Any, group: int, expert: int, now: int, signal: float, held: int, events: Any, n: int
 ) -> tuple[int, bool]:
-    """Evict until `expert` fits; returns the event count and whether it fits."""
+    """Evict until `expert` fits beside the `held` that must stay; returns the event count and whether it fits."""
     size = cache.size[expert]
-    if size > cache.capacity[group]:
+    # With unequal sizes one load may need several victims: find out first whether they would be enough.
+    if size > cache.capacity[group] or (not cache.uniform and held + size > cache.capacity[group]):
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
         victim = eviction.victim(cache, group, expert, now, signal)
@@ -267,12 +278,12 @@ def ensure_buffer(cache: Any, now: int, events: Any, n: int) -> int:
     return n
 
 
-def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, events: Any, n: int) -> int:
+def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, held: int, events: Any, n: int) -> int:
     """Load a suggested expert ahead of demand, unless it is already there or there is nowhere to put it."""
     if cache.place[expert] != 0:
         return n
     if cache.into_cache:
-        n, room = make_room(cache, eviction, group, expert, now, 0.0, events, n)
+        n, room = make_room(cache, eviction, group, expert, now, 0.0, held, events, n)
         if not room:
             return n
         cache.slot[expert] = take_slot(cache)

@@ -12,9 +12,10 @@ class EvictionPolicy(Policy):
     numeric Python over the declared arrays: they run interpreted, compiled, and in the engine. Helpers are functions
     of the same module. Most policies need only `rank`, and an `on_*` hook that keeps the number it ranks by.
 
-    Within one visit the cache calls, in this order: `on_hit` for every expert it holds; then for every missing
-    expert `victim` and `on_evict` until there is room, and `on_insert`; then `on_reference` for every demanded expert
-    that is now resident, in (token, slot) order of last reference.
+    Within one visit the cache calls, in this order: `on_hit` or `on_miss` for every lookup; then for every expert to
+    be kept `victim` and `on_evict` until there is room, and `on_insert`; then `on_reference` for every demanded expert
+    that is now resident, in (token, slot) order of last reference. A prefetch into the cache is an `on_insert` without
+    a lookup.
 
     `reads` declares what the `signal` of a lookup is: "nothing" (0.0) or "next-use" (the visit at which the expert is
     demanded again, infinity if never: only bounds may read the future).
@@ -23,7 +24,10 @@ class EvictionPolicy(Policy):
     reads: ClassVar[str] = "nothing"
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
-        """A lookup found the expert."""
+        """A lookup found the expert in the cache."""
+
+    def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
+        """A lookup did not find the expert in the cache (it may wait in a staging buffer)."""
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         """The expert has been given a slot."""

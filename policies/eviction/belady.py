@@ -9,8 +9,8 @@ from policies.fields import per_expert
 class Belady(EvictionPolicy):
     """Evicts the expert that is demanded again last. Reads the future: a bound, not a policy.
 
-    Optimal in hits among policies that insert every loaded expert, for experts of equal size. With unequal sizes
-    optimal caching is NP-hard and this is a strong heuristic, not a bound.
+    Optimal in hits among policies that insert every loaded expert, for experts of equal size, as long as what a visit
+    demands fits. With unequal sizes optimal caching is NP-hard and this is a strong heuristic, not a bound.
     """
 
     name = "belady"

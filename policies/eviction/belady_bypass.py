@@ -9,10 +9,11 @@ from policies.fields import per_expert
 
 
 class BeladyBypass(EvictionPolicy):
-    """Evicts the expert that is demanded again last; streams the incoming one if that is it. Reads the future.
+    """After each visit keeps, of what it holds and what the visit demanded, what is demanded again soonest.
 
-    With experts of equal size no policy has more hits. With unequal sizes optimal caching is NP-hard, and this is a
-    strong heuristic.
+    To be a bound it may do what no engine can: evict an expert that the visit itself demands, once it is used. With
+    experts of equal size no policy has more hits. With unequal sizes optimal caching is NP-hard, and this is a strong
+    heuristic.
     """
 
     name = "belady-bypass"
@@ -22,6 +23,9 @@ class BeladyBypass(EvictionPolicy):
     bound = True
 
     next_use = per_expert(np.float64)
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.next_use[expert] = signal
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.next_use[expert] = signal
@@ -34,7 +38,7 @@ class BeladyBypass(EvictionPolicy):
         first = cache.first[group]
         for position in range(first, first + cache.resident_count[group]):
             expert = cache.resident[position]
-            if cache.seen[expert] != now and (farthest < 0 or self.next_use[expert] > self.next_use[farthest]):
+            if farthest < 0 or self.next_use[expert] > self.next_use[farthest]:
                 farthest = expert
         if farthest >= 0 and self.next_use[farthest] <= signal:
             return -1

@@ -15,11 +15,11 @@ class Lfu(EvictionPolicy):
 
     count = per_expert(np.int64)
 
-    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
-        self.count[expert] += 1
-
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
-        self.count[expert] = 1
+        self.count[expert] = 0
+
+    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.count[expert] += 1
 
     def rank(self, expert: int, group: int, now: int) -> float:
         return self.count[expert]  # type: ignore[no-any-return]

@@ -17,13 +17,13 @@ class LfuAging(EvictionPolicy):
     value = per_expert(np.int64)
     age = per_group(np.int64)
 
-    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.count[expert] = 0
+        self.value[expert] = self.age[group]
+
+    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
         self.value[expert] = self.count[expert] + self.age[group]
-
-    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
-        self.count[expert] = 1
-        self.value[expert] = 1 + self.age[group]
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         self.age[group] = self.value[expert]

@@ -18,7 +18,7 @@ class LfuPerfect(EvictionPolicy):
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
 
-    def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+    def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
 
     def rank(self, expert: int, group: int, now: int) -> float:

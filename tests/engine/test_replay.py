@@ -202,7 +202,6 @@ def test_the_largest_counts_a_plan_may_ask_for_are_survived(trace: Trace) -> Non
     assert result.hits_by.prefetch == result.hits > 0
 
 
-@pytest.mark.xfail(strict=True, reason="belady-bypass is no bound where a visit demands more than fits")
 def test_the_bound_on_hits_holds_where_demand_overflows(tmp_path: Path) -> None:
     """One slot; the prompt-sized visit demands 2, 0 and 1. LRU hits 0 twice; keeping 2 hits once."""
     experts = np.array([2, 1, 0, 2, 0, 1, 0]).reshape(-1, 1, 1)
@@ -212,7 +211,6 @@ def test_the_bound_on_hits_holds_where_demand_overflows(tmp_path: Path) -> None:
     assert result.hits <= result.bounds.hit_ratio * result.lookups
 
 
-@pytest.mark.xfail(strict=True, reason="the fewest copies in all are not the fewest copies in decode")
 def test_the_bound_on_decode_holds_for_several_requests(tmp_path: Path) -> None:
     """Three slots, three layers; LRU copies three experts in decode, the bound's decisions four."""
     experts = np.array([[1, 0, 1], [1, 0, 1], [0, 0, 1], [0, 0, 1]])[:, :, None]

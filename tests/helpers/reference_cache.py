@@ -139,7 +139,9 @@ class ReferenceCache:
 
     def make_room(self, key: int, demand: list[int], now: int, events: list[Event]) -> bool:
         group = self.group(key)
-        if self.size[key] > self.capacity[group]:
+        # Nothing is evicted in vain: if the key does not fit beside what the visit itself demands, nobody leaves.
+        stays = sum(self.size[other] for other in self.kept if self.group(other) == group and other in demand)
+        if stays + self.size[key] > self.capacity[group]:
             return False
         while self.used(group) + self.size[key] > self.capacity[group]:
             candidates = [other for other in self.kept if self.group(other) == group and other not in demand]

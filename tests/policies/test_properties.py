@@ -66,6 +66,19 @@ def test_belady_hits_most(per_layer: bool, seed: int, extra: int) -> None:
         assert len(hits(decisions(scenario, replace(spec, eviction=eviction)))) <= best
 
 
+@pytest.mark.parametrize("eviction", sorted(EVICTION))
+def test_nobody_beats_belady_with_bypassing(eviction: str) -> None:
+    """With experts of equal size, whatever the demand: the bound may keep anything that a policy may."""
+    for seed in range(60):
+        scenario = random_scenario(seed)
+        slots = replace(scenario.spec, size=np.ones_like(scenario.spec.size), staging=1)
+        found = {
+            name: len(hits(decisions(scenario, replace(slots, eviction=name), compiled=False)))
+            for name in (eviction, "belady-bypass")
+        }
+        assert found[eviction] <= found["belady-bypass"], seed
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, extra=st.integers(0, 6))
 def test_prefetching_never_saves_copies_over_belady(seed: int, extra: int) -> None:

@@ -1,0 +1,88 @@
+"""One pass over a trace: a plan's decisions counted and, if costs are given, timed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.decisions import cache_spec, iter_decisions
+from engine.plan import Plan
+from engine.shapes import ModelShape
+from engine.simulator.costs import Costs, stored_expert_bytes
+from engine.simulator.timeline import Timeline
+from policies.decide import LOAD, PREFETCH, STREAM, Events
+from tracekit import Trace
+from tracekit.demand import Demand, step_starts
+
+KINDS = 8
+DECODE = 1
+
+
+@dataclass
+class Replayed:
+    """A replay's sums and, if timed, its course: `step_ns` [steps] i64, `visit_end` [visits] i64 (unscaled)."""
+
+    kinds: np.ndarray = field(default_factory=lambda: np.zeros((2, KINDS), np.int64))
+    loaded: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    copy_ns: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    phase: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    visit_end: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    step_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    timeline: Timeline | None = None
+
+
+def run(
+    trace: Trace,
+    plan: Plan,
+    costs: Costs | None = None,
+    shape: ModelShape | None = None,
+    *,
+    progress: Callable[[int], object] | None = None,
+    on_events: Callable[[Demand, Events], object] | None = None,
+    timed: bool = True,
+    reshape: Callable[[Demand], Demand] | None = None,
+) -> Replayed:
+    """Decide `plan` on `trace`; with `costs`, also time it unless `timed` is False.
+
+    Args:
+        shape: sizes experts as this model's; None as the trace's own.
+        progress: called with the number of tokens of each finished piece.
+        on_events: called with each piece's demand and decisions.
+        reshape: replaces each piece's demand (for bounds).
+    """
+    manifest = trace.manifest
+    sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
+    spec = cache_spec(manifest.experts_per_layer, sizes, plan)
+    bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
+    slots = sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
+    done = Replayed()
+    if costs is not None and timed:
+        done.timeline = Timeline(costs, slots, spec.experts)
+        starts = step_starts(trace.step)
+        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
+    phases, ends = [], []
+    for demand, events in iter_decisions(trace, spec, reshape=reshape):
+        step = events.visit // demand.layers - demand.first_step
+        phase = demand.phase[step]
+        np.add.at(done.kinds, (phase, events.kind), 1)
+        copied = (events.kind == LOAD) | (events.kind == STREAM) | (events.kind == PREFETCH)
+        layer = events.expert // spec.experts
+        np.add.at(done.loaded, phase[copied], bytes_of[layer[copied]])
+        np.add.at(done.tokens, demand.phase, demand.step_tokens)
+        if costs is not None:
+            demanded = copied & (events.kind != PREFETCH)
+            np.add.at(done.copy_ns, phase[demanded], costs.copy_ns[layer[demanded]])
+        if done.timeline is not None:
+            first, last = demand.first_step, demand.first_step + demand.steps
+            ends.append(done.timeline.run(demand, events, context[first:last]))
+        phases.append(demand.phase)
+        if on_events is not None:
+            on_events(demand, events)
+        if progress is not None:
+            progress(int(demand.step_tokens.sum()))
+    done.phase = np.concatenate(phases)
+    if ends:
+        done.visit_end = np.concatenate(ends)
+        done.step_ns = np.diff(done.visit_end[trace.layers - 1 :: trace.layers], prepend=0)
+    return done
