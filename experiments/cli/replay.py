@@ -1,5 +1,6 @@
 """`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -24,12 +25,18 @@ def command(
     model_shape: Annotated[
         str | None, typer.Option("--model-shape", help="size the experts as this model's, e.g. mixtral-8x7b")
     ] = None,
+    events: Annotated[
+        Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
 
+    --events keeps the decisions themselves; docs/policies.md describes the columns.
+
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
+    from engine.eventlog import EventLog
     from engine.replay import replay
     from experiments.cli import console
     from experiments.cli.plans import plan_from_options
@@ -46,8 +53,10 @@ def command(
         weights=weights,
     )
     opened = Trace.open(trace)
-    with console.progress("replaying", 2 * opened.tokens) as advance:
-        result = replay(opened, chosen, hardware, shape=model_shape, progress=advance)
+    with ExitStack() as stack:
+        log = None if events is None else stack.enter_context(EventLog(events, opened, chosen)).append
+        advance = stack.enter_context(console.progress("replaying", 2 * opened.tokens))
+        result = replay(opened, chosen, hardware, shape=model_shape, progress=advance, on_events=log)
     if json:
         console.emit_json(result.to_dict())
         return
