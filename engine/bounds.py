@@ -54,8 +54,8 @@ def free_prefill(demand: Demand) -> Demand:
     prefill = np.repeat(demand.phase != DECODE, demand.layers)
     new_counts = np.where(prefill, demand.experts, counts)
     start = np.concatenate([[0], np.cumsum(new_counts)]).astype(np.int64)
-    keys = np.empty(start[-1], np.int32)
-    recency = np.empty(start[-1], np.int32)
+    keys = np.empty(start[-1], np.uint32)
+    recency = np.empty(start[-1], np.uint32)
     tokens = np.ones(start[-1], np.int32)
     everything = np.arange(demand.experts, dtype=np.int32)
     for visit in np.flatnonzero(prefill):

@@ -69,8 +69,6 @@ class ExpertCache:
             capacity=capacity,
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.uint8),
-            prefetched=np.zeros(keys, np.uint8),
-            pinned=np.zeros(keys, np.uint8),
             slot=np.full(keys, -1, np.int32),
             seen=np.zeros(keys, np.int64),
             last_use=np.zeros(keys, np.int64),
@@ -86,7 +84,7 @@ class ExpertCache:
             into_cache=spec.into_cache,
             distance=spec.distance,
             suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
-            missing=np.zeros(spec.experts, np.int64),
+            missing=np.zeros(spec.experts + 1, np.int64),
         )
         layout = Layout(spec.layers, spec.experts, groups, self.state.size, self.state.last_use)
         self.eviction_class, self.prefetch_class = eviction, suggester
@@ -128,8 +126,8 @@ class ExpertCache:
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
         """
         base = layer * self.spec.experts
-        keys = np.asarray(demand, np.int32) + np.int32(base)
-        order = keys if recency is None else np.asarray(recency, np.int32) + np.int32(base)
+        keys = np.asarray(demand, np.uint32) + np.uint32(base)
+        order = keys if recency is None else np.asarray(recency, np.uint32) + np.uint32(base)
         hints = np.full((1, max(self.spec.count, 1)), -1, np.int32)
         ranked = np.asarray(hint[: hints.shape[1]], np.int32)
         hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)

@@ -40,6 +40,11 @@ def run(cache, eviction, prefetcher, batch, events):
 '''
 
 
+# A call would pass every array of the state through memory. numba's own inlining (inline="always") is not an option:
+# with it numba 0.68 compiles wrong code for `decide`.
+INLINE = {"forceinline": True}
+
+
 def hook(state: Any, name: str) -> Any:
     """The policy method behind `state.name(...)` in compiled code; None if the tuple is not a policy's state."""
     policy = getattr(state.instance_class, "policy", None)
@@ -50,47 +55,47 @@ def hook(state: Any, name: str) -> Any:
     return FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
 
 
-@overload_method(types.BaseNamedTuple, "on_hit")
+@overload_method(types.BaseNamedTuple, "on_hit", jit_options=INLINE)
 def _on_hit(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_hit")
 
 
-@overload_method(types.BaseNamedTuple, "on_miss")
+@overload_method(types.BaseNamedTuple, "on_miss", jit_options=INLINE)
 def _on_miss(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_miss")
 
 
-@overload_method(types.BaseNamedTuple, "on_insert")
+@overload_method(types.BaseNamedTuple, "on_insert", jit_options=INLINE)
 def _on_insert(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_insert")
 
 
-@overload_method(types.BaseNamedTuple, "on_reference")
+@overload_method(types.BaseNamedTuple, "on_reference", jit_options=INLINE)
 def _on_reference(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_reference")
 
 
-@overload_method(types.BaseNamedTuple, "on_evict")
+@overload_method(types.BaseNamedTuple, "on_evict", jit_options=INLINE)
 def _on_evict(self, expert, group, now):  # type: ignore[no-untyped-def]
     return hook(self, "on_evict")
 
 
-@overload_method(types.BaseNamedTuple, "rank")
+@overload_method(types.BaseNamedTuple, "rank", jit_options=INLINE)
 def _rank(self, expert, group, now):  # type: ignore[no-untyped-def]
     return hook(self, "rank")
 
 
-@overload_method(types.BaseNamedTuple, "victim")
+@overload_method(types.BaseNamedTuple, "victim", jit_options=INLINE)
 def _victim(self, cache, group, incoming, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "victim")
 
 
-@overload_method(types.BaseNamedTuple, "observe")
+@overload_method(types.BaseNamedTuple, "observe", jit_options=INLINE)
 def _observe(self, layer, demand):  # type: ignore[no-untyped-def]
     return hook(self, "observe")
 
 
-@overload_method(types.BaseNamedTuple, "suggest")
+@overload_method(types.BaseNamedTuple, "suggest", jit_options=INLINE)
 def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
     return hook(self, "suggest")
 
@@ -144,7 +149,7 @@ def helpers(module: ModuleType) -> list[FunctionType]:
 def make_callable(helper: FunctionType) -> None:
     """Let compiled code call a plain function."""
     if not hasattr(helper, "tracekit_compilable"):
-        register_jitable(error_model="numpy")(helper)
+        register_jitable(error_model="numpy", **INLINE)(helper)
         helper.tracekit_compilable = True  # type: ignore[attr-defined]
 
 

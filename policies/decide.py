@@ -28,8 +28,11 @@ PREFETCH = 5  # load ahead of demand
 EVICT = 6  # the expert loses its cache slot
 DROP = 7  # a staged expert is given up unused
 
-RESIDENT = 1
-STAGED = 2
+# What `place` of an expert is made of; 0 is absent.
+RESIDENT = 1  # in the cache
+STAGED = 2  # in a staging buffer
+PREFETCHED = 4  # loaded ahead and not demanded since
+PINNED = 8  # may never be evicted
 
 CacheState = namedtuple(
     "CacheState",
@@ -40,9 +43,7 @@ CacheState = namedtuple(
         "uniform",  # bool: all sizes are equal
         "capacity",  # i64 [groups]
         "used",  # i64 [groups]
-        "place",  # u8 [keys]: 0 absent, RESIDENT or STAGED
-        "prefetched",  # u8 [keys]: loaded ahead and not demanded since
-        "pinned",  # u8 [keys]: may never be evicted
+        "place",  # u8 [keys]: 0 absent, else RESIDENT or STAGED, with PREFETCHED and PINNED
         "slot",  # i32 [keys]: the slot that holds the expert, -1 if absent
         "seen",  # i64 [keys]: the last visit that demanded the expert
         "last_use",  # i64 [keys]: running number of the expert's last reference
@@ -67,8 +68,8 @@ Batch = namedtuple(
     [
         "layer",  # i32 [visits]
         "start",  # i64 [visits + 1]: a visit's part of the arrays below
-        "demand",  # i32: distinct keys in (token, slot) order of first reference
-        "recency",  # i32: the same keys in order of last reference
+        "demand",  # u32: distinct keys in (token, slot) order of first reference
+        "recency",  # u32: the same keys in order of last reference
         "signal",  # f64, or empty: what the eviction policy reads, per lookup in order of `demand`
         "signal_recency",  # f64, or empty: the same in order of `recency`
         "hint",  # i32 [visits, n]: ranked keys of the target layer, padded with -1
@@ -98,35 +99,35 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
         now = cache.clock[0]
 
         missing = 0
-        adopt = 0
-        held = 0  # what the visit's own resident experts take of the capacity
+        staged = 0
+        held = 0  # what the visit's own resident experts take of the capacity; needed only where sizes differ
         for i in range(start, stop):
             expert = batch.demand[i]
             cache.seen[expert] = now
             place = cache.place[expert]
             signal = batch.signal[i] if has_signal else 0.0
-            if place != RESIDENT:
-                eviction.on_miss(expert, group, now, signal)
-            if place == 0:
-                cache.missing[missing] = i
-                missing += 1
-                continue
-            kind = HIT
-            if cache.prefetched[expert]:
-                kind = HIT_PREFETCHED
-                cache.prefetched[expert] = 0
-            elif cache.pinned[expert]:
-                kind = HIT_PINNED
-            if place == RESIDENT:
+            if place & RESIDENT:
                 eviction.on_hit(expert, group, now, signal)
-                held += cache.size[expert]
             else:
-                adopt += 1
-            n = record(events, n, now, kind, expert, cache.slot[expert])
+                eviction.on_miss(expert, group, now, signal)
+            if not cache.uniform:
+                held += cache.size[expert] * (place & RESIDENT)
+            # No branch on hit or miss, which nothing can predict: both are written, one is kept.
+            events.visit[n] = now - 1
+            events.kind[n] = HIT
+            events.expert[n] = expert
+            events.slot[n] = cache.slot[expert]
+            cache.missing[missing] = i
+            if place > RESIDENT:
+                staged += place & STAGED
+                events.kind[n] = HIT_PREFETCHED if place & PREFETCHED else HIT_PINNED
+                cache.place[expert] = place & (RESIDENT | STAGED | PINNED)
+            n += place != 0
+            missing += place == 0
 
         if cache.staged_count[0] > 0:
             n = settle_staged(cache, layer, now, events, n)
-        if adopt > 0:
+        if staged > 0:
             for i in range(start, stop):
                 expert = batch.demand[i]
                 if cache.place[expert] == STAGED:
@@ -143,23 +144,21 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             i = cache.missing[m]
             expert = batch.demand[i]
             signal = batch.signal[i] if has_signal else 0.0
-            n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
-            if not room:
-                n = ensure_buffer(cache, now, events, n)
-            cache.slot[expert] = take_slot(cache)
-            n = record(events, n, now, LOAD if room else STREAM, expert, cache.slot[expert])
+            n, room = admit(cache, eviction, group, expert, now, signal, held, LOAD, events, n)
             if room:
-                keep(cache, expert, group)
                 held += cache.size[expert]
-                eviction.on_insert(expert, group, now, signal)
             else:
+                n = ensure_buffer(cache, now, events, n)
+                cache.slot[expert] = take_slot(cache)
+                n = record(events, n, now, STREAM, expert, cache.slot[expert])
                 release(cache, expert)
 
+        references = cache.clock[1] + 1 - start
+        cache.clock[1] += stop - start
         for i in range(start, stop):
             expert = batch.recency[i]
-            if cache.place[expert] == RESIDENT:
-                cache.clock[1] += 1
-                cache.last_use[expert] = cache.clock[1]
+            if cache.place[expert] & RESIDENT:
+                cache.last_use[expert] = references + i
                 eviction.on_reference(expert, group, now, batch.signal_recency[i] if has_signal else 0.0)
 
         prefetcher.observe(layer, batch.demand[start:stop])
@@ -198,7 +197,45 @@ def release(cache: Any, expert: int) -> None:
     cache.free_head[1] += 1
     cache.slot[expert] = -1
     cache.place[expert] = 0
-    cache.prefetched[expert] = 0
+
+
+def admit(
+    cache: Any,
+    eviction: Any,
+    group: int,
+    expert: int,
+    now: int,
+    signal: float,
+    held: int,
+    kind: int,
+    events: Any,
+    n: int,
+) -> tuple[int, bool]:
+    """Load `expert` into the cache if room can be made; returns the event count and whether it was."""
+    if cache.uniform and cache.used[group] + cache.size[expert] > cache.capacity[group]:
+        # Full, and one victim makes room for one expert: it takes the victim's place, slot and all.
+        if cache.resident_count[group] == 0:
+            return n, False
+        victim = eviction.victim(cache, group, expert, now, signal)
+        if victim < 0:
+            return n, False
+        eviction.on_evict(victim, group, now)
+        slot, position = cache.slot[victim], cache.position[victim]
+        n = record(events, n, now, EVICT, victim, slot)
+        cache.slot[victim] = -1
+        cache.place[victim] = 0
+        cache.slot[expert] = slot
+        cache.place[expert] = RESIDENT
+        cache.resident[position] = expert
+        cache.position[expert] = position
+    else:
+        n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
+        if not room:
+            return n, False
+        cache.slot[expert] = take_slot(cache)
+        keep(cache, expert, group)
+    eviction.on_insert(expert, group, now, signal)
+    return record(events, n, now, kind, expert, cache.slot[expert]), True
 
 
 def keep(cache: Any, expert: int, group: int) -> None:
@@ -283,22 +320,18 @@ def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, held:
     if cache.place[expert] != 0:
         return n
     if cache.into_cache:
-        n, room = make_room(cache, eviction, group, expert, now, 0.0, held, events, n)
-        if not room:
-            return n
-        cache.slot[expert] = take_slot(cache)
-        keep(cache, expert, group)
-        eviction.on_insert(expert, group, now, 0.0)
-        cache.clock[1] += 1
-        cache.last_use[expert] = cache.clock[1]
-    else:
-        if cache.staged_count[0] == len(cache.staged):
-            return n
-        cache.slot[expert] = take_slot(cache)
-        cache.place[expert] = STAGED
-        cache.staged[cache.staged_count[0]] = expert
-        cache.staged_count[0] += 1
-    cache.prefetched[expert] = 1
+        n, room = admit(cache, eviction, group, expert, now, 0.0, held, PREFETCH, events, n)
+        if room:
+            cache.clock[1] += 1
+            cache.last_use[expert] = cache.clock[1]
+            cache.place[expert] = RESIDENT | PREFETCHED
+        return n
+    if cache.staged_count[0] == len(cache.staged):
+        return n
+    cache.slot[expert] = take_slot(cache)
+    cache.place[expert] = STAGED | PREFETCHED
+    cache.staged[cache.staged_count[0]] = expert
+    cache.staged_count[0] += 1
     return record(events, n, now, PREFETCH, expert, cache.slot[expert])
 
 

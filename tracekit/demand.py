@@ -16,7 +16,7 @@ class Demand:
 
     An expert's key is `layer * experts + expert`. Arrays:
         layer [visits] i32; start [visits + 1] i64, a visit's part of the arrays that follow;
-        keys i32: distinct experts in (token, slot) order of first reference; recency i32: the same in order of last
+        keys u32: distinct experts in (token, slot) order of first reference; recency u32: the same in order of last
         reference; tokens i32: how many tokens of the visit chose the expert, in order of `keys`;
         step_tokens [steps] i32; phase [steps] u8 (0 prefill, 1 decode, of the step's first token).
     """
@@ -62,8 +62,9 @@ def demand_of(
     """
     steps, layers = len(starts) - 1, experts.shape[1]
     rows = experts[starts[0] : starts[-1]]
-    keys = np.empty(rows.size, np.int32)
-    recency = np.empty(rows.size, np.int32)
+    # Unsigned, so that compiled code need not ask whether an index counts from the end.
+    keys = np.empty(rows.size, np.uint32)
+    recency = np.empty(rows.size, np.uint32)
     tokens = np.empty(rows.size, np.int32)
     start = np.zeros(steps * layers + 1, np.int64)
     count = _distinct(rows, starts - starts[0], num_experts, keys, recency, tokens, start)

@@ -36,7 +36,7 @@ def batches(keys: np.ndarray) -> list[Batch]:
     for first in range(0, len(keys), CHUNK):
         part = keys[first : first + CHUNK]
         visits = len(part) * LAYERS
-        flat = np.ascontiguousarray(part.reshape(-1))
+        flat = np.ascontiguousarray(part.reshape(-1)).astype(np.uint32)
         start = np.arange(visits + 1, dtype=np.int64) * TOP_K
         layer = np.tile(np.arange(LAYERS, dtype=np.int32), len(part))
         made.append(Batch(layer, start, flat, flat, none, none, np.full((visits, 1), -1, np.int32)))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
+from policies.eviction.lists import oldest, oldest_idle, push, remove
 from policies.fields import per_expert, per_group
 
 NOWHERE, ONCE, OFTEN, GHOST_ONCE, GHOST_OFTEN = 0, 1, 2, 3, 4
@@ -14,8 +14,10 @@ NOWHERE, ONCE, OFTEN, GHOST_ONCE, GHOST_OFTEN = 0, 1, 2, 3, 4
 class Arc(EvictionPolicy):
     """Experts seen once and experts seen again, each with a ghost list of those evicted from it.
 
-    A miss that a ghost remembers moves the target size of the first list towards that ghost. Sizes are counted in
-    experts, so byte capacities are taken as if all experts had the size of the incoming one.
+    A miss that a ghost remembers moves the target size of the first list towards that ghost, by the ratio of the
+    ghosts' lengths as a real number. Sizes are counted in experts, so byte capacities are taken as if all experts had
+    the size of the incoming one. If the visit demands all of the list that should give room, the other list gives;
+    a load that is streamed changes nothing.
     """
 
     name = "arc"
@@ -28,6 +30,7 @@ class Arc(EvictionPolicy):
     count = per_group(np.int64, width=5)
     target = per_group(np.float64)
     adapted = per_expert(np.int64, -1)
+    forget = per_group(np.uint8)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         # Seen again, or newest of its list again: either way it goes to the newest end of where it belongs.
@@ -41,11 +44,19 @@ class Arc(EvictionPolicy):
         move(self, expert, group, OFTEN if known else ONCE)
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
-        move(self, expert, group, GHOST_ONCE if self.where[expert] == ONCE else GHOST_OFTEN)
+        if self.forget[group]:
+            self.forget[group] = 0
+            move(self, expert, group, NOWHERE)
+        else:
+            move(self, expert, group, GHOST_ONCE if self.where[expert] == ONCE else GHOST_OFTEN)
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        capacity = max(1, cache.capacity[group] // self.size[incoming])
         at = 5 * group
+        idle_once = oldest_idle(self.links, self.ends, at + ONCE, cache.seen, now)
+        idle_often = oldest_idle(self.links, self.ends, at + OFTEN, cache.seen, now)
+        if idle_once < 0 and idle_often < 0:
+            return -1
+        capacity = max(1, cache.capacity[group] // self.size[incoming])
         if self.adapted[incoming] != now:
             self.adapted[incoming] = now
             once, often = self.count[at + GHOST_ONCE], self.count[at + GHOST_OFTEN]
@@ -56,12 +67,18 @@ class Arc(EvictionPolicy):
             else:
                 trim_ghosts(self, group, capacity)
         resident_once = self.count[at + ONCE]
+        known = self.where[incoming] == GHOST_ONCE or self.where[incoming] == GHOST_OFTEN
+        if not known and resident_once >= capacity and idle_once >= 0:
+            # The first list alone fills the cache: its ghost is to stay empty.
+            self.forget[group] = 1
+            return idle_once
         take_once = resident_once > 0 and (
             resident_once > self.target[group]
             or (self.where[incoming] == GHOST_OFTEN and resident_once == self.target[group])
         )
-        expert = idle(self, cache, at + (ONCE if take_once else OFTEN), now)
-        return expert if expert >= 0 else idle(self, cache, at + (OFTEN if take_once else ONCE), now)
+        if idle_once < 0 or idle_often < 0:
+            return max(idle_once, idle_often)
+        return idle_once if take_once else idle_often
 
 
 def trim_ghosts(state: Any, group: int, capacity: int) -> None:
@@ -78,14 +95,6 @@ def total(state: Any, at: int) -> int:
     return (  # type: ignore[no-any-return]
         state.count[at + ONCE] + state.count[at + OFTEN] + state.count[at + GHOST_ONCE] + state.count[at + GHOST_OFTEN]
     )
-
-
-def idle(state: Any, cache: Any, at: int, now: int) -> int:
-    """The oldest expert of a list that this visit does not demand, or -1."""
-    expert = oldest(state.ends, at)
-    while expert >= 0 and cache.seen[expert] == now:
-        expert = newer(state.links, expert)
-    return expert
 
 
 def move(state: Any, expert: int, group: int, to: int) -> None:

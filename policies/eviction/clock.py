@@ -10,7 +10,10 @@ from policies.fields import per_expert, per_group
 
 
 class Clock(EvictionPolicy):
-    """Passes over experts that were hit since the hand last came by, clearing their mark."""
+    """Passes over experts that were hit since the hand last came by, clearing their mark.
+
+    What the visit demands is skipped: it keeps its mark, and the hand comes back to it.
+    """
 
     name = "clock"
     summary = "first in, first out with a second chance for what was hit"
@@ -31,8 +34,8 @@ class Clock(EvictionPolicy):
         remove(self.links, self.ends, group, expert)
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        # The hand stands at the oldest end; passing over an expert moves it to the newest. What this visit demands
-        # stays where it is, mark and all. After one round every mark is gone, so the second finds a victim.
+        # The hand stands at the oldest end; passing over an expert moves it to the newest. After one round every mark
+        # is gone, so the second finds a victim.
         for _ in range(2):
             expert = oldest(self.ends, group)
             for _ in range(cache.resident_count[group]):

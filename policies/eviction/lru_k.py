@@ -1,32 +1,53 @@
 """LRU-K: recency of the K-th last reference instead of the last."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
-from policies.fields import parameter, per_expert
+from policies.fields import Layout, Value, parameter, per_expert
+from tracekit.errors import PolicyError
 
 MOST = 4
 
 
 class LruK(EvictionPolicy):
-    """Evicts the expert whose k-th last reference is oldest; fewer than k references count as infinitely old.
+    """Evicts the expert whose k-th last lookup is oldest; fewer than k lookups count as infinitely old.
 
-    References are remembered across evictions. Ties, and experts with fewer than k references: least recent.
+    Lookups are remembered across evictions, streamed ones too; time is counted in visits. Ties, and experts with fewer
+    than k lookups: least recent. k is at most 4. Correlated references (section 2.1.1) are not merged.
     """
 
     name = "lru-k"
-    summary = "oldest k-th last reference (k = 2)"
+    summary = "oldest k-th last lookup (k = 2)"
     source = "O'Neil, O'Neil & Weikum 1993, The LRU-K Page Replacement Algorithm (SIGMOD), section 2"
 
     k = parameter(2)
 
     history = per_expert(np.int64, 0, width=MOST)
 
-    def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
-        first = expert * MOST
-        for i in range(MOST - 1, 0, -1):
-            self.history[first + i] = self.history[first + i - 1]
-        self.history[first] = self.last_use[expert]
+    @classmethod
+    def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Any:
+        """A fresh state. Raises PolicyError also for a k that the history does not reach."""
+        state = super().allocate(layout, parameters)
+        if not 1 <= state.k <= MOST:
+            raise PolicyError(f"policy {cls.name!r}: parameter k = {state.k} is not between 1 and {MOST}")
+        return state
+
+    def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
+        remember(self, expert, now)
+
+    def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
+        remember(self, expert, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return self.history[expert * MOST + min(max(self.k, 1), MOST) - 1]  # type: ignore[no-any-return]
+        return self.history[expert * MOST + self.k - 1]  # type: ignore[no-any-return]
+
+
+def remember(state: Any, expert: int, now: int) -> None:
+    """Put a visit at the head of the expert's last ones."""
+    first = expert * MOST
+    for i in range(MOST - 1, 0, -1):
+        state.history[first + i] = state.history[first + i - 1]
+    state.history[first] = now

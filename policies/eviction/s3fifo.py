@@ -5,17 +5,23 @@ from typing import Any
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
+from policies.eviction.lists import newer, oldest, oldest_idle, push, remove
 from policies.fields import parameter, per_expert, per_group
 
-SMALL, MAIN = 0, 1
+# Where an expert is. Group g's queues are the lists QUEUES * g + SMALL, MAIN and GHOST.
+SMALL, MAIN, GHOST, RETURNING, NOWHERE = 0, 1, 2, 3, 4
+QUEUES = 3
 
 
 class S3Fifo(EvictionPolicy):
     """New experts enter a small queue; used again, they move to the main one; a ghost remembers who left the small.
 
-    An expert that returns while the ghost remembers it enters the main queue. The ghost holds as many names as have
-    left the small queue during the last `ghost` x capacity departures.
+    An expert that returns while the ghost remembers it enters the main queue. Queues are measured in the unit of the
+    capacity, in whole units, as in the authors' simulator (libCacheSim). As there, an eviction from the small queue
+    goes on until one expert leaves it for the ghost, even if the main queue overflows by what is promoted meanwhile,
+    which the next eviction mends: algorithm 1 as printed evicts from a full main queue at each promotion besides, and
+    so more than it needs room for. As in the paper, and unlike libCacheSim since December 2024, experts enter the
+    small queue while the cache fills up, too. What the visit demands is passed over and keeps its place.
     """
 
     name = "s3fifo"
@@ -27,61 +33,73 @@ class S3Fifo(EvictionPolicy):
     move_at = parameter(2)
 
     links = per_expert(np.int32, -1, width=2)
-    ends = per_group(np.int32, -1, width=4)
-    queue = per_expert(np.uint8)
+    ends = per_group(np.int32, -1, width=2 * QUEUES)
+    queue = per_expert(np.uint8, NOWHERE)
     hits = per_expert(np.uint8)
     small_used = per_group(np.int64)
-    departures = per_group(np.int64)
-    left_at = per_expert(np.int64, -1)
+    ghost_used = per_group(np.int64)
+    ghost_limit = per_group(np.int64)
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         if self.hits[expert] < 3:
             self.hits[expert] += 1
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        if self.queue[expert] == GHOST:
+            leave(self, expert, group)
+            self.queue[expert] = RETURNING
         self.hits[expert] = 0
-        remembered = self.left_at[expert] >= 0
-        self.left_at[expert] = -1
-        enter(self, expert, group, MAIN if remembered else SMALL)
+        enter(self, expert, group, MAIN if self.queue[expert] == RETURNING else SMALL)
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
-        if self.queue[expert] == SMALL:
-            self.left_at[expert] = self.departures[group]
-            self.departures[group] += 1
+        from_small = self.queue[expert] == SMALL
         leave(self, expert, group)
+        if not from_small:
+            return
+        enter(self, expert, group, GHOST)
+        while self.ghost_used[group] > self.ghost_limit[group]:
+            leave(self, oldest(self.ends, QUEUES * group + GHOST), group)
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        ghost = int(self.ghost_share * cache.capacity[group] / self.size[incoming])
-        if self.left_at[incoming] >= 0 and self.departures[group] - self.left_at[incoming] > ghost:
-            self.left_at[incoming] = -1
-        limit = self.small_share * cache.capacity[group]
-        # Each round demotes, promotes or spends a hit; an expert is passed over at most five times.
-        for _ in range(5 * cache.resident_count[group] + 1):
-            small_first = self.small_used[group] > limit
-            expert = candidate(self, cache, group, SMALL if small_first else MAIN, now)
-            if expert < 0:
-                expert = candidate(self, cache, group, MAIN if small_first else SMALL, now)
-            if expert < 0:
-                return -1
-            if self.queue[expert] == SMALL:
-                if self.hits[expert] < self.move_at:
-                    return expert
-                self.hits[expert] = 0
-            elif self.hits[expert] == 0:
+        in_small = oldest_idle(self.links, self.ends, QUEUES * group + SMALL, cache.seen, now)
+        if in_small < 0 and oldest_idle(self.links, self.ends, QUEUES * group + MAIN, cache.seen, now) < 0:
+            return -1
+        self.ghost_limit[group] = int(self.ghost_share * cache.capacity[group])
+        if self.queue[incoming] == GHOST:
+            # Asked before the victim enters the ghost and pushes others out.
+            leave(self, incoming, group)
+            self.queue[incoming] = RETURNING
+        if self.small_used[group] >= int(self.small_share * cache.capacity[group]):
+            expert = from_small_queue(self, cache, group, now)
+            return expert if expert >= 0 else from_main_queue(self, cache, group, now)
+        expert = from_main_queue(self, cache, group, now)
+        return expert if expert >= 0 else from_small_queue(self, cache, group, now)
+
+
+def from_small_queue(state: Any, cache: Any, group: int, now: int) -> int:
+    """The oldest idle expert of the small queue that was hit too little; those before it are promoted. Or -1."""
+    expert = oldest(state.ends, QUEUES * group + SMALL)
+    while expert >= 0:
+        following = newer(state.links, expert)
+        if cache.seen[expert] != now:
+            if state.hits[expert] < state.move_at:
                 return expert
-            else:
-                self.hits[expert] -= 1
-            leave(self, expert, group)
-            enter(self, expert, group, MAIN)
-        return -1
+            state.hits[expert] = 0
+            leave(state, expert, group)
+            enter(state, expert, group, MAIN)
+        expert = following
+    return -1
 
 
-def candidate(state: Any, cache: Any, group: int, queue: int, now: int) -> int:
-    """The oldest expert of a queue that this visit does not demand, or -1."""
-    expert = oldest(state.ends, 2 * group + queue)
-    while expert >= 0 and cache.seen[expert] == now:
-        expert = newer(state.links, expert)
-    return expert
+def from_main_queue(state: Any, cache: Any, group: int, now: int) -> int:
+    """The oldest idle expert of the main queue without hits; those before it spend one and start anew. Or -1."""
+    while True:
+        expert = oldest_idle(state.links, state.ends, QUEUES * group + MAIN, cache.seen, now)
+        if expert < 0 or state.hits[expert] == 0:
+            return expert
+        state.hits[expert] -= 1
+        leave(state, expert, group)
+        enter(state, expert, group, MAIN)
 
 
 def enter(state: Any, expert: int, group: int, queue: int) -> None:
@@ -89,11 +107,17 @@ def enter(state: Any, expert: int, group: int, queue: int) -> None:
     state.queue[expert] = queue
     if queue == SMALL:
         state.small_used[group] += state.size[expert]
-    push(state.links, state.ends, 2 * group + queue, expert)
+    elif queue == GHOST:
+        state.ghost_used[group] += state.size[expert]
+    push(state.links, state.ends, QUEUES * group + queue, expert)
 
 
 def leave(state: Any, expert: int, group: int) -> None:
     """Take an expert out of its queue."""
-    if state.queue[expert] == SMALL:
+    queue = state.queue[expert]
+    if queue == SMALL:
         state.small_used[group] -= state.size[expert]
-    remove(state.links, state.ends, 2 * group + state.queue[expert], expert)
+    elif queue == GHOST:
+        state.ghost_used[group] -= state.size[expert]
+    remove(state.links, state.ends, QUEUES * group + queue, expert)
+    state.queue[expert] = NOWHERE

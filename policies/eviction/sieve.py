@@ -10,7 +10,10 @@ from policies.fields import per_expert, per_group
 
 
 class Sieve(EvictionPolicy):
-    """First in, first out with lazy promotion: unlike CLOCK, an expert that survives keeps its place."""
+    """First in, first out with lazy promotion: unlike CLOCK, an expert that survives keeps its place.
+
+    The hand also passes over what the visit demands, which keeps its mark.
+    """
 
     name = "sieve"
     summary = "lazy promotion by a hand that leaves survivors in place"
@@ -34,7 +37,7 @@ class Sieve(EvictionPolicy):
         remove(self.links, self.ends, group, expert)
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        # Two rounds: the first may find only marks to clear. What this visit demands is passed over untouched.
+        # Two rounds: the first may find only marks to clear.
         expert = self.hand[group]
         for _ in range(2 * cache.resident_count[group]):
             if expert < 0:
