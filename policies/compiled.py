@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -43,6 +44,7 @@ def run(cache, eviction, prefetcher, batch, events):
 # A call would pass every array of the state through memory. numba's own inlining (inline="always") is not an option:
 # with it numba 0.68 compiles wrong code for `decide`.
 INLINE = {"forceinline": True}
+compiled_hook = partial(overload_method, types.BaseNamedTuple, jit_options=INLINE)  # type: ignore[call-arg]
 
 
 def hook(state: Any, name: str) -> Any:
@@ -55,47 +57,47 @@ def hook(state: Any, name: str) -> Any:
     return FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
 
 
-@overload_method(types.BaseNamedTuple, "on_hit", jit_options=INLINE)
+@compiled_hook("on_hit")
 def _on_hit(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_hit")
 
 
-@overload_method(types.BaseNamedTuple, "on_miss", jit_options=INLINE)
+@compiled_hook("on_miss")
 def _on_miss(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_miss")
 
 
-@overload_method(types.BaseNamedTuple, "on_insert", jit_options=INLINE)
+@compiled_hook("on_insert")
 def _on_insert(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_insert")
 
 
-@overload_method(types.BaseNamedTuple, "on_reference", jit_options=INLINE)
+@compiled_hook("on_reference")
 def _on_reference(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "on_reference")
 
 
-@overload_method(types.BaseNamedTuple, "on_evict", jit_options=INLINE)
+@compiled_hook("on_evict")
 def _on_evict(self, expert, group, now):  # type: ignore[no-untyped-def]
     return hook(self, "on_evict")
 
 
-@overload_method(types.BaseNamedTuple, "rank", jit_options=INLINE)
+@compiled_hook("rank")
 def _rank(self, expert, group, now):  # type: ignore[no-untyped-def]
     return hook(self, "rank")
 
 
-@overload_method(types.BaseNamedTuple, "victim", jit_options=INLINE)
+@compiled_hook("victim")
 def _victim(self, cache, group, incoming, now, signal):  # type: ignore[no-untyped-def]
     return hook(self, "victim")
 
 
-@overload_method(types.BaseNamedTuple, "observe", jit_options=INLINE)
+@compiled_hook("observe")
 def _observe(self, layer, demand):  # type: ignore[no-untyped-def]
     return hook(self, "observe")
 
 
-@overload_method(types.BaseNamedTuple, "suggest", jit_options=INLINE)
+@compiled_hook("suggest")
 def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
     return hook(self, "suggest")
 

@@ -41,9 +41,18 @@ def draw(state: Any) -> int:
     """The next number of the generator, 0 or more and below 2^31."""
     x = state.state[0]
     if x == np.uint64(0):
-        x = np.uint64(88172645463325252) ^ (np.uint64(state.seed) * np.uint64(2685821657736338717))
+        # Never 0, whatever the seed: the lowest bits are the constant's. Neighbouring seeds part within some rounds.
+        x = np.uint64(88172645463325252) ^ (np.uint64(state.seed & 0x7FFFFFFFFFFFFFFF) << np.uint64(20))
+        for _ in range(20):
+            x = xorshift(x)
+    x = xorshift(x)
+    state.state[0] = x
+    return int(x >> np.uint64(33))
+
+
+def xorshift(x: np.uint64) -> np.uint64:
+    """Marsaglia's step for 64 bits: 2^64 - 1 states in one cycle, which leaves out 0."""
     x ^= x << np.uint64(13)
     x ^= x >> np.uint64(7)
     x ^= x << np.uint64(17)
-    state.state[0] = x
-    return int(x >> np.uint64(33))
+    return x
