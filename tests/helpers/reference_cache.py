@@ -1,11 +1,15 @@
 """A slow, obvious cache of experts, written from the rules alone: what `policies` decides must equal it.
 
-Everything is a list, a set or a dict; recency is a list, the future is scanned. Rules: docs/design.md.
+Everything is a list, a set or a dict; recency is a list, the future is scanned. Rules: docs/design.md. Which expert
+is evicted is the business of `reference_policies`.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf, isnan
+from typing import Any
+
+from tests.helpers.reference_policies import REFERENCES
 
 HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, STREAM, PREFETCH, EVICT, DROP = range(8)
 
@@ -20,8 +24,8 @@ class ReferenceCache:
     Args:
         capacity: one amount for everything, or one per layer, in the unit of `size`.
         size: of each key.
-        policy: "lru", "lfu", "lfu-perfect" or "belady".
-        future: for belady, the demanded keys of every visit of the trace.
+        policy: a name in `REFERENCES`; `parameters` are that policy's own.
+        future: for the bounds, the demanded keys of every visit of the trace.
     """
 
     def __init__(
@@ -37,16 +41,16 @@ class ReferenceCache:
         distance: int = 1,
         count: int = 0,
         future: Sequence[Collection[int]] = (),
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.layers, self.experts = layers, experts
-        self.capacity, self.size, self.policy = list(capacity), list(size), policy
+        self.capacity, self.size = list(capacity), list(size)
         self.staging, self.into_cache, self.distance, self.count = staging, into_cache, distance, count
         self.future = future
         self.kept: list[int] = []  # resident keys, least recently used first
         self.staged: list[int] = []  # oldest first
         self.fresh: set[int] = set()  # loaded ahead, not demanded since
-        self.lookups_since_load: Counter[int] = Counter()
-        self.lookups_ever: Counter[int] = Counter()
+        self.policy = REFERENCES[policy](self, **(parameters or {}))
         self.visits = 0
         self.vanished: list[set[int]] = []  # by visit: staged experts that were used but found no room to stay
         self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging
@@ -73,14 +77,14 @@ class ReferenceCache:
         by_last_reference = list(dict.fromkeys(reversed(chosen)))[::-1]
 
         missing = [key for key in demand if key not in self.kept and key not in self.staged]
-        self.lookups_ever.update(demand)
         for key in demand:
-            if key in missing:
-                continue
-            events.append((now, HIT_PREFETCHED if key in self.fresh else HIT, key))
-            self.fresh.discard(key)
             if key in self.kept:
-                self.lookups_since_load[key] += 1
+                self.policy.hit(key, now)
+            else:
+                self.policy.miss(key, now)
+            if key not in missing:
+                events.append((now, HIT_PREFETCHED if key in self.fresh else HIT, key))
+                self.fresh.discard(key)
 
         for key in list(self.staged):
             if key // self.experts == layer and key not in demand:
@@ -90,14 +94,14 @@ class ReferenceCache:
                 fits = self.make_room(key, demand, now, events)
                 self.staged.remove(key)
                 if fits:
-                    self.keep(key, demanded=True)
+                    self.keep(key, now)
                 else:
                     self.vanished[now].add(key)
 
         for key in missing:
             if self.make_room(key, demand, now, events):
                 events.append((now, LOAD, key))
-                self.keep(key, demanded=True)
+                self.keep(key, now)
             else:
                 # A streamed expert passes through a free slot; if prefetches hold them all, the oldest goes.
                 if len(self.kept) + len(self.staged) == self.slots:
@@ -108,6 +112,7 @@ class ReferenceCache:
             if key in self.kept:
                 self.kept.remove(key)
                 self.kept.append(key)
+                self.policy.reference(key, now)
 
         if layer + self.distance < self.layers:
             for expert in hint[: self.count]:
@@ -120,7 +125,7 @@ class ReferenceCache:
         if self.into_cache:
             if not self.make_room(key, demand, now, events):
                 return
-            self.keep(key, demanded=False)
+            self.keep(key, now)
         elif len(self.staged) < self.staging:
             self.staged.append(key)
         else:
@@ -128,9 +133,9 @@ class ReferenceCache:
         self.fresh.add(key)
         events.append((now, PREFETCH, key))
 
-    def keep(self, key: int, *, demanded: bool) -> None:
+    def keep(self, key: int, now: int) -> None:
         self.kept.append(key)
-        self.lookups_since_load[key] = int(demanded)
+        self.policy.insert(key, now)
 
     def drop(self, key: int, now: int, events: list[Event]) -> None:
         self.staged.remove(key)
@@ -139,33 +144,24 @@ class ReferenceCache:
 
     def make_room(self, key: int, demand: list[int], now: int, events: list[Event]) -> bool:
         group = self.group(key)
+        of_group = [other for other in self.kept if self.group(other) == group]
+        protected = [other for other in of_group if other in demand and not self.policy.may_evict_demanded]
         # Nothing is evicted in vain: if the key does not fit beside what the visit itself demands, nobody leaves.
-        stays = sum(self.size[other] for other in self.kept if self.group(other) == group and other in demand)
-        if stays + self.size[key] > self.capacity[group]:
+        if sum(self.size[other] for other in protected) + self.size[key] > self.capacity[group]:
             return False
         while self.used(group) + self.size[key] > self.capacity[group]:
-            candidates = [other for other in self.kept if self.group(other) == group and other not in demand]
-            if not candidates:
+            candidates = [other for other in self.kept if self.group(other) == group and other not in protected]
+            victim = self.policy.victim(key, candidates, now)
+            if victim is None:
                 return False
-            # `kept` is in order of recency and min() takes the first of equals: ties go to the least recent.
-            victim = min(candidates, key=lambda other: self.worth(other, now))
             self.kept.remove(victim)
             self.fresh.discard(victim)
+            self.policy.evict(victim, now)
             events.append((now, EVICT, victim))
         return True
 
     def used(self, group: int) -> int:
         return sum(self.size[key] for key in self.kept if self.group(key) == group)
-
-    def worth(self, key: int, now: int) -> float:
-        if self.policy == "lru":
-            return 0
-        if self.policy == "lfu":
-            return self.lookups_since_load[key]
-        if self.policy == "lfu-perfect":
-            return self.lookups_ever[key]
-        later = [visit for visit in range(now + 1, len(self.future)) if key in self.future[visit]]
-        return -later[0] if later else -inf
 
 
 def rank_by_votes(rows: Sequence[Sequence[float]], top_k: int, count: int) -> list[int]:

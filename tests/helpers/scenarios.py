@@ -60,8 +60,8 @@ class Scenario:
                     hints.append([])
         return hints
 
-    def reference(self) -> tuple[ReferenceCache, list[Event]]:
-        """The reference cache after the whole trace, and its events."""
+    def reference(self, **parameters: Any) -> tuple[ReferenceCache, list[Event]]:
+        """The reference cache after the whole trace, and its events. `parameters` are for its eviction policy."""
         spec, visits = self.spec, self.references()
         cache = ReferenceCache(
             spec.layers,
@@ -74,6 +74,7 @@ class Scenario:
             distance=spec.distance,
             count=spec.count,
             future=[{layer * spec.experts + expert for expert in chosen} for layer, chosen in visits],
+            parameters={**(spec.eviction_parameters or {}), **parameters},
         )
         events: list[Event] = []
         for (layer, chosen), hint in zip(visits, self.hints(), strict=True):
