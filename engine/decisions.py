@@ -6,14 +6,13 @@ import numpy as np
 from numba import njit
 
 from engine.plan import Plan
+from engine.signals import with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.decide import Batch, Events
 from policies.ranking import rank_lookahead
 from tracekit import Trace
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
-
-NO_SIGNAL = np.empty(0, np.float64)
 
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
@@ -57,15 +56,7 @@ def iter_decisions(
     demands = iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase, chunk)
     if reshape is not None:
         demands = map(reshape, demands)
-    if cache.eviction_class.reads == "next-use":
-        # The future is known from the end: one backward pass over every chunk, then forward again.
-        kept = list(demands)
-        signals = next_use(kept)
-        demands = iter(kept)
-    else:
-        signals = None
-    for index, demand in enumerate(demands):
-        signal, signal_recency = (NO_SIGNAL, NO_SIGNAL) if signals is None else signals[index]
+    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, demands):
         batch = Batch(
             demand.layer,
             demand.start,
@@ -76,39 +67,6 @@ def iter_decisions(
             hints.of(demand),
         )
         yield demand, cache.run(batch)
-
-
-def next_use(demands: Sequence[Demand]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The visit at which each demanded expert is demanded again (f64, infinity if never).
-
-    Returns, for each piece of demand, the values in order of `keys` and in order of `recency`.
-    """
-    if not demands:
-        return []
-    upcoming = np.full(demands[0].layers * demands[0].experts, np.inf)
-    scratch = np.empty_like(upcoming)
-    signals = []
-    for demand in reversed(demands):
-        by_demand = np.empty(len(demand.keys))
-        by_recency = np.empty(len(demand.keys))
-        first_visit = demand.first_step * demand.layers
-        _next_use(demand.keys, demand.recency, demand.start, first_visit, upcoming, scratch, by_demand, by_recency)
-        signals.append((by_demand, by_recency))
-    return signals[::-1]
-
-
-@njit(cache=True)
-def _next_use(  # type: ignore[no-untyped-def]
-    keys, recency, start, first_visit, upcoming, scratch, by_demand, by_recency
-):
-    for visit in range(len(start) - 2, -1, -1):
-        for i in range(start[visit], start[visit + 1]):
-            key = keys[i]
-            scratch[key] = upcoming[key]
-            upcoming[key] = first_visit + visit
-            by_demand[i] = scratch[key]
-        for i in range(start[visit], start[visit + 1]):
-            by_recency[i] = scratch[recency[i]]
 
 
 class _Hints:

@@ -86,7 +86,7 @@ class ExpertCache:
             suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
             missing=np.zeros(spec.experts + 1, np.int64),
         )
-        layout = Layout(spec.layers, spec.experts, groups, self.state.size, self.state.last_use)
+        layout = Layout(spec.layers, spec.experts, groups, spec.distance, self.state.size, self.state.last_use)
         self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
         self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
@@ -115,7 +115,12 @@ class ExpertCache:
         return Events(*(column[:count] for column in buffer))
 
     def visit(
-        self, layer: int, demand: Sequence[int], recency: Sequence[int] | None = None, hint: Sequence[int] = ()
+        self,
+        layer: int,
+        demand: Sequence[int],
+        recency: Sequence[int] | None = None,
+        hint: Sequence[int] = (),
+        signal: Sequence[float] = (),
     ) -> Events:
         """Decide one visit.
 
@@ -124,6 +129,7 @@ class ExpertCache:
             demand: distinct expert ids in (token, slot) order of first reference.
             recency: the same ids in order of last reference, if that differs.
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
+            signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
         """
         base = layer * self.spec.experts
         keys = np.asarray(demand, np.uint32) + np.uint32(base)
@@ -131,7 +137,8 @@ class ExpertCache:
         hints = np.full((1, max(self.spec.count, 1)), -1, np.int32)
         ranked = np.asarray(hint[: hints.shape[1]], np.int32)
         hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
-        none = np.empty(0, np.float64)
-        return self.run(
-            Batch(np.array([layer], np.int32), np.array([0, len(keys)], np.int64), keys, order, none, none, hints)
-        )
+        by_demand = np.asarray(signal, np.float64)
+        known = dict(zip(keys.tolist(), by_demand.tolist(), strict=False))
+        by_recency = np.array([known[key] for key in order.tolist()]) if known else by_demand
+        start = np.array([0, len(keys)], np.int64)
+        return self.run(Batch(np.array([layer], np.int32), start, keys, order, by_demand, by_recency, hints))

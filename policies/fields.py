@@ -34,6 +34,7 @@ class Layout:
     layers: int
     experts: int
     groups: int
+    distance: int
     size: np.ndarray
     last_use: np.ndarray
 
@@ -44,7 +45,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One declared array (`extent` is experts, groups or one) or one parameter (`extent` is parameter)."""
+    """One declared array (`extent` is experts, pairs, groups or one) or one parameter (`extent` is parameter)."""
 
     extent: str
     dtype: Any
@@ -52,7 +53,8 @@ class Field:
     width: int = 1
 
     def allocate(self, layout: Layout) -> np.ndarray:
-        length = {"experts": layout.keys, "groups": layout.groups, "one": 1}[self.extent]
+        pairs = layout.keys * layout.experts
+        length = {"experts": layout.keys, "pairs": pairs, "groups": layout.groups, "one": 1}[self.extent]
         return np.full(length * self.width, self.fill, self.dtype)
 
 
@@ -61,14 +63,19 @@ def per_expert(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
     return Field("experts", dtype, fill, width)
 
 
+def per_pair(dtype: Any, fill: Value = 0) -> Any:
+    """An array with one element per expert key and expert id: `self.a[expert * self.experts + other]`."""
+    return Field("pairs", dtype, fill)
+
+
 def per_group(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
     """An array with `width` elements per capacity group, those of one group side by side."""
     return Field("groups", dtype, fill, width)
 
 
-def scalar(dtype: Any, fill: Value = 0) -> Any:
-    """One mutable number, kept as an array of length one: `self.hand[0]`."""
-    return Field("one", dtype, fill)
+def scalar(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+    """`width` mutable numbers in an array: `self.hand[0]`."""
+    return Field("one", dtype, fill, width)
 
 
 def parameter(default: Value) -> Any:
@@ -89,12 +96,13 @@ class Policy:
     # In every policy's state, kept by the cache: see `Layout`.
     layers: int
     experts: int
+    distance: int
     size: np.ndarray
     last_use: np.ndarray
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        names = ("layers", "experts", "size", "last_use", *cls.fields())
+        names = ("layers", "experts", "distance", "size", "last_use", *cls.fields())
         # The type's own name must differ from every other policy's: numba builds the symbols of compiled code from it,
         # and where two kernels from disk define one symbol, the one loaded first serves both.
         state = namedtuple(re.sub(r"\W", "_", f"{cls.__module__}_{cls.__qualname__}"), names)  # type: ignore[misc]
@@ -125,6 +133,7 @@ class Policy:
         values: dict[str, Any] = {
             "layers": layout.layers,
             "experts": layout.experts,
+            "distance": layout.distance,
             "size": layout.size,
             "last_use": layout.last_use,
         }

@@ -3,13 +3,17 @@
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from policies.fields import Policy
 from tracekit.errors import PolicyError, did_you_mean
+
+_EMPTY = inspect.Parameter.empty
 
 EVICTION = {
     "lru": "policies.eviction.lru:Lru",
@@ -23,12 +27,18 @@ EVICTION = {
     "arc": "policies.eviction.arc:Arc",
     "lru-k": "policies.eviction.lru_k:LruK",
     "random": "policies.eviction.random:Random",
+    "score": "policies.eviction.score:Score",
+    "layer-aware": "policies.eviction.layer_aware:LayerAware",
     "belady": "policies.eviction.belady:Belady",
     "belady-bypass": "policies.eviction.belady_bypass:BeladyBypass",
 }
 PREFETCH = {
     "none": "policies.prefetch.none:NoPrefetch",
     "gate": "policies.prefetch.gate:GatePrefetch",
+    "previous-token": "policies.prefetch.previous_token:PreviousToken",
+    "popular": "policies.prefetch.popular:Popular",
+    "markov": "policies.prefetch.markov:Markov",
+    "history": "policies.prefetch.history:History",
     "oracle": "policies.prefetch.oracle:OraclePrefetch",
 }
 
@@ -54,11 +64,16 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str, builtin: dict[str, str], base: type[Policy]) -> type[Any]:
-    """Resolve `name` among the built-in policies, then paths, then entry points."""
+    """Resolve `name` to a class derived from `base` whose hooks can be called. Raises PolicyError."""
+    return checked(kind, name, locate(kind, name, builtin), base)
+
+
+def locate(kind: str, name: str, builtin: dict[str, str]) -> Any:
+    """What `name` stands for among the built-in policies, then paths, then entry points. Raises PolicyError."""
     if name in builtin:
         target = builtin[name]
     elif ".py:" in name:
-        return checked(kind, name, load_path(name), base)
+        return load_path(name)
     else:
         points = {point.name: point.value for point in entry_points(group=f"tracekit.{kind}")}
         if name not in points:
@@ -66,17 +81,44 @@ def find(kind: str, name: str, builtin: dict[str, str], base: type[Policy]) -> t
         target = points[name]
     module, _, attribute = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PolicyError(f"{kind} policy {name!r}: cannot load {target}: {error}") from error
-    return checked(kind, name, found, base)
+        return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # an entry point's module may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise PolicyError(f"{kind} policy {name!r}: cannot load {target}: {reason}") from error
 
 
 def checked(kind: str, name: str, found: Any, base: type[Policy]) -> type[Any]:
-    """`found`, if it is a class derived from `base`."""
+    """`found`, if it is a class derived from `base` and its hooks are what the kernel calls."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PolicyError(f"{kind} policy {name!r} is not a subclass of {base.__module__}.{base.__name__}")
+    problem = hook_problem(found, base)
+    if problem:
+        raise PolicyError(f"{kind} policy {name!r}: {problem}")
     return found
+
+
+def hooks(base: type[Policy]) -> dict[str, FunctionType]:
+    """The hooks that the kernel calls, by name, as the base class defines them."""
+    functions = {name: value for name, value in vars(base).items() if isinstance(value, FunctionType)}
+    return {name: function for name, function in functions.items() if not name.startswith("_")}
+
+
+def hook_problem(policy: type[Policy], base: type[Policy]) -> str:
+    """What keeps compiled code from calling a hook of `policy`, or "". It is compared by names, not by position."""
+    for name, original in hooks(base).items():
+        right = f"def {name}({', '.join(inspect.signature(original).parameters)})"
+        own = inspect.getattr_static(policy, name)
+        if not isinstance(own, FunctionType):
+            return f"{name} is no plain method: write {right}"
+        given = inspect.signature(own, follow_wrapped=False)
+        if _shape(given) != _shape(inspect.signature(original)):
+            wrong = ", ".join(str(parameter.replace(annotation=_EMPTY)) for parameter in given.parameters.values())
+            return f"hook {name}({wrong}) has the wrong signature: write {right}"
+    return ""
+
+
+def _shape(signature: inspect.Signature) -> list[tuple[str, Any, bool]]:
+    return [(p.name, p.kind, p.default is _EMPTY) for p in signature.parameters.values()]
 
 
 def load_path(name: str) -> Any:
@@ -96,7 +138,7 @@ def load_path(name: str) -> Any:
         try:
             # Not through the loader: its bytecode cache is keyed by time stamp, which a quick edit can leave unchanged.
             exec(compile(source, str(path), "exec"), module.__dict__)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise PolicyError(f"policy file {path}: {type(error).__name__}: {error}") from error
     try:

@@ -24,14 +24,32 @@ class Routing:
     span: dict[int, slice]
 
 
-def read_back(top_k_index: Tensor, lookahead: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The choices u16 [tokens, k] and the lookahead logits f16 [tokens, experts] on the host, in one copy."""
-    ids = top_k_index.to(torch.int16)  # [tokens, k]; ids above 32767 wrap, and wrap back as u16
-    if lookahead is None:
-        return ids.cpu().numpy().view(np.uint16), None
-    k = ids.shape[1]
-    host = torch.cat([ids, lookahead.to(torch.float16).view(torch.int16)], dim=1).cpu().numpy()
-    return host[:, :k].view(np.uint16), np.ascontiguousarray(host[:, k:]).view(np.float16)
+def read_back(
+    top_k_index: Tensor, weights: Tensor | None, lookahead: Tensor | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The gate's choices u16 [tokens, k], their weights f16 [tokens, k] and lookahead logits f16 [tokens, experts].
+
+    In one copy to the host. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
+    """
+    parts = [top_k_index.to(torch.int16)]  # [tokens, k]; ids above 32767 wrap, and wrap back as u16
+    parts += [part.to(torch.float16).view(torch.int16) for part in (weights, lookahead) if part is not None]
+    host = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).cpu().numpy()
+    ids, *halves = np.split(host, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+    found = iter([np.ascontiguousarray(half).view(np.float16) for half in halves])
+    return (
+        np.ascontiguousarray(ids).view(np.uint16),
+        None if weights is None else next(found),
+        None if lookahead is None else next(found),
+    )
+
+
+def weight_of(ids: np.ndarray, weights: np.ndarray, demand: list[int]) -> list[float]:
+    """The weights of each demanded expert, added up in (token, choice) order; ids and weights [tokens, k]."""
+    total = dict.fromkeys(demand, 0.0)
+    for expert, weight in zip(ids.ravel().tolist(), weights.ravel().tolist(), strict=True):
+        if expert in total:
+            total[expert] += weight
+    return [total[expert] for expert in demand]
 
 
 def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> Routing:

@@ -15,7 +15,7 @@ from engine.runtime.experts import compute, expert_forward, take_seat
 from engine.runtime.link import Link
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
-from engine.runtime.routing import read_back, sort_by_expert
+from engine.runtime.routing import read_back, sort_by_expert, weight_of
 from engine.runtime.store import ExpertStore
 from engine.runtime.thread_link import EmulatedLink
 from engine.runtime.timing import Clock, Timings
@@ -120,10 +120,11 @@ class OffloadState:
 
     def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         experts, base = self.layers[layer].experts, layer * self.spec.experts
-        ids, lookahead = self._read_back(layer, top_k_index)
+        ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
         start = perf_counter_ns()
         routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
-        events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead))
+        signal = () if weights is None else weight_of(ids, weights, routing.demand)
+        events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead), signal)
         self._events.append(events)
         order = self._loader.begin(events)
         waited = 0
@@ -142,7 +143,9 @@ class OffloadState:
         self._clock.add_visit(layer, start, waited)
         return out
 
-    def _read_back(self, layer: int, top_k_index: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read_back(
+        self, layer: int, top_k_index: Tensor, top_k_weights: Tensor
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         lookahead = self._lookahead.pop(layer, None)
         if lookahead is None and self._looks_ahead(layer):
             raise ModelError(f"the router of {self.layers[layer].name} was not called: its lookahead is unknown")
@@ -150,7 +153,9 @@ class OffloadState:
             padding = ~self._real[:, None]  # [tokens, 1]
             top_k_index = top_k_index.masked_fill(padding, self.layers[layer].num_experts)
             lookahead = None if lookahead is None else lookahead.masked_fill(padding, float("nan"))
-        return read_back(top_k_index, lookahead)
+        return read_back(
+            top_k_index, top_k_weights if self.cache.eviction_class.reads == "gate-weight" else None, lookahead
+        )
 
     def _looks_ahead(self, layer: int) -> bool:
         return self.cache.prefetch_class.reads == "lookahead" and layer + self.spec.distance < len(self.layers)
@@ -202,7 +207,7 @@ def check_policies(spec: CacheSpec) -> ExpertCache:
     """An empty cache that decides by `spec`. PlanError for policies that read what hardware cannot know."""
     cache = ExpertCache(spec)
     for kind, name, policy, known in (
-        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing",)),
+        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing", "gate-weight")),
         ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead")),
     ):
         if policy.reads not in known:

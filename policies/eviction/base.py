@@ -17,8 +17,9 @@ class EvictionPolicy(Policy):
     that is now resident, in (token, slot) order of last reference. A prefetch into the cache is an `on_insert` without
     a lookup.
 
-    `reads` declares what the `signal` of a lookup is: "nothing" (0.0) or "next-use" (the visit at which the expert is
-    demanded again, infinity if never: only bounds may read the future).
+    `reads` declares what the `signal` of a lookup is: "nothing" (0.0) "gate-weight" (the gate weights that the visit's
+    tokens gave the expert, added up) or "next-use" (the visit at which the expert is demanded again, infinity if never:
+    only bounds may read the future).
     """
 
     reads: ClassVar[str] = "nothing"

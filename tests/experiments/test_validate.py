@@ -47,6 +47,21 @@ def test_engine_equals_the_plain_model_and_the_simulator(name: str, capacity: st
     assert result.time.steps == 22 and result.time.measured_tokens_per_second > 0
 
 
+def test_policies_that_read_gate_weights_and_layer_order_decide_alike() -> None:
+    for eviction, prefetch in (("score", "markov"), ("layer-aware", "previous-token"), ("s3fifo", "history")):
+        tables = {"cache": {"capacity": "25"}, "eviction": {"policy": eviction}, "prefetch": {"predictor": prefetch}}
+        result = validate(
+            CHECKPOINTS / NAMES[0],
+            plan_from_dict(tables),
+            PROMPTS[:1],
+            hardware=load_hardware("t4"),
+            dtype="float32",
+            max_new_tokens=12,
+        )
+        assert result.decisions.identical, (eviction, prefetch, result.decisions.first_difference)
+        assert result.tokens.identical
+
+
 def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
     plan = plan_from_dict({"cache": {"capacity": "4/layer"}})
     assert calibration_plan(plan).cache != plan.cache

@@ -96,6 +96,7 @@ def memory_trace(
         Trace,
         SimpleNamespace(
             experts=experts,
+            weights=((experts % 7 + 1) / 8).astype(np.float16),
             num_experts=max(per_layer),
             layers=layers,
             tokens=tokens,

@@ -12,7 +12,7 @@ from policies.fields import Layout, parameter, per_expert, per_group, scalar
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError, TracekitError
 
-LAYOUT = Layout(3, 4, 2, np.ones(12, np.int64), np.zeros(12, np.int64))
+LAYOUT = Layout(3, 4, 2, 1, np.ones(12, np.int64), np.zeros(12, np.int64))
 
 
 class Declared(EvictionPolicy):

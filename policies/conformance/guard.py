@@ -1,0 +1,133 @@
+"""Watching a policy's hooks, interpreted: what they return, what they write, what they raise."""
+
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.decide import PINNED, RESIDENT
+from policies.fields import Policy
+from policies.registry import hooks
+
+
+class Violation(BaseException):
+    """A rule is broken. Not an Exception: a policy that catches everything shall not catch this."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+def read_only(value: Any) -> Any:
+    """A view of an array that cannot be written to; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    view = value.view()
+    view.flags.writeable = False
+    return view
+
+
+def watch(policy: Any, base: type[Policy], cache: Any) -> None:
+    """Replace the hooks of an interpreted policy by watched ones. `cache` is the state that it decides for."""
+    shown = type(cache)(*map(read_only, cache))
+    own = vars(policy)
+    for shared in ("size", "last_use"):
+        own[shared] = read_only(own[shared])
+    for name in hooks(base):
+        own[name] = _watched(policy, name, cache, shown)
+    policy.__dict__["watched"] = dict(own)
+
+
+def _watched(policy: Any, name: str, cache: Any, shown: Any) -> Callable[..., Any]:
+    hook = getattr(policy, name)
+
+    def call(*arguments: Any) -> Any:
+        given = list(arguments)
+        if name == "victim":
+            given[0] = shown
+        elif name in ("observe", "suggest"):
+            given[1] = read_only(given[1])
+        try:
+            with np.errstate(all="ignore"):
+                result = hook(*given)
+        except Exception as error:
+            raise explain(error, name, policy) from None
+        _check_fields(policy, name)
+        check = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}.get(name)
+        if check is not None:
+            check(result, cache, type(policy), arguments)
+        return result
+
+    return call
+
+
+def explain(error: Exception, name: str, policy: Any) -> Violation:
+    """The rule that an exception breaks, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
+    where = f"{name}()" + (f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else "")
+    if isinstance(error, IndexError):
+        return Violation("bounds", f"{where}: {error}")
+    if isinstance(error, AttributeError) and error.obj is policy:
+        return Violation("state", f"{where}: reads self.{error.name}, which is not declared")
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        return Violation("state", f"{where}: writes to an array that the policy may only read")
+    if isinstance(error, AttributeError) and "can't set" in str(error):
+        return Violation("state", f"{where}: assigns to a field of the cache, which the policy may only read")
+    return Violation("runs", f"{where}: {type(error).__name__}: {error}")
+
+
+def _check_fields(policy: Any, name: str) -> None:
+    expected = policy.__dict__["watched"]
+    for field, value in vars(policy).items():
+        if field == "watched" or (field in expected and expected[field] is value):
+            continue
+        if field not in expected:
+            mend = f"declare {field} = scalar(...), per_expert(...) or per_group(...)"
+            raise Violation("state", f"{name}() writes self.{field}, which is not declared: {mend}")
+        if isinstance(expected[field], np.ndarray):
+            mend = f"write to its elements, self.{field}[...] = ..."
+        else:
+            mend = "it is a constant; keep what changes in a scalar(...)"
+        raise Violation("state", f"{name}() assigns to self.{field} as a whole: {mend}")
+
+
+def _check_victim(victim: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
+    _, group, incoming, now, _ = arguments
+    if not isinstance(victim, int | np.integer) or isinstance(victim, bool):
+        raise Violation("victims", f"victim() returned {victim!r}, not a whole number")
+    if victim == -1:
+        return
+    said = f"victim() for expert {incoming} returned {victim}"
+    if not 0 <= victim < len(cache.place):
+        raise Violation("victims", f"{said}, which is no expert's key (0 to {len(cache.place) - 1}, or -1 for none)")
+    if not cache.place[victim] & RESIDENT:
+        raise Violation("victims", f"{said}, which is not in the cache")
+    if cache.group_of[victim // cache.experts] != group:
+        raise Violation("victims", f"{said}, which is resident in another group than {group}")
+    if cache.place[victim] & PINNED:
+        raise Violation("victims", f"{said}, which is pinned")
+    if cache.seen[victim] == now and not policy.bound:
+        mend = "pass over experts with cache.seen[expert] == now"
+        raise Violation("demand", f"{said}, which the same visit demands: {mend}")
+
+
+def _check_rank(rank: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
+    if not isinstance(rank, int | float | np.integer | np.floating | np.bool_) or math.isnan(rank):
+        raise Violation("runs", f"rank() of expert {arguments[0]} returned {rank!r}, which cannot be compared")
+
+
+def _check_suggestions(count: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
+    target, _, out = arguments
+    if not isinstance(count, int | np.integer) or isinstance(count, bool):
+        raise Violation("suggestions", f"suggest() returned {count!r}, not how many it suggests")
+    if not 0 <= count <= len(out):
+        raise Violation("suggestions", f"suggest() returned {count}, but there is room for {len(out)} suggestions")
+    first = target * cache.experts
+    for expert in out[:count]:
+        if not first <= expert < first + cache.experts:
+            mend = f"its keys are {first} to {first + cache.experts - 1}"
+            raise Violation("suggestions", f"suggest() named {expert}, no expert of target layer {target}: {mend}")
