@@ -82,12 +82,14 @@ class Arc(EvictionPolicy):
 
 
 def trim_ghosts(state: Any, group: int, capacity: int) -> None:
-    """Forget the oldest ghosts, so that a list and its ghost, and all four together, keep to their limits."""
+    """Forget the oldest ghosts, so that a list and its ghost, or else all four together, keep to their limits."""
     at = 5 * group
+    if state.count[at + ONCE] + state.count[at + GHOST_ONCE] < capacity:
+        while state.count[at + GHOST_OFTEN] > 0 and total(state, at) >= 2 * capacity:
+            move(state, oldest(state.ends, at + GHOST_OFTEN), group, NOWHERE)
+        return
     while state.count[at + GHOST_ONCE] > 0 and state.count[at + ONCE] + state.count[at + GHOST_ONCE] >= capacity:
         move(state, oldest(state.ends, at + GHOST_ONCE), group, NOWHERE)
-    while state.count[at + GHOST_OFTEN] > 0 and total(state, at) >= 2 * capacity:
-        move(state, oldest(state.ends, at + GHOST_OFTEN), group, NOWHERE)
 
 
 def total(state: Any, at: int) -> int:

@@ -106,9 +106,8 @@ class Arc(Reference):
     If the visit demands all of the list from which REPLACE takes, the other list gives.
     """
 
-    def __init__(self, cache: "ReferenceCache", whole_steps: bool = False) -> None:
+    def __init__(self, cache: "ReferenceCache") -> None:
         super().__init__(cache)
-        self.whole_steps = whole_steps  # adapt by whole numbers, as libCacheSim does; the paper divides
         # Of each group, least recent first.
         self.t1: defaultdict[int, list[int]] = defaultdict(list)
         self.t2: defaultdict[int, list[int]] = defaultdict(list)
@@ -148,10 +147,6 @@ class Arc(Reference):
             if self.remember:
                 self.b1[group].append(key)
 
-    def step(self, other: list[int], own: list[int]) -> float:
-        ratio = len(other) // len(own) if self.whole_steps else len(other) / len(own)
-        return max(1, ratio)
-
     def victim(self, incoming: int, candidates: list[int], now: int) -> int | None:
         group = self.cache.group(incoming)
         t1, t2, b1, b2 = self.t1[group], self.t2[group], self.b1[group], self.b2[group]
@@ -161,14 +156,15 @@ class Arc(Reference):
         self.adapted[incoming] = now
         if incoming in b1:  # case II
             if first_victim:
-                self.p[group] = min(c, self.p[group] + self.step(b2, b1))
+                self.p[group] = min(c, self.p[group] + max(1, len(b2) / len(b1)))
         elif incoming in b2:  # case III
             if first_victim:
-                self.p[group] = max(0, self.p[group] - self.step(b1, b2))
+                self.p[group] = max(0, self.p[group] - max(1, len(b1) / len(b2)))
         else:  # case IV
-            if first_victim:
+            if first_victim and len(t1) + len(b1) >= c:  # case A
                 while b1 and len(t1) + len(b1) >= c:
                     b1.pop(0)
+            elif first_victim:  # case B
                 while b2 and len(t1) + len(t2) + len(b1) + len(b2) >= 2 * c:
                     b2.pop(0)
             if len(t1) >= c:

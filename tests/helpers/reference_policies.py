@@ -73,17 +73,22 @@ class LruK(Reference):
     """O'Neil et al. 1993, section 2.1: largest backward k-distance goes; beyond k references it is infinite.
 
     The k-th last lookup is that of the k-th last visit that demanded the key, wherever it was served from.
+    `retain`: remember the past of what is evicted, forever (section 2.1.2). libCacheSim does not.
     """
 
-    def __init__(self, cache: "ReferenceCache", k: int = 2) -> None:
+    def __init__(self, cache: "ReferenceCache", k: int = 2, retain: bool = True) -> None:
         super().__init__(cache)
-        self.k = k
+        self.k, self.retain = k, retain
         self.visits: defaultdict[int, list[int]] = defaultdict(list)
 
     def hit(self, key: int, now: int) -> None:
         self.visits[key].append(now)
 
     miss = hit
+
+    def evict(self, key: int, now: int) -> None:
+        if not self.retain:
+            del self.visits[key]
 
     def rank(self, key: int, now: int) -> float:
         visits = self.visits[key]
