@@ -10,8 +10,9 @@ from engine.signals import with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.decide import Batch, Events
 from policies.ranking import rank_lookahead
+from policies.registry import eviction_policy
 from tracekit import Trace
-from tracekit.demand import Demand, iter_demand, step_starts
+from tracekit.demand import ABSENT, Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
 
 
@@ -19,7 +20,15 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
     """What `plan` means for a model with these MoE layers. Raises CapacityError."""
     num_experts = max(experts_per_layer)
     capacity, size = plan.capacity.groups(experts_per_layer, num_experts, expert_bytes)
+    pinned: tuple[int, ...] = ()
+    if eviction_policy(plan.eviction.policy).needs_profile:
+        if plan.eviction.profile is None:
+            raise PlanError(f"eviction policy {plan.eviction.policy!r} needs eviction.profile = a trace (--profile)")
+        pinned = most_popular(Trace.open(plan.eviction.profile), experts_per_layer, capacity, size)
+    elif plan.eviction.profile is not None:
+        raise PlanError(f"eviction policy {plan.eviction.policy!r} reads no profile: remove eviction.profile")
     return CacheSpec(
+        pinned=pinned,
         layers=len(experts_per_layer),
         experts=num_experts,
         capacity=capacity,
@@ -33,6 +42,25 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         staging=plan.prefetch.staging,
         into_cache=plan.prefetch.target == "cache",
     )
+
+
+def most_popular(
+    profile: Trace, experts_per_layer: Sequence[int], capacity: Sequence[int], size: np.ndarray
+) -> tuple[int, ...]:
+    """Keys of the experts that the most tokens of `profile` chose, as many as fit into each group; ties by key."""
+    if list(profile.manifest.experts_per_layer) != list(experts_per_layer):
+        raise PlanError(f"{profile.path} is of a model with other MoE layers or experts: it is no profile for this one")
+    layers, experts = len(experts_per_layer), max(experts_per_layer)
+    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != ABSENT]
+    order = np.argsort(-np.bincount(keys, minlength=layers * experts), kind="stable")
+    left = list(capacity)
+    pinned = []
+    for key in order.tolist():
+        group = key // experts if len(left) > 1 else 0
+        if key % experts < experts_per_layer[key // experts] and size[key] <= left[group]:
+            left[group] -= int(size[key])
+            pinned.append(key)
+    return tuple(pinned)
 
 
 def iter_decisions(

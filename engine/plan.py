@@ -24,6 +24,8 @@ class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`eviction`: a policy's name and, beside it, the policy's own parameters."""
 
     policy: str = "lru"
+    # a trace whose most popular experts `static` keeps
+    profile: str | None = None
     parameters: dict[str, int | float | bool] = {}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from policies.compiled import compiled_decide, one_line
-from policies.decide import Batch, CacheState, Events, decide, event_buffer
+from policies.decide import PINNED, RESIDENT, Batch, CacheState, Events, decide, event_buffer, keep, take_slot
 from policies.fields import Layout, Value
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
@@ -19,7 +19,7 @@ class CacheSpec:
     """Everything that decides a cache's decisions.
 
     `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
-    for all layers.
+    for all layers. `pinned` keys are resident from the start and never evicted.
     """
 
     layers: int
@@ -34,6 +34,7 @@ class CacheSpec:
     count: int = 2
     staging: int = 4
     into_cache: bool = False
+    pinned: tuple[int, ...] = ()
 
 
 class ExpertCache:
@@ -87,6 +88,8 @@ class ExpertCache:
             missing=np.zeros(spec.experts + 1, np.int64),
         )
         layout = Layout(spec.layers, spec.experts, groups, spec.distance, self.state.size, self.state.last_use)
+        for key in spec.pinned:
+            self._pin(key)
         self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
         self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
@@ -96,6 +99,14 @@ class ExpertCache:
             self._decide = decide
             self._eviction = eviction.interpreted(self._eviction)
             self._prefetcher = suggester.interpreted(self._prefetcher)
+
+    def _pin(self, key: int) -> None:
+        group = int(self.state.group_of[key // self.spec.experts])
+        if self.state.used[group] + self.state.size[key] > self.state.capacity[group]:
+            raise CapacityError(f"pinned experts do not fit into the cache (expert key {key})")
+        self.state.slot[key] = take_slot(self.state)
+        keep(self.state, key, group)
+        self.state.place[key] = RESIDENT | PINNED
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order (arrays of equal length)."""

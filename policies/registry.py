@@ -27,6 +27,7 @@ EVICTION = {
     "arc": "policies.eviction.arc:Arc",
     "lru-k": "policies.eviction.lru_k:LruK",
     "random": "policies.eviction.random:Random",
+    "static": "policies.eviction.static:Static",
     "score": "policies.eviction.score:Score",
     "layer-aware": "policies.eviction.layer_aware:LayerAware",
     "belady": "policies.eviction.belady:Belady",

@@ -63,6 +63,7 @@ class OffloadState:
         self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
         self._failure: str | None = None
         self._hooks: list[RemovableHandle] = self._attach(model)
+        self._fill()
 
     @property
     def log(self) -> Events:
@@ -89,6 +90,7 @@ class OffloadState:
         self._events = []
         self._real, self._failure = None, None
         self._lookahead.clear()
+        self._fill()
 
     def close(self) -> None:
         """End the copy thread and unpin memory. The model cannot run afterwards."""
@@ -106,6 +108,15 @@ class OffloadState:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _fill(self) -> None:
+        """Copy the experts that are resident before the first visit."""
+        for key in self.spec.pinned:
+            source = self.store.slab(key)
+            ticket = self.link.copy(
+                source, self.pool.slab(int(self.cache.state.slot[key]), source.numel()), demand=True
+            )
+            self.link.wait(ticket)
 
     def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""

@@ -12,6 +12,7 @@ def plan_from_options(
     *,
     capacity: str | None,
     policy: str | None = None,
+    profile: Path | None = None,
     prefetch: str | None = None,
     prefetch_distance: int | None = None,
     prefetch_count: int | None = None,
@@ -26,7 +27,7 @@ def plan_from_options(
         )
     options: dict[str, dict[str, Any]] = {
         "cache": {"capacity": capacity},
-        "eviction": {"policy": policy},
+        "eviction": {"policy": policy, "profile": None if profile is None else str(profile)},
         "prefetch": {
             "predictor": prefetch,
             "distance": prefetch_distance,

@@ -11,6 +11,9 @@ def command(
     trace: Annotated[Path, typer.Argument(help="a trace directory")],
     plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
     policy: Annotated[str | None, typer.Option("--policy", help="eviction policy, or ./file.py:Class")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="for --policy static: a trace whose popular experts are kept")
+    ] = None,
     capacity: Annotated[
         str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%; each also with /layer")
     ] = None,
@@ -46,6 +49,7 @@ def command(
         plan,
         capacity=capacity,
         policy=policy,
+        profile=profile,
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,

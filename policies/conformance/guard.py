@@ -36,12 +36,13 @@ def watch(policy: Any, base: type[Policy], cache: Any) -> None:
     own = vars(policy)
     for shared in ("size", "last_use"):
         own[shared] = read_only(own[shared])
+    expected: dict[str, Any] = {}
     for name in hooks(base):
-        own[name] = _watched(policy, name, cache, shown)
-    policy.__dict__["watched"] = dict(own)
+        own[name] = _watched(policy, name, cache, shown, expected)
+    expected.update(own)
 
 
-def _watched(policy: Any, name: str, cache: Any, shown: Any) -> Callable[..., Any]:
+def _watched(policy: Any, name: str, cache: Any, shown: Any, expected: dict[str, Any]) -> Callable[..., Any]:
     hook = getattr(policy, name)
 
     def call(*arguments: Any) -> Any:
@@ -55,7 +56,7 @@ def _watched(policy: Any, name: str, cache: Any, shown: Any) -> Callable[..., An
                 result = hook(*given)
         except Exception as error:
             raise explain(error, name, policy) from None
-        _check_fields(policy, name)
+        _check_fields(policy, name, expected)
         check = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}.get(name)
         if check is not None:
             check(result, cache, type(policy), arguments)
@@ -80,10 +81,9 @@ def explain(error: Exception, name: str, policy: Any) -> Violation:
     return Violation("runs", f"{where}: {type(error).__name__}: {error}")
 
 
-def _check_fields(policy: Any, name: str) -> None:
-    expected = policy.__dict__["watched"]
+def _check_fields(policy: Any, name: str, expected: dict[str, Any]) -> None:
     for field, value in vars(policy).items():
-        if field == "watched" or (field in expected and expected[field] is value):
+        if field in expected and expected[field] is value:
             continue
         if field not in expected:
             mend = f"declare {field} = scalar(...), per_expert(...) or per_group(...)"

@@ -55,7 +55,5 @@ class Report:
             "policy": self.name,
             "kind": self.kind,
             "passed": self.passed,
-            "rules": [
-                {**asdict(outcome), "says": RULES[self.kind][outcome.rule]} for outcome in self.outcomes
-            ],
+            "rules": [{**asdict(outcome), "says": RULES[self.kind][outcome.rule]} for outcome in self.outcomes],
         }

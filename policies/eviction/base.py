@@ -23,6 +23,7 @@ class EvictionPolicy(Policy):
     """
 
     reads: ClassVar[str] = "nothing"
+    needs_profile: ClassVar[bool] = False  # the plan must name a trace whose popular experts fill the cache beforehand
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         """A lookup found the expert in the cache."""

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from engine.hardware import load_hardware  # noqa: E402  # needs torch
 from engine.plan import plan_from_dict  # noqa: E402
+from engine.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validate import calibration_plan, compare_logs, validate  # noqa: E402
@@ -60,6 +61,25 @@ def test_policies_that_read_gate_weights_and_layer_order_decide_alike() -> None:
         )
         assert result.decisions.identical, (eviction, prefetch, result.decisions.first_difference)
         assert result.tokens.identical
+
+
+def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = CHECKPOINTS / NAMES[0]
+    plan = plan_from_dict({"cache": {"capacity": "3/layer"}})
+    hardware = load_hardware("t4")
+    settings = {"hardware": hardware, "dtype": "float32", "max_new_tokens": 8}
+    validate(model, plan, PROMPTS[1:], keep_trace=tmp_path / "profile.trace", **settings)
+    tables = {"policy": "static", "profile": str(tmp_path / "profile.trace")}
+    static = plan_from_dict({"cache": {"capacity": "3/layer"}, "eviction": tables})
+    result = validate(model, static, PROMPTS[:1], keep_trace=tmp_path / "run.trace", **settings)
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.tokens.identical
+    found = replay(Trace.open(tmp_path / "run.trace"), static)
+    assert found.loads == 0 and found.streams == found.misses > 0
+    assert found.hits_by.pinned == found.hits > 0
+    arguments = ["replay", str(tmp_path / "run.trace"), "--policy", "static", "--capacity", "3/layer"]
+    assert run(arguments) == 2
+    assert "--profile" in capsys.readouterr().err
 
 
 def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
