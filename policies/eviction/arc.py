@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import oldest, oldest_idle, push, remove
+from policies.eviction.lists import newest, oldest, oldest_idle, push, remove
 from policies.fields import per_expert, per_group
 
 NOWHERE, ONCE, OFTEN, GHOST_ONCE, GHOST_OFTEN = 0, 1, 2, 3, 4
@@ -33,11 +33,15 @@ class Arc(EvictionPolicy):
     forget = per_group(np.uint8)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
-        # Seen again, or newest of its list again: either way it goes to the newest end of where it belongs.
-        move(self, expert, group, self.where[expert])
+        at = 5 * group + self.where[expert]
+        if newest(self.ends, at) != expert:
+            remove(self.links, self.ends, at, expert)
+            push(self.links, self.ends, at, expert)
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
-        move(self, expert, group, OFTEN)
+        # Its place in the second list is given by on_reference; until then the visit protects it.
+        if self.where[expert] == ONCE:
+            move(self, expert, group, OFTEN)
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         known = self.where[expert] == GHOST_ONCE or self.where[expert] == GHOST_OFTEN

@@ -87,7 +87,7 @@ def test_events_equal_the_reference(eviction: str, seed: int) -> None:
 
 @pytest.mark.parametrize("into_cache", [False, True], ids=["staging", "cache"])
 @pytest.mark.parametrize("eviction", WITH_PREFETCH)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=SEEDS)
 def test_events_equal_the_reference_when_prefetching(eviction: str, into_cache: bool, seed: int) -> None:
     if into_cache and eviction == "belady":
