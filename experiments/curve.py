@@ -1,17 +1,17 @@
-"""Hit ratio against cache size, by replaying each size."""
+"""Hit ratio against cache size: every size from one pass where the policy allows it, else by replaying each size."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import msgspec
 import numpy as np
 
-from engine.passes import Replayed, run
+from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan, plan_from_dict
+from engine.stack import STACK_CURVES, Scope, StackCurve
 from policies.decide import HIT_PREFETCHED, STREAM
 from tracekit import Trace
+from tracekit.errors import TraceError
 
-Scope = Literal["layer", "global"]
 POINTS = 16
 
 
@@ -50,21 +50,34 @@ def curve(
 ) -> list[CurvePoint]:
     """Hit ratios of `policies` at each cache size of `slots` (default: `sizes`).
 
-    Raises PolicyError for an unknown policy, CapacityError for more slots than there are experts.
+    The policies of `STACK_CURVES` take one pass for any number of sizes, the others one for each.
+
+    Raises PolicyError for an unknown policy, CapacityError for more slots than there are experts, TraceError for a
+    trace without tokens.
     """
+    if trace.tokens == 0:
+        raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     chosen = list(slots) if slots is not None else sizes(trace, scope)
     experts = sum(trace.manifest.experts_per_layer)
     found = []
+    passes: dict[str, StackCurve] = {}
     for plan in curve_plans(trace, policies, scope, chosen):
-        done = run(trace, plan)
-        held = int(plan.capacity.amount) * (trace.layers if scope == "layer" else 1)
+        policy, count = plan.eviction.policy, int(plan.capacity.amount)
+        plan.capacity.groups(trace.manifest.experts_per_layer, trace.num_experts, [])
+        if policy in STACK_CURVES:
+            if policy not in passes:
+                passes[policy] = STACK_CURVES[policy](trace, scope)
+            lookups, hits = passes[policy].lookups, passes[policy].hits[:, count]
+        else:
+            lookups, hits = _replayed(run(trace, plan))
+        held = count * (trace.layers if scope == "layer" else 1)
         found.append(
             CurvePoint(
-                policy=plan.eviction.policy,
+                policy=policy,
                 capacity=plan.cache.capacity,
                 share=min(1.0, held / experts),
-                hit_ratio=_hit_ratio(done, slice(0, 2)),
-                decode_hit_ratio=_hit_ratio(done, slice(1, 2)),
+                hit_ratio=_ratio(hits.sum(), lookups.sum()),
+                decode_hit_ratio=_ratio(hits[DECODE], lookups[DECODE]),
             )
         )
         if progress is not None:
@@ -72,7 +85,10 @@ def curve(
     return found
 
 
-def _hit_ratio(done: Replayed, phases: slice) -> float:
-    kinds = done.kinds[phases].sum(axis=0)
-    lookups = int(kinds[: STREAM + 1].sum())
-    return int(kinds[: HIT_PREFETCHED + 1].sum()) / lookups if lookups else 0.0
+def _replayed(done: Replayed) -> tuple[np.ndarray, np.ndarray]:
+    """Lookups and hits [phases]."""
+    return done.kinds[:, : STREAM + 1].sum(axis=1), done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
+
+
+def _ratio(hits: np.integer, lookups: np.integer) -> float:
+    return int(hits) / int(lookups) if lookups else 0.0
