@@ -1,4 +1,4 @@
-"""`tracekit policies`: which eviction policies and prefetchers there are."""
+"""`tracekit policies`: which eviction policies and prefetchers there are, and whether one keeps the contract."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -8,16 +8,52 @@ import typer
 
 class Action(StrEnum):
     list = "list"
+    check = "check"
 
 
 def command(
-    action: Annotated[Action, typer.Argument(help="list them")] = Action.list,
+    action: Annotated[Action, typer.Argument(help="list them, or check one")] = Action.list,
+    name: Annotated[str | None, typer.Argument(help="to check: a policy's name, or ./file.py:Class")] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="to check: seconds before a hook counts as one that never returns")
+    ] = 10.0,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
-    """List eviction policies and prefetchers: what each does, reads and takes, and where it comes from.
+    """List eviction policies and prefetchers, or check one: rule by rule, with the smallest example of each failure.
 
-    Example: tracekit policies list
+    check exits with 0 if every rule passes, 1 if one fails, 2 if the policy cannot be loaded.
+
+    Example: tracekit policies check ./mine.py:Mine
     """
+    if (action is Action.check) != (name is not None):
+        raise typer.BadParameter("check needs the name of a policy, or ./file.py:Class; list takes none")
+    if name is None:
+        _list(json)
+    elif not _check(name, timeout, json):
+        raise typer.Exit(1)
+
+
+def _check(name: str, seconds: float, json: bool) -> bool:
+    from experiments.cli import console
+    from policies.conformance import check
+    from policies.conformance.report import RULES
+
+    with console.progress(f"checking {name}", None):
+        reports = check(name, seconds=seconds)
+    if json:
+        console.emit_json([report.to_dict() for report in reports])
+    else:
+        for report in reports:
+            says = RULES[report.kind]
+            rows = [[outcome.rule, outcome.status, says[outcome.rule]] for outcome in report.outcomes]
+            console.table(f"{name} ({report.kind})", ["rule", "result", "what it asks"], rows)
+            for outcome in report.outcomes:
+                if outcome.status == "fail":
+                    print(f"{outcome.rule}: {outcome.message}")
+    return all(report.passed for report in reports)
+
+
+def _list(json: bool) -> None:
     from experiments.cli import console
     from policies.registry import eviction_policy, names, prefetcher
 

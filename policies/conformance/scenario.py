@@ -75,8 +75,8 @@ class Scenario:
         return Batch(
             layer=np.array([v.layer for v in self.visits], np.int32),
             start=np.cumsum([0, *map(len, keys)], dtype=np.int64),
-            demand=np.array(sum(keys, []), np.uint32),
-            recency=np.array(sum(recency, []), np.uint32),
+            demand=np.array([key for ks in keys for key in ks], np.uint32),
+            recency=np.array([key for ks in recency for key in ks], np.uint32),
             signal=np.array([v[k] for ks, v in zip(keys, values, strict=True) for k in ks if read], np.float64),
             signal_recency=np.array(
                 [v[k] for ks, v in zip(recency, values, strict=True) for k in ks if read], np.float64
@@ -86,7 +86,7 @@ class Scenario:
 
     def __str__(self) -> str:
         """The scenario in words, short enough for a message."""
-        unit = "slots" if set(self.size) == {1} else f"bytes of experts that take {spaced(self.size)}"
+        unit = "slot(s)" if set(self.size) == {1} else f"bytes of experts that take {spaced(self.size)}"
         shown = [v for v in self.visits if v.demand or v.hint]
         visits = [
             f"step {v.step} layer {v.layer}: {spaced(v.demand) or 'nothing'}"
@@ -97,7 +97,8 @@ class Scenario:
         layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
         return (
             f"{layers} of {self.experts} experts, {spaced(self.capacity)} {unit}"
-            + (f", prefetching {self.count}" + (" into the cache" if self.into_cache else ""))
+            + (f", prefetching {self.count} for {self.distance} ahead" if self.layers > self.distance else "")
+            + (" into the cache" if self.layers > self.distance and self.into_cache else "")
             + f"; {', '.join(visits)}{more}"
         )
 
@@ -198,12 +199,12 @@ def smaller_ones(scenario: Scenario) -> Iterator[Scenario]:
         length //= 2
     for index, visit in enumerate(visits):
         for expert in visit.demand:
-            kept = tuple(i for i, e in enumerate(visit.demand) if e != expert)
+            others = [i for i, e in enumerate(visit.demand) if e != expert]
             less = replace(
                 visit,
-                demand=tuple(visit.demand[i] for i in kept),
+                demand=tuple(visit.demand[i] for i in others),
                 recency=tuple(e for e in visit.recency if e != expert),
-                signal=tuple(visit.signal[i] for i in kept),
+                signal=tuple(visit.signal[i] for i in others),
             )
             yield replace(scenario, visits=(*visits[:index], less, *visits[index + 1 :]))
         if visit.hint:
