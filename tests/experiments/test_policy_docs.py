@@ -109,8 +109,8 @@ def test_the_prefetch_example(trace: Trace, tmp_path: Path) -> None:
     (tmp_path / "ahead.py").write_text(examples()["Again"])
     outcomes = list(Trial("prefetch", name, prefetcher(name), lambda *_: None).interpreted())
     assert {outcome.status for outcome in outcomes} == {"pass"}
-    plan = {"cache": {"capacity": "2/layer"}, "prefetch": {"predictor": name}}
-    assert interpreted_hits(trace, plan) > interpreted_hits(trace, {"cache": {"capacity": "2/layer"}})
+    plan = {"cache": {"capacity": "1/layer"}, "prefetch": {"predictor": name}}
+    assert interpreted_hits(trace, plan) > interpreted_hits(trace, {"cache": {"capacity": "1/layer"}})
 
 
 def interpreted_hits(trace: Trace, tables: dict[str, object]) -> int:
