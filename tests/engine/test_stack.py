@@ -1,6 +1,5 @@
 """One-pass curves: at every size, in both phases and scopes, the hits of replay, to the last one."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,7 +14,7 @@ from engine import stack
 from engine.decisions import iter_decisions
 from engine.plan import plan_from_dict
 from engine.replay import replay
-from engine.stack import STACK_CURVES, Scope, StackCurve, belady_curve, lru_curve
+from engine.stack import STACK_CURVES, Scope, StackCurve, belady, belady_curve, lru, lru_curve
 from policies.cache import CacheSpec
 from policies.decide import LOAD, STREAM
 from tests.helpers.scenarios import memory_trace
@@ -26,6 +25,17 @@ from tracekit.importers import import_trace
 ABSENT = 65535
 SEEDS = st.integers(0, 2**32 - 1)
 SCOPES: tuple[Scope, ...] = ("layer", "global")
+# The policies, each in the two ways it is found: for groups of few experts, and for groups of many.
+WAYS = ("lru", "lru, many", "belady", "belady, many")
+
+
+def find(way: str, trace: Trace, scope: Scope) -> StackCurve:
+    """A curve found as for groups of few experts, or as for groups of many."""
+    policy, _, many = way.partition(", ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lru, "MOST", 0 if many else 10**6)
+        patch.setattr(belady, "DEEP", 0 if many else 10**6)
+        return STACK_CURVES[policy](trace, scope)
 
 
 def random_trace(seed: int) -> Trace:
@@ -52,11 +62,11 @@ def most_slots(trace: Trace, scope: Scope) -> int:
     return max(per_layer) if scope == "layer" else sum(per_layer)
 
 
-def replayed(trace: Trace, policy: str, scope: Scope, slots: int) -> tuple[list[int], list[int]]:
+def replayed(trace: Trace, way: str, scope: Scope, slots: int) -> tuple[list[int], list[int]]:
     """Lookups and hits of each phase, decided visit by visit at one size."""
     keys = trace.layers * trace.num_experts
     groups = trace.layers if scope == "layer" else 1
-    spec = CacheSpec(trace.layers, trace.num_experts, (slots,) * groups, np.ones(keys, np.int64), policy)
+    spec = CacheSpec(trace.layers, trace.num_experts, (slots,) * groups, np.ones(keys, np.int64), way.split(",")[0])
     lookups, hits = [0, 0], [0, 0]
     for demand, events in iter_decisions(trace, spec):
         phase = demand.phase[events.visit // demand.layers - demand.first_step]
@@ -66,27 +76,28 @@ def replayed(trace: Trace, policy: str, scope: Scope, slots: int) -> tuple[list[
     return lookups, hits
 
 
-def assert_as_replayed(trace: Trace, policy: str, scope: Scope, curve: StackCurve) -> None:
+def assert_as_replayed(trace: Trace, way: str, scope: Scope) -> None:
+    curve = find(way, trace, scope)
     assert curve.hits.shape == (2, most_slots(trace, scope) + 1)
     assert curve.hits[:, 0].tolist() == [0, 0]
     for slots in range(1, most_slots(trace, scope) + 1):
-        assert (curve.lookups.tolist(), curve.hits[:, slots].tolist()) == replayed(trace, policy, scope, slots), slots
+        assert (curve.lookups.tolist(), curve.hits[:, slots].tolist()) == replayed(trace, way, scope, slots), slots
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("policy", STACK_CURVES)
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(seed=SEEDS)
 @example(seed=0)
-def test_every_size_hits_as_replay_does(policy: str, scope: Scope, seed: int) -> None:
+def test_every_size_hits_as_replay_does(way: str, scope: Scope, seed: int) -> None:
     """Also below the largest demand of a visit, where the rest is streamed."""
     trace = random_trace(seed)
-    assert_as_replayed(trace, policy, scope, STACK_CURVES[policy](trace, scope))
+    assert_as_replayed(trace, way, scope)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("policy", STACK_CURVES)
-def test_a_prefill_of_every_expert_is_remembered_as_replay_remembers_it(policy: str, scope: Scope) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prefill_of_every_expert_is_remembered_as_replay_remembers_it(way: str, scope: Scope) -> None:
     """After it, small caches hold the experts referenced first in it, not the most recent ones."""
     rng = np.random.default_rng(5)
     prefills = np.stack([np.tile(rng.permutation(24), 2) for _ in range(3)])
@@ -94,30 +105,30 @@ def test_a_prefill_of_every_expert_is_remembered_as_replay_remembers_it(policy: 
     decodes[:, :3] = rng.random((60, 24)).argsort(axis=1)[:, :3]
     rows = np.concatenate([prefills[:1], decodes[:20], prefills[1:2], decodes[20:35], prefills[2:], decodes[35:]])
     trace = memory_trace(rows.astype(np.uint16)[:, None, :], [24])
-    assert_as_replayed(trace, policy, scope, STACK_CURVES[policy](trace, scope))
+    assert_as_replayed(trace, way, scope)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("policy", STACK_CURVES)
-def test_long_traces_close_the_gaps_of_the_timeline(policy: str, scope: Scope) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_long_traces_close_the_gaps_of_the_timeline(way: str, scope: Scope) -> None:
     """Enough references to fill a group's timeline many times, and experts enough for a deep stack."""
     rng = np.random.default_rng(6)
     chosen = np.minimum(rng.geometric(0.01, (900, 3, 8)) - 1, 249).astype(np.uint16)
     trace = memory_trace(chosen, [250] * 3)
-    curve = STACK_CURVES[policy](trace, scope)
+    curve = find(way, trace, scope)
     for slots in (1, 7, 8, 30, 200, 250, *((400, 749, 750) if scope == "global" else ())):
-        assert curve.hits[:, slots].tolist() == replayed(trace, policy, scope, slots)[1], slots
+        assert curve.hits[:, slots].tolist() == replayed(trace, way, scope, slots)[1], slots
 
 
-@pytest.mark.parametrize("policy", STACK_CURVES)
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=30, deadline=None)
 @given(seed=SEEDS)
-def test_pieces_of_any_size_count_as_the_whole(policy: str, seed: int) -> None:
+def test_pieces_of_any_size_count_as_the_whole(way: str, seed: int) -> None:
     trace = random_trace(seed)
-    whole = STACK_CURVES[policy](trace, "global")
+    whole = find(way, trace, "global")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stack, "iter_demand", partial(iter_demand, chunk=7))
-        pieces = STACK_CURVES[policy](trace, "global")
+        pieces = find(way, trace, "global")
     assert pieces.lookups.tolist() == whole.lookups.tolist()
     assert pieces.hits.tolist() == whole.hits.tolist()
 
@@ -127,8 +138,8 @@ def test_pieces_of_any_size_count_as_the_whole(policy: str, seed: int) -> None:
 @given(seed=SEEDS)
 def test_more_slots_hit_no_less(scope: Scope, seed: int) -> None:
     trace = random_trace(seed)
-    for find in (lru_curve, belady_curve):
-        curve = find(trace, scope)
+    for way in WAYS:
+        curve = find(way, trace, scope)
         assert (np.diff(curve.hits, axis=1) >= 0).all()
         # With room for everything, each expert misses once.
         keys = np.unique([key for rows in distinct(trace) for key in rows])
@@ -159,8 +170,7 @@ def qwen(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
 @pytest.mark.parametrize("policy", STACK_CURVES)
 def test_a_real_trace_hits_as_replay_does(policy: str, scope: str, sizes: tuple[int, ...], qwen: Trace) -> None:
     """Its prefill of 28 tokens demands most of a layer's experts at once."""
-    find: Callable[[Trace, Scope], StackCurve] = STACK_CURVES[policy]
-    curve = find(qwen, cast(Scope, scope))
+    curve = STACK_CURVES[policy](qwen, cast(Scope, scope))
     assert int(curve.lookups.sum()) == 39_526
     for slots in sizes:
         capacity = f"{slots}/layer" if scope == "layer" else str(slots)
