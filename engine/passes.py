@@ -13,6 +13,7 @@ from engine.simulator.timeline import Timeline
 from policies.decide import LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
+from tracekit.errors import CapacityError
 
 KINDS = 8
 DECODE = 1
@@ -54,6 +55,12 @@ def run(
     manifest = trace.manifest
     sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
     spec = cache_spec(manifest.experts_per_layer, sizes, plan)
+    absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
+    if shape is not None and absolute and len(shape.moe_layers) != trace.layers:
+        raise CapacityError(
+            f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {trace.layers} MoE layers and "
+            f"{shape.name} has {len(shape.moe_layers)}: give a capacity per layer (4/layer, 250MiB/layer) or a share"
+        )
     bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
     slots = sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
     done = Replayed()

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from engine.bounds import find_bounds
+from engine.decisions import cache_spec
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
@@ -15,6 +16,7 @@ from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, LATE, USEFUL, WASTED
+from engine.weights import WeightFormat
 from policies.decide import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand
@@ -55,6 +57,8 @@ def replay(
     time = None if machine is None or costs is None else _time(done, costs, machine, model)
     best = find_bounds(trace, plan, costs, model, done) if bounds else None
     warnings = _warnings(trace, done, costs)
+    if machine is not None and costs is not None:
+        warnings += fit_warnings(trace, plan, machine, model, costs)
     return Result(
         **msgspec.structs.asdict(total),
         phases=PhaseCounts(prefill=counts[0], decode=counts[1]),
@@ -122,6 +126,28 @@ def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
     if done.tokens[DECODE] == 0:
         warnings.append("the trace has no decode steps: no tokens per second")
     return warnings + ([] if costs is None else list(costs.notes))
+
+
+def fit_warnings(
+    trace: Trace, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, costs: Costs
+) -> list[str]:
+    """Whether the plan's slots, and the dense weights if a shape says how large they are, fit into the device's memory."""
+    largest = max(costs.expert_bytes)
+    spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
+    units = np.array(spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
+    needed = int(units.sum() * costs.scale) + spec.staging * largest
+    if shape is not None:
+        attention = WeightFormat.parse(plan.weights.attention or "bf16")
+        needed += shape.dense_params_per_token_bytes(attention, WeightFormat.parse("bf16"))
+    warnings = []
+    if needed > machine.device.memory_bytes:
+        warnings.append(
+            f"the plan does not fit: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
+            f"{machine.device.memory_bytes / 2**30:.1f} GiB"
+        )
+    if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):
+        warnings.append(f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes")
+    return warnings
 
 
 def _provenance(trace: Trace, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None) -> dict[str, Any]:

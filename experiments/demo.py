@@ -227,10 +227,13 @@ def write(
                 *winner.result.warnings,
                 f"The validation ran {winner.title} on {NAMES[0]} itself, on this machine's CPU, over a link that was "
                 f"slowed down to {time.emulated_link}; its times say nothing about a {HARDWARE}.",
+                "The engine does not serve quantised experts yet: the validated plan is the chosen one with the weights as "
+                "the model stores them.",
+                f"Policies and hit ratios are of {NAMES[0]}'s routing; the heat maps are of both models.",
                 f"The profile of the {HARDWARE} is a data sheet with stated assumptions, not a measurement.",
             ),
             reproduce=(
-                "make demo",
+                "tracekit demo",
                 "tracekit replay demo/mixtral-mini.trace --plan demo/winner.plan.toml "
                 f"--hardware {HARDWARE} --model-shape {SHAPE}",
             ),
@@ -239,10 +242,11 @@ def write(
 
 
 def _bytes_per_token(result: Result) -> float | None:
-    """Bytes over the link per token of the large model: its layers, not the trace's."""
-    if result.bytes_loaded is None or result.time is None:
+    """Bytes over the link per decode token of the large model: its layers, not the trace's."""
+    decode = result.phases.decode
+    if decode.bytes_loaded is None or result.time is None or decode.tokens == 0:
         return None
-    return result.bytes_loaded * result.time.scale / result.tokens
+    return decode.bytes_loaded * result.time.scale / decode.tokens
 
 
 def _policy_row(row: DemoRow) -> Any:

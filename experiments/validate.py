@@ -93,15 +93,19 @@ def validate(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.calibrate import calibrate
-    from tracekit.recorder.models import load_model
+    from tracekit.recorder.models import load_model, parse_device
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import encode_prompts
     from tracekit.recorder.recorder import record, stop_tokens
 
     if not prompts:
         raise ModelError("there are no prompts to validate on")
+    if threshold is not None and not 0 < threshold < float("inf"):
+        raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
     say = progress or (lambda text: None)
-    loaded, tokenizer = load_model(model, dtype, device)
+    # On the host: what the device cannot hold is why the model is offloaded.
+    parse_device(device)
+    loaded, tokenizer = load_model(model, dtype, "cpu")
     encoded = encode_prompts(prompts, tokenizer)
     calibrated_here = hardware is None
     if hardware is None:
@@ -110,12 +114,14 @@ def validate(
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
         hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
         offloaded(loaded).close()
-        loaded, tokenizer = load_model(model, dtype, device)
+        loaded, tokenizer = load_model(model, dtype, "cpu")
 
     say("generating without offloading")
     loaded.set_experts_implementation("eager")
     stop = stop_tokens(loaded, tokenizer)
-    plain = _generate(loaded, encoded, max_new_tokens, stop)
+    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop)
+    if device != "cpu":
+        loaded, tokenizer = load_model(model, dtype, "cpu")
 
     offload(loaded, plan, device=device, emulate_link=emulate_link)
     state = offloaded(loaded)
@@ -179,6 +185,19 @@ def compare_logs(simulated: Events, measured: Events) -> Decisions:
         ]
         difference = f"entry {first}: simulator {entries[0]}, engine {entries[1]} (visit, kind, expert, slot)"
     return Decisions(entries=len(measured.kind), identical=identical, first_difference=difference)
+
+
+def _on(model: Any, device: str) -> Any:
+    """The un-offloaded model on the device. Raises ModelError when it does not fit there."""
+    import torch
+
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"the un-offloaded model does not fit on {device}, so there are no tokens to compare with; "
+            "validate on a smaller model of the same family"
+        ) from None
 
 
 def _generate(model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int]) -> list[list[int]]:

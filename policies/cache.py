@@ -85,6 +85,7 @@ class ExpertCache:
             into_cache=spec.into_cache,
             distance=spec.distance,
             suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
+            fault=np.zeros(2, np.int64),
             missing=np.zeros(spec.experts + 1, np.int64),
         )
         layout = Layout(spec.layers, spec.experts, groups, spec.distance, self.state.size, self.state.last_use)
@@ -93,6 +94,7 @@ class ExpertCache:
         self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
         self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
+        self._compiled = compiled
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
         else:
@@ -117,12 +119,20 @@ class ExpertCache:
             len(self.state.staged),
             len(self.state.suggestion),
         )
+        if not self._compiled:
+            # Plain Python on a policy's keys may subtract: unsigned numbers would wrap around, compiled ones do not.
+            batch = batch._replace(demand=batch.demand.astype(np.int64), recency=batch.recency.astype(np.int64))
         try:
             count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
         except NumbaError as error:
             raise PolicyError(
                 f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
             ) from error
+        for fault, name, named in zip(
+            self.state.fault, (self.spec.eviction, self.spec.prefetch), ("a victim", "a suggestion"), strict=True
+        ):
+            if fault:
+                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         return Events(*(column[:count] for column in buffer))
 
     def visit(

@@ -105,11 +105,13 @@ def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
     """Every module whose source goes into the compiled code: the kernel's, the policies', their helpers', by name."""
     found: dict[str, ModuleType] = {}
-    open_ends = [decide_module, sys.modules[__name__]]
-    open_ends += [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
+    own = [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
+    # A policy may be installed as a package of its own: all of that package is the policy's.
+    roots = {module.__name__.partition(".")[0] for module in own}
+    open_ends = [decide_module, sys.modules[__name__], *own]
     while open_ends:
         module = open_ends.pop()
-        if module.__name__ in found or is_foreign(module):
+        if module.__name__ in found or is_foreign(module, roots):
             continue
         found[module.__name__] = module
         if module is not sys.modules[__name__]:
@@ -117,11 +119,11 @@ def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
     return [found[name] for name in sorted(found)]
 
 
-def is_foreign(module: ModuleType) -> bool:
-    """Whether a module belongs to Python or to an installed library."""
+def is_foreign(module: ModuleType, roots: set[str]) -> bool:
+    """Whether a module belongs to Python or to an installed library, and not to the packages `roots`."""
     root = module.__name__.partition(".")[0]
     installed = "site-packages" in (getattr(module, "__file__", None) or "site-packages")
-    return root in sys.stdlib_module_names or (installed and root != "policies")
+    return root in sys.stdlib_module_names or (installed and root not in roots)
 
 
 def used_modules(module: ModuleType) -> list[ModuleType]:
@@ -163,7 +165,9 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     """
     modules = source_modules((eviction, prefetcher))
     # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
-    digest = source_digest(modules, f"{eviction.__qualname__} {prefetcher.__qualname__}")
+    digest = source_digest(
+        modules, " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in (eviction, prefetcher))
+    )
     name = f"tracekit_compiled_{digest[:32]}"
     if name in sys.modules:
         return sys.modules[name].run  # type: ignore[no-any-return]

@@ -59,6 +59,7 @@ CacheState = namedtuple(
         "into_cache",  # bool: prefetches go into the cache instead of staging buffers
         "distance",  # int: layers to look ahead
         "suggestion",  # i32 [count]: scratch for the prefetcher
+        "fault",  # i64 [2]: set when a policy named a victim, or a prefetcher an expert, that it may not
         "missing",  # i64 [experts]: scratch, where in the demand the visit's missing experts stand
     ],
 )
@@ -165,7 +166,10 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
         target = layer + cache.distance
         if len(cache.suggestion) > 0 and target < len(cache.group_of):
             count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
-            for i in range(count):
+            for i in range(min(count, len(cache.suggestion))):
+                if cache.suggestion[i] < 0 or cache.suggestion[i] // cache.experts != target:
+                    cache.fault[1] = 1
+                    continue
                 to = cache.group_of[target]
                 n = prefetch(cache, eviction, cache.suggestion[i], to, now, held if to == group else 0, events, n)
     return n
@@ -217,7 +221,7 @@ def admit(
         if cache.resident_count[group] == 0:
             return n, False
         victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0:
+        if victim < 0 or not may_go(cache, group, victim):
             return n, False
         eviction.on_evict(victim, group, now)
         slot, position = cache.slot[victim], cache.position[victim]
@@ -248,6 +252,16 @@ def keep(cache: Any, expert: int, group: int) -> None:
     cache.place[expert] = RESIDENT
 
 
+def may_go(cache: Any, group: int, victim: int) -> bool:
+    """Whether the policy's victim is one of the group's residents and not pinned; if not, that is a fault."""
+    if victim < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
+        position = cache.position[victim] - cache.first[group]
+        if 0 <= position < cache.resident_count[group]:
+            return True
+    cache.fault[0] = 1
+    return False
+
+
 def make_room(
     cache: Any, eviction: Any, group: int, expert: int, now: int, signal: float, held: int, events: Any, n: int
 ) -> tuple[int, bool]:
@@ -258,7 +272,7 @@ def make_room(
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
         victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0:
+        if victim < 0 or not may_go(cache, group, victim):
             return n, False
         eviction.on_evict(victim, group, now)
         n = record(events, n, now, EVICT, victim, cache.slot[victim])

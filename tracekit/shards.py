@@ -1,6 +1,7 @@
 """Routing shards: a Parquet file of rows, and back. Polars is imported on first use, not before."""
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | Non
     if weights is not None:
         columns["weights"] = weights.reshape(len(rows), -1)
     frame = pl.DataFrame(columns, schema=routing_schema(manifest, weights=weights is not None))
-    frame.write_parquet(file, compression="zstd", statistics=False)
+    # Through memory: a full disk is then an OSError like any other, not an error of polars.
+    encoded = io.BytesIO()
+    frame.write_parquet(encoded, compression="zstd", statistics=False)
+    file.write(encoded.getbuffer())
 
 
 def read_routing(path: Path, shard: Shard, manifest: Manifest) -> tuple[Rows, bool]:

@@ -18,7 +18,8 @@ def record_into(model: Any, prompts: list[list[int]], folder: str, **what: Any) 
 
     count = sum(1 for _ in Path(folder).iterdir())
     options = RecordOptions(max_new_tokens=NEW_TOKENS, **what)
-    record(model, _Encoded(prompts), [Prompt(id="prompt", prompt="-")], Path(folder) / f"{count}.trace", options)
+    tokenizer: Any = _Encoded(prompts)
+    record(model, tokenizer, [Prompt(id="prompt", prompt="-")], Path(folder) / f"{count}.trace", options)
 
 
 class _Encoded:

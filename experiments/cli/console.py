@@ -22,12 +22,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table on stdout; the first column is text, the others are set flush right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left")
+    # As Text: names of files and models are no markup.
+    drawn = Table(title=Text(title), title_justify="left", show_header=any(columns))
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(cell) for cell in row))
     # Piped output has no width of its own: let the table be as wide as its content.
     console = Console() if sys.stdout.isatty() else Console(width=10_000)
     console.print(drawn, markup=False)

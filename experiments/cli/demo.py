@@ -44,7 +44,7 @@ def command(
             rows.append([row.title, capacity, hits, prefetched, rate(speed), share])
         console.table(
             f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",
-            ["plan", "capacity", "hit ratio", "of it prefetched", "tokens/s", "of the bound"],
+            ["plan", "capacity", "hit ratio", "prefetched", "tokens/s", "of the bound"],
             rows,
         )
         verdict, time_found = result.validation, result.validation.time

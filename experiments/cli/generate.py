@@ -38,17 +38,20 @@ def command(
     link = emulated_link(emulate_link)
     from engine.runtime import offload, offloaded
     from tracekit.recorder.generation import Decoding
-    from tracekit.recorder.models import load_model
+    from tracekit.recorder.models import load_model, parse_device
     from tracekit.recorder.prompts import Message, Prompt, encode_prompts
-    from tracekit.recorder.recorder import stop_tokens
+    from tracekit.recorder.recorder import check_fit, stop_tokens
 
-    loaded, tokenizer = load_model(model, dtype, device)
+    parse_device(device)
+    # On the host: what the device cannot hold is why the model is offloaded.
+    loaded, tokenizer = load_model(model, dtype, "cpu")
     asked = (
         Prompt(id="prompt", messages=(Message(role="user", content=prompt),))
         if chat
         else Prompt(id="prompt", prompt=prompt)
     )
     (ids,) = encode_prompts([asked], tokenizer)
+    check_fit(loaded, [asked], [ids], max_new_tokens)
     offload(loaded, chosen, device=device, emulate_link=link)
     with offloaded(loaded) as state:
         decoding = Decoding(loaded, [ids], max_new_tokens=max_new_tokens, stop=stop_tokens(loaded, tokenizer))

@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
@@ -23,6 +25,14 @@ COMMANDS = {
     "policies": ("policies", "List eviction policies and prefetchers."),
 }
 INTERRUPTED = 130
+EXTRAS = {
+    "torch": "engine",
+    "transformers": "engine",
+    "tokenizers": "engine",
+    "altair": "report",
+    "vl_convert": "report",
+    "cachetools": "dev",
+}
 
 
 def build(wanted: str | None) -> typer.Typer:
@@ -70,14 +80,12 @@ def guarded(action: Callable[[], object]) -> int:
     except (KeyboardInterrupt, Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has gone: stop quietly, and keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        if error.filename is None:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(f"{error.name} is not installed: pip install 'moe-tracekit[{EXTRAS[error.name]}]'")
     return result if isinstance(result, int) else 0
 
 
@@ -88,4 +96,16 @@ def _fail(message: str) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open for as long as we run
+    if hasattr(signal, "SIGPIPE"):
+        # Stop quietly, as other commands do, when the reader (head, less) has gone.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _fail(f"output: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

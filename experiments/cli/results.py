@@ -26,9 +26,10 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         ("prefetches", str(result.prefetches)),
     ]
     if result.bytes_loaded is not None:
-        rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB"))
+        layers = "" if result.time is None or result.time.scale == 1 else ", of the trace's layers only"
+        rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB{layers}"))
     if result.bounds is not None:
-        rows.append(("hit ratio, Belady", percent(result.bounds.hit_ratio)))
+        rows.append(("hit ratio, clairvoyant without prefetch", percent(result.bounds.hit_ratio)))
     time = result.time
     if time is not None:
         rows += [

@@ -22,7 +22,8 @@ keys = (chosen + layer[:, None] * experts).astype(np.int32)
 hint = np.full((len(layer), k), -1, np.int32)
 hint[:-1][layer[:-1] == 0] = keys[1:][layer[:-1] == 0]
 none = np.empty(0)
-batch = Batch(layer, np.arange(len(layer) + 1, dtype=np.int64) * k, keys.ravel().astype(np.uint32), keys.ravel().astype(np.uint32), none, none, hint)
+flat = keys.ravel().astype(np.uint32)
+batch = Batch(layer, np.arange(len(layer) + 1, dtype=np.int64) * k, flat, flat, none, none, hint)
 for pair in sys.argv[1:]:
     eviction, prefetch = pair.split("/")
     spec = CacheSpec(layers, experts, (3, 3), np.ones(layers * experts, np.int64), eviction, prefetch=prefetch)

@@ -50,7 +50,7 @@ def record(
         raise ModelError("there are no prompts to record")
     layers = moe_layers(model)
     encoded = encode_prompts(prompts, tokenizer, generating=not options.score)
-    _check_fit(model, prompts, encoded, options)
+    check_fit(model, prompts, encoded, 0 if options.score else options.max_new_tokens)
     collector = RoutingCollector(layers, logits=options.logits, lookahead=options.lookahead)
     notes = []
     if any(layer.gate.of_probabilities for layer in layers):
@@ -165,14 +165,11 @@ def _passes(
         )
 
 
-def _check_fit(
-    model: "PreTrainedModel", prompts: Sequence[Prompt], encoded: list[list[int]], options: RecordOptions
-) -> None:
-    """Refuse token ids and lengths that the model has no rows for, before anything is computed."""
+def check_fit(model: "PreTrainedModel", prompts: Sequence[Prompt], encoded: list[list[int]], new: int) -> None:
+    """Refuse token ids and lengths (with `new` tokens behind) that the model has no rows for. Raises ModelError."""
     embeddings: Any = model.get_input_embeddings()
     vocabulary = int(embeddings.weight.shape[0])
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    new = 0 if options.score else options.max_new_tokens
     for prompt, ids in zip(prompts, encoded, strict=True):
         if max(ids) >= vocabulary:
             raise ModelError(
