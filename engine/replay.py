@@ -131,7 +131,7 @@ def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
 def fit_warnings(
     trace: Trace, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, costs: Costs
 ) -> list[str]:
-    """Whether the plan's slots, and the dense weights if a shape says how large they are, fit into the device's memory."""
+    """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the device's memory."""
     largest = max(costs.expert_bytes)
     spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
     units = np.array(spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)

@@ -50,10 +50,10 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The policy, the prefetcher if there is one, and whether the pair is a bound."""
+        """The policy, the prefetcher if there is one, and whether the pair needs the future."""
         predictor = self.plan["prefetch"]["predictor"]
         prefetch = "" if predictor == "none" else f" + {predictor} prefetch"
-        return f"{self.name}{prefetch}{' (bound)' if self.is_bound else ''}"
+        return f"{self.name}{prefetch}{' (needs the future)' if self.is_bound else ''}"
 
 
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,8 +227,8 @@ def write(
                 *winner.result.warnings,
                 f"The validation ran {winner.title} on {NAMES[0]} itself, on this machine's CPU, over a link that was "
                 f"slowed down to {time.emulated_link}; its times say nothing about a {HARDWARE}.",
-                "The engine does not serve quantised experts yet: the validated plan is the chosen one with the weights as "
-                "the model stores them.",
+                "The engine does not serve quantised experts yet: it ran the chosen plan with the weights as the model "
+                "stores them.",
                 f"Policies and hit ratios are of {NAMES[0]}'s routing; the heat maps are of both models.",
                 f"The profile of the {HARDWARE} is a data sheet with stated assumptions, not a measurement.",
             ),

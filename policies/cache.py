@@ -67,6 +67,7 @@ class ExpertCache:
             group_of=group_of,
             size=spec.size.astype(np.int64),
             uniform=bool((spec.size == spec.size.flat[0]).all()),
+            clairvoyant=eviction.bound,
             capacity=capacity,
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.uint8),

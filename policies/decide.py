@@ -41,6 +41,7 @@ CacheState = namedtuple(
         "group_of",  # i32 [layers]: the capacity group of a layer
         "size",  # i64 [keys]: what an expert takes of the capacity (1 when capacity counts slots)
         "uniform",  # bool: all sizes are equal
+        "clairvoyant",  # bool: a bound decides, which may evict what the visit itself demands
         "capacity",  # i64 [groups]
         "used",  # i64 [groups]
         "place",  # u8 [keys]: 0 absent, else RESIDENT or STAGED, with PREFETCHED and PINNED
@@ -221,7 +222,7 @@ def admit(
         if cache.resident_count[group] == 0:
             return n, False
         victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0 or not may_go(cache, group, victim):
+        if victim < 0 or not may_go(cache, group, victim, now):
             return n, False
         eviction.on_evict(victim, group, now)
         slot, position = cache.slot[victim], cache.position[victim]
@@ -252,11 +253,11 @@ def keep(cache: Any, expert: int, group: int) -> None:
     cache.place[expert] = RESIDENT
 
 
-def may_go(cache: Any, group: int, victim: int) -> bool:
-    """Whether the policy's victim is one of the group's residents and not pinned; if not, that is a fault."""
+def may_go(cache: Any, group: int, victim: int, now: int) -> bool:
+    """Whether the policy's victim is one of the group's residents, not pinned and not demanded; if not: a fault."""
     if victim < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
         position = cache.position[victim] - cache.first[group]
-        if 0 <= position < cache.resident_count[group]:
+        if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
             return True
     cache.fault[0] = 1
     return False
@@ -272,7 +273,7 @@ def make_room(
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
         victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0 or not may_go(cache, group, victim):
+        if victim < 0 or not may_go(cache, group, victim, now):
             return n, False
         eviction.on_evict(victim, group, now)
         n = record(events, n, now, EVICT, victim, cache.slot[victim])

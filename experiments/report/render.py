@@ -174,7 +174,8 @@ def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:
     ]
     states = {True: "yes", False: "no", None: "open"}
     items = [f'<li class="{states[ok]}"><b>{what}</b> {escape(text)}</li>' for ok, what, text in findings]
-    headline = "Simulation and engine agree." if validation.holds else "Simulation and engine do not agree."
+    headline = "Simulation and engine decide alike" if validation.holds else "Simulation and engine do not agree"
+    headline += f"; the time of a step is off by {error} in the median."
     state = "yes" if validation.holds else "no"
     numbers = tables.validation_table(validation)
     parts = [

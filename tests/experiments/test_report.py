@@ -259,7 +259,7 @@ def test_the_verdict_says_what_was_found(changes: dict[str, Any], holds: bool) -
     validation = report().validation
     assert validation is not None
     text = render(replace(report(), validation=replace(validation, **changes)), STUB)
-    assert ("engine agree." in text, "engine do not agree." in text) == (holds, not holds)
+    assert ("engine decide alike;" in text, "engine do not agree;" in text) == (holds, not holds)
     assert ('<li class="no">' in text) is not holds
 
 
