@@ -69,7 +69,9 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
     """Record, replay, choose, validate, report; everything is written to `folder`. Raises TracekitError."""
+    import altair  # noqa: F401 - what is missing should be missed now, not after the work
     import torch
+    import vl_convert  # noqa: F401
 
     prepare(folder)
     # The mini models' products are too small to share out: a second thread only waits, and copying needs a core.

@@ -93,8 +93,8 @@ class ExpertCache:
         for key in spec.pinned:
             self._pin(key)
         self.eviction_class, self.prefetch_class = eviction, suggester
-        self._eviction: Any = eviction.allocate(layout, spec.eviction_parameters)
-        self._prefetcher: Any = suggester.allocate(layout, spec.prefetch_parameters)
+        self._eviction: Any = allocated(eviction, layout, spec.eviction_parameters)
+        self._prefetcher: Any = allocated(suggester, layout, spec.prefetch_parameters)
         self._compiled = compiled
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
@@ -164,3 +164,13 @@ class ExpertCache:
         by_recency = np.array([known[key] for key in order.tolist()]) if known else by_demand
         start = np.array([0, len(keys)], np.int64)
         return self.run(Batch(np.array([layer], np.int32), start, keys, order, by_demand, by_recency, hints))
+
+
+def allocated(policy: Any, layout: Layout, parameters: Mapping[str, Value] | None) -> Any:
+    """A fresh state of the policy. Raises PolicyError where what it declares cannot be."""
+    try:
+        return policy.allocate(layout, parameters)
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise PolicyError(
+            f"policy {policy.name or policy.__name__!r} declares a state that cannot be: {error}"
+        ) from None

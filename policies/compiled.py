@@ -8,6 +8,7 @@ that was compiled from the old one.
 import hashlib
 import importlib.util
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -218,6 +219,19 @@ def cache_directory() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(directory, os.W_OK):
+            return directory
+    except OSError:
+        pass
+    return private_directory()
+
+
+def private_directory() -> Path:
+    """A folder for temporary files that belongs to this user alone, the same one each time if that can be had."""
+    directory = Path(tempfile.gettempdir()) / f"tracekit-compiled-{os.getuid()}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
             return directory
     except OSError:
         pass

@@ -32,9 +32,12 @@ def command(
     from experiments.cli.results import percent
     from experiments.curve import curve, sizes
     from tracekit import Trace
+    from tracekit.errors import PolicyError
 
     opened = Trace.open(trace)
-    policies = [name.strip() for name in policy.split(",") if name.strip()]
+    policies = list(dict.fromkeys(name.strip() for name in policy.split(",") if name.strip()))
+    if not policies:
+        raise PolicyError("name at least one eviction policy, such as --policy lru,belady")
     slots = sizes(opened, scope.value, points)
     with console.progress("replaying", len(policies) * len(slots)) as advance:
         found = curve(opened, policies, scope=scope.value, slots=slots, progress=advance)

@@ -133,6 +133,8 @@ def _score_function(logits: Tensor, output: object) -> str:
     if not indices:
         return "unknown"
     top_k = indices[0].shape[-1]
+    if top_k == 0:
+        return "unknown"
     weights = [tensor for tensor in tensors[1:] if tensor.is_floating_point() and tensor.shape[-1] == top_k]
     if not weights:
         return "unknown"

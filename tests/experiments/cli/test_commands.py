@@ -1,6 +1,9 @@
 """Every command: help with an example, JSON, and one line on stderr with exit code 2 for whatever is wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +156,70 @@ def test_policies_and_hardware_json(call: Call) -> None:
     hardware = json.loads(call("hardware", "list", "--json")[1])
     assert "rtx3060" in {profile["name"] for profile in hardware}
     assert_one_line(*call("hardware", "show", "rtx9999"), "rtx9999")
+
+
+def test_whole_model_capacities_do_not_fit_another_number_of_layers(call: Call, trace: Path) -> None:
+    """3 layers recorded, 32 asked for: 8 GiB for all would be ten times as much per layer."""
+    arguments = ["replay", trace, "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--capacity"]
+    assert_one_line(*call(*arguments, "8GiB"), "8GiB", "/layer")
+    assert_one_line(*call(*arguments, "12"), "/layer")
+    assert call(*arguments, "50%")[0] == 0
+
+
+def test_a_plan_that_cannot_fit_says_so(call: Call, trace: Path) -> None:
+    arguments = ["replay", trace, "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--capacity", "4/layer"]
+    assert "does not fit" in call(*arguments)[1]
+    assert "does not fit" not in call(*arguments, "--weights", "hqq-2bit")[1]
+
+
+@pytest.mark.parametrize("victim", ["incoming", "10**9", "-7 + incoming * 0 + 10**6", "demanded(cache, now)"])
+def test_a_policy_that_names_nonsense_is_refused(call: Call, trace: Path, tmp_path: Path, victim: str) -> None:
+    policy = tmp_path / "bad.py"
+    policy.write_text(
+        "from policies.eviction.base import EvictionPolicy\n\n\n"
+        "def demanded(cache, now):\n"
+        "    for key in range(len(cache.seen)):\n"
+        "        if cache.seen[key] == now and cache.place[key] != 0:\n"
+        "            return key\n"
+        "    return len(cache.seen)\n\n\n"
+        "class Bad(EvictionPolicy):\n"
+        "    def victim(self, cache, group, incoming, now, signal):\n"
+        f"        return {victim}\n"
+    )
+    assert_one_line(*call("replay", trace, "--capacity", "3/layer", "--policy", f"{policy}:Bad"), "victim")
+
+
+def test_a_state_that_cannot_be_is_one_line(call: Call, trace: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "bad.py"
+    policy.write_text(
+        "import numpy as np\nfrom policies.eviction.base import EvictionPolicy\n"
+        "from policies.fields import per_expert\n"
+        "class Bad(EvictionPolicy):\n    count = per_expert(np.int8, 1000)\n"
+    )
+    assert_one_line(*call("replay", trace, "--capacity", "3/layer", "--policy", f"{policy}:Bad"), "Bad")
+
+
+def test_names_are_no_markup(call: Call, tmp_path: Path) -> None:
+    experts = random_experts(np.random.default_rng(0), tokens=5, layers=2, experts=4, top_k=2)
+    make_trace(tmp_path / "x[red].trace", experts, num_experts=4)
+    code, out, _ = call("info", tmp_path / "x[red].trace")
+    assert code == 0 and "x[red].trace" in out.replace("\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_output_is_one_line(trace: Path) -> None:
+    program = "from experiments.cli.main import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "info", str(trace)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["record", "generate", "validate"])
