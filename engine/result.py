@@ -82,19 +82,9 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     best_tokens_per_second: float | None
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a replay found."""
+class Result(Counts, frozen=True, kw_only=True):
+    """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
-    tokens: int
-    lookups: int
-    hits: int
-    misses: int
-    hit_ratio: float
-    hits_by: HitsBy
-    loads: int
-    streams: int
-    prefetches: int
-    bytes_loaded: int | None
     phases: PhaseCounts
     time: Time | None
     bounds: Bounds | None
