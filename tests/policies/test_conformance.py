@@ -236,11 +236,16 @@ def test_compiled_code_that_decides_otherwise(tmp_path: Path) -> None:
 
 
 def test_another_process_decides_otherwise(tmp_path: Path) -> None:
+    """Every process that loads this policy finds the order of ranks turned round."""
     code = """
-        SEED = time.time_ns() % 1000
+        from pathlib import Path
+        loads = Path(__file__).with_suffix(".loads")
+        count = len(loads.read_text()) if loads.exists() else 0
+        loads.write_text("x" * (count + 1))
+        SIGN = -1 if count % 2 else 1
         class Bad(EvictionPolicy):
             def rank(self, expert, group, now):
-                return (expert * 7919 + now + SEED) * 104729 % 13
+                return SIGN * int(expert)
     """
     outcomes = statuses(write(tmp_path, code))
     assert outcomes["deterministic"].status == FAIL and "another process" in outcomes["deterministic"].message
