@@ -10,7 +10,7 @@ from engine.plan import EvictionPlan, Plan, PrefetchPlan
 from engine.result import Bounds
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs
-from policies.decide import HIT_PREFETCHED, LOAD, STREAM
+from policies.events import HIT_PREFETCHED, LOAD, STREAM
 from tracekit import Trace
 from tracekit.demand import Demand
 

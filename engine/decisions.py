@@ -8,9 +8,10 @@ from numba import njit
 from engine.plan import Plan
 from engine.signals import with_signals
 from policies.cache import CacheSpec, ExpertCache
-from policies.decide import Batch, Events
+from policies.events import Events
 from policies.ranking import rank_lookahead
 from policies.registry import eviction_policy
+from policies.state import Batch
 from tracekit import Trace
 from tracekit.demand import ABSENT, Demand, iter_demand, step_starts
 from tracekit.errors import PlanError

@@ -13,24 +13,24 @@ import numpy as np
 import polars as pl
 
 from engine.plan import Plan
-from policies import decide
-from policies.decide import Events
+from policies import events as kinds
+from policies.events import Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.durable import reporting
 from tracekit.errors import TraceError
 
 KINDS = {
-    decide.HIT: "hit",
-    decide.HIT_PINNED: "hit-pinned",
-    decide.HIT_PREFETCHED: "hit-prefetched",
-    decide.LOAD: "load",
-    decide.STREAM: "stream",
-    decide.PREFETCH: "prefetch",
-    decide.EVICT: "evict",
-    decide.DROP: "drop",
+    kinds.HIT: "hit",
+    kinds.HIT_PINNED: "hit-pinned",
+    kinds.HIT_PREFETCHED: "hit-prefetched",
+    kinds.LOAD: "load",
+    kinds.STREAM: "stream",
+    kinds.PREFETCH: "prefetch",
+    kinds.EVICT: "evict",
+    kinds.DROP: "drop",
 }
-"""The names of the kinds of event (`policies.decide`)."""
+"""The names of the kinds of event (`policies.events`)."""
 
 SCHEMA = {
     "visit": pl.Int64(),  # running number of the visit: step number * layers + layer
@@ -80,13 +80,14 @@ class EventLog:
 
     def append(self, demand: Demand, events: Events) -> None:
         """Add the decisions on one piece of demand."""
+        visit, expert = events.visit, events.expert
         frame = pl.DataFrame(
             {
-                "visit": events.visit,
-                "step": self._step_ids[events.visit // demand.layers],
-                "layer": (events.expert // demand.experts).astype(np.uint16),
+                "visit": visit,
+                "step": self._step_ids[visit // demand.layers],
+                "layer": (expert // demand.experts).astype(np.uint16),
                 "kind": self._names.gather(events.kind),
-                "expert": (events.expert % demand.experts).astype(np.uint16),
+                "expert": (expert % demand.experts).astype(np.uint16),
                 "slot": events.slot,
             },
             schema=SCHEMA,

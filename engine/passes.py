@@ -4,18 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numba import njit
 
 from engine.decisions import cache_spec, iter_decisions
 from engine.plan import Plan
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs, stored_expert_bytes
 from engine.simulator.timeline import Timeline
-from policies.decide import LOAD, PREFETCH, STREAM, Events
+from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import CapacityError
 
-KINDS = 8
 DECODE = 1
 
 
@@ -70,16 +70,18 @@ def run(
         context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
     phases, ends = [], []
     for demand, events in iter_decisions(trace, spec, reshape=reshape):
-        step = events.visit // demand.layers - demand.first_step
-        phase = demand.phase[step]
-        np.add.at(done.kinds, (phase, events.kind), 1)
-        copied = (events.kind == LOAD) | (events.kind == STREAM) | (events.kind == PREFETCH)
-        layer = events.expert // spec.experts
-        np.add.at(done.loaded, phase[copied], bytes_of[layer[copied]])
         np.add.at(done.tokens, demand.phase, demand.step_tokens)
-        if costs is not None:
-            demanded = copied & (events.kind != PREFETCH)
-            np.add.at(done.copy_ns, phase[demanded], costs.copy_ns[layer[demanded]])
+        _tally(
+            events.code,
+            events.start,
+            (spec.layers, spec.experts),
+            demand.phase,
+            bytes_of,
+            bytes_of * 0 if costs is None else costs.copy_ns,
+            done.kinds,
+            done.loaded,
+            done.copy_ns,
+        )
         if done.timeline is not None:
             first, last = demand.first_step, demand.first_step + demand.steps
             ends.append(done.timeline.run(demand, events, context[first:last]))
@@ -93,3 +95,19 @@ def run(
         done.visit_end = np.concatenate(ends)
         done.step_ns = np.diff(done.visit_end[trace.layers - 1 :: trace.layers], prepend=0)
     return done
+
+
+@njit(cache=True)
+def _tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns):  # type: ignore[no-untyped-def]
+    """Add up events by phase and kind, bytes copied, and the time that demand copies keep the link busy."""
+    layers, experts = shape
+    for visit in range(len(start) - 1):
+        phase = phases[visit // layers]
+        for e in range(start[visit], start[visit + 1]):
+            kind = code[e] >> KIND_SHIFT
+            kinds[phase, kind] += 1
+            if LOAD <= kind <= PREFETCH:
+                layer = (code[e] & KEY_MASK) // experts if kind == PREFETCH else visit % layers
+                loaded[phase] += bytes_of[layer]
+                if kind != PREFETCH:
+                    copy_ns[phase] += ns_of[layer]

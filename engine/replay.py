@@ -17,7 +17,7 @@ from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, LATE, USEFUL, WASTED
 from engine.weights import WeightFormat
-from policies.decide import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand
 from tracekit.errors import TraceError

@@ -8,7 +8,7 @@ import numpy as np
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan, plan_from_dict
 from engine.stack import STACK_CURVES, Scope, StackCurve
-from policies.decide import HIT_PREFETCHED, STREAM
+from policies.events import HIT_PREFETCHED, STREAM
 from tracekit import Trace
 from tracekit.errors import TraceError
 

@@ -13,7 +13,7 @@ from engine.hardware import HardwareProfile
 from engine.passes import run
 from engine.plan import CachePlan, Plan
 from engine.simulator.costs import model_costs
-from policies.decide import Events
+from policies.events import Events
 from tracekit import Trace
 from tracekit.errors import ModelError
 
@@ -171,20 +171,16 @@ def calibration_plan(plan: Plan) -> Plan:
 
 def compare_logs(simulated: Events, measured: Events) -> Decisions:
     """Compare two decision logs entry by entry."""
-    shortest = min(len(simulated.kind), len(measured.kind))
-    differs = np.zeros(shortest, bool)
-    for ours, theirs in zip(simulated, measured, strict=True):
-        differs |= ours[:shortest] != theirs[:shortest]
+    shortest = min(len(simulated), len(measured))
+    differs = simulated.code[:shortest] != measured.code[:shortest]
+    differs |= simulated.visit[:shortest] != measured.visit[:shortest]
     first = int(np.argmax(differs)) if differs.any() else shortest
-    identical = not differs.any() and len(simulated.kind) == len(measured.kind)
+    identical = not differs.any() and len(simulated) == len(measured)
     difference = None
     if not identical:
-        entries = [
-            tuple(int(column[first]) for column in log) if first < len(log.kind) else "nothing"
-            for log in (simulated, measured)
-        ]
+        entries = [log.rows()[first] if first < len(log) else "nothing" for log in (simulated, measured)]
         difference = f"entry {first}: simulator {entries[0]}, engine {entries[1]} (visit, kind, expert, slot)"
-    return Decisions(entries=len(measured.kind), identical=identical, first_difference=difference)
+    return Decisions(entries=len(measured), identical=identical, first_difference=difference)
 
 
 def _on(model: Any, device: str) -> Any:
@@ -214,8 +210,7 @@ def _generate(model: Any, encoded: Sequence[list[int]], count: int, stop: frozen
 
 def _simulated_log(trace: Trace, plan: Plan) -> Events:
     spec = cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan)
-    pieces = [events for _, events in iter_decisions(trace, spec)]
-    return Events(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+    return Events.join([events for _, events in iter_decisions(trace, spec)])
 
 
 def _time_error(

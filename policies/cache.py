@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.compiled import compiled_decide, one_line
-from policies.decide import PINNED, RESIDENT, Batch, CacheState, Events, decide, event_buffer, keep, take_slot
+from policies.compiled import compiled_decide, one_line, reads
+from policies.decide import decide, keep, take_slot
+from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
 from policies.registry import eviction_policy, prefetcher
+from policies.state import PINNED, Batch, CacheState
 from tracekit.errors import CapacityError, PolicyError
 
 
@@ -62,18 +64,20 @@ class ExpertCache:
         staging = max(spec.staging, 1)
         self.spec = spec
         self.slots = int(most.sum()) + staging
+        if self.slots >= MOST_SLOTS:
+            raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
+        sizes = spec.size.astype(np.int64)
         self.state = CacheState(
             experts=spec.experts,
             group_of=group_of,
-            size=spec.size.astype(np.int64),
-            uniform=bool((spec.size == spec.size.flat[0]).all()),
+            size=sizes,
+            unit=int(sizes[0]) if (sizes == sizes[0]).all() else 0,
             clairvoyant=eviction.bound,
             capacity=capacity,
             used=np.zeros(groups, np.int64),
-            place=np.zeros(keys, np.uint8),
-            slot=np.full(keys, -1, np.int32),
-            seen=np.zeros(keys, np.int64),
-            last_use=np.zeros(keys, np.int64),
+            place=np.zeros(keys, np.int32),
+            seen=np.zeros(keys, np.uint32),
+            last_use=np.zeros(keys if reads(eviction, "last_use") else 0, np.int64),
             first=np.concatenate([[0], np.cumsum(most)]).astype(np.int64),
             resident=np.full(int(most.sum()) + 1, -1, np.int32),
             resident_count=np.zeros(groups, np.int64),
@@ -107,12 +111,12 @@ class ExpertCache:
         group = int(self.state.group_of[key // self.spec.experts])
         if self.state.used[group] + self.state.size[key] > self.state.capacity[group]:
             raise CapacityError(f"pinned experts do not fit into the cache (expert key {key})")
-        self.state.slot[key] = take_slot(self.state)
-        keep(self.state, key, group)
-        self.state.place[key] = RESIDENT | PINNED
+        keep(self.state, key, group, take_slot(self.state))
+        self.state.place[key] |= PINNED
 
     def run(self, batch: Batch) -> Events:
-        """Decide every visit of `batch`; returns the events, in order (arrays of equal length)."""
+        """Decide every visit of `batch`; returns the events, in order."""
+        first = int(self.state.clock[0])
         buffer = event_buffer(
             len(batch.demand),
             len(batch.layer),
@@ -134,7 +138,7 @@ class ExpertCache:
         ):
             if fault:
                 raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
-        return Events(*(column[:count] for column in buffer))
+        return Events(buffer.code[:count], buffer.start, first)
 
     def visit(
         self,

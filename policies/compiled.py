@@ -105,11 +105,19 @@ def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
 
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
     """Every module whose source goes into the compiled code: the kernel's, the policies', their helpers', by name."""
+    return reachable([decide_module, sys.modules[__name__], *own_modules(policies)], policies)
+
+
+def own_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
+    """The modules that define the policies and their bases."""
+    return [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
+
+
+def reachable(open_ends: list[ModuleType], policies: tuple[type[Policy], ...]) -> list[ModuleType]:
+    """`open_ends` and every module that code in them may name, sorted by name; without Python's and libraries' own."""
     found: dict[str, ModuleType] = {}
-    own = [sys.modules[base.__module__] for policy in policies for base in policy.__mro__[:-1]]
     # A policy may be installed as a package of its own: all of that package is the policy's.
-    roots = {module.__name__.partition(".")[0] for module in own}
-    open_ends = [decide_module, sys.modules[__name__], *own]
+    roots = {module.__name__.partition(".")[0] for module in own_modules(policies)}
     while open_ends:
         module = open_ends.pop()
         if module.__name__ in found or is_foreign(module, roots):
@@ -125,6 +133,18 @@ def is_foreign(module: ModuleType, roots: set[str]) -> bool:
     root = module.__name__.partition(".")[0]
     installed = "site-packages" in (getattr(module, "__file__", None) or "site-packages")
     return root in sys.stdlib_module_names or (installed and root not in roots)
+
+
+def reads(policy: type[Policy], attribute: str) -> bool:
+    """Whether a method of the policy, or a function it may call, names `attribute`: what none names need not be kept.
+
+    A method of a base class that the policy overrides does not count.
+    """
+    methods = [getattr(policy, name) for base in policy.__mro__[:-1] for name in vars(base)]
+    modules = reachable(own_modules((policy,)), (policy,))
+    named = methods + [value for module in modules for value in vars(module).values()]
+    functions = [getattr(value, "py_func", value) for value in named]
+    return any(attribute in f.__code__.co_names for f in functions if isinstance(f, FunctionType))
 
 
 def used_modules(module: ModuleType) -> list[ModuleType]:

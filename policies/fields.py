@@ -28,7 +28,8 @@ class Layout:
     """What a policy may know of the cache it decides for.
 
     An expert's key is `layer * experts + expert`. A group is a set of experts that share one capacity: a layer, or
-    (global scope) everything. `last_use` [keys] i64 is kept by the cache: when each expert was last referenced.
+    (global scope) everything. `last_use` [keys] i64 is kept by the cache for policies that name it: when each expert
+    was last referenced.
     """
 
     layers: int

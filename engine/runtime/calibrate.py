@@ -18,7 +18,7 @@ from torch import nn
 from engine.hardware import Device, HardwareProfile, Link, Overhead
 from engine.runtime.offload import offloaded
 from engine.runtime.state import OffloadState
-from policies.decide import LOAD, PREFETCH, STREAM
+from policies.events import LOAD, PREFETCH, STREAM
 from tracekit.errors import HardwareError
 from tracekit.recorder.generation import Decoding
 

@@ -5,7 +5,7 @@ from time import perf_counter_ns
 from engine.runtime.link import Link, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.store import ExpertStore
-from policies.decide import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 
 KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
 

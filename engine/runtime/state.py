@@ -20,8 +20,9 @@ from engine.runtime.store import ExpertStore
 from engine.runtime.thread_link import EmulatedLink
 from engine.runtime.timing import Clock, Timings
 from policies.cache import CacheSpec, ExpertCache
-from policies.decide import Events
+from policies.events import Events
 from policies.ranking import rank_lookahead
+from policies.state import SLOT
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits
 
@@ -67,10 +68,8 @@ class OffloadState:
 
     @property
     def log(self) -> Events:
-        """Every decision so far, in order: exactly what `ExpertCache.visit` returned (arrays of equal length)."""
-        if not self._events:
-            return Events(*(np.empty(0, kind) for kind in (np.int64, np.uint8, np.int32, np.int32)))
-        return Events(*(np.concatenate(columns) for columns in zip(*self._events, strict=True)))
+        """Every decision so far, in order: exactly what `ExpertCache.visit` returned."""
+        return Events.join(self._events)
 
     @property
     def timings(self) -> Timings:
@@ -114,7 +113,7 @@ class OffloadState:
         for key in self.spec.pinned:
             source = self.store.slab(key)
             ticket = self.link.copy(
-                source, self.pool.slab(int(self.cache.state.slot[key]), source.numel()), demand=True
+                source, self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel()), demand=True
             )
             self.link.wait(ticket)
 

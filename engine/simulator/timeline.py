@@ -19,7 +19,19 @@ import numpy as np
 from numba import njit
 
 from engine.simulator.costs import Costs
-from policies.decide import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import (
+    DROP,
+    EVICT,
+    HIT_PREFETCHED,
+    KEY_MASK,
+    KIND_SHIFT,
+    LOAD,
+    PREFETCH,
+    SLOT_MASK,
+    SLOT_SHIFT,
+    STREAM,
+    Events,
+)
 from tracekit.demand import Demand
 
 # Where the time of a step goes: columns of `Timeline.spent`.
@@ -101,9 +113,8 @@ class Timeline:
             self._state,
             self._costs,
             self._experts,
-            demand.first_step * demand.layers,
             (demand.layer, demand.start, demand.keys, demand.tokens, demand.step_tokens, demand.phase),
-            events,
+            (events.code, events.start),
             context,
             tokens_of,
             visit_end,
@@ -115,12 +126,12 @@ class Timeline:
 
 @njit(cache=True, error_model="numpy")
 def _run(  # type: ignore[no-untyped-def]
-    machine: Any, costs, experts, first_visit, demand, events, context, tokens_of, visit_end, spent, prefetches
+    machine: Any, costs, experts, demand, events, context, tokens_of, visit_end, spent, prefetches
 ):
     layers, start, keys, tokens, step_tokens, phases = demand
+    code, first = events
     clock = machine.clock
     step = -1
-    e = 0
     for visit in range(len(layers)):
         layer = layers[visit]
         if layer == 0:
@@ -139,15 +150,15 @@ def _run(  # type: ignore[no-untyped-def]
         routed = clock[0] + dense + overhead
         _advance(machine, costs, routed)
         blocked = max(0, clock[2] - routed)
-        number = first_visit + visit
-        asking = costs.copy_overhead_ns * _copies(events, e, number)
+        e, end = first[visit], first[visit + 1]
+        asking = costs.copy_overhead_ns * _copies(code[e:end])
         spent[phase, OVERHEAD] += asking
         now = routed + asking
 
         # Hits: compute what is there, put what is not in order of arrival.
         waiting = 0
-        while e < len(events.kind) and events.visit[e] == number and events.kind[e] <= HIT_PREFETCHED:
-            slot = events.slot[e]
+        while e < end and code[e] >> KIND_SHIFT <= HIT_PREFETCHED:
+            slot = code[e] >> SLOT_SHIFT & SLOT_MASK
             late = False
             if machine.queued[slot]:
                 _forget(machine, slot)
@@ -156,7 +167,7 @@ def _run(  # type: ignore[no-untyped-def]
             elif machine.arrival[slot] > routed:
                 late = True
                 blocked = 0  # the copy under way is one that this visit waits for
-            if events.kind[e] == HIT_PREFETCHED:
+            if code[e] >> KIND_SHIFT == HIT_PREFETCHED:
                 prefetches[LATE if late else USEFUL] += 1
                 machine.unused[slot] = 0
             if late:
@@ -169,18 +180,18 @@ def _run(  # type: ignore[no-untyped-def]
                 machine.late[place, 1] = e
                 waiting += 1
             else:
-                now += _expert(machine, costs, layer, slot, tokens_of[events.expert[e]], now, spent, phase)
+                now += _expert(machine, costs, layer, slot, tokens_of[code[e] & KEY_MASK], now, spent, phase)
             e += 1
         for w in range(waiting):
-            slot = events.slot[machine.late[w, 1]]
+            slot = code[machine.late[w, 1]] >> SLOT_SHIFT & SLOT_MASK
             wait = max(0, machine.late[w, 0] - now)
             spent[phase, STALL_LATE] += wait
             now += wait
-            expert = events.expert[machine.late[w, 1]]
+            expert = code[machine.late[w, 1]] & KEY_MASK
             now += _expert(machine, costs, layer, slot, tokens_of[expert], now, spent, phase)
 
-        while e < len(events.kind) and events.visit[e] == number:
-            kind, slot = events.kind[e], events.slot[e]
+        while e < end:
+            kind, slot = code[e] >> KIND_SHIFT, code[e] >> SLOT_SHIFT & SLOT_MASK
             if kind in (LOAD, STREAM):
                 _copy(machine, costs, slot, layer, routed)
                 wait = max(0, machine.arrival[slot] - now)
@@ -189,7 +200,7 @@ def _run(  # type: ignore[no-untyped-def]
                 spent[phase, STALL_LINK] += behind
                 spent[phase, STALL_DEMAND] += wait - behind
                 now += wait
-                now += _expert(machine, costs, layer, slot, tokens_of[events.expert[e]], now, spent, phase)
+                now += _expert(machine, costs, layer, slot, tokens_of[code[e] & KEY_MASK], now, spent, phase)
             elif kind == PREFETCH:
                 length = machine.queue_length[0]
                 machine.queue[length, 0] = slot
@@ -197,7 +208,7 @@ def _run(  # type: ignore[no-untyped-def]
                 machine.queue_length[0] = length + 1
                 machine.queued[slot] = 1
                 machine.unused[slot] = 1
-                machine.layer_of[slot] = events.expert[e] // experts
+                machine.layer_of[slot] = (code[e] & KEY_MASK) // experts
             elif kind in (DROP, EVICT) and machine.unused[slot]:
                 prefetches[WASTED] += 1
                 machine.unused[slot] = 0
@@ -209,14 +220,12 @@ def _run(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def _copies(events, first, number):  # type: ignore[no-untyped-def]
-    """How many copies the visit `number`, whose events begin at `first`, asks for."""
+def _copies(code):  # type: ignore[no-untyped-def]
+    """How many copies a visit with these events asks for."""
     count = 0
-    e = first
-    while e < len(events.kind) and events.visit[e] == number:
-        if events.kind[e] in (LOAD, STREAM, PREFETCH):
+    for event in code:
+        if LOAD <= event >> KIND_SHIFT <= PREFETCH:
             count += 1
-        e += 1
     return count
 
 

@@ -10,7 +10,8 @@ from engine.stack.lru import lru_positions, lru_stack
 from experiments.benchmarks.decisions import EXPERTS, LAYERS, routing
 from experiments.benchmarks.measure import Row, medians
 from policies.cache import CacheSpec, ExpertCache
-from policies.decide import HIT, Batch
+from policies.events import HIT
+from policies.state import Batch
 from tracekit.demand import Demand, iter_demand
 
 STEPS = 4_000

@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from experiments.benchmarks.measure import Row, medians
 from policies.cache import CacheSpec, ExpertCache
-from policies.decide import Batch
+from policies.state import Batch
 
 LAYERS, EXPERTS, TOP_K, SLOTS = 48, 128, 8, 32
 STEPS, PEER_STEPS, CHUNK = 20_000, 200, 100

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.benchmarks.decisions import LAYERS, SLOTS, batches, routing, run
 from experiments.benchmarks.measure import Row
-from policies.decide import Batch
+from policies.state import Batch
 
 STEPS, REPEATS = 5_000, 5
 TIMER = Path(__file__).with_name("libcachesim_timer.py")

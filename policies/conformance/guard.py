@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from policies.decide import PINNED, RESIDENT
 from policies.fields import Policy
 from policies.registry import hooks
+from policies.state import PINNED, RESIDENT
 
 
 class Violation(BaseException):

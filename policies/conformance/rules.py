@@ -12,11 +12,12 @@ from policies.cache import ExpertCache
 from policies.conformance.guard import Violation, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
-from policies.decide import RESIDENT, Batch, Events
+from policies.events import Events
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from policies.registry import hook_problem, hooks
+from policies.state import RESIDENT, SLOT, Batch
 from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
@@ -208,7 +209,7 @@ def _one(batch: Batch, visit: int) -> Batch:
 
 
 def _tuples(events: Events) -> Decided:
-    return list(zip(*(column.tolist() for column in events), strict=True))
+    return events.rows()
 
 
 def _check_capacity(cache: Any, scenario: Scenario, visit: int) -> None:
@@ -219,7 +220,7 @@ def _check_capacity(cache: Any, scenario: Scenario, visit: int) -> None:
         taken = sum(scenario.size[key] for key in members)
         if taken > capacity:
             raise Violation("capacity", f"after visit {visit} group {group} holds {taken} of {capacity}")
-    slots = state.slot[state.slot >= 0]
+    slots = state.place[state.place != 0] >> SLOT
     if len(set(slots.tolist())) != len(slots):
         raise Violation("capacity", f"after visit {visit} two experts are in one slot")
 

@@ -12,7 +12,7 @@ from engine.decisions import cache_spec, iter_decisions
 from engine.plan import plan_from_dict
 from engine.replay import replay
 from engine.result import Result
-from policies.decide import LOAD, STREAM
+from policies.events import LOAD, STREAM, Events
 from tests.helpers.scenarios import memory_trace
 from tracekit import Trace
 from tracekit.errors import PlanError
@@ -109,9 +109,8 @@ def test_switch_base_8_hits(policy: str, hits: int, shared_data: Path, tmp_path:
 def test_pieces_of_any_size_decide_as_the_whole(policy: str, qwen: Trace) -> None:
     plan = plan_from_dict({"cache": {"capacity": "20/layer"}, "eviction": {"policy": policy}})
     spec = cache_spec(qwen.manifest.experts_per_layer, [], plan)
-    whole = [np.concatenate(c) for c in zip(*(e for _, e in iter_decisions(qwen, spec)), strict=True)]
-    pieces = [np.concatenate(c) for c in zip(*(e for _, e in iter_decisions(qwen, spec, chunk=999)), strict=True)]
-    assert all(np.array_equal(a, b) for a, b in zip(whole, pieces, strict=True))
+    whole, pieces = (Events.join([e for _, e in iter_decisions(qwen, spec, chunk=c)]) for c in (1 << 20, 999))
+    assert np.array_equal(whole.code, pieces.code) and np.array_equal(whole.start, pieces.start)
 
 
 def test_a_trace_without_lookahead_says_what_it_has() -> None:

@@ -10,7 +10,7 @@ from engine import passes
 from engine.decisions import cache_spec, iter_decisions
 from engine.eventlog import KINDS, SCHEMA, EventLog
 from engine.plan import Plan, plan_from_dict
-from policies import decide
+from policies import events as kinds
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
 from tracekit.errors import TraceError
@@ -34,7 +34,7 @@ def write(path: Path, trace: Trace, plan: Plan, chunk: int) -> list[tuple[int, i
     with EventLog(path, trace, plan) as log:
         for demand, events in iter_decisions(trace, spec, chunk=chunk, compiled=False):
             log.append(demand, events)
-            given += zip(*(column.tolist() for column in events), strict=True)
+            given += events.rows()
     assert log.rows == len(given)
     return given
 
@@ -70,7 +70,7 @@ def test_metadata_says_what_was_replayed(tmp_path: Path, trace: Trace) -> None:
 def test_every_kind_has_a_name() -> None:
     assert len(KINDS) == passes.KINDS
     for code, name in KINDS.items():
-        assert getattr(decide, name.upper().replace("-", "_")) == code
+        assert getattr(kinds, name.upper().replace("-", "_")) == code
     assert [KINDS[code] for code in sorted(KINDS)] == list(SCHEMA["kind"].categories)
 
 

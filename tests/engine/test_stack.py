@@ -16,7 +16,7 @@ from engine.plan import plan_from_dict
 from engine.replay import replay
 from engine.stack import STACK_CURVES, Scope, StackCurve, belady, belady_curve, lru, lru_curve
 from policies.cache import CacheSpec
-from policies.decide import LOAD, STREAM
+from policies.events import LOAD, STREAM
 from tests.helpers.scenarios import memory_trace
 from tracekit import Trace
 from tracekit.demand import iter_demand

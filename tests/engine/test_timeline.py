@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.decisions import iter_decisions
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES, Timeline
-from policies.decide import Events
+from policies.events import Events
 from tests.helpers.reference_cache import DROP, EVICT, HIT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
 from tests.helpers.scenarios import Scenario, random_scenario
 from tests.helpers.simpy_model import Machine, Visit
@@ -59,8 +59,7 @@ class Script:
                 rows.append((number, kind, of_layer * 3 + expert, slot))
         steps = np.arange(len(experts) + 1)
         self.demand = demand_of(experts, 3, steps, np.ones(len(experts), np.uint8))
-        columns = np.array(rows, np.int64).T
-        self.events = Events(columns[0], columns[1].astype(np.uint8), *columns[2:].astype(np.int32))
+        self.events = Events.of(rows, len(visits))
         self.timeline = Timeline(costs_of(2, **costs), slots, 3)
         self.end = self.timeline.run(self.demand, self.events, np.zeros(len(experts), np.int64)).tolist()
 
@@ -195,7 +194,7 @@ def test_every_cost_has_its_place() -> None:
     experts: 3 ns of memory against 3 tokens of 2.5 ns = 7, and 6 of overhead."""
     experts = np.zeros((3, 1, 1), np.uint16)
     demand = demand_of(experts, 1, np.array([0, 3]), np.zeros(3, np.uint8))
-    events = Events(np.array([0]), np.array([LOAD], np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    events = Events.of([(0, LOAD, 0, 0)], 1)
     costs = costs_of(
         1,
         expert_overhead_ns=6,
@@ -261,7 +260,7 @@ def in_simpy(scenario: Scenario, costs: Costs, pieces: list[tuple[Demand, Events
     """The same decisions on the SimPy machine; what a visit demands is counted anew from the routing."""
     events: dict[int, list[tuple[int, int, int]]] = {}
     for _, piece in pieces:
-        for visit, kind, key, slot in zip(*(column.tolist() for column in piece), strict=True):
+        for visit, kind, key, slot in piece.rows():
             events.setdefault(visit, []).append((kind, key, slot))
     rows, context = scenario.step_rows(), context_of(scenario)
     visits = []

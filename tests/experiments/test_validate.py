@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,7 +14,7 @@ from engine.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validate import calibration_plan, compare_logs, validate  # noqa: E402
-from policies.decide import Events  # noqa: E402
+from policies.events import Events  # noqa: E402
 from tracekit import Trace  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 
@@ -124,9 +123,7 @@ def test_generate_prints_text_and_ids(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def events(kinds: list[int]) -> Events:
-    count = len(kinds)
-    visits = np.arange(count, dtype=np.int64)
-    return Events(visits, np.array(kinds, np.uint8), np.zeros(count, np.int32), np.zeros(count, np.int32))
+    return Events.of([(visit, kind, 0, 0) for visit, kind in enumerate(kinds)], len(kinds))
 
 
 def test_logs_that_differ_are_told_where() -> None:

@@ -167,5 +167,5 @@ def decisions(
     """The events of the scenario's cache, or of another one, as tuples."""
     events: Recorded = []
     for _, piece in iter_decisions(scenario.trace, spec or scenario.spec, chunk=chunk, compiled=compiled):
-        events += zip(*(column.tolist() for column in piece), strict=True)
+        events += piece.rows()
     return events

@@ -102,7 +102,7 @@ def test_visit_by_visit_equals_the_reference_and_never_exceeds_capacity(into_cac
     for (layer, chosen), hint in zip(scenario.references(), scenario.hints(), strict=True):
         demand = list(dict.fromkeys(chosen))
         recency = list(dict.fromkeys(reversed(chosen)))[::-1]
-        found += zip(*(column.tolist() for column in cache.visit(layer, demand, recency, hint)), strict=True)
+        found += cache.visit(layer, demand, recency, hint).rows()
         resident = np.flatnonzero(cache.state.place & 1)
         group = cache.state.group_of[resident // spec.experts]
         used = np.bincount(group, weights=spec.size[resident], minlength=len(spec.capacity))

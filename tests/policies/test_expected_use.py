@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policies.decide import EVICT, HIT, LOAD
+from policies.events import EVICT, HIT, LOAD
 from tests.helpers.scenarios import Scenario, decisions, random_scenario
 
 Lookups = dict[int, list[tuple[int, float]]]  # key -> (step, gate weight) of its lookups so far

@@ -41,7 +41,7 @@ def record(model: Any, path: Path, run: Callable[[], object], rows: np.ndarray |
 
 def assert_decided_alike(log: Any, trace: Any, spec: Any) -> None:
     pieces = [events for _, events in iter_decisions(trace, spec)]
-    for name in log._fields:
+    for name in ("visit", "kind", "expert", "slot"):
         replayed = np.concatenate([getattr(events, name) for events in pieces])
         np.testing.assert_array_equal(getattr(log, name), replayed, err_msg=name)
 
@@ -61,7 +61,7 @@ def test_log_equals_the_replay_of_the_unoffloaded_models_trace(
         state.reset()
         assert len(state.log.kind) == 0
         answer(model)
-        assert all(np.array_equal(a, b) for a, b in zip(first, state.log, strict=True))
+        assert first.rows() == state.log.rows()
 
 
 def test_padding_is_not_in_the_log(make_model: Callable[..., Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from engine.plan import Plan, plan_from_dict
 from engine.runtime import EmulatedLink, offload, offloaded
 from engine.runtime.link import QueuedLink, Ticket
-from policies.decide import LOAD
+from policies.events import LOAD
 from tests.engine.runtime.models import CONFIGS, NEW_TOKENS, SMALL, Answer, answer, same
 from tracekit.errors import CapacityError, HardwareError, ModelError, PlanError, PolicyError
 

@@ -1,0 +1,108 @@
+"""Events: what was decided, one number each, in the order it was decided.
+
+A replay writes an event for every lookup and every load, so an event is one 64-bit number: the kind in bits 60 to 62,
+the slot in bits 32 to 59, the expert's key in bits 0 to 31. `Events` gives them back as columns.
+"""
+
+from collections import namedtuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# What an event records. An expert that is evicted or dropped leaves before the load that takes its place is written.
+HIT = 0  # the expert is resident, because the cache kept it
+HIT_PINNED = 1  # the expert is resident and may never be evicted
+HIT_PREFETCHED = 2  # the expert was loaded ahead and is demanded for the first time since
+LOAD = 3  # demand load into the cache
+STREAM = 4  # demand load through a staging buffer, not kept
+PREFETCH = 5  # load ahead of demand
+EVICT = 6  # the expert loses its cache slot
+DROP = 7  # a staged expert is given up unused
+
+KINDS = 8
+KIND_SHIFT = 60
+SLOT_SHIFT = 32
+SLOT_MASK = (1 << 28) - 1
+KEY_MASK = (1 << 32) - 1
+MOST_SLOTS = 1 << 27  # what `pack`, and the signed 32 bits of a place, have room for
+
+EventBuffer = namedtuple(
+    "EventBuffer",
+    [
+        "code",  # i64: packed events
+        "start",  # i64 [visits + 1]: a visit's part of `code`
+    ],
+)
+
+
+def pack(kind: int, expert: int, slot: int) -> Any:
+    """One event as a number."""
+    # Widened first: interpreted code hands over numpy numbers of 32 bits, which would be shifted out of.
+    return np.int64(kind) << KIND_SHIFT | np.int64(slot) << SLOT_SHIFT | np.int64(expert)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The decisions of consecutive visits, `first_visit` the running number of the first.
+
+    `code` [events] i64 is as `pack` made it; `start` [visits + 1] i64 delimits each visit's part. The columns `visit`
+    (running number), `kind`, `expert` (key) and `slot` are computed when asked for.
+    """
+
+    code: np.ndarray
+    start: np.ndarray
+    first_visit: int = 0
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+    @property
+    def visit(self) -> np.ndarray:
+        """i64 [events]: running number of the visit."""
+        return np.repeat(np.arange(len(self.start) - 1) + self.first_visit, np.diff(self.start))
+
+    @property
+    def kind(self) -> np.ndarray:
+        """u8 [events]: one of the kinds above."""
+        return (self.code >> KIND_SHIFT).astype(np.uint8)
+
+    @property
+    def expert(self) -> np.ndarray:
+        """i32 [events]: key of the expert, `layer * experts + expert`."""
+        return (self.code & KEY_MASK).astype(np.int32)
+
+    @property
+    def slot(self) -> np.ndarray:
+        """i32 [events]: the slot that the expert is in, comes to or leaves."""
+        return (self.code >> SLOT_SHIFT & SLOT_MASK).astype(np.int32)
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """Visit, kind, expert and slot of each event."""
+        columns = (self.visit, self.kind, self.expert, self.slot)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, int]], visits: int, first_visit: int = 0) -> "Events":
+        """Events of `visits` visits from (visit, kind, expert, slot), in order of visits."""
+        code = np.array([pack(kind, expert, slot) for _, kind, expert, slot in rows], np.int64)
+        counts = np.bincount([visit - first_visit for visit, *_ in rows], minlength=visits)
+        return cls(code, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), first_visit)
+
+    @classmethod
+    def join(cls, pieces: Sequence["Events"]) -> "Events":
+        """Pieces that follow each other as one; no events at all when there are none."""
+        if not pieces:
+            return cls(np.empty(0, np.int64), np.zeros(1, np.int64))
+        ends = np.cumsum([0] + [len(piece) for piece in pieces])
+        starts = [piece.start[:-1] + end for piece, end in zip(pieces, ends, strict=False)]
+        code = np.concatenate([piece.code for piece in pieces])
+        return cls(code, np.concatenate([*starts, ends[-1:]]).astype(np.int64), pieces[0].first_visit)
+
+
+def event_buffer(lookups: int, visits: int, residents: int, staging: int, suggestions: int) -> EventBuffer:
+    """Room for the events that `visits` visits with `lookups` lookups can write in the worst case."""
+    loads = lookups + visits * suggestions
+    size = lookups + 2 * loads + residents + staging
+    return EventBuffer(np.empty(size, np.int64), np.zeros(visits + 1, np.int64))
