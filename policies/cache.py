@@ -56,7 +56,10 @@ class ExpertCache:
         groups = len(spec.capacity)
         if groups not in (1, spec.layers):
             raise CapacityError(f"capacity has {groups} groups: give one, or one per layer ({spec.layers})")
-        group_of = np.arange(spec.layers, dtype=np.int32) if groups > 1 else np.zeros(spec.layers, np.int32)
+        # Compiled code need not ask whether an unsigned index counts from the end. Plain Python on a policy's keys may
+        # subtract, where unsigned numbers would wrap around and compiled ones do not.
+        self._index = np.uint32 if compiled else np.int64
+        group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
         members = np.bincount(group_of, minlength=groups) * spec.experts
         smallest = np.array([spec.size[np.repeat(group_of == g, spec.experts)].min() for g in range(groups)])
         capacity = np.array(spec.capacity, np.int64)
@@ -69,7 +72,7 @@ class ExpertCache:
         sizes = spec.size.astype(np.int64)
         self.state = CacheState(
             experts=spec.experts,
-            group_of=group_of,
+            group_of=group_of.astype(self._index),
             size=sizes,
             unit=int(sizes[0]) if (sizes == sizes[0]).all() else 0,
             clairvoyant=eviction.bound,
@@ -79,9 +82,9 @@ class ExpertCache:
             seen=np.zeros(keys, np.uint32),
             last_use=np.zeros(keys if reads(eviction, "last_use") else 0, np.int64),
             first=np.concatenate([[0], np.cumsum(most)]).astype(np.int64),
-            resident=np.full(int(most.sum()) + 1, -1, np.int32),
+            resident=np.zeros(int(most.sum()) + 1, self._index),
             resident_count=np.zeros(groups, np.int64),
-            position=np.full(keys, -1, np.int32),
+            position=np.zeros(keys, self._index),
             free=np.arange(self.slots, dtype=np.int32),
             free_head=np.array([0, self.slots], np.int64),
             staged=np.full(staging, -1, np.int32),
@@ -124,9 +127,9 @@ class ExpertCache:
             len(self.state.staged),
             len(self.state.suggestion),
         )
-        if not self._compiled:
-            # Plain Python on a policy's keys may subtract: unsigned numbers would wrap around, compiled ones do not.
-            batch = batch._replace(demand=batch.demand.astype(np.int64), recency=batch.recency.astype(np.int64))
+        batch = batch._replace(
+            demand=batch.demand.astype(self._index, copy=False), recency=batch.recency.astype(self._index, copy=False)
+        )
         try:
             count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
         except NumbaError as error:

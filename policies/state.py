@@ -14,7 +14,7 @@ CacheState = namedtuple(
     "CacheState",
     [
         "experts",  # int: experts per layer; an expert's key is layer * experts + expert
-        "group_of",  # i32 [layers]: the capacity group of a layer
+        "group_of",  # u32 [layers]: the capacity group of a layer
         "size",  # i64 [keys]: what an expert takes of the capacity (1 when capacity counts slots)
         "unit",  # int: the size of every expert if all sizes are equal, else 0
         "clairvoyant",  # bool: a bound decides, which may evict what the visit itself demands
@@ -24,9 +24,9 @@ CacheState = namedtuple(
         "seen",  # u32 [keys]: the last visit that demanded the expert
         "last_use",  # i64 [keys], or empty if the policy does not read it: running number of the last reference
         "first",  # i64 [groups + 1]: where each group's part of `resident` starts
-        "resident",  # i32: resident keys, group by group, unordered
+        "resident",  # u32: resident keys, group by group, unordered
         "resident_count",  # i64 [groups]
-        "position",  # i32 [keys]: index in `resident`
+        "position",  # u32 [keys]: index in `resident`
         "free",  # i32 [slots]: ring of free slots, first in first out
         "free_head",  # i64 [2]: next to take, number free
         "staged",  # i32 [staging]: staged keys, oldest first

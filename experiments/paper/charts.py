@@ -103,6 +103,8 @@ def activation(rows: Sequence[ActivationRow], trace: Trace) -> Any:
     tokens = max(row.token for row in rows) + 1
     experts = trace.num_experts
     step = max(1, -(-experts // 8))
+    row_height, frame_width = (20, 1.6) if experts <= 16 else (8, 1.2) if experts <= 40 else (5, 0.7)
+    strongest = max(row.weight for row in rows)
     for layer in dict.fromkeys(row.layer for row in rows):
         cells = [
             {"token": r.token, "expert": r.expert, "weight": r.weight, "cached": r.cached}
@@ -128,14 +130,14 @@ def activation(rows: Sequence[ActivationRow], trace: Trace) -> Any:
             .mark_rect()
             .encode(
                 color=alt.Color("weight:Q", title="gate weight", legend=legend).scale(
-                    domain=[0, 1], range=["#d6e6f4", "#08306b"]
+                    domain=[0, strongest], range=["#d6e6f4", "#08306b"]
                 )
             )
         )
         frame = base.transform_filter("datum.cached && datum.weight > 0").mark_rect(
-            filled=False, stroke=VERMILION, strokeWidth=1.6
+            filled=False, stroke=VERMILION, strokeWidth=frame_width
         )
-        panels.append(alt.layer(cached, chosen, frame).properties(width=760, height=min(240, 20 * experts)))
+        panels.append(alt.layer(cached, chosen, frame).properties(width=760, height=min(900, row_height * experts)))
     title = alt.Title(
         f"Experts chosen by {trace.manifest.model.id}, token by token",
         subtitle=f"blue: chosen; grey: held by an LRU cache of {trace.top_k} per layer and not chosen; framed: a hit",

@@ -107,12 +107,13 @@ def recalls(trace: Trace, notes: list[str]) -> list[RecallPoint]:
     rows = _token_rows(trace)
     found = []
     for distance in DISTANCES:
+        ahead = f"recall {distance} layer{'s' * (distance > 1)} ahead"
         if distance >= trace.layers:
-            notes.append(f"recall {distance} layers ahead: the model has only {trace.layers} MoE layers")
+            notes.append(f"{ahead}: the model has only {trace.layers} MoE layers")
             continue
         logits = trace.lookahead(distance)
         if logits is None:
-            notes.append(f"recall {distance} layers ahead: not recorded (tracekit record --lookahead {distance})")
+            notes.append(f"{ahead}: not recorded (tracekit record --lookahead {distance})")
             continue
         counts = _rank_counts(trace, logits, rows, distance)
         hit = np.cumsum(counts) / max(1, counts.sum())

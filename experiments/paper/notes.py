@@ -93,8 +93,9 @@ def t4(result: Table2) -> str:
         f"{high:.2f} is measured. Nor can written-back experts (the Colab host cannot hold all of them): the fitted "
         f"rate leaves {spare * MS:.1f} ms of each {load / f.link * MS:.1f} ms load for anything but the copy in, and "
         f"these are counted among the copies. What remains is the overhead: {100 * short / f.overhead:.0f} % less of "
-        f"it in that run would do, and most of it depends on the host (the simulator finds {f.simulated_overhead * MS:.0f} "
-        f"ms that are neither arithmetic nor memory). The table shows that it varies by more: the 3-bit column was taken on another T4 (Azure instead of Colab), and its rows alone give "
+        f"it in that run would do, and most of it depends on the host (the simulator finds "
+        f"{f.simulated_overhead * MS:.0f} ms that are neither arithmetic nor memory). The table shows that it varies "
+        f"by more: the 3-bit column was taken on another T4 (Azure instead of Colab), and its rows alone give "
         f"{f.alone_overhead * MS:.0f} ms, {percent(f.alone_overhead / f.overhead - 1)}; on the GPUs whose machine "
         f"stayed the same the two halves differ by {percent(min(others))} to {percent(max(others))}."
     )

@@ -57,7 +57,11 @@ BAD = {
     "not resident": (VICTIM.format("return incoming"), "victims", ["not in the cache"]),
     "no number": (VICTIM.format("return None"), "victims", ["None"]),
     "a float": (VICTIM.format("return float(cache.resident[cache.first[group]])"), "victims", ["whole number"]),
-    "another group": (VICTIM.format("return cache.resident[0]"), "victims", ["another group"]),
+    "another group": (
+        VICTIM.format("return cache.resident[0] if cache.resident_count[0] else -1"),
+        "victims",
+        ["another group"],
+    ),
     "demanded": (VICTIM.format("return cache.resident[cache.first[group]]"), "demand", ["cache.seen[expert] == now"]),
     "outside an array": (VICTIM.format("return cache.resident[1000]"), "bounds", ["1000", "bad.py:"]),
     "raises": (VICTIM.format("return int('x')"), "runs", ["ValueError", "bad.py:"]),
