@@ -9,7 +9,6 @@ import typer
 app = typer.Typer(
     name="python -m experiments.paper",
     help="Eliseev & Mazur 2023 (arXiv 2312.17238), reproduced.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
