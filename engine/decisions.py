@@ -13,7 +13,7 @@ from policies.ranking import rank_lookahead
 from policies.registry import eviction_policy
 from policies.state import Batch
 from tracekit import Trace
-from tracekit.demand import ABSENT, Demand, iter_demand, step_starts
+from tracekit.demand import ABSENT, CHUNK, Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
 
 
@@ -68,7 +68,7 @@ def iter_decisions(
     trace: Trace,
     spec: CacheSpec,
     *,
-    chunk: int = 1 << 20,
+    chunk: int = CHUNK,
     compiled: bool = True,
     reshape: Callable[[Demand], Demand] | None = None,
 ) -> Iterator[tuple[Demand, Events]]:
@@ -82,7 +82,7 @@ def iter_decisions(
     if spec.prefetch != "none":
         # Room for hints and events grows with what may be suggested.
         chunk = max(1, chunk * trace.top_k // max(trace.top_k, min(spec.count, spec.experts)))
-    demands = iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase, chunk)
+    demands = iter_demand(trace, chunk)
     if reshape is not None:
         demands = map(reshape, demands)
     for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, demands):

@@ -27,7 +27,7 @@ def with_signals(reads: str, trace: Trace, demands: Iterator[Demand]) -> Iterato
         kept = list(demands)
         yield from zip(kept, next_use(kept), strict=True)
     elif reads == "gate-weight":
-        if trace.weights is None:
+        if not trace.has_weights:
             raise PlanError(f"{trace.path} holds no gate weights: choose an eviction policy that does not read them")
         starts = step_starts(trace.step)
         for demand in demands:
@@ -55,15 +55,16 @@ def next_use(demands: Sequence[Demand]) -> list[Signal]:
 
 def gate_weights(trace: Trace, demand: Demand, starts: np.ndarray) -> Signal:
     """The gate weights that a visit's tokens gave each demanded expert, added up in (token, slot) order."""
-    assert trace.weights is not None
-    rows = slice(starts[demand.first_step], starts[demand.first_step + demand.steps])
+    rows = slice(int(starts[demand.first_step]), int(starts[demand.first_step + demand.steps]))
+    weights = trace.weights_of(rows.start, rows.stop)
+    assert weights is not None
     by_demand = np.empty(len(demand.keys))
     by_recency = np.empty(len(demand.keys))
     scratch = np.zeros(demand.layers * demand.experts)
     steps = starts[demand.first_step : demand.first_step + demand.steps + 1] - rows.start
     _gate_weights(
-        trace.experts[rows],
-        trace.weights[rows].astype(np.float32),
+        trace.experts_of(rows.start, rows.stop),
+        weights.astype(np.float32),
         steps,
         demand.experts,
         demand.keys,

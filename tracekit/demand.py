@@ -6,6 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from tracekit.trace import Trace
+
+CHUNK = 1 << 17
+"""References looked at at once: what is made of them stays in the processor's cache."""
+
 ABSENT = 65535
 """The expert id that marks an unused (token, layer, slot)."""
 
@@ -55,19 +60,22 @@ def demand_of(
     """Demand of the steps that `starts` delimits.
 
     Args:
-        experts: [tokens, layers, k] u16, 65535 where unused.
+        experts: [rows of these steps, layers, k] u16, 65535 where unused.
         num_experts: experts per layer (the most of any layer).
         starts: [steps + 1] i64 rows, as from `step_starts`.
         phase: [tokens] u8.
     """
     steps, layers = len(starts) - 1, experts.shape[1]
-    rows = experts[starts[0] : starts[-1]]
     # Unsigned, so that compiled code need not ask whether an index counts from the end.
-    keys = np.empty(rows.size, np.uint32)
-    recency = np.empty(rows.size, np.uint32)
-    tokens = np.empty(rows.size, np.int32)
+    keys = np.empty(experts.size, np.uint32)
     start = np.zeros(steps * layers + 1, np.int64)
-    count = _distinct(rows, starts - starts[0], num_experts, keys, recency, tokens, start)
+    count = -1
+    if len(experts) == steps:
+        count = _single(experts, num_experts, keys, start)
+        recency, tokens = keys, np.ones(max(count, 0), np.int32)
+    if count < 0:
+        recency, tokens = np.empty(experts.size, np.uint32), np.empty(experts.size, np.int32)
+        count = _distinct(experts, starts - starts[0], num_experts, keys, recency, tokens, start)
     return Demand(
         layers=layers,
         experts=num_experts,
@@ -82,19 +90,41 @@ def demand_of(
     )
 
 
-def iter_demand(
-    experts: np.ndarray, num_experts: int, step: np.ndarray, phase: np.ndarray, chunk: int = 1 << 20
-) -> Iterator[Demand]:
+def iter_demand(trace: Trace, chunk: int = CHUNK) -> Iterator[Demand]:
     """Demand of a whole trace in pieces of whole steps with about `chunk` references each, in order."""
-    starts = step_starts(step)
+    starts = step_starts(trace.step)
     steps = len(starts) - 1
-    rows_per_chunk = max(1, chunk // max(1, experts.shape[1] * experts.shape[2]))
+    rows_per_chunk = max(1, chunk // (trace.layers * trace.top_k))
     first = 0
     while first < steps:
         last = int(np.searchsorted(starts, starts[first] + rows_per_chunk, side="right")) - 1
         last = min(max(last, first + 1), steps)
-        yield demand_of(experts, num_experts, starts[first : last + 1], phase, first)
+        rows = trace.experts_of(int(starts[first]), int(starts[last]))
+        yield demand_of(rows, trace.num_experts, starts[first : last + 1], trace.phase, first)
         first = last
+
+
+@njit(cache=True)
+def _single(experts, num_experts, keys, start):  # type: ignore[no-untyped-def]
+    """`_distinct` where each step is one token: first and last references are in one order. -1 if a row repeats one."""
+    steps, layers, k = experts.shape
+    mark = np.zeros(num_experts, np.int64)
+    n = np.uint64(0)
+    visit = 0
+    for step in range(steps):
+        for layer in range(layers):
+            base = np.uint32(layer * num_experts)
+            visit += 1
+            for slot in range(k):
+                expert = experts[step, layer, slot]
+                if expert != ABSENT:
+                    if mark[expert] == visit:
+                        return -1
+                    mark[expert] = visit
+                    keys[n] = base + expert
+                    n += np.uint64(1)
+            start[visit] = n
+    return np.int64(n)
 
 
 @njit(cache=True)

@@ -1,7 +1,8 @@
 """The rows of a trace and the rules they keep, checked when they are written and again when they are read."""
 
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,13 @@ DECODE = 1
 UNUSED = 65535  # the expert id of a slot that no expert was chosen for
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+COLUMNS = ("step", "request", "position", "phase", "token_id")  # one number per row
+_LIMITS: dict[str, tuple[int, int | None]] = {
+    "request": (0, None),
+    "position": (0, None),
+    "phase": (0, 1),
+    "token_id": (-1, None),
+}
 _CHUNK = 1 << 22  # lookups looked at at once: keeps temporaries in cache
 
 
@@ -35,39 +43,45 @@ class Rows:
         """`parts` end to end as read-only arrays; no rows at all when there are none."""
         if len(parts) == 1:
             return parts[0]
-        empty = np.zeros(0, dtype=np.int32)
-        none = cls(empty, empty, empty, empty.astype(np.uint8), empty, np.zeros((0, layers, top_k), dtype=np.uint16))
-        names = [field.name for field in fields(cls)]
-        columns = {name: np.concatenate([getattr(part, name) for part in parts or [none]]) for name in names}
-        for column in columns.values():
-            column.flags.writeable = False
-        return cls(**columns)
+        columns = join_columns([{name: getattr(part, name) for name in COLUMNS} for part in parts])
+        none = np.zeros((0, layers, top_k), dtype=np.uint16)
+        return cls(**columns, experts=np.concatenate([part.experts for part in parts] or [none]))
+
+
+def join_columns(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Columns end to end as read-only arrays; empty ones when there are no parts."""
+    none = {name: np.zeros(0, np.uint8 if name == "phase" else np.int32) for name in COLUMNS}
+    columns = {name: np.concatenate([part[name] for part in parts or [none]]) for name in COLUMNS}
+    for column in columns.values():
+        column.flags.writeable = False
+    return columns
 
 
 def check_rows(rows: Rows, experts_per_layer: list[int]) -> None:
     """Raise TraceError, naming the first offending row, unless every value is one that a trace may hold."""
-    if len(rows) == 0:
+    check_columns({name: getattr(rows, name) for name in ("step", *_LIMITS)})
+    check_ids(rows.experts, experts_per_layer)
+
+
+def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
+    """The part of `check_rows` that needs no experts; each column [tokens]."""
+    step = columns["step"]
+    if len(step) == 0:
         return
-    backwards = np.flatnonzero(rows.step[1:] < rows.step[:-1])
-    if rows.step[0] < 0 or backwards.size:
+    backwards = np.flatnonzero(step[1:] < step[:-1])
+    if step[0] < 0 or backwards.size:
         row = int(backwards[0]) + 1 if backwards.size else 0
-        raise TraceError(f"row {row}: step {rows.step[row]} is negative or comes after a later step")
-    for name, low, high in (
-        ("request", 0, None),
-        ("position", 0, None),
-        ("phase", 0, 1),
-        ("token_id", -1, None),
-    ):
-        column = getattr(rows, name)
+        raise TraceError(f"row {row}: step {step[row]} is negative or comes after a later step")
+    for name, (low, high) in _LIMITS.items():
+        column = columns[name]
         wrong = column < low if high is None else (column < low) | (column > high)
         if wrong.any():
             row = int(wrong.argmax())
             raise TraceError(f"row {row}: {name} {column[row]} is out of range")
-    _check_ids(rows.experts, experts_per_layer)
 
 
-def check_distinct(experts: NDArray[np.uint16]) -> None:
-    """Raise TraceError when a token chose the same expert twice at one layer; experts [tokens, layers, k]."""
+def check_distinct(experts: NDArray[np.uint16], first: int = 0) -> None:
+    """Raise TraceError when a token chose the same expert twice at one layer; experts as for `check_ids`."""
     if experts.shape[2] < 2:
         return
     for start, part in _chunks(experts):
@@ -76,11 +90,11 @@ def check_distinct(experts: NDArray[np.uint16]) -> None:
         if twice.any():
             row, layer, slot = np.argwhere(twice)[0]
             expert = ordered[row, layer, slot]
-            raise TraceError(f"row {start + row}, MoE layer {layer}: expert {expert} is listed twice")
+            raise TraceError(f"row {first + start + row}, MoE layer {layer}: expert {expert} is listed twice")
 
 
-def check_weights(weights: NDArray[np.float16], experts: NDArray[np.uint16]) -> None:
-    """Raise TraceError when the weight of a used slot is not a finite number; both [tokens, layers, k]."""
+def check_weights(weights: NDArray[np.float16], experts: NDArray[np.uint16], first: int = 0) -> None:
+    """Raise TraceError when the weight of a used slot is not a finite number; both as for `check_ids`."""
     for start, part in _chunks(weights):
         wrong = ~np.isfinite(part)
         if wrong.any():
@@ -88,10 +102,11 @@ def check_weights(weights: NDArray[np.float16], experts: NDArray[np.uint16]) -> 
         if wrong.any():
             row, layer, slot = np.argwhere(wrong)[0]
             weight = part[row, layer, slot]
-            raise TraceError(f"row {start + row}, MoE layer {layer}: weight {weight} is not finite")
+            raise TraceError(f"row {first + start + row}, MoE layer {layer}: weight {weight} is not finite")
 
 
-def _check_ids(experts: NDArray[np.uint16], experts_per_layer: list[int]) -> None:
+def check_ids(experts: NDArray[np.uint16], experts_per_layer: list[int], first: int = 0) -> None:
+    """Raise TraceError when an id is not one of its layer's experts; experts [tokens, layers, k] row `first` first."""
     top_k = experts.shape[2]
     # In u16, UNUSED + 1 wraps to 0, so one comparison accepts both valid ids and unused slots.
     limits = np.repeat(np.asarray(experts_per_layer, dtype=np.uint16), top_k)
@@ -101,7 +116,7 @@ def _check_ids(experts: NDArray[np.uint16], experts_per_layer: list[int]) -> Non
             row, slot = divmod(int(wrong.argmax()), wrong.shape[1])
             layer = slot // top_k
             raise TraceError(
-                f"row {start + row}, MoE layer {layer}: expert {part[row, layer, slot % top_k]} "
+                f"row {first + start + row}, MoE layer {layer}: expert {part[row, layer, slot % top_k]} "
                 f"of {experts_per_layer[layer]}"
             )
 

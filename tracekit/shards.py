@@ -3,22 +3,22 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
-from tracekit.rows import Rows
+from tracekit.rows import COLUMNS, Rows
 
 if TYPE_CHECKING:
     import polars as pl
 
 _T = TypeVar("_T")
-COLUMNS = ("step", "request", "position", "phase", "token_id")
+_BLOCK_LOOKUPS = 1 << 22
 
 
 def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataType]":
@@ -45,31 +45,30 @@ def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | Non
     frame = pl.DataFrame(columns, schema=routing_schema(manifest, weights=weights is not None))
     # Through memory: a full disk is then an OSError like any other, not an error of polars.
     encoded = io.BytesIO()
-    frame.write_parquet(encoded, compression="zstd", statistics=False)
+    frame.write_parquet(encoded, compression="zstd", statistics=False, row_group_size=block_rows(manifest))
     file.write(encoded.getbuffer())
 
 
-def read_routing(path: Path, shard: Shard, manifest: Manifest) -> tuple[Rows, bool]:
-    """The rows of a routing shard, and whether it holds weights; its digest is checked on the way.
-
-    Checking what is being read anyway costs a fifth of decoding it, and keeps a flipped byte from becoming an
-    answer.
-    """
-    import polars as pl
-
-    data = regular_file(path).read_bytes()
-    check_digest(path, hashlib.sha256(data).hexdigest(), shard)
-    weights = "weights" in _guard(path, lambda: pl.read_parquet_schema(data))
-    frame = _read(path, data, shard, routing_schema(manifest, weights=weights), [*COLUMNS, "experts"])
-    shape = (shard.rows, len(manifest.moe_layers), manifest.top_k)
-    columns: dict[str, Any] = {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}
-    return Rows(experts=_array(path, frame, "experts", shape), **columns), weights
+def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
+    """The columns of a routing shard that are one number per row, undigested, and whether it holds weights."""
+    weights = "weights" in _guard(path, lambda: _polars().read_parquet_schema(regular_file(path)))
+    _check_shape(path, shard, routing_schema(manifest, weights=weights))
+    frame = _guard(path, lambda: _polars().read_parquet(path, columns=list(COLUMNS)))
+    return {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}, weights
 
 
-def read_weights(path: Path, shard: Shard, manifest: Manifest) -> NDArray[np.float16]:
-    """The weights [rows, layers, k] of a routing shard that was read, and so digested, before."""
-    frame = _read(path, regular_file(path), shard, routing_schema(manifest, weights=True), ["weights"])
-    return _array(path, frame, "weights", (shard.rows, len(manifest.moe_layers), manifest.top_k))
+def read_block(
+    path: Path, shard: Shard, manifest: Manifest, column: Literal["experts", "weights"], first: int, count: int
+) -> NDArray[Any]:
+    """`count` rows of an array column of a routing shard, [count, layers, k], from row `first` of the shard on."""
+    source = regular_file(path)
+    frame = _guard(path, lambda: _polars().scan_parquet(source).slice(first, count).select(column).collect())
+    return _array(path, frame, column, (count, len(manifest.moe_layers), manifest.top_k))
+
+
+def block_rows(manifest: Manifest) -> int:
+    """Rows that are stored, and read, together: enough to be quick about, few enough to hold many times over."""
+    return max(1, _BLOCK_LOOKUPS // (len(manifest.moe_layers) * manifest.top_k))
 
 
 def file_digest(path: Path) -> str:
@@ -91,9 +90,9 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def check_memory(path: Path, manifest: Manifest) -> None:
-    """Raise TraceError when the manifest announces more lookups than this machine's memory could hold."""
-    needed = manifest.tokens * (len(manifest.moe_layers) * manifest.top_k * 2 + 17)
+def check_memory(path: Path, manifest: Manifest, *, routing: bool = True) -> None:
+    """Raise TraceError when the manifest announces more than this machine's memory holds; `routing`: experts, too."""
+    needed = manifest.tokens * (17 + (len(manifest.moe_layers) * manifest.top_k * 2 if routing else 0))
     if needed > installed_memory():
         has = installed_memory() >> 30
         raise TraceError(f"{path} announces {needed >> 30} GiB of routing, this machine has {has} GiB")
@@ -107,22 +106,15 @@ def installed_memory() -> int:
         return 64 << 30
 
 
-def _read(
-    path: Path, source: Path | bytes, shard: Shard, schema: "dict[str, pl.DataType]", columns: Sequence[str]
-) -> "pl.DataFrame":
-    import polars as pl
-
-    found = _guard(path, lambda: pl.read_parquet_schema(source))
+def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> None:
+    """Raise TraceError unless a shard has the columns and the number of rows that it should."""
+    found = _guard(path, lambda: _polars().read_parquet_schema(path))
     if list(found.items()) != list(schema.items()):
         expected = ", ".join(f"{name} {kind}" for name, kind in schema.items())
         raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
-    rows = _guard(path, lambda: pl.scan_parquet(source).select(pl.len()).collect().item())
+    rows = _guard(path, lambda: _polars().scan_parquet(path).select(_polars().len()).collect().item())
     if rows != shard.rows:
         raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
-    frame = _guard(path, lambda: pl.read_parquet(source, columns=list(columns)))
-    if frame.height != shard.rows:
-        raise TraceError(f"{path} holds {frame.height} rows, the manifest says {shard.rows}")
-    return frame
 
 
 def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -137,9 +129,14 @@ def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...])
     return array
 
 
-def _guard(path: Path, read: Callable[[], _T]) -> _T:
-    import polars as pl
+def _polars() -> Any:
+    import polars
 
+    return polars
+
+
+def _guard(path: Path, read: Callable[[], _T]) -> _T:
+    pl = _polars()
     try:
         return read()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as error:

@@ -2,15 +2,16 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
+from tracekit.blocks import Blocks
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, load_manifest, lookahead_distance
-from tracekit.rows import DECODE, PREFILL, UNUSED, Rows, check_distinct, check_rows, check_weights
+from tracekit.rows import DECODE, PREFILL, UNUSED, check_columns, check_distinct, check_ids, check_weights, join_columns
 from tracekit.tensorfile import map_tensor
 
 if TYPE_CHECKING:
@@ -26,45 +27,47 @@ class Trace:
     tokens of one step went through the model together.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, rows: Rows, has_weights: bool) -> None:
+    def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]], has_weights: bool) -> None:
         self.path = path
         self.manifest = manifest
         self.has_weights = has_weights
-        self._rows = rows
+        self._columns = columns
+        self._experts = Blocks(path, manifest, "experts", self._check_experts)
+        self._weights = Blocks(path, manifest, "weights", self._check_weights)
         self._dense: dict[str, NDArray[np.float16] | None] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> "Trace":
         """Open the trace directory `path`.
 
-        Always checked: the manifest, the digest, columns, shapes and row counts of the routing shards, and
-        the range of every value in them. `verify` adds the digests of logits and lookahead shards (which are
+        Checked at once: the manifest, the columns, shapes and row counts of the routing shards, the range of every
+        value but the experts'. A shard's digest, and the range of its experts, are checked when its routing is first
+        read. `verify` reads and checks everything now: also the digests of logits and lookahead shards (which are
         otherwise mapped unread), the weights, and that no token chose an expert twice.
 
         Raises TraceError, in one line, when anything is missing, truncated, damaged or of another version.
         """
         path = Path(path)
         manifest = load_manifest(path)
-        shard_files.check_memory(path, manifest)
-        rows, has_weights = _read_rows(path, manifest)
+        shard_files.check_memory(path, manifest, routing=False)
+        if verify:
+            for shard in manifest.shards:
+                shard_files.check_digest(path / shard.name, shard_files.file_digest(path / shard.name), shard)
+        columns, has_weights = _read_columns(path, manifest)
         try:
-            check_rows(rows, manifest.experts_per_layer)
-            if verify:
-                check_distinct(rows.experts)
+            check_columns(columns)
         except TraceError as error:
             raise TraceError(f"{path} is damaged: {error}") from None
-        for name, column in (("requests", rows.request), ("steps", rows.step)):
-            if (count := len(np.unique(column))) != getattr(manifest, name):
+        step = columns["step"]
+        counts = {"steps": len(step) and 1 + np.count_nonzero(step[1:] != step[:-1]), "requests": _distinct(columns)}
+        for name, count in counts.items():
+            if count != getattr(manifest, name):
                 raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
-        trace = cls(path, manifest, rows, has_weights)
+        trace = cls(path, manifest, columns, has_weights)
         for kind in sorted({shard.kind for shard in manifest.shards} - {"routing"}):
             trace._map(kind)  # headers, shapes and sizes; the values stay on disk
         if verify:
-            for shard in manifest.shards:
-                if shard.kind != "routing":  # those were digested as they were read
-                    file = path / shard.name
-                    shard_files.check_digest(file, shard_files.file_digest(file), shard)
-            _ = trace.weights
+            trace._verify()
         return trace
 
     @property
@@ -90,49 +93,49 @@ class Trace:
     @property
     def step(self) -> NDArray[np.int32]:
         """The forward pass each token belongs to, [tokens], never decreasing."""
-        return self._rows.step
+        return self._columns["step"]
 
     @property
     def request(self) -> NDArray[np.int32]:
         """The request each token belongs to, [tokens]."""
-        return self._rows.request
+        return self._columns["request"]
 
     @property
     def position(self) -> NDArray[np.int32]:
         """Each token's place in its request's context, [tokens], from 0."""
-        return self._rows.position
+        return self._columns["position"]
 
     @property
     def phase(self) -> NDArray[np.uint8]:
         """PREFILL (0) or DECODE (1), [tokens]."""
-        return self._rows.phase
+        return self._columns["phase"]
 
     @property
     def token_id(self) -> NDArray[np.int32]:
         """Vocabulary ids, [tokens]; -1 when unknown."""
-        return self._rows.token_id
+        return self._columns["token_id"]
 
-    @property
+    @cached_property
     def experts(self) -> NDArray[np.uint16]:
-        """The chosen experts, [tokens, layers, top_k]; unused slots hold UNUSED."""
-        return self._rows.experts
+        """The chosen experts, [tokens, layers, top_k]; unused slots hold UNUSED. Read whole on first use."""
+        shard_files.check_memory(self.path, self.manifest)
+        return self._experts.read(0, self.tokens)
 
     @cached_property
     def weights(self) -> NDArray[np.float16] | None:
-        """The gate weights of `experts`, same shape; None when the trace holds none. Read on first use."""
+        """The gate weights of `experts`, same shape; None when the trace holds none. Read whole on first use."""
         if not self.has_weights:
             return None
-        parts = [
-            shard_files.read_weights(self.path / shard.name, shard, self.manifest)
-            for shard in self.manifest.shards_of("routing")
-        ]
-        weights = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        try:
-            check_weights(weights, self.experts)
-        except TraceError as error:
-            raise TraceError(f"{self.path} is damaged: {error}") from None
-        weights.flags.writeable = False
-        return weights
+        shard_files.check_memory(self.path, self.manifest)
+        return self._weights.read(0, self.tokens)
+
+    def experts_of(self, first: int, last: int) -> NDArray[np.uint16]:
+        """`experts[first:last]`, with memory for these rows only. Fast when rows are read in order."""
+        return self.experts[first:last] if "experts" in self.__dict__ else self._experts.read(first, last)
+
+    def weights_of(self, first: int, last: int) -> NDArray[np.float16] | None:
+        """`weights[first:last]`, with memory for these rows only; None when the trace holds none."""
+        return self._weights.read(first, last) if self.has_weights else None
 
     @property
     def logits(self) -> NDArray[np.float16] | None:
@@ -170,6 +173,23 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({str(self.path)!r}: {self.tokens} tokens, {self.layers} MoE layers, top-{self.top_k})"
 
+    def _check_experts(self, experts: NDArray[np.uint16], first: int) -> None:
+        check_ids(experts, self.manifest.experts_per_layer, first)
+
+    def _check_weights(self, weights: NDArray[np.float16], first: int) -> None:
+        check_weights(weights, self.experts_of(first, first + len(weights)), first)
+
+    def _verify(self) -> None:
+        """Read every row once."""
+        rows = shard_files.block_rows(self.manifest)
+        for first in range(0, self.tokens, rows):
+            last = min(first + rows, self.tokens)
+            try:
+                check_distinct(self.experts_of(first, last), first)
+            except TraceError as error:
+                raise TraceError(f"{self.path} is damaged: {error}") from None
+            self.weights_of(first, last)
+
     def _dense_array(self, kind: str) -> NDArray[np.float16] | None:
         if kind not in self._dense:
             parts = self._map(kind)
@@ -188,12 +208,19 @@ class Trace:
         ]
 
 
-def _read_rows(path: Path, manifest: Manifest) -> tuple[Rows, bool]:
+def _read_columns(path: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
     parts, weighted = [], set()
     for shard in manifest.shards_of("routing"):
-        rows, has_weights = shard_files.read_routing(path / shard.name, shard, manifest)
-        parts.append(rows)
+        columns, has_weights = shard_files.read_columns(path / shard.name, shard, manifest)
+        parts.append(columns)
         weighted.add(has_weights)
     if len(weighted) > 1:
         raise TraceError(f"{path} is damaged: some of its routing shards hold weights and some do not")
-    return Rows.join(parts, len(manifest.moe_layers), manifest.top_k), weighted == {True}
+    columns = parts[0] if len(parts) == 1 else join_columns(parts)
+    return columns, weighted == {True}
+
+
+def _distinct(columns: dict[str, NDArray[Any]]) -> int:
+    import polars as pl  # counts by hashing, many times faster than sorting
+
+    return pl.Series(columns["request"]).n_unique()

@@ -224,13 +224,12 @@ class TraceWriter:
         kinds: set[str] = {shard.kind for shard in found.shards} - {"routing"}
         for shard in found.shards:
             path = self.path / shard.name
+            shard_files.check_digest(path, shard_files.file_digest(path), shard)
             if shard.kind == "routing":
-                rows, weighted = shard_files.read_routing(path, shard, found)
-                self._requests.update(np.unique(rows.request).tolist())
-                self._last_step = int(rows.step[-1])
+                columns, weighted = shard_files.read_columns(path, shard, found)
+                self._requests.update(np.unique(columns["request"]).tolist())
+                self._last_step = int(columns["step"][-1])
                 kinds |= {"weights"} if weighted else set()
-            else:
-                shard_files.check_digest(path, shard_files.file_digest(path), shard)
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
 

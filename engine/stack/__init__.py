@@ -36,7 +36,7 @@ def lru_curve(trace: Trace, scope: Scope) -> StackCurve:
     """Hits of `lru` at every size: stack distances, Mattson et al. 1970, section 3."""
     stack = lru_stack(trace.layers, trace.num_experts, _groups(trace, scope))
     lookups, hits = _nothing(trace)
-    for demand in iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase):
+    for demand in iter_demand(trace):
         lookups += _lookups(demand)
         lru_positions(stack, demand, hits)
     return _summed(trace, scope, lookups, hits)
@@ -46,7 +46,7 @@ def belady_curve(trace: Trace, scope: Scope) -> StackCurve:
     """Hits of `belady` at every size: the OPT stack, Mattson et al. 1970, section 4."""
     stack = belady_stack(trace.layers, trace.num_experts, _groups(trace, scope))
     lookups, hits = _nothing(trace)
-    demands = list(iter_demand(trace.experts, trace.num_experts, trace.step, trace.phase))
+    demands = list(iter_demand(trace))
     for demand, use in zip(demands, next_uses(demands), strict=True):
         lookups += _lookups(demand)
         belady_positions(stack, demand, use, hits)

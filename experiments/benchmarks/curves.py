@@ -1,6 +1,7 @@
 """Hits at every cache size from one pass, against replaying each size. Both start from a trace's demand."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from experiments.benchmarks.measure import Row, medians
 from policies.cache import CacheSpec, ExpertCache
 from policies.events import HIT
 from policies.state import Batch
-from tracekit.demand import Demand, iter_demand
+from tracekit.demand import Demand, demand_of
 
-STEPS = 4_000
+STEPS, CHUNK = 4_000, 1_000
 SWEPT_STEPS = {"lru": 400, "belady": 50}
 TARGET = {"lru": ">= 50 M/s", "belady": ">= 25 M/s"}
 
@@ -22,8 +23,12 @@ TARGET = {"lru": ">= 50 M/s", "belady": ">= 25 M/s"}
 def demand_of_decoding(keys: np.ndarray) -> list[Demand]:
     """Demand of keys [steps, layers, top_k], one decoded token to a step."""
     experts = (keys - np.arange(LAYERS, dtype=np.int32)[:, None] * EXPERTS).astype(np.uint16)
-    steps = len(keys)
-    return list(iter_demand(experts, EXPERTS, np.arange(steps, dtype=np.int32), np.ones(steps, np.uint8)))
+    phase = np.ones(len(keys), np.uint8)
+    edges = [*range(0, len(keys), CHUNK), len(keys)]
+    return [
+        demand_of(experts[first:last], EXPERTS, np.arange(first, last + 1), phase, first)
+        for first, last in pairwise(edges)
+    ]
 
 
 def one_pass(policy: str, demands: list[Demand]) -> np.ndarray:

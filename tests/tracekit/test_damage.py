@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace, TraceError
+from tracekit import Trace, TraceError, shards
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path, *, verify: bool = False) -> str:
     with pytest.raises(TraceError) as error:
-        Trace.open(path, verify=verify)
+        _ = Trace.open(path, verify=verify).experts
     message = str(error.value)
     assert "\n" not in message and path.name in message
     return message
@@ -177,14 +177,23 @@ def test_shards_that_cannot_be(path: Path, changes: dict[str, Any], words: str) 
     assert words in refusal(path)
 
 
-def test_a_trace_larger_than_memory_is_not_begun(path: Path) -> None:
-    """The manifest agrees with itself, and asks for eight terabytes."""
+def test_a_trace_larger_than_memory_is_not_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest agrees with itself, and asks for 34 GiB before any expert is read."""
+    monkeypatch.setattr(shards, "installed_memory", lambda: 1 << 33)
     manifest = json.loads((path / "manifest.json").read_text())
     rows, layers = 2**31 - 1, 1000
-    shards = [manifest["shards"][0] | {"rows": rows}]
+    listed = [manifest["shards"][0] | {"rows": rows}]
     model = {"moe_layers": list(range(layers)), "model_layers": layers, "experts_per_layer": [8] * layers}
-    edit(path, tokens=rows, shards=shards, **model)
+    edit(path, tokens=rows, shards=listed, **model)
     assert "GiB of routing, this machine has" in refusal(path)
+
+
+def test_routing_larger_than_memory_is_read_in_pieces_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "installed_memory", lambda: 400)
+    trace = Trace.open(path)
+    assert trace.experts_of(3, 5).shape == (2, 2, 2)
+    with pytest.raises(TraceError, match="of routing, this machine has"):
+        _ = trace.experts
 
 
 def test_rows_and_files_must_agree(path: Path) -> None:

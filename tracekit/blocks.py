@@ -1,0 +1,73 @@
+"""Rows of an array column of a trace, read piece by piece: memory for one block, however long the trace."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import shards as shard_files
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest, Shard
+
+Check = Callable[[NDArray[Any], int], None]
+"""Raises TraceError unless an array [n, layers, k] may stand in a trace from the given row on."""
+
+
+class Blocks:
+    """One array column of the routing shards: `experts` or `weights`.
+
+    A shard is checked against its digest when the first block of it is read: a flipped byte becomes an error, never
+    an answer. The last block stays in memory, so reading forwards decodes everything once.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, column: Literal["experts", "weights"], check: Check) -> None:
+        self._path, self._manifest, self._column, self._check = path, manifest, column, check
+        self._shards = manifest.shards_of("routing")
+        self._first = [0, *accumulate(shard.rows for shard in self._shards)]  # row at which each shard begins
+        self._rows = shard_files.block_rows(manifest)
+        self._sound: set[str] = set()  # shards whose digest has been found right
+        self._held: tuple[int, NDArray[Any]] | None = None  # the last block and its first row
+
+    def read(self, first: int, last: int) -> NDArray[Any]:
+        """Rows `first` to `last` (excluded), [rows, layers, k], read-only. Raises TraceError where they are damaged."""
+        if first < last:
+            begin, block = self._block(first)
+            if last <= begin + len(block):
+                return block[first - begin : last - begin]
+        shape = (max(0, last - first), len(self._manifest.moe_layers), self._manifest.top_k)
+        rows = np.empty(shape, np.uint16 if self._column == "experts" else np.float16)
+        row = first
+        while row < last:
+            begin, block = self._block(row)
+            part = block[row - begin : last - begin]
+            rows[row - first : row - first + len(part)] = part
+            row += len(part)
+        rows.flags.writeable = False
+        return rows
+
+    def _block(self, row: int) -> tuple[int, NDArray[Any]]:
+        """The block that holds `row`, and its first row."""
+        if self._held is None or not self._held[0] <= row < self._held[0] + len(self._held[1]):
+            number = bisect_right(self._first, row) - 1
+            shard, start = self._shards[number], self._first[number]
+            inside = (row - start) // self._rows * self._rows
+            count = min(self._rows, shard.rows - inside)
+            self._held = None  # free the old block before there is a new one
+            self._held = start + inside, self._load(shard, start, inside, count)
+        return self._held
+
+    def _load(self, shard: Shard, start: int, inside: int, count: int) -> NDArray[Any]:
+        file = self._path / shard.name
+        if shard.name not in self._sound:
+            shard_files.check_digest(file, shard_files.file_digest(file), shard)
+            self._sound.add(shard.name)
+        block = shard_files.read_block(file, shard, self._manifest, self._column, inside, count)
+        try:
+            self._check(block, start + inside)
+        except TraceError as error:
+            raise TraceError(f"{self._path} is damaged: {error}") from None
+        return block
