@@ -22,6 +22,9 @@ from tracekit import Trace
 from tracekit.demand import Demand
 from tracekit.errors import TraceError
 
+BOUNDED_LOOKUPS = 20_000_000
+"""Beyond this many chosen experts a replay computes bounds only when asked to."""
+
 
 def replay(
     trace: Trace,
@@ -29,7 +32,7 @@ def replay(
     hardware: HardwareProfile | str | None = None,
     *,
     shape: ModelShape | str | None = None,
-    bounds: bool = True,
+    bounds: bool | None = None,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
 ) -> Result:
@@ -38,7 +41,8 @@ def replay(
     Args:
         hardware: a profile or the name of a shipped one; None counts hits and bytes only.
         shape: time (and size) experts as those of this model; None uses the trace's own model.
-        bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is.
+        bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
+            the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
 
@@ -55,8 +59,14 @@ def replay(
     counts = [_counts(done, [phase], sized=_sized(trace, plan, model)) for phase in (0, 1)]
     total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
     time = None if machine is None or costs is None else _time(done, costs, machine, model)
-    best = find_bounds(trace, plan, costs, model, done) if bounds else None
     warnings = _warnings(trace, done, costs)
+    lookups = trace.tokens * trace.layers * trace.top_k
+    if bounds is None and lookups > BOUNDED_LOOKUPS:
+        warnings.append(
+            "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
+        )
+        bounds = False
+    best = None if bounds is False else find_bounds(trace, plan, costs, model, done)
     if machine is not None and costs is not None:
         warnings += fit_warnings(trace, plan, machine, model, costs)
     return Result(

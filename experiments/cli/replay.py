@@ -31,6 +31,12 @@ def command(
     events: Annotated[
         Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
     ] = None,
+    bounds: Annotated[
+        bool | None,
+        typer.Option(
+            "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
@@ -60,7 +66,7 @@ def command(
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen)).append
         advance = stack.enter_context(console.progress("replaying", 2 * opened.tokens))
-        result = replay(opened, chosen, hardware, shape=model_shape, progress=advance, on_events=log)
+        result = replay(opened, chosen, hardware, shape=model_shape, bounds=bounds, progress=advance, on_events=log)
     if json:
         console.emit_json(result.to_dict())
         return
