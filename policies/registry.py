@@ -29,6 +29,7 @@ EVICTION = {
     "random": "policies.eviction.random:Random",
     "static": "policies.eviction.static:Static",
     "score": "policies.eviction.score:Score",
+    "least-stale": "policies.eviction.least_stale:LeastStale",
     "layer-aware": "policies.eviction.layer_aware:LayerAware",
     "belady": "policies.eviction.belady:Belady",
     "belady-bypass": "policies.eviction.belady_bypass:BeladyBypass",

@@ -177,6 +177,35 @@ class Sieve(Reference):
         self.queues[self.cache.group(key)].remove(key)
 
 
+class LeastStale(Reference):
+    """Three queues, looked through in turn: done with in this pass, to come in this pass, used in this pass."""
+
+    def __init__(self, cache: "ReferenceCache") -> None:
+        super().__init__(cache)
+        self.touched: dict[int, int] = {}  # the pass that used or loaded a resident key last
+
+    def insert(self, key: int, now: int) -> None:
+        self.touched[key] = now // self.cache.layers
+
+    reference = insert
+
+    def evict(self, key: int, now: int) -> None:
+        del self.touched[key]
+
+    def victim(self, incoming: int, candidates: list[int], now: int) -> int | None:
+        turn, visited = divmod(now, self.cache.layers)
+        layers = range(self.cache.layers)
+        stale = [key for key in candidates if self.touched[key] < turn]
+        fresh = [key for key in candidates if self.touched[key] == turn]
+        passed = [(stale, layer) for layer in layers if layer <= visited]
+        to_come = [(stale, layer) for layer in reversed(layers) if layer > visited]
+        for keys, layer in [*passed, *to_come, *((fresh, layer) for layer in layers)]:
+            for key in keys:
+                if key // self.cache.experts == layer:
+                    return key
+        return None
+
+
 class Random(Reference):
     """Any candidate may go. Which one is a matter of the generator: `victims` says what was drawn."""
 
@@ -222,6 +251,7 @@ REFERENCES: dict[str, type[Reference]] = {
     "sieve": Sieve,
     "s3fifo": S3Fifo,
     "arc": Arc,
+    "least-stale": LeastStale,
     "random": Random,
     "belady": Belady,
     "belady-bypass": BeladyBypass,
