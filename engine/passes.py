@@ -11,7 +11,7 @@ from engine.plan import Plan
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs, stored_expert_bytes
 from engine.simulator.timeline import Timeline
-from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
+from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import CapacityError
@@ -102,12 +102,22 @@ def _tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns):
     """Add up events by phase and kind, bytes copied, and the time that demand copies keep the link busy."""
     layers, experts = shape
     for visit in range(len(start) - 1):
-        phase = phases[visit // layers]
-        for e in range(start[visit], start[visit + 1]):
-            kind = code[e] >> KIND_SHIFT
-            kinds[phase, kind] += 1
-            if LOAD <= kind <= PREFETCH:
-                layer = (code[e] & KEY_MASK) // experts if kind == PREFETCH else visit % layers
-                loaded[phase] += bytes_of[layer]
-                if kind != PREFETCH:
-                    copy_ns[phase] += ns_of[layer]
+        phase, layer = phases[visit // layers], visit % layers
+        first, last = start[visit], start[visit + 1]
+        while first < last:
+            # Eight counters of eight bits in one register, emptied before any can overflow.
+            stop = min(last, first + 255)
+            counters = np.uint64(0)
+            for e in range(first, stop):
+                counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) << np.uint64(3))
+            for kind in range(KINDS):
+                kinds[phase, kind] += (counters >> np.uint64(8 * kind)) & np.uint64(255)
+            demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
+            demanded += np.int64((counters >> np.uint64(8 * STREAM)) & np.uint64(255))
+            loaded[phase] += demanded * bytes_of[layer]
+            copy_ns[phase] += demanded * ns_of[layer]
+            if (counters >> np.uint64(8 * PREFETCH)) & np.uint64(255):
+                for e in range(first, stop):
+                    if code[e] >> KIND_SHIFT == PREFETCH:
+                        loaded[phase] += bytes_of[(code[e] & KEY_MASK) // experts]
+            first = stop

@@ -51,9 +51,9 @@ def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | Non
 
 def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
     """The columns of a routing shard that are one number per row, undigested, and whether it holds weights."""
-    weights = "weights" in _guard(path, lambda: _polars().read_parquet_schema(regular_file(path)))
+    weights = "weights" in _guard(path, lambda: _polars().scan_parquet(regular_file(path), glob=False).collect_schema())
     _check_shape(path, shard, routing_schema(manifest, weights=weights))
-    frame = _guard(path, lambda: _polars().read_parquet(path, columns=list(COLUMNS)))
+    frame = _guard(path, lambda: _polars().read_parquet(path, columns=list(COLUMNS), glob=False))
     return {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}, weights
 
 
@@ -62,7 +62,9 @@ def read_block(
 ) -> NDArray[Any]:
     """`count` rows of an array column of a routing shard, [count, layers, k], from row `first` of the shard on."""
     source = regular_file(path)
-    frame = _guard(path, lambda: _polars().scan_parquet(source).slice(first, count).select(column).collect())
+    frame = _guard(
+        path, lambda: _polars().scan_parquet(source, glob=False).slice(first, count).select(column).collect()
+    )
     return _array(path, frame, column, (count, len(manifest.moe_layers), manifest.top_k))
 
 
@@ -108,11 +110,11 @@ def installed_memory() -> int:
 
 def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> None:
     """Raise TraceError unless a shard has the columns and the number of rows that it should."""
-    found = _guard(path, lambda: _polars().read_parquet_schema(path))
+    found = _guard(path, lambda: _polars().scan_parquet(path, glob=False).collect_schema())
     if list(found.items()) != list(schema.items()):
         expected = ", ".join(f"{name} {kind}" for name, kind in schema.items())
         raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
-    rows = _guard(path, lambda: _polars().scan_parquet(path).select(_polars().len()).collect().item())
+    rows = _guard(path, lambda: _polars().scan_parquet(path, glob=False).select(_polars().len()).collect().item())
     if rows != shard.rows:
         raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
 

@@ -168,7 +168,7 @@ class Trace:
         paths = [self.path / shard.name for shard in self.manifest.shards_of("routing")]
         if not paths:
             return pl.LazyFrame(schema=shard_files.routing_schema(self.manifest, weights=False))
-        return pl.scan_parquet(paths)
+        return pl.scan_parquet(paths, glob=False)
 
     def __repr__(self) -> str:
         return f"Trace({str(self.path)!r}: {self.tokens} tokens, {self.layers} MoE layers, top-{self.top_k})"
