@@ -1,4 +1,7 @@
-"""The `tracekit` command. A command's module is imported only when that command runs, so that help is instant."""
+"""The `tracekit` command. A command's module is imported only when that command runs, so that help is instant.
+
+Nor does this module import anything that takes time: what does is imported where Ctrl-C is already caught.
+"""
 
 import importlib
 import os
@@ -6,11 +9,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-from typer.exceptions import Abort, Exit, TyperException
+from experiments.cli.interrupts import INTERRUPTED, Interrupted, Interrupts, interrupted, passing_on
 
-from tracekit.errors import TracekitError
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = {
     "demo": ("demo", "Record, replay and validate real gating of a small trained MoE, in about a minute."),
@@ -24,7 +28,6 @@ COMMANDS = {
     "hardware": ("hardware", "List or show hardware profiles."),
     "policies": ("policies", "List eviction policies and prefetchers."),
 }
-INTERRUPTED = 130
 EXTRAS = {
     "torch": "engine",
     "transformers": "engine",
@@ -35,8 +38,10 @@ EXTRAS = {
 }
 
 
-def build(wanted: str | None) -> typer.Typer:
+def build(wanted: str | None) -> "typer.Typer":
     """The command line; only the command `wanted` is real, the others show their summary."""
+    import typer
+
     app = typer.Typer(
         name="tracekit",
         help="Record, replay and validate the expert routing of mixture-of-experts models.",
@@ -44,17 +49,26 @@ def build(wanted: str | None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.callback()(_root)
+
+    def print_version(asked: bool) -> None:
+        if asked:
+            typer.echo(f"tracekit {own_version()}")
+            raise typer.Exit
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", is_eager=True, callback=print_version, help="Show the version and exit."
+        ),
+    ) -> None:
+        """Record, replay and validate the expert routing of mixture-of-experts models."""
+
     for name, (module, summary) in COMMANDS.items():
         if name == wanted:
-            app.command(name)(importlib.import_module(f"experiments.cli.{module}").command)
+            app.command(name)(passing_on(importlib.import_module(f"experiments.cli.{module}").command))
         else:
             app.command(name, help=summary)(_placeholder)
     return app
-
-
-def _root() -> None:
-    """Record, replay and validate the expert routing of mixture-of-experts models."""
 
 
 def _placeholder() -> None:
@@ -70,6 +84,17 @@ def run(arguments: Sequence[str]) -> int:
 def guarded(action: Callable[[], object]) -> int:
     """Run `action`; expected failures become one line on stderr and an exit code."""
     try:
+        return _guarded(action)
+    except KeyboardInterrupt as error:
+        return interrupted(error)
+
+
+def _guarded(action: Callable[[], object]) -> int:
+    from typer.exceptions import Abort, Exit, TyperException
+
+    from tracekit.errors import TracekitError
+
+    try:
         result = action()
     except TracekitError as error:
         return _fail(str(error))
@@ -77,16 +102,27 @@ def guarded(action: Callable[[], object]) -> int:
         return _fail(error.format_message())
     except Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (Interrupted, Abort) as error:
+        return interrupted(error)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
         return _fail(f"{error.name} is not installed: pip install 'moe-tracekit[{EXTRAS[error.name]}]'")
+    if result == INTERRUPTED:  # while Typer read the arguments
+        return interrupted()
     return result if isinstance(result, int) else 0
+
+
+def own_version() -> str:
+    """The version of the installed distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("moe-tracekit")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _fail(message: str) -> int:
@@ -96,13 +132,22 @@ def _fail(message: str) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
+    interrupts = Interrupts()
+    interrupts.install()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open for as long as we run
     if hasattr(signal, "SIGPIPE"):
         # Stop quietly, as other commands do, when the reader (head, less) has gone.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except BaseException:
+        if not interrupts.came:
+            raise
+        code = interrupted()
+    # The work is done, or given up: what is left to interrupt is Python's own clean-up.
+    interrupts.ignore()
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -95,8 +95,7 @@ def _run(
         with _meter("recording") as report:
             record(loaded, tokenizer, requests, output, options, report)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted: the finished shards of {output} are kept; continue with --resume", err=True)
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt(f"the finished shards of {output} are kept; continue with --resume") from None
     seconds = time.perf_counter() - start
     manifest = load_manifest(output)
     return {

@@ -246,3 +246,9 @@ def needed(command: str, folder: Path) -> list[str]:
         "generate": ["hello", "--capacity", "2/layer"],
         "validate": ["--prompts", str(prompts), "--capacity", "2/layer"],
     }[command]
+
+
+def test_version_is_the_one_that_results_name(call: Call, trace: Path) -> None:
+    code, out, _ = call("--version")
+    provenance = json.loads(call("replay", trace, "--capacity", "2/layer", "--json")[1])["provenance"]
+    assert code == 0 and out == f"tracekit {provenance['moe_tracekit']}\n"
