@@ -46,12 +46,28 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One declared array (`extent` is experts, pairs, groups or one) or one parameter (`extent` is parameter)."""
+    """One declared array (`extent` is experts, pairs, groups or one) or one parameter (`extent` is parameter).
+
+    `low` and `high` are the least and the largest value of a parameter that makes sense; None is no bound.
+    """
 
     extent: str
     dtype: Any
     fill: Value
     width: int = 1
+    low: Value | None = None
+    high: Value | None = None
+
+    @property
+    def range(self) -> str:
+        """The values that make sense, in words; "" if any does."""
+        if self.low is None:
+            return "" if self.high is None else f"at most {self.high}"
+        return f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
+
+    def holds(self, value: Value) -> bool:
+        """Whether the value is within the bounds."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def allocate(self, layout: Layout) -> np.ndarray:
         pairs = layout.keys * layout.experts
@@ -79,9 +95,12 @@ def scalar(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
     return Field("one", dtype, fill, width)
 
 
-def parameter(default: Value) -> Any:
-    """A constant that a plan may set: `decay = parameter(0.9)`."""
-    return Field("parameter", type(default), default)
+def parameter(default: Value, *, low: Value | None = None, high: Value | None = None) -> Any:
+    """A constant that a plan may set, bounds included: `decay = parameter(0.9, low=0, high=1)`."""
+    field = Field("parameter", type(default), default, low=low, high=high)
+    if not field.holds(default):
+        raise PolicyError(f"a parameter's default of {default} is not {field.range}")
+    return field
 
 
 class Policy:
@@ -90,6 +109,7 @@ class Policy:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    READABLE: ClassVar[tuple[str, ...]] = ()  # what `reads` may be
     reads: ClassVar[str] = "nothing"
     bound: ClassVar[bool] = False
     State: ClassVar[Any] = None
@@ -128,8 +148,13 @@ class Policy:
         return {name: field.fill for name, field in cls.fields().items() if field.extent == "parameter"}
 
     @classmethod
+    def ranges(cls) -> dict[str, str]:
+        """The values that make sense, in words, of the parameters that have bounds."""
+        return {name: field.range for name, field in cls.fields().items() if field.range}
+
+    @classmethod
     def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Any:
-        """A fresh state for `layout`. Raises PolicyError for a parameter that the policy does not have."""
+        """A fresh state for `layout`. Raises PolicyError for a parameter that the policy does not have or allow."""
         given = dict(parameters or {})
         values: dict[str, Any] = {
             "layers": layout.layers,
@@ -158,6 +183,8 @@ class Policy:
             raise PolicyError(f"policy {cls.name!r}: parameter {name} is not a finite number of 64 bits")
         if field.dtype is int and value != int(value):
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not a whole number")
+        if not field.holds(value):
+            raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not {field.range}")
         return field.dtype(value)  # type: ignore[no-any-return]
 
     @classmethod

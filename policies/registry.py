@@ -90,13 +90,20 @@ def locate(kind: str, name: str, builtin: dict[str, str]) -> Any:
 
 
 def checked(kind: str, name: str, found: Any, base: type[Policy]) -> type[Any]:
-    """`found`, if it is a class derived from `base` and its hooks are what the kernel calls."""
+    """`found`, if it is a class derived from `base`, reads what there is, and has the hooks that the kernel calls."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PolicyError(f"{kind} policy {name!r} is not a subclass of {base.__module__}.{base.__name__}")
-    problem = hook_problem(found, base)
+    problem = reads_problem(found, base) or hook_problem(found, base)
     if problem:
         raise PolicyError(f"{kind} policy {name!r}: {problem}")
     return found
+
+
+def reads_problem(policy: type[Policy], base: type[Policy]) -> str:
+    """What is wrong with what `policy` wants to be told, or ""."""
+    if policy.reads in base.READABLE:
+        return ""
+    return f"reads = {policy.reads!r} is no signal; choose one of {', '.join(map(repr, base.READABLE))}"
 
 
 def hooks(base: type[Policy]) -> dict[str, FunctionType]:

@@ -69,6 +69,7 @@ def _list(json: bool) -> None:
                     "reads": policy.reads,
                     "bound": policy.bound,
                     "parameters": policy.parameters(),
+                    "ranges": policy.ranges(),
                     "source": policy.source,
                 }
             )

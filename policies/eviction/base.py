@@ -22,6 +22,7 @@ class EvictionPolicy(Policy):
     only bounds may read the future).
     """
 
+    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "gate-weight", "next-use")
     reads: ClassVar[str] = "nothing"
     needs_profile: ClassVar[bool] = False  # the plan must name a trace whose popular experts fill the cache beforehand
 

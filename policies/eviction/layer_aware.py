@@ -19,7 +19,7 @@ class LayerAware(EvictionPolicy):
     summary = "farthest expected next use, from layer order and decayed frequency"
     source = "this project; compare Hoang et al. 2026, SpecMD, arXiv 2602.03921"
 
-    decay = parameter(0.95)
+    decay = parameter(0.95, low=0, high=1)
 
     weight = per_expert(np.float64)
     at = per_expert(np.int64)

@@ -1,13 +1,11 @@
 """LRU-K: recency of the K-th last reference instead of the last."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
-from policies.fields import Layout, Value, parameter, per_expert
-from tracekit.errors import PolicyError
+from policies.fields import parameter, per_expert
 
 MOST = 4
 
@@ -23,17 +21,9 @@ class LruK(EvictionPolicy):
     summary = "oldest k-th last lookup (k = 2)"
     source = "O'Neil, O'Neil & Weikum 1993, The LRU-K Page Replacement Algorithm (SIGMOD), section 2"
 
-    k = parameter(2)
+    k = parameter(2, low=1, high=MOST)
 
     history = per_expert(np.int64, 0, width=MOST)
-
-    @classmethod
-    def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Any:
-        """A fresh state. Raises PolicyError also for a k that the history does not reach."""
-        state = super().allocate(layout, parameters)
-        if not 1 <= state.k <= MOST:
-            raise PolicyError(f"policy {cls.name!r}: parameter k = {state.k} is not between 1 and {MOST}")
-        return state
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         remember(self, expert, now)

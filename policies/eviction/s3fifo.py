@@ -11,6 +11,7 @@ from policies.fields import parameter, per_expert, per_group
 # Where an expert is. Group g's queues are the lists QUEUES * g + SMALL, MAIN and GHOST.
 SMALL, MAIN, GHOST, RETURNING, NOWHERE = 0, 1, 2, 3, 4
 QUEUES = 3
+MOST_HITS = 3  # two bits of them are counted
 
 
 class S3Fifo(EvictionPolicy):
@@ -28,9 +29,9 @@ class S3Fifo(EvictionPolicy):
     summary = "small, main and ghost queues; quick demotion of one-hit experts"
     source = "Yang et al. 2023, FIFO Queues are All You Need for Cache Eviction (SOSP), section 4, algorithm 1"
 
-    small_share = parameter(0.1)
-    ghost_share = parameter(0.9)
-    move_at = parameter(2)
+    small_share = parameter(0.1, low=0, high=1)
+    ghost_share = parameter(0.9, low=0, high=10)
+    move_at = parameter(2, low=1, high=MOST_HITS)
 
     links = per_expert(np.int32, -1, width=2)
     ends = per_group(np.int32, -1, width=2 * QUEUES)
@@ -41,7 +42,7 @@ class S3Fifo(EvictionPolicy):
     ghost_limit = per_group(np.int64)
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
-        if self.hits[expert] < 3:
+        if self.hits[expert] < MOST_HITS:
             self.hits[expert] += 1
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:

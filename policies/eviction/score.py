@@ -18,7 +18,7 @@ class Score(EvictionPolicy):
     source = "after Zhong et al. 2025, HybriMoE, arXiv 2504.05897 (score-aware caching)"
     reads = "gate-weight"
 
-    decay = parameter(0.9)
+    decay = parameter(0.9, low=0, high=1)
 
     score = per_expert(np.float64)
     at = per_expert(np.int64)

@@ -17,6 +17,7 @@ class Prefetcher(Policy):
     bounds may).
     """
 
+    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "lookahead", "future")
     reads: ClassVar[str] = "nothing"
 
     def observe(self, layer: int, demand: np.ndarray) -> None:

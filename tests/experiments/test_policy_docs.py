@@ -38,7 +38,10 @@ def policies_table() -> str:
     found = [p for p in json.loads(output("policies", "list", "--json")) if p["name"] in {**EVICTION, **PREFETCH}]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
-        parameters = ", ".join(f"`{name} = {str(value).lower()}`" for name, value in p["parameters"].items())
+        ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
+        parameters = ", ".join(
+            f"`{name} = {str(value).lower()}`{ranges.get(name, '')}" for name, value in p["parameters"].items()
+        )
         reads = "" if p["reads"] == "nothing" else p["reads"]
         cells = [f"`{p['name']}`", p["kind"], p["summary"], reads, parameters, p["source"]]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

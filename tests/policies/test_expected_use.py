@@ -68,7 +68,7 @@ def test_every_victim_is_worth_least(name, worth) -> None:  # type: ignore[no-un
 
 def gate_weight(scenario: Scenario, rows: list[int], layer: int, expert: int) -> float:
     """What the tokens of a step gave an expert of a layer."""
-    weights = scenario.trace.weights
+    weights = scenario.trace.weights_of(0, scenario.trace.tokens)
     assert weights is not None
     chosen = scenario.trace.experts[rows, layer] == expert
     return float(weights[rows, layer][chosen].astype(np.float64).sum())

@@ -1,5 +1,6 @@
 """Declared state and parameters of policies, and finding policies by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class Declared(EvictionPolicy):
     k = parameter(2)
     decay = parameter(0.9)
     strict = parameter(False)
+    share = parameter(0.5, low=0, high=1)
+    rounds = parameter(3, low=1)
+    few = parameter(3, high=9)
 
 
 class Derived(Declared):
@@ -63,6 +67,10 @@ def test_an_interpreted_policy_shares_its_arrays_with_the_state() -> None:
         {"decay": False},
         {"decay": None},
         {"strict": 1},
+        {"share": 1.01},
+        {"share": -1e-9},
+        {"rounds": 0},
+        {"few": 10},
     ],
     ids=str,
 )
@@ -70,6 +78,69 @@ def test_impossible_parameters_are_refused_in_one_line(parameters: dict[str, Any
     with pytest.raises(PolicyError, match="declared") as caught:
         Declared.allocate(LAYOUT, parameters)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"share": 1.5}, "share = 1.5 is not between 0 and 1"),
+        ({"rounds": 0}, "rounds = 0 is not at least 1"),
+        ({"few": 10}, "few = 10 is not at most 9"),
+    ],
+)
+def test_a_refusal_names_parameter_value_and_range(parameters: dict[str, Any], says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        Declared.allocate(LAYOUT, parameters)
+    assert str(caught.value) == f"policy 'declared': parameter {says}"
+
+
+def test_bounds_themselves_are_allowed() -> None:
+    state = Declared.allocate(LAYOUT, {"share": 1, "rounds": 1, "few": 9})
+    assert (state.share, state.rounds, state.few) == (1.0, 1, 9)
+    assert set(Declared.ranges()) == {"share", "rounds", "few"}
+
+
+def test_a_default_lies_within_its_own_bounds() -> None:
+    with pytest.raises(PolicyError, match="default of 2 is not between 0 and 1"):
+        parameter(2, low=0, high=1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "parameters"),
+    [
+        ("s3fifo", {"small_share": 1.5}),
+        ("s3fifo", {"ghost_share": -0.1}),
+        ("s3fifo", {"move_at": 0}),
+        ("s3fifo", {"move_at": 4}),
+        ("score", {"decay": 1.1}),
+        ("layer-aware", {"decay": -0.1}),
+        ("lru-k", {"k": 0}),
+        ("lru-k", {"k": 5}),
+    ],
+    ids=str,
+)
+def test_own_policies_have_bounds(policy: str, parameters: dict[str, float]) -> None:
+    ((name, value),) = parameters.items()
+    with pytest.raises(PolicyError, match=f"{policy}.*{name} = {value} is not between"):
+        ExpertCache(CacheSpec(1, 4, (2,), np.ones(4, np.int64), policy, parameters), compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("base", "load", "signals"),
+    [
+        ("policies.eviction.base:EvictionPolicy", eviction_policy, "'nothing', 'gate-weight', 'next-use'"),
+        ("policies.prefetch.base:Prefetcher", prefetcher, "'nothing', 'lookahead', 'future'"),
+    ],
+    ids=["eviction", "prefetch"],
+)
+@pytest.mark.parametrize("reads", ["'everything'", "None", "'lookahead gate-weight'"])
+def test_a_signal_that_there_is_not_is_refused_when_the_policy_is_loaded(
+    base: str, load: Callable[[str], type], signals: str, reads: str, tmp_path: Path
+) -> None:
+    module, _, name = base.partition(":")
+    (tmp_path / "mine.py").write_text(f"from {module} import {name}\nclass Mine({name}):\n    reads = {reads}\n")
+    with pytest.raises(PolicyError, match=f"reads = {reads} is no signal; choose one of {signals}$"):
+        load(f"{tmp_path / 'mine.py'}:Mine")
 
 
 def test_whole_floats_and_integers_are_numbers_of_either_kind() -> None:

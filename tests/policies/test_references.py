@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import CacheSpec
 from policies.registry import EVICTION
 from tests.helpers.reference_cache import EVICT, LOAD, Event
 from tests.helpers.reference_policies import REFERENCES
 from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
-from tracekit.errors import PolicyError
 
 SEEDS = st.integers(0, 2**32 - 1)
 PARAMETERS: dict[str, tuple[Mapping[str, float], ...]] = {
@@ -165,9 +164,3 @@ def test_random_empties_every_slot_equally_often(seed: int) -> None:
 def test_random_is_reproducible_by_its_seed() -> None:
     assert (random_slots(3, 200) == random_slots(3, 200)).all()
     assert not (random_slots(3, 200)[:50] == random_slots(4, 200)[:50]).all()
-
-
-@pytest.mark.parametrize("k", [0, 5])
-def test_lru_k_refuses_a_k_that_it_cannot_remember(k: int) -> None:
-    with pytest.raises(PolicyError, match=f"k = {k} is not between 1 and 4"):
-        ExpertCache(CacheSpec(1, 4, (2,), np.ones(4, np.int64), "lru-k", {"k": k}), compiled=False)
