@@ -11,6 +11,7 @@ from policies.compiled import compiled_decide, one_line, reads
 from policies.decide import decide, keep, take_slot
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
+from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from policies.state import PINNED, Batch, CacheState
 from tracekit.errors import CapacityError, PolicyError
@@ -85,7 +86,7 @@ class ExpertCache:
             resident=np.zeros(int(most.sum()) + 1, self._index),
             resident_count=np.zeros(groups, np.int64),
             position=np.zeros(keys, self._index),
-            free=np.arange(self.slots, dtype=np.int32),
+            free=np.arange(self.slots, dtype=np.int64),
             free_head=np.array([0, self.slots], np.int64),
             staged=np.full(staging, -1, np.int32),
             staged_count=np.zeros(1, np.int64),
@@ -109,6 +110,8 @@ class ExpertCache:
             self._decide = decide
             self._eviction = eviction.interpreted(self._eviction)
             self._prefetcher = suggester.interpreted(self._prefetcher)
+        if suggester is NoPrefetch:
+            self._prefetcher = None
 
     def _pin(self, key: int) -> None:
         group = int(self.state.group_of[key // self.spec.experts])

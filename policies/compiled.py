@@ -19,11 +19,13 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import types
-from numba.extending import overload_method, register_jitable
+from numba.extending import overload, overload_method, register_jitable
 
 from policies import decide as decide_module
 from policies.fields import Policy
+from policies.state import as_key
 from tracekit.errors import PolicyError
 
 Decide = Callable[[Any, Any, Any, Any, Any], int]
@@ -36,7 +38,7 @@ from numba import njit
 from policies.decide import decide
 
 
-@njit(cache=True, _nrt=False, error_model="numpy")
+@njit(cache=True, _nrt=False, no_cfunc_wrapper=True, error_model="numpy")
 def run(cache, eviction, prefetcher, batch, events):
     return decide(cache, eviction, prefetcher, batch, events)
 '''
@@ -44,8 +46,17 @@ def run(cache, eviction, prefetcher, batch, events):
 
 # A call would pass every array of the state through memory. numba's own inlining (inline="always") is not an option:
 # with it numba 0.68 compiles wrong code for `decide`.
-INLINE = {"forceinline": True}
+# Nothing but compiled code calls a hook or a helper, so the wrappers for other callers are left out.
+INLINE = {"forceinline": True, "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
 compiled_hook = partial(overload_method, types.BaseNamedTuple, jit_options=INLINE)  # type: ignore[call-arg]
+
+
+@overload(as_key, jit_options=INLINE)  # type: ignore[arg-type]
+def _as_key(number):  # type: ignore[no-untyped-def]
+    return lambda number: np.uint32(number)
+
+
+as_key.tracekit_compilable = True  # type: ignore[attr-defined]
 
 
 def hook(state: Any, name: str) -> Any:

@@ -16,11 +16,14 @@ a clock.
 from typing import Any
 
 from policies.events import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, pack
-from policies.state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED
+from policies.state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
 
 
 def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) -> int:
-    """Run every visit of `batch`; returns how many events were written to `events`."""
+    """Run every visit of `batch`; returns how many events were written to `events`.
+
+    `prefetcher` is None where nothing is ever prefetched: then the code for it is not even compiled.
+    """
     n = 0
     keeps_order = len(cache.last_use) > 0
     has_signal = len(batch.signal) > 0
@@ -55,9 +58,9 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             n += place != 0
             missing += place == 0
 
-        if cache.staged_count[0] > 0:
+        if prefetcher is not None and cache.staged_count[0] > 0:
             n = settle_staged(cache, layer, now, events, n)
-        if staged > 0:
+        if prefetcher is not None and staged > 0:
             for i in range(start, stop):
                 expert = batch.demand[i]
                 if cache.place[expert] & STAGED:
@@ -76,7 +79,8 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             signal = batch.signal[i] if has_signal else 0.0
             n, room = admit(cache, eviction, group, expert, now, signal, held, LOAD, events, n)
             if not room:
-                n = ensure_buffer(cache, now, events, n)
+                if prefetcher is not None:
+                    n = ensure_buffer(cache, now, events, n)
                 slot = take_slot(cache)
                 n = record(events, n, STREAM, expert, slot)
                 put_slot(cache, slot)
@@ -92,17 +96,29 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
                     cache.last_use[expert] = references + i
                 eviction.on_reference(expert, group, now, batch.signal_recency[i] if has_signal else 0.0)
 
-        prefetcher.observe(layer, batch.demand[start:stop])
-        target = layer + cache.distance
-        if len(cache.suggestion) > 0 and target < len(cache.group_of):
-            count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
-            for i in range(min(count, len(cache.suggestion))):
-                if cache.suggestion[i] < 0 or cache.suggestion[i] // cache.experts != target:
-                    cache.fault[1] = 1
-                    continue
-                to = cache.group_of[target]
-                n = prefetch(cache, eviction, cache.suggestion[i], to, now, held if to == group else 0, events, n)
+        if prefetcher is not None:
+            prefetcher.observe(layer, batch.demand[start:stop])
+            target = layer + cache.distance
+            if target < len(cache.group_of):
+                count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
+                n = look_ahead(cache, eviction, target, count, now, group, held, events, n)
         events.start[visit + 1] = n
+    return n
+
+
+def look_ahead(
+    cache: Any, eviction: Any, target: int, count: int, now: int, group: int, held: int, events: Any, n: int
+) -> int:
+    """Prefetch the first `count` of the suggested experts of layer `target`."""
+    for i in range(len(cache.suggestion)):
+        if i >= count:
+            break
+        suggested = as_key(cache.suggestion[i])
+        if cache.suggestion[i] < 0 or suggested // cache.experts != target:
+            cache.fault[1] = 1
+            continue
+        to = cache.group_of[target]
+        n = prefetch(cache, eviction, suggested, to, now, held if to == group else 0, events, n)
     return n
 
 
@@ -152,10 +168,9 @@ def admit(
         # Full, and one victim makes room for one expert: it takes the victim's place, slot and all.
         if cache.resident_count[group] == 0:
             return n, False
-        victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0 or not may_go(cache, group, victim, now):
+        found, victim = expel(cache, eviction, group, expert, now, signal)
+        if not found:
             return n, False
-        eviction.on_evict(victim, group, now)
         slot, position = cache.place[victim] >> SLOT, cache.position[victim]
         n = record(events, n, EVICT, victim, slot)
         cache.place[victim] = 0
@@ -182,14 +197,22 @@ def keep(cache: Any, expert: int, group: int, slot: int) -> None:
     cache.place[expert] = slot << SLOT | RESIDENT
 
 
-def may_go(cache: Any, group: int, victim: int, now: int) -> bool:
-    """Whether the policy's victim is one of the group's residents, not pinned and not demanded; if not: a fault."""
-    if victim < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
+def expel(cache: Any, eviction: Any, group: int, incoming: int, now: int, signal: float) -> tuple[bool, int]:
+    """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
+
+    A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
+    """
+    named = eviction.victim(cache, group, incoming, now, signal)
+    victim = as_key(named)
+    if named < 0:
+        return False, victim
+    if named < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
         position = cache.position[victim] - cache.first[group]
         if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
-            return True
+            eviction.on_evict(victim, group, now)
+            return True, victim
     cache.fault[0] = 1
-    return False
+    return False, victim
 
 
 def make_room(
@@ -201,10 +224,9 @@ def make_room(
     if size > cache.capacity[group] or (cache.unit == 0 and held + size > cache.capacity[group]):
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
-        victim = eviction.victim(cache, group, expert, now, signal)
-        if victim < 0 or not may_go(cache, group, victim, now):
+        found, victim = expel(cache, eviction, group, expert, now, signal)
+        if not found:
             return n, False
-        eviction.on_evict(victim, group, now)
         n = record(events, n, EVICT, victim, cache.place[victim] >> SLOT)
         last = cache.first[group] + cache.resident_count[group] - 1
         position = cache.position[victim]

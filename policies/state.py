@@ -10,6 +10,15 @@ PINNED = 8  # may never be evicted
 FLAGS = 15
 SLOT = 4  # bits to shift
 
+
+def as_key(number: int) -> int:
+    """A key that a policy named, as a number of the type of all other keys (u32 where compiled).
+
+    One type means that compiled code has one version of everything that takes a key, and unsigned indices.
+    """
+    return number
+
+
 CacheState = namedtuple(
     "CacheState",
     [
@@ -27,7 +36,7 @@ CacheState = namedtuple(
         "resident",  # u32: resident keys, group by group, unordered
         "resident_count",  # i64 [groups]
         "position",  # u32 [keys]: index in `resident`
-        "free",  # i32 [slots]: ring of free slots, first in first out
+        "free",  # i64 [slots]: ring of free slots, first in first out
         "free_head",  # i64 [2]: next to take, number free
         "staged",  # i32 [staging]: staged keys, oldest first
         "staged_count",  # i64 [1]
