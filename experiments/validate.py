@@ -1,5 +1,6 @@
 """Validation: one plan in the engine and in the simulator, on the same prompts; how far do they differ?"""
 
+import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None
     passed: bool
     verdict: str
+    warnings: list[str] = []
 
 
 def validate(
@@ -161,12 +163,24 @@ def validate(
         threshold=threshold,
         passed=passed,
         verdict=_verdict(decisions, tokens, time, threshold),
+        warnings=[] if calibrated_here else profile_warnings(hardware, device),
     )
 
 
 def calibration_plan(plan: Plan) -> Plan:
     """The plan that calibration runs: the same policies, whose own work costs time, with another cache size."""
     return msgspec.structs.replace(plan, cache=CachePlan(capacity="75%/layer"))
+
+
+def profile_warnings(hardware: HardwareProfile, device: str) -> list[str]:
+    """What makes the error of a given profile's times say little about the simulator, if anything."""
+    doubt = f"hardware profile {hardware.name!r} %s: the error of its times is no measure of the simulator"
+    if not hardware.calibrated:
+        return [doubt % "was not measured on this machine, nor on any"]
+    here = f"{device.partition(':')[0]} of {platform.machine()} {platform.system()}"
+    # As calibration describes a machine; a profile's name is the user's to choose.
+    told = hardware.description.partition(", measured")[0]
+    return [] if told.startswith(here) else [doubt % f"is of another machine ({told}) than this one ({here})"]
 
 
 def compare_logs(simulated: Events, measured: Events) -> Decisions:

@@ -60,7 +60,10 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         rows.append(("all experts", _mib(stats.model_expert_bytes)))
     where = "" if stats.load_entropy_min_layer is None else f" (layer {stats.load_entropy_min_layer})"
     rows += [
-        ("token cycle", f"{stats.token_cycle_experts:.1f} experts, {_mib(stats.token_cycle_bytes)}"),
+        (
+            "token cycle: one decode token's demand",
+            f"{stats.token_cycle_experts:.1f} experts, {_mib(stats.token_cycle_bytes)}",
+        ),
         ("load entropy, mean over layers", _number(stats.load_entropy_mean)),
         ("load entropy, least even layer", _number(stats.load_entropy_min) + where),
         ("overlap of consecutive tokens", _percent(stats.overlap)),

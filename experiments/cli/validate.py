@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tracekit.errors import TraceError
+
 
 def command(
     model: Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")],
@@ -40,6 +42,8 @@ def command(
     from experiments.cli.plans import plan_from_options
     from tracekit.recorder.prompts import read_prompts
 
+    if output is not None:
+        check_output(output)
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch)
     requests = read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
@@ -78,6 +82,16 @@ def command(
             ("total time, error", f"{100 * time.total_error:+.1f} %"),
         ]
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
+        for warning in result.warnings:
+            typer.echo(f"warning: {warning}")
         typer.echo(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def check_output(output: Path) -> None:
+    """Refuse at once, before anything is measured, what could not be written in the end."""
+    if output.exists():
+        raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
+    if not output.absolute().parent.is_dir():
+        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")

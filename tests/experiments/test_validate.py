@@ -1,9 +1,11 @@
 """Validation on the reference models: tokens and decisions agree, and disagreement is noticed and named."""
 
 import json
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,7 +15,7 @@ from engine.plan import plan_from_dict  # noqa: E402
 from engine.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
-from experiments.validate import calibration_plan, compare_logs, validate  # noqa: E402
+from experiments.validate import calibration_plan, compare_logs, profile_warnings, validate  # noqa: E402
 from policies.events import Events  # noqa: E402
 from tracekit import Trace  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
@@ -93,6 +95,7 @@ def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(
         max_new_tokens=8,
         keep_trace=tmp_path / "engine.trace",
     )
+    assert result.warnings == []
     assert result.time.calibrated_here and result.time.simulated_tokens_per_second > 0
     trace = Trace.open(tmp_path / "engine.trace")
     assert trace.manifest.complete and trace.manifest.expert_params[0] > 0
@@ -107,7 +110,23 @@ def test_a_threshold_fails_by_exit_code(tmp_path: Path, capsys: pytest.CaptureFi
     assert run([*arguments, "--threshold", "1e-9"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["passed"] and "ABOVE" in found["verdict"]
+    assert len(found["warnings"]) == 1 and "'rtx3060' was not measured" in found["warnings"][0]
     assert found["decisions"]["identical"] and found["tokens"]["identical"]
+
+
+def test_a_profile_of_another_machine_is_doubted() -> None:
+    sheet = load_hardware("t4")
+
+    def of(machine: str) -> list[str]:
+        described = f"{machine}, measured with Mixtral"
+        return profile_warnings(msgspec.structs.replace(sheet, calibrated=True, description=described), "cpu")
+
+    here = f"cpu of {platform.machine()} {platform.system()}"
+    assert of(here) == []
+    for other in ("cpu of riscv64 Linux", f"cuda of {platform.machine()} {platform.system()}"):
+        (warning,) = of(other)
+        assert other in warning and here in warning and "\n" not in warning
+    assert "not measured" in profile_warnings(sheet, "cpu")[0]
 
 
 def test_generate_prints_text_and_ids(capsys: pytest.CaptureFixture[str]) -> None:

@@ -252,3 +252,15 @@ def test_version_is_the_one_that_results_name(call: Call, trace: Path) -> None:
     code, out, _ = call("--version")
     provenance = json.loads(call("replay", trace, "--capacity", "2/layer", "--json")[1])["provenance"]
     assert code == 0 and out == f"tracekit {provenance['moe_tracekit']}\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("t.trace", ["t.trace exists", "choose another --output"]), ("no/x.trace", ["no directory"])]
+)
+def test_validate_refuses_an_output_before_it_measures(
+    call: Call, trace: Path, tmp_path: Path, output: str, words: list[str]
+) -> None:
+    """The model is not even looked for."""
+    code, out, err = call("validate", "no-model", *needed("validate", tmp_path), "--output", trace.parent / output)
+    assert_one_line(code, out, err, *words)
+    assert "resume" not in err

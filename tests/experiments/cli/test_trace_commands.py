@@ -25,7 +25,12 @@ def test_import_then_info(routing: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     assert run(["info", str(trace), "--verify"]) == 0
     out = capsys.readouterr().out
-    for words in ("6.0 experts, 6.0 MiB", "80 (0 prefill, 80 decode)", "warning: no gate weights"):
+    for words in (
+        "one decode token's demand",
+        "6.0 experts, 6.0 MiB",
+        "80 (0 prefill, 80 decode)",
+        "warning: no gate weights",
+    ):
         assert words in out
 
 
