@@ -1,0 +1,129 @@
+"""What-if batching: the order in which a server with continuous batching would have run a trace's requests."""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from tracekit.errors import PlanError
+from tracekit.rows import PREFILL
+
+
+def schedule(
+    step: NDArray[np.int32],
+    request: NDArray[np.int32],
+    phase: NDArray[np.uint8],
+    batch: int,
+    arrivals: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The rows of a trace in batched order, and the step that each belongs to then.
+
+    Requests are served first come, first served, at most `batch` at a time; one that ends makes room for the next. In
+    a decode step every request in flight takes the next of its own decode steps. A prefill step runs as a step of its
+    own, before any further decode step, as in servers that put prompts first: only so does its phase, and so its time
+    and its loads, remain apart. A request's own steps keep their order; one counts as prefill by its first row.
+
+    The clock counts decode steps: there are no seconds where only routing is known. Prefill takes no time on it, and
+    where nobody is in flight it jumps to the next arrival.
+
+    Args:
+        step, request, phase: [tokens] each, as in a trace; `step` never decreases.
+        batch: most requests in flight.
+        arrivals: [requests], in order of first appearance, the clock's reading at which each request is there; None
+            has all there from the start. Ties are served in order of first appearance.
+
+    Returns:
+        order: [tokens] i64, the row that stands at each place; step: [tokens] i32, from 0, never decreasing.
+
+    One stable sort by request, then O(tokens). Raises PlanError for an impossible batch or arrivals.
+    """
+    if batch < 1:
+        raise PlanError(f"a batch of {batch} requests runs nothing: give 1 or more")
+    appearance, requests = first_appearances(request)
+    came = np.zeros(requests) if arrivals is None else np.asarray(arrivals, np.float64)
+    if came.shape != (requests,) or not np.isfinite(came).all() or (came < 0).any():
+        raise PlanError(f"arrivals must be {requests} finite numbers of steps from 0, one for each request")
+    served = np.argsort(came, kind="stable")
+    place = np.empty(requests, np.int64)
+    place[served] = np.arange(requests)
+    turn = place[appearance]  # [tokens]: which request a row is of, counted in order of service
+    rows = np.argsort(turn, kind="stable")
+    # A segment is one request's part of one recorded step.
+    begins = np.ones(len(rows), bool)
+    begins[1:] = (np.diff(turn[rows]) != 0) | (np.diff(step[rows]) != 0)
+    segment = np.append(np.flatnonzero(begins), len(rows))
+    first_of = np.searchsorted(turn[rows][segment[:-1]], np.arange(requests + 1))
+    prefill = phase[rows[segment[:-1]]] == PREFILL
+    # In compiled code `batch` is the length of an array: no longer than can ever be used.
+    order, batched = _run(rows, segment, first_of, prefill, came[served], min(batch, max(requests, 1)))
+    return order, batched
+
+
+def poisson_arrivals(requests: int, rate: float, seed: int) -> NDArray[np.float64]:
+    """[requests] arrivals at `rate` per decode step on average, the gaps drawn from an exponential distribution."""
+    if not 0 < rate < np.inf:
+        raise PlanError(f"an arrival rate of {rate:g} requests per decode step is not a number above 0")
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
+
+
+def first_appearances(request: NDArray[np.int32]) -> tuple[NDArray[np.int64], int]:
+    """Requests numbered by first appearance: the number of each row's [tokens], and how many there are."""
+    names, first, index = np.unique(request, return_index=True, return_inverse=True)
+    number = np.empty(len(names), np.int64)
+    number[np.argsort(first)] = np.arange(len(names))
+    return number[index], len(names)
+
+
+@njit(cache=True)
+def _run(rows, segment, first_of, prefill, arrival, batch):  # type: ignore[no-untyped-def]
+    requests = len(first_of) - 1
+    following = first_of[:-1].copy()  # each request's next segment
+    flying = np.empty(batch, np.int64)
+    count = waiting = place = now = 0
+    clock = 0.0
+    order = np.empty(len(rows), np.int64)
+    step = np.empty(len(rows), np.int32)
+    while count > 0 or waiting < requests:
+        if count == 0:
+            clock = max(clock, arrival[waiting])
+        while count < batch and waiting < requests and arrival[waiting] <= clock:
+            place, now = _prefill(rows, segment, first_of, prefill, following, waiting, order, step, place, now)
+            if following[waiting] < first_of[waiting + 1]:
+                flying[count] = waiting
+                count += 1
+            waiting += 1
+        for i in range(count):
+            place = _copy(rows, segment, following[flying[i]], order, step, place, now)
+            following[flying[i]] += 1
+        if count > 0:
+            now += 1
+            clock += 1
+        left = 0
+        for i in range(count):
+            request = flying[i]
+            place, now = _prefill(rows, segment, first_of, prefill, following, request, order, step, place, now)
+            if following[request] < first_of[request + 1]:
+                flying[left] = request
+                left += 1
+        count = left
+    return order, step
+
+
+@njit(cache=True)
+def _prefill(  # type: ignore[no-untyped-def]
+    rows, segment, first_of, prefill, following, request, order, step, place, now
+):
+    """Run what the request has to prefill before its next decode step, each step alone."""
+    while following[request] < first_of[request + 1] and prefill[following[request]]:
+        place = _copy(rows, segment, following[request], order, step, place, now)
+        following[request] += 1
+        now += 1
+    return place, now
+
+
+@njit(cache=True)
+def _copy(rows, segment, number, order, step, place, now):  # type: ignore[no-untyped-def]
+    for row in range(segment[number], segment[number + 1]):
+        order[place] = rows[row]
+        step[place] = now
+        place += 1
+    return place
