@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import replay as replays
 from engine.hardware import load_hardware
 from engine.plan import Plan, plan_from_dict
 from engine.replay import replay, run
 from engine.result import Result
 from engine.simulator.costs import model_costs
+from engine.stack import lru_curve
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit import Trace, shards
 from tracekit.errors import PlanError, PolicyError, TracekitError
 
 BYTES = 1_000_000
@@ -194,6 +196,29 @@ def test_an_empty_trace_is_refused(tmp_path: Path) -> None:
     trace = make_trace(tmp_path / "empty.trace", np.empty((0, 2, 2), np.uint16), num_experts=4)
     with pytest.raises(TracekitError, match="no tokens"):
         replay(trace, plan("2/layer"))
+
+
+def test_a_replay_never_holds_the_whole_routing(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has memory for some rows at a time only must do without `Trace.experts` and `Trace.weights`."""
+    expected = [replay(trace, plan(policy=policy), bounds=False) for policy in ("lru", "arc")]
+    curve = lru_curve(trace, "layer")
+
+    def refused(self: Trace) -> None:
+        raise AssertionError("read whole")
+
+    monkeypatch.setattr(Trace, "experts", property(refused))
+    monkeypatch.setattr(Trace, "weights", property(refused))
+    monkeypatch.setattr(shards, "_BLOCK_LOOKUPS", 3 * trace.layers * trace.top_k)
+    fresh = Trace.open(trace.path)
+    assert [replay(fresh, plan(policy=policy), bounds=False) for policy in ("lru", "arc")] == expected
+    assert lru_curve(fresh, "layer").hits.tolist() == curve.hits.tolist()
+
+
+def test_bounds_of_a_long_trace_are_computed_when_asked_for(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "BOUNDED_LOOKUPS", 100)
+    result = replay(trace, plan())
+    assert result.bounds is None and any("--bounds" in warning for warning in result.warnings)
+    assert replay(trace, plan(), bounds=True).bounds is not None
 
 
 def test_the_largest_counts_a_plan_may_ask_for_are_survived(trace: Trace) -> None:
