@@ -10,6 +10,7 @@ from engine.plan import EvictionPlan, Plan, PrefetchPlan
 from engine.result import Bounds
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs
+from engine.simulator.timeline import STALLS
 from policies.events import HIT_PREFETCHED, LOAD, STREAM
 from tracekit import Trace
 from tracekit.demand import Demand
@@ -33,7 +34,7 @@ def find_bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape
     if costs is not None and done.timeline is not None and tokens:
         free = run(trace, clairvoyant, costs, shape, timed=False, reshape=free_prefill)
         copies = float(free.copy_ns[DECODE]) * costs.scale
-        work = float(done.timeline.spent[DECODE, :3].sum()) * costs.scale
+        work = float(done.timeline.spent[DECODE, :STALLS].sum()) * costs.scale
         link = tokens / (copies / 1e9) if copies else None
         compute = tokens / (work / 1e9) if work else None
     known = [bound for bound in (link, compute) if bound is not None]

@@ -77,14 +77,14 @@ def run(
             (spec.layers, spec.experts),
             demand.phase,
             bytes_of,
-            bytes_of * 0 if costs is None else costs.copy_ns,
+            bytes_of * 0 if costs is None else costs.least_link_ns,
             done.kinds,
             done.loaded,
             done.copy_ns,
         )
         if done.timeline is not None:
             first, last = demand.first_step, demand.first_step + demand.steps
-            ends.append(done.timeline.run(demand, events, context[first:last]))
+            ends.append(done.timeline.run(demand, events, context[first:last]).visit_end)
         phases.append(demand.phase)
         if on_events is not None:
             on_events(demand, events)

@@ -52,9 +52,9 @@ class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`compute`: whether the host may compute a missing expert."""
+    """`compute`: whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it."""
 
-    cpu_experts: Literal["never"] = "never"
+    cpu_experts: Literal["never", "auto"] = "never"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

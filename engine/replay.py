@@ -15,7 +15,7 @@ from engine.plan import Plan
 from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
-from engine.simulator.timeline import CAUSES, LATE, USEFUL, WASTED
+from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
 from engine.weights import WeightFormat
 from policies.events import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
@@ -54,7 +54,10 @@ def replay(
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     weights = plan.weights
-    costs = None if machine is None else model_costs(trace.manifest, machine, model, weights.experts, weights.attention)
+    costs = None
+    if machine is not None:
+        cpu = plan.compute.cpu_experts
+        costs = model_costs(trace.manifest, machine, model, weights.experts, weights.attention, cpu)
     done = run(trace, plan, costs, model, progress=progress, on_events=on_events)
     counts = [_counts(done, [phase], sized=_sized(trace, plan, model)) for phase in (0, 1)]
     total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
@@ -119,16 +122,16 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
         tokens_per_second=float(done.tokens[DECODE] / (decode.sum() / 1e9)) if len(decode) else None,
         tpot_ms=Tpot(p50=percentiles[0], p95=percentiles[1], p99=percentiles[2]) if percentiles else None,
         ttft_ms=float(prefill.mean()) / 1e6 if len(prefill) else None,
-        compute_s=spent["dense"] + spent["experts"],
+        compute_s=spent["dense"] + spent["experts"] + spent["dequantisation"],
         overhead_s=spent["overhead"],
-        stall_s={cause: spent[cause] for cause in CAUSES[3:]},
+        stall_s={cause: spent[cause] for cause in CAUSES[STALLS:]},
         link_utilisation=done.timeline.link_busy_ns * costs.scale / 1e9 / total if total else 0.0,
         prefetches={"useful": int(used[USEFUL]), "late": int(used[LATE]), "wasted": int(used[WASTED])},
     )
 
 
 def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
-    warnings = []
+    warnings = [] if trace.batching is None else trace.batching.warnings
     if not trace.manifest.complete:
         warnings.append("the trace is incomplete: its recording did not finish")
     if trace.manifest.source == "synthetic":
@@ -170,6 +173,7 @@ def _provenance(trace: Trace, plan: Plan, machine: HardwareProfile | None, shape
         "trace": str(trace.path),
         "trace_digest": trace.digest,
         "trace_source": trace.manifest.source,
+        "batching": None if trace.batching is None else msgspec.to_builtins(trace.batching),
         "plan": plan.to_dict(),
         "hardware": None if machine is None else msgspec.to_builtins(machine),
         "model_shape": None if shape is None else shape.name,

@@ -1,4 +1,4 @@
-"""HardwareProfile: a machine as the simulator sees it, and the two times that follow from it alone.
+"""HardwareProfile: a machine as the simulator sees it, and the times that follow from it alone.
 
 All quantities are integers in the unit their name ends with. `copy_ns` is the latency-plus-bandwidth model of
 a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)).
@@ -6,7 +6,9 @@ a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009
 
 import json
 import os
-from typing import Annotated
+from fractions import Fraction
+from math import ceil
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -18,6 +20,7 @@ MemoryBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
 BytesPerSecond = Annotated[int, msgspec.Meta(ge=1_000, le=10**15)]
 FlopsPerSecond = Annotated[int, msgspec.Meta(ge=1_000_000, le=10**18)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
+SMALLEST_CHUNK = 1 << 18
 _SECOND_NS = 1_000_000_000
 
 
@@ -32,15 +35,83 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Dense fp16 or bf16 matrix rate with fp32 accumulation; a multiply-add is two operations."""
 
 
+class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the link was found to do at one size of copy."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
+    """Size of the copy."""
+    bytes_per_s: BytesPerSecond
+    """Its rate, latency apart."""
+
+
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The way from host memory to the device."""
 
     host_to_device_bytes_per_s: BytesPerSecond
     """Effective rate of one large copy from pinned host memory."""
     latency_ns: Nanoseconds
-    """Fixed time of a copy, whatever its size."""
+    """Fixed time of a copy, whatever its size: its setup, before bytes move."""
     copy_engines: Annotated[int, msgspec.Meta(ge=1, le=2)]
-    """Host-to-device copies that may be in flight together; two share the link's rate."""
+    """Host-to-device copies that may be in flight together: a second one is set up while the first one's bytes move.
+    The link's rate is the same."""
+    rates: list[Rate] = []
+    """Rates by size of copy from pinned host memory, sizes ascending; empty: one rate for all. Between two sizes time
+    is linear in size; below the first and above the last, their rates hold."""
+    host_memory: Literal["pinned", "pageable"] = "pinned"
+    """What experts lie in."""
+    pageable_bytes_per_s: BytesPerSecond | None = None
+    """Effective rate of copies from pageable host memory, of any size; required if that is where experts lie."""
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
+    """Prefetches are copied in chunks of this size, between which demand loads may go first; 0: in one piece.
+    Each chunk takes the latency."""
+
+    def __post_init__(self) -> None:
+        if self.host_memory == "pageable" and self.pageable_bytes_per_s is None:
+            raise ValueError('link.host_memory = "pageable" needs link.pageable_bytes_per_s')
+        if 0 < self.chunk_bytes < SMALLEST_CHUNK:
+            raise ValueError(f"link.chunk_bytes = {self.chunk_bytes}: give at least {SMALLEST_CHUNK}, or 0 for none")
+        for small, large in zip(self.rates, self.rates[1:], strict=False):
+            if small.bytes >= large.bytes:
+                raise ValueError(f"link.rates: sizes must ascend, but {large.bytes} follows {small.bytes}")
+            if small.bytes * large.bytes_per_s > large.bytes * small.bytes_per_s:
+                raise ValueError(
+                    f"link.rates: a copy of {large.bytes} bytes would take less time than one of {small.bytes}"
+                )
+
+
+class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where experts lie that host memory cannot hold. Without this table host memory holds them all."""
+
+    read_bytes_per_s: BytesPerSecond
+    """Effective rate of reading one expert into host memory."""
+    latency_ns: Nanoseconds
+    """Fixed time of a read."""
+    host_cache_bytes: MemoryBytes
+    """Host memory for experts: the most recently used stay, and at the beginning it is empty, as with mapped files."""
+    link_slowdown_percent: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+    """How much longer a copy's bytes take that begins during a read: both need the host's memory."""
+
+    def read_ns(self, size_bytes: int) -> int:
+        """Nanoseconds of reading so many bytes: latency + size / rate, rounded up."""
+        return self.latency_ns + _ceil_ns(size_bytes, self.read_bytes_per_s)
+
+
+class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The host's processor, for plans with `compute.cpu_experts = "auto"`: it may compute an expert instead of a copy
+    (Fiddler: Kamahori et al. 2024, arXiv 2402.07033)."""
+
+    memory_bandwidth_bytes_per_s: BytesPerSecond
+    """Rate at which it reads weights from host memory, all cores together."""
+    compute_flops_per_s: FlopsPerSecond
+    """Matrix rate on weights as they are stored; a multiply-add is two operations."""
+    per_expert_ns: Nanoseconds
+    """Fixed cost of running one expert at one visit."""
+    transfer_ns: Nanoseconds
+    """Activations from the device and the result back, for one expert at one visit."""
+
+    def read_ns(self, size_bytes: int) -> int:
+        """Nanoseconds of reading so many bytes of weights, rounded up."""
+        return _ceil_ns(size_bytes, self.memory_bandwidth_bytes_per_s)
 
 
 class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,12 +141,30 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     device: Device
     link: Link
     overhead: Overhead
+    disk: Disk | None = None
+    cpu: Cpu | None = None
 
     def copy_ns(self, size_bytes: int) -> int:
         """Nanoseconds of one copy to the device, alone on the link: latency + size / rate, rounded up."""
+        return self.link.latency_ns + self.wire_ns(size_bytes)
+
+    def wire_ns(self, size_bytes: int) -> int:
+        """Nanoseconds in which a copy's bytes move: size / rate of that size, rounded up. Never falls with size."""
         if size_bytes < 0:
             raise HardwareError(f"a copy of {size_bytes} bytes has no duration; sizes are not negative")
-        return self.link.latency_ns + _ceil_ns(size_bytes, self.link.host_to_device_bytes_per_s)
+        link = self.link
+        if link.host_memory == "pageable":
+            assert link.pageable_bytes_per_s is not None
+            return _ceil_ns(size_bytes, link.pageable_bytes_per_s)
+        if not link.rates:
+            return _ceil_ns(size_bytes, link.host_to_device_bytes_per_s)
+        for small, large in zip(link.rates, link.rates[1:], strict=False):
+            if small.bytes <= size_bytes <= large.bytes:
+                low = Fraction(small.bytes * _SECOND_NS, small.bytes_per_s)
+                high = Fraction(large.bytes * _SECOND_NS, large.bytes_per_s)
+                return ceil(low + (high - low) * (size_bytes - small.bytes) / (large.bytes - small.bytes))
+        nearest = link.rates[0] if size_bytes < link.rates[0].bytes else link.rates[-1]
+        return _ceil_ns(size_bytes, nearest.bytes_per_s)
 
     def compute_ns(self, flops: int, bytes_read: int) -> int:
         """Nanoseconds of `flops` operations on `bytes_read` bytes: the slower of the two, each rounded up."""
@@ -92,9 +181,10 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """The profile as TOML text that `load_hardware` reads back equal."""
         lines = [_entry(key, getattr(self, key)) for key in ("name", "description", "calibrated")]
         lines += ["source = [", *(f"  {_quoted(line)}," for line in self.source), "]"]
-        for title in ("device", "link", "overhead"):
-            table = msgspec.structs.asdict(getattr(self, title))
-            lines += ["", f"[{title}]", *(_entry(key, value) for key, value in table.items())]
+        for title in ("device", "link", "overhead", "disk", "cpu"):
+            table = getattr(self, title)
+            if table is not None:
+                lines += ["", f"[{title}]", *_entries(table)]
         return "\n".join(lines) + "\n"
 
 
@@ -102,7 +192,15 @@ def _ceil_ns(amount: int, per_second: int) -> int:
     return -(-amount * _SECOND_NS // per_second)
 
 
-def _entry(key: str, value: str | bool | int) -> str:
+def _entries(table: msgspec.Struct) -> list[str]:
+    """The lines of a table: every field that has a value."""
+    fields = msgspec.structs.asdict(table)
+    return [_entry(key, value) for key, value in fields.items() if value is not None and value != []]
+
+
+def _entry(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"{key} = [{', '.join('{ ' + ', '.join(_entries(item)) + ' }' for item in value)}]"
     if isinstance(value, bool):
         return f"{key} = {str(value).lower()}"
     return f"{key} = {_quoted(value)}" if isinstance(value, str) else f"{key} = {value:_}"

@@ -17,27 +17,72 @@ SECOND = 10**9
 class Costs:
     """Costs of every MoE layer of a trace on one machine.
 
-    Arrays [layers] i64: `copy_ns` (one expert over the link), `expert_ns` (one expert's weights read on the device),
-    `dense_ns` (the layer's dense weights read). Scalars: picoseconds of arithmetic per token of a dense part and per
-    (token, expert), of memory per context token, and nanoseconds once per expert of a visit, per copy asked for, per
-    layer and per step.
-    `scale` turns time on the trace's layers into time on the model's.
+    Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token).
     """
 
-    expert_bytes: tuple[int, ...]
-    copy_ns: np.ndarray
-    expert_ns: np.ndarray
+    # Compute stream.
     dense_ns: np.ndarray
+    """The layer's dense weights read."""
+    expert_ns: np.ndarray
+    """One expert's weights read, as the arithmetic wants them."""
+    dequant_ns: np.ndarray
+    """One expert's weights expanded from their stored format; 0 if they are stored as used."""
     expert_token_ps: int
+    """Arithmetic of one token in one expert."""
     expert_overhead_ns: int
     dense_token_ps: int
+    """Arithmetic of one token in a dense part."""
     context_ps: int
+    """Memory read in a dense part per context token."""
     copy_overhead_ns: int
+    """The host asks for one copy."""
     layer_overhead_ns: int
     readback_ns: int
     step_ns: int
+    """Once a step: fixed overhead, head and layers without experts."""
+
+    # Link.
+    copy_engines: int
+    setup_ns: int
+    """Of each copy and each chunk, before its bytes move."""
+    chunks: np.ndarray
+    """Chunks of a prefetch."""
+    chunk_ns: np.ndarray
+    """[layers, chunks]: each chunk's time on the wire."""
+    rest_ns: np.ndarray
+    """[layers, chunks]: time on the wire of one copy of everything from a chunk on; [:, 0] is a demand load."""
+
+    # Disk; host_bytes is -1 where all experts are in host memory.
+    expert_bytes: tuple[int, ...]
+    host_bytes: int
+    read_ns: np.ndarray
+    """One expert from disk."""
+    slowdown_percent: int
+    """How much longer a copy is on the wire if it begins during a read."""
+
+    # CPU lane; cpu is 0 where it computes nothing.
+    cpu: int
+    cpu_expert_ns: np.ndarray
+    """One expert's weights read from host memory."""
+    cpu_token_ps: int
+    cpu_overhead_ns: int
+    """Of each expert: activations there and back, and what is fixed."""
+
     scale: float
+    """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
+
+    @property
+    def copy_ns(self) -> np.ndarray:
+        """i64 [layers]: one demand load on an idle link."""
+        return self.rest_ns[:, 0] + self.setup_ns
+
+    @property
+    def least_link_ns(self) -> np.ndarray:
+        """i64 [layers]: what a demand load takes of the link at least, for bounds; 0 if the CPU may do without it."""
+        if self.cpu:
+            return np.zeros_like(self.chunks)
+        return self.copy_ns if self.copy_engines == 1 else self.rest_ns[:, 0]
 
 
 def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_format: str | None) -> list[int]:
@@ -55,71 +100,123 @@ def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_fo
     return [count * weight_format.plain_bytes for count in manifest.expert_params]
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Sizes that costs follow from. Bytes and parameters of dense parts are means over the MoE layers."""
+
+    expert_params: list[int]
+    dense_bytes: int = 0
+    dense_params: int = 0
+    head_bytes: int = 0
+    kv_bytes: int = 0
+    scale: float = 1.0
+    notes: tuple[str, ...] = ("no model shape: attention and other dense work cost nothing but the fixed overhead",)
+
+
+def _shaped(manifest: Manifest, shape: ModelShape, attention_format: str | None) -> _Model:
+    layers = len(manifest.experts_per_layer)
+    attention = WeightFormat.parse(attention_format or "bf16")
+    plain = WeightFormat.parse("bf16")
+    moe = shape.moe_layers
+    rest = sum(shape.layer_bytes(layer, attention, plain) for layer in range(shape.layers) if layer not in moe)
+    notes = []
+    scale = len(moe) / layers
+    if len(moe) != layers:
+        notes.append(f"the trace has {layers} MoE layers, {shape.name} has {len(moe)}: time is scaled by {scale:g}")
+    if (max(manifest.experts_per_layer), manifest.top_k) != (shape.experts, shape.top_k):
+        notes.append(
+            f"the trace routes top-{manifest.top_k} of {max(manifest.experts_per_layer)} experts, {shape.name} top-"
+            f"{shape.top_k} of {shape.experts}: each expert has {shape.name}'s size, the routing is the trace's"
+        )
+    return _Model(
+        expert_params=[shape.expert_params] * layers,
+        dense_bytes=sum(shape.layer_bytes(layer, attention, plain) for layer in moe) // len(moe),
+        dense_params=sum(shape.attention_params + shape.other_params(layer) for layer in moe) // len(moe),
+        head_bytes=(rest + shape.head_bytes(plain)) * layers // len(moe),
+        kv_bytes=shape.kv_bytes_per_token("bf16") // shape.layers,
+        scale=scale,
+        notes=tuple(notes),
+    )
+
+
 def model_costs(
     manifest: Manifest,
     hardware: HardwareProfile,
     shape: ModelShape | None,
     experts_format: str | None,
     attention_format: str | None,
+    cpu_experts: str = "never",
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
     Roofline model: work takes the longer of its memory traffic and its arithmetic. Quantised experts are expanded
-    to 16 bits before use, which adds one write and one read of the expanded weights (as HQQ's dequantisation does).
+    to 16 bits before use (as HQQ does): a kernel of its own reads them and writes the expanded weights, which the
+    arithmetic then reads. The CPU lane reads weights as they are stored.
+
+    `cpu_experts` is the plan's `compute.cpu_experts`. Raises PlanError, HardwareError.
     """
-    layers = len(manifest.experts_per_layer)
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
-    if len(expert_bytes) != layers:
+    if len(expert_bytes) != len(manifest.experts_per_layer):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
-    if hardware.link.copy_engines != 1:
+    cpu = hardware.cpu if cpu_experts == "auto" else None
+    if cpu_experts == "auto" and cpu is None:
         raise HardwareError(
-            f"hardware profile {hardware.name}: link.copy_engines = {hardware.link.copy_engines} is not modelled; use 1"
+            f'compute.cpu_experts = "auto" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
+            'add one or use "never"'
         )
-    notes: list[str] = []
-    flops = hardware.device.compute_flops_per_s
     quantised = experts_format is not None and WeightFormat.parse(experts_format).quantised
     if shape is None:
-        params = manifest.expert_params or [size // 2 for size in expert_bytes]
-        dense_bytes = head_bytes = kv_bytes = 0
-        dense_params = 0
-        scale = 1.0
-        notes.append("no model shape: attention and other dense work cost nothing but the fixed overhead")
+        model = _Model(manifest.expert_params or [size // 2 for size in expert_bytes])
     else:
-        params = [shape.expert_params] * layers
-        attention = WeightFormat.parse(attention_format or "bf16")
-        plain = WeightFormat.parse("bf16")
-        moe = shape.moe_layers
-        dense_bytes = sum(shape.layer_bytes(layer, attention, plain) for layer in moe) // len(moe)
-        dense_params = sum(shape.attention_params + shape.other_params(layer) for layer in moe) // len(moe)
-        rest = sum(shape.layer_bytes(layer, attention, plain) for layer in range(shape.layers) if layer not in moe)
-        head_bytes = (rest + shape.head_bytes(plain)) * layers // len(moe)
-        kv_bytes = shape.kv_bytes_per_token("bf16") // shape.layers
-        scale = len(moe) / layers
-        if len(moe) != layers:
-            notes.append(f"the trace has {layers} MoE layers, {shape.name} has {len(moe)}: time is scaled by {scale:g}")
-        if (max(manifest.experts_per_layer), manifest.top_k) != (shape.experts, shape.top_k):
-            notes.append(
-                f"the trace routes top-{manifest.top_k} of {max(manifest.experts_per_layer)} experts, {shape.name} top-"
-                f"{shape.top_k} of {shape.experts}: each expert has {shape.name}'s size, the routing is the trace's"
-            )
-    expanded = [4 * count for count in params] if quantised else [0] * layers
-    overhead = hardware.overhead
+        model = _shaped(manifest, shape, attention_format)
+    expanded = [2 * count if quantised else 0 for count in model.expert_params]
+    sizes = list(zip(expert_bytes, expanded, strict=True))
+    arithmetic = 2 * max(model.expert_params) * 1000 * SECOND
+    device, overhead, disk = hardware.device, hardware.overhead, hardware.disk
+    chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
+
+    def each(times: list[int]) -> np.ndarray:
+        return np.array(times, np.int64)
+
     return Costs(
-        expert_bytes=tuple(expert_bytes),
-        copy_ns=np.array([hardware.copy_ns(size) for size in expert_bytes], np.int64),
-        expert_ns=np.array(
-            [hardware.compute_ns(0, size + extra) for size, extra in zip(expert_bytes, expanded, strict=True)],
-            np.int64,
-        ),
-        dense_ns=np.full(layers, hardware.compute_ns(0, dense_bytes), np.int64),
-        expert_token_ps=-(-2 * max(params) * 1000 * SECOND // flops),
+        dense_ns=each([hardware.compute_ns(0, model.dense_bytes)] * len(expert_bytes)),
+        expert_ns=each([hardware.compute_ns(0, wide or size) for size, wide in sizes]),
+        dequant_ns=each([hardware.compute_ns(0, size + wide if wide else 0) for size, wide in sizes]),
+        expert_token_ps=-(-arithmetic // device.compute_flops_per_s),
         expert_overhead_ns=overhead.per_expert_ns,
-        dense_token_ps=-(-2 * dense_params * 1000 * SECOND // flops),
-        context_ps=-(-kv_bytes * 1000 * SECOND // hardware.device.memory_bandwidth_bytes_per_s),
+        dense_token_ps=-(-2 * model.dense_params * 1000 * SECOND // device.compute_flops_per_s),
+        context_ps=-(-model.kv_bytes * 1000 * SECOND // device.memory_bandwidth_bytes_per_s),
         copy_overhead_ns=overhead.per_copy_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
-        step_ns=int((overhead.per_step_ns) / scale) + hardware.compute_ns(0, head_bytes),
-        scale=scale,
-        notes=tuple(notes),
+        step_ns=int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes),
+        copy_engines=hardware.link.copy_engines,
+        setup_ns=hardware.link.latency_ns,
+        chunks=chunks,
+        chunk_ns=chunk_ns,
+        rest_ns=rest_ns,
+        expert_bytes=tuple(expert_bytes),
+        host_bytes=-1 if disk is None else int(disk.host_cache_bytes / model.scale),
+        read_ns=each([0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
+        slowdown_percent=0 if disk is None else disk.link_slowdown_percent,
+        cpu=int(cpu is not None),
+        cpu_expert_ns=each([0 if cpu is None else cpu.read_ns(size) for size in expert_bytes]),
+        cpu_token_ps=0 if cpu is None else -(-arithmetic // cpu.compute_flops_per_s),
+        cpu_overhead_ns=0 if cpu is None else cpu.per_expert_ns + cpu.transfer_ns,
+        scale=model.scale,
+        notes=model.notes,
     )
+
+
+def _chunked(hardware: HardwareProfile, expert_bytes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of chunks of each layer's experts, and times on the wire of each chunk and of all from it on."""
+    chunk_bytes = hardware.link.chunk_bytes or max(*expert_bytes, 1)
+    chunks = np.maximum(1, [-(-size // chunk_bytes) for size in expert_bytes])
+    chunk_ns = np.zeros((len(expert_bytes), chunks.max()), np.int64)
+    rest_ns = np.zeros_like(chunk_ns)
+    for layer, size in enumerate(expert_bytes):
+        for chunk in range(chunks[layer]):
+            rest = size - chunk * chunk_bytes
+            chunk_ns[layer, chunk] = hardware.wire_ns(min(rest, chunk_bytes))
+            rest_ns[layer, chunk] = hardware.wire_ns(rest)
+    return chunks, chunk_ns, rest_ns

@@ -4,6 +4,13 @@ A timeline writes it only for the steps it is asked to (`Timeline(..., log=range
 Rows stand in the order in which the simulator settled them, which is not the order of time across lanes.
 """
 
+from collections import namedtuple
+
+import numpy as np
+from numba import njit
+
+from engine.simulator.options import INLINED
+
 COLUMNS = 8
 WHAT, BEGIN, END, VISIT, KEY, SLOT, KIND, ENGINE = range(COLUMNS)
 """Columns. BEGIN and END in nanoseconds; VISIT the running number of the visit that asked for the work (a prefetch is
@@ -24,3 +31,26 @@ DISK_READ = 7  # disk: one expert into the host cache. SLOT: where its copy will
 COPY_DEMAND = 0  # a demand load
 COPY_AHEAD = 1  # a prefetch, or a chunk of one, that began before the expert was demanded
 COPY_LATE = 2  # what is left of a prefetch whose expert was demanded while it waited in the queue
+
+Log = namedtuple(
+    "Log",
+    [
+        "rows",  # i64 [room, COLUMNS]; no room at all: nothing is to be logged
+        "count",  # i64 [1]: rows written
+    ],
+)
+
+
+def make_log(room: int) -> Log:
+    """A log with room for so many rows."""
+    return Log(np.zeros((room, COLUMNS), np.int64), np.zeros(1, np.int64))
+
+
+@njit(**INLINED)
+def note(log, what, begin, end, visit, key, slot, kind, engine):  # type: ignore[no-untyped-def]
+    """Write one row, if the log has room."""
+    if len(log.rows) > 0 and log.count[0] < len(log.rows):
+        row = log.rows[log.count[0]]
+        row[WHAT], row[BEGIN], row[END], row[VISIT] = what, begin, end, visit
+        row[KEY], row[SLOT], row[KIND], row[ENGINE] = key, slot, kind, engine
+        log.count[0] += 1

@@ -1,276 +1,154 @@
-"""The timeline: when each decision happens on a machine with one compute stream and one link.
+"""The timeline: when each decision happens on a modelled machine.
 
 All times are integer nanoseconds. The rules, in the order a visit meets them (docs/design.md draws them):
 
-1. The dense part runs on the compute stream; then the gate's choice is read back: that instant is `routed`.
-2. Up to `routed` the link starts queued prefetches, first in first out; at `routed` itself demand goes first. A copy
-   that has started is never aborted.
-3. Demanded experts whose prefetch is still queued, then the visit's demand loads, are copied in event order. No
-   prefetch starts before them. A copy waits until its slot is free of the computation that used it last.
+1. The dense part runs on the compute stream, then the layer's overhead, and the gate's choice is read back: that
+   instant is `routed`.
+2. Up to `routed` the link begins queued prefetches, first in first out, each in its chunks; at `routed` itself demand
+   goes first. A copy or chunk that has begun is never aborted.
+3. Demanded experts whose prefetch is still queued (what is left of them, as one copy), then the visit's demand loads,
+   are copied in event order. No prefetch begins before them.
 4. Asking for the visit's copies, prefetches included, takes the host a fixed time each; nothing is computed meanwhile.
-   Then experts that were there at `routed` are computed, in event order, and the others in the order of arrival.
-5. The visit's own prefetches join the queue.
+   Then experts that were there at `routed` are computed, in event order; then hits whose copies are under way, in order
+   of arrival; then missing ones, in event order, as they arrive. Dequantisation is part of computing an expert.
+5. The visit's own prefetches join the queue. The visit ends when device and CPU are done.
+
+A copy goes to the engine that is free first (the lower number if both are). It begins when that engine is free, the
+copy before it has begun, it has been asked for, the last computation that uses its slot and the last copy to it are
+over, and its expert is in host memory. Setup comes first, then the wire, which serves one copy at a time. Engine and
+wire are free at the end. Chunks of one expert do not wait for each other.
+
+With a disk, host memory holds the experts of the most recent copies asked for, up to its size. Asking for one that is
+not there (at `routed`) puts a read in the disk's queue, first in first out, never taken back. A copy that begins while
+the disk reads something that the copy's own visit or an earlier one asked for is slower on the wire (the visit at whose
+`routed` it was demanded; for what is copied ahead, any read counts).
+
+With a CPU lane, a missing expert is computed there, first in first out, if that ends strictly sooner than copying it
+and computing it on the device would. The CPU begins when the host has asked for the visit's copies, and reads the
+expert from host memory. If the cache keeps the expert it is copied all the same, in its place, but nobody waits for it;
+if not, it is not copied.
+
+A wait is booked to one cause, or divided. For a missing expert: as much as prefetches still had the link after `routed`
+and is not booked yet is `link_busy`, unless the visit itself waits for a copy under way; then, as much as its own read
+put its copy off is `disk`; the rest is `demand`. For a hit: `late_prefetch`, or `demand` if its copy was a demand load.
 """
 
-from collections import namedtuple
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from engine.simulator.costs import Costs
-from policies.events import (
-    DROP,
-    EVICT,
-    HIT_PREFETCHED,
-    KEY_MASK,
-    KIND_SHIFT,
-    LOAD,
-    PREFETCH,
-    SLOT_MASK,
-    SLOT_SHIFT,
-    STREAM,
-    Events,
-)
+from engine.simulator.kernel import LATE, USEFUL, WASTED, run
+from engine.simulator.lanes import CAUSES, STALLS
+from engine.simulator.log import COLUMNS, make_log
+from engine.simulator.state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, cost_arrays, make_state
+from policies.events import Events
 from tracekit.demand import Demand
 
-# Where the time of a step goes: columns of `Timeline.spent`.
-DENSE, EXPERTS, OVERHEAD, STALL_DEMAND, STALL_LATE, STALL_LINK = range(6)
-CAUSES = ("dense", "experts", "overhead", "demand", "late_prefetch", "link_busy")
+__all__ = ["CAUSES", "LATE", "STALLS", "USEFUL", "WASTED", "Timed", "Timeline"]
 
-# What became of a prefetch: columns of `Timeline.prefetches`.
-USEFUL, LATE, WASTED = range(3)
 
-MachineState = namedtuple(
-    "MachineState",
-    [
-        "clock",  # i64 [3]: compute stream free, link free, link free of prefetches
-        "arrival",  # i64 [slots]: when the slot's expert is there
-        "idle",  # i64 [slots]: when the last computation that uses the slot ends
-        "queued",  # u8 [slots]: the slot's copy waits in the queue
-        "unused",  # u8 [slots]: the slot's expert was prefetched and not demanded since
-        "queue",  # i64 [slots, 2]: waiting prefetches, oldest first: slot, time of request
-        "queue_length",  # i64 [1]
-        "layer_of",  # i32 [slots]: layer of the expert that the slot's copy brings
-        "late",  # i64 [slots, 2]: scratch: arrival, event
-        "link_busy",  # i64 [1]: total time the link has been copying
-    ],
-)
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One piece's times: `visit_end` i64 [visits]; `spent` i64 [steps, causes], nanoseconds by `CAUSES`."""
 
-CostArrays = namedtuple(
-    "CostArrays",
-    [
-        "copy_ns",
-        "expert_ns",
-        "dense_ns",
-        "expert_token_ps",
-        "expert_overhead_ns",
-        "dense_token_ps",
-        "context_ps",
-        "copy_overhead_ns",
-        "layer_overhead_ns",
-        "readback_ns",
-        "step_ns",
-    ],
-)
+    visit_end: np.ndarray
+    spent: np.ndarray
 
 
 class Timeline:
     """Runs decisions on a modelled machine, piece by piece.
 
-    After `run`: `visit_end` [visits] i64 is when each visit of the piece ended; `spent` [2, 6] i64 sums nanoseconds by
-    phase (prefill, decode) and cause (`CAUSES`) over all pieces; `prefetches` [3] counts useful, late and wasted ones.
+    After `run`, over all pieces: `spent` i64 [2, causes] sums nanoseconds by phase (prefill, decode) and cause
+    (`CAUSES`); they add up to the time that has passed. `prefetches` [3] counts useful, late and wasted ones.
     """
 
-    def __init__(self, costs: Costs, slots: int, experts: int) -> None:
-        self._costs = CostArrays(*(getattr(costs, name) for name in CostArrays._fields))
-        self._experts = experts
-        self._state = MachineState(
-            clock=np.zeros(3, np.int64),
-            arrival=np.zeros(slots, np.int64),
-            idle=np.zeros(slots, np.int64),
-            queued=np.zeros(slots, np.uint8),
-            unused=np.zeros(slots, np.uint8),
-            queue=np.zeros((slots, 2), np.int64),
-            queue_length=np.zeros(1, np.int64),
-            layer_of=np.zeros(slots, np.int32),
-            late=np.zeros((slots, 2), np.int64),
-            link_busy=np.zeros(1, np.int64),
-        )
+    def __init__(self, costs: Costs, slots: int, experts: int, log: range | None = None) -> None:
+        """A machine at rest.
+
+        Args:
+            slots: physical slots, staging buffers included.
+            experts: experts per layer; an expert's key is `layer * experts + expert`.
+            log: the steps whose course is logged, one row per piece of work; none by default.
+        """
+        self._costs = cost_arrays(costs)
+        self._state = make_state(costs, slots, experts)
+        self._logged = log or range(0)
+        self._log: list[np.ndarray] = [np.empty((0, COLUMNS), np.int64)]
         self.spent = np.zeros((2, len(CAUSES)), np.int64)
         self.prefetches = np.zeros(3, np.int64)
 
     @property
     def link_busy_ns(self) -> int:
-        """Total time the link has been copying."""
-        return int(self._state.link_busy[0])
+        """Total time in which a copy was under way."""
+        return int(self._state.link[LINK_BUSY])
 
-    def run(self, demand: Demand, events: Events, context: np.ndarray) -> np.ndarray:
+    @property
+    def disk_busy_ns(self) -> int:
+        """Total time in which the disk was reading."""
+        return int(self._state.other[DISK_BUSY])
+
+    @property
+    def cpu_busy_ns(self) -> int:
+        """Total time in which the CPU lane was computing."""
+        return int(self._state.other[CPU_BUSY])
+
+    @property
+    def log(self) -> np.ndarray:
+        """i64 [rows, COLUMNS]: what was logged so far (engine.simulator.log)."""
+        return np.concatenate(self._log)
+
+    def run(self, demand: Demand, events: Events, context: np.ndarray) -> Timed:
         """Time one piece. `context` [steps] i64: context tokens that the step's attention reads, over its tokens."""
-        visit_end = np.empty(demand.visits, np.int64)
-        tokens_of = np.zeros(demand.layers * demand.experts, np.int32)
-        _run(
+        timed = Timed(np.empty(demand.visits, np.int64), np.zeros((demand.steps, len(CAUSES)), np.int64))
+        begin = min(max(self._logged.start - demand.first_step, 0), demand.steps)
+        end = min(max(self._logged.stop - demand.first_step, begin), demand.steps)
+        self._steps(demand, events, context, timed, 0, begin)
+        for step in range(begin, end):
+            self._steps(demand, events, context, timed, step, step + 1, logged=True)
+        self._steps(demand, events, context, timed, end, demand.steps)
+        np.add.at(self.spent, demand.phase, timed.spent)
+        return timed
+
+    def _steps(
+        self,
+        demand: Demand,
+        events: Events,
+        context: np.ndarray,
+        timed: Timed,
+        begin: int,
+        end: int,
+        *,
+        logged: bool = False,
+    ) -> None:
+        if begin == end:
+            return
+        first, last = begin * demand.layers, end * demand.layers
+        log = make_log(self._room(events, first, last) if logged else 0)
+        run(
             self._state,
             self._costs,
-            self._experts,
-            (demand.layer, demand.start, demand.keys, demand.tokens, demand.step_tokens, demand.phase),
-            (events.code, events.start),
-            context,
-            tokens_of,
-            visit_end,
-            self.spent,
+            (
+                demand.layers,
+                demand.start[first : last + 1],
+                demand.keys,
+                demand.tokens,
+                demand.step_tokens[begin:end],
+            ),
+            (events.code, events.start[first : last + 1]),
+            context[begin:end],
+            demand.first_step * demand.layers + first,
+            log,
+            timed.visit_end[first:last],
+            timed.spent[begin:end],
             self.prefetches,
         )
-        return visit_end
+        if logged:
+            self._log.append(log.rows[: log.count[0]])
 
-
-@njit(cache=True, error_model="numpy")
-def _run(  # type: ignore[no-untyped-def]
-    machine: Any, costs, experts, demand, events, context, tokens_of, visit_end, spent, prefetches
-):
-    layers, start, keys, tokens, step_tokens, phases = demand
-    code, first = events
-    clock = machine.clock
-    step = -1
-    for visit in range(len(layers)):
-        layer = layers[visit]
-        if layer == 0:
-            step += 1
-            clock[0] += costs.step_ns
-            spent[phases[step], DENSE] += costs.step_ns
-        phase = phases[step]
-        for i in range(start[visit], start[visit + 1]):
-            tokens_of[keys[i]] = tokens[i]
-
-        memory = costs.dense_ns[layer] + context[step] * costs.context_ps // 1000
-        dense = max(memory, step_tokens[step] * costs.dense_token_ps // 1000)
-        overhead = costs.layer_overhead_ns + costs.readback_ns
-        spent[phase, DENSE] += dense
-        spent[phase, OVERHEAD] += overhead
-        routed = clock[0] + dense + overhead
-        _advance(machine, costs, routed)
-        blocked = max(0, clock[2] - routed)
-        e, end = first[visit], first[visit + 1]
-        asking = costs.copy_overhead_ns * _copies(code[e:end])
-        spent[phase, OVERHEAD] += asking
-        now = routed + asking
-
-        # Hits: compute what is there, put what is not in order of arrival.
-        waiting = 0
-        while e < end and code[e] >> KIND_SHIFT <= HIT_PREFETCHED:
-            slot = code[e] >> SLOT_SHIFT & SLOT_MASK
-            late = False
-            if machine.queued[slot]:
-                _forget(machine, slot)
-                _copy(machine, costs, slot, layer, routed)
-                late = True
-            elif machine.arrival[slot] > routed:
-                late = True
-                blocked = 0  # the copy under way is one that this visit waits for
-            if code[e] >> KIND_SHIFT == HIT_PREFETCHED:
-                prefetches[LATE if late else USEFUL] += 1
-                machine.unused[slot] = 0
-            if late:
-                place = waiting
-                while place > 0 and machine.late[place - 1, 0] > machine.arrival[slot]:
-                    machine.late[place, 0] = machine.late[place - 1, 0]
-                    machine.late[place, 1] = machine.late[place - 1, 1]
-                    place -= 1
-                machine.late[place, 0] = machine.arrival[slot]
-                machine.late[place, 1] = e
-                waiting += 1
-            else:
-                now += _expert(machine, costs, layer, slot, tokens_of[code[e] & KEY_MASK], now, spent, phase)
-            e += 1
-        for w in range(waiting):
-            slot = code[machine.late[w, 1]] >> SLOT_SHIFT & SLOT_MASK
-            wait = max(0, machine.late[w, 0] - now)
-            spent[phase, STALL_LATE] += wait
-            now += wait
-            expert = code[machine.late[w, 1]] & KEY_MASK
-            now += _expert(machine, costs, layer, slot, tokens_of[expert], now, spent, phase)
-
-        while e < end:
-            kind, slot = code[e] >> KIND_SHIFT, code[e] >> SLOT_SHIFT & SLOT_MASK
-            if kind in (LOAD, STREAM):
-                _copy(machine, costs, slot, layer, routed)
-                wait = max(0, machine.arrival[slot] - now)
-                behind = min(wait, blocked)
-                blocked -= behind
-                spent[phase, STALL_LINK] += behind
-                spent[phase, STALL_DEMAND] += wait - behind
-                now += wait
-                now += _expert(machine, costs, layer, slot, tokens_of[code[e] & KEY_MASK], now, spent, phase)
-            elif kind == PREFETCH:
-                length = machine.queue_length[0]
-                machine.queue[length, 0] = slot
-                machine.queue[length, 1] = routed
-                machine.queue_length[0] = length + 1
-                machine.queued[slot] = 1
-                machine.unused[slot] = 1
-                machine.layer_of[slot] = (code[e] & KEY_MASK) // experts
-            elif kind in (DROP, EVICT) and machine.unused[slot]:
-                prefetches[WASTED] += 1
-                machine.unused[slot] = 0
-                if machine.queued[slot]:
-                    _forget(machine, slot)
-            e += 1
-        clock[0] = now
-        visit_end[visit] = now
-
-
-@njit(cache=True, error_model="numpy")
-def _copies(code):  # type: ignore[no-untyped-def]
-    """How many copies a visit with these events asks for."""
-    count = 0
-    for event in code:
-        if LOAD <= event >> KIND_SHIFT <= PREFETCH:
-            count += 1
-    return count
-
-
-@njit(cache=True, error_model="numpy")
-def _expert(machine, costs, layer, slot, tokens, now, spent, phase):  # type: ignore[no-untyped-def]
-    """Compute one expert from `now` on; returns how long it takes."""
-    arithmetic = tokens * costs.expert_token_ps // 1000
-    duration = max(costs.expert_ns[layer], arithmetic) + costs.expert_overhead_ns
-    spent[phase, EXPERTS] += duration
-    machine.idle[slot] = now + duration
-    return duration
-
-
-@njit(cache=True, error_model="numpy")
-def _copy(machine, costs, slot, layer, earliest):  # type: ignore[no-untyped-def]
-    """Copy an expert of `layer` into `slot` as soon as link and slot allow."""
-    begin = max(max(machine.clock[1], earliest), machine.idle[slot])
-    machine.clock[1] = begin + costs.copy_ns[layer]
-    machine.link_busy[0] += costs.copy_ns[layer]
-    machine.arrival[slot] = machine.clock[1]
-
-
-@njit(cache=True, error_model="numpy")
-def _advance(machine, costs, until):  # type: ignore[no-untyped-def]
-    """Let the link start queued prefetches before `until`."""
-    while machine.queue_length[0] > 0:
-        slot = machine.queue[0, 0]
-        begin = max(max(machine.clock[1], machine.queue[0, 1]), machine.idle[slot])
-        if begin >= until:
-            break
-        _forget(machine, slot)
-        _copy(machine, costs, slot, machine.layer_of[slot], begin)
-        machine.clock[2] = machine.clock[1]
-
-
-@njit(cache=True, error_model="numpy")
-def _forget(machine, slot):  # type: ignore[no-untyped-def]
-    """Take the slot's copy out of the queue."""
-    length = machine.queue_length[0]
-    i = 0
-    while machine.queue[i, 0] != slot:
-        i += 1
-    while i + 1 < length:
-        machine.queue[i, 0] = machine.queue[i + 1, 0]
-        machine.queue[i, 1] = machine.queue[i + 1, 1]
-        i += 1
-    machine.queue_length[0] = length - 1
-    machine.queued[slot] = 0
+    def _room(self, events: Events, first: int, last: int) -> int:
+        """Rows that these visits can write at most: four a visit, and for each event a read, three waits, a copy and a
+        computation; and each prefetch may begin, chunk by chunk."""
+        count = int(events.start[last] - events.start[first])
+        queued = count + int(self._state.other[WAITING])
+        return 4 * (last - first) + 6 * count + queued * int(self._costs.chunks.max())

@@ -1,0 +1,132 @@
+"""The kernel: whole steps, visit by visit, by the rules in engine.simulator.timeline."""
+
+from numba import njit
+
+from engine.simulator.disk import read_all
+from engine.simulator.lanes import (
+    DENSE,
+    OVERHEAD,
+    STALL_CPU,
+    STALL_DEMAND,
+    STALL_LATE,
+    Visit,
+    compute,
+    expert_ns,
+    serve,
+    wait,
+)
+from engine.simulator.link import advance, enqueue, forget, promote
+from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
+from engine.simulator.options import OPTIONS
+from engine.simulator.state import AHEAD, FAR, NOW, WAITING
+from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT, STREAM
+
+USEFUL, LATE, WASTED = range(3)
+"""What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
+
+FIRST_MISS = LOAD << KIND_SHIFT
+FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
+
+
+@njit(cache=True, **OPTIONS)
+def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, prefetches):  # type: ignore[no-untyped-def]
+    """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes] and prefetches [3]."""
+    layers, begins, keys, tokens, step_tokens = demand
+    code, first = events
+    now = machine.other[NOW]
+    for step in range(len(step_tokens)):
+        several = step_tokens[step] > 1
+        context_ns = context[step] * costs.context_ps // 1000
+        arithmetic_ns = step_tokens[step] * costs.dense_token_ps // 1000
+        booked = spent[step]
+        for layer in range(layers):
+            v = step * layers + layer
+            number = first_visit + v
+            e, end = first[v], first[v + 1]
+            if several:
+                for i in range(begins[v], begins[v + 1]):
+                    machine.tokens[keys[i]] = tokens[i]
+
+            dense = max(costs.dense_ns[layer] + context_ns, arithmetic_ns)
+            if layer == 0:
+                dense += costs.step_ns
+            overhead = costs.layer_overhead_ns + costs.readback_ns
+            routed = now + dense + overhead
+            visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1), costs.dequant_ns[layer])
+            booked[DENSE] += dense
+            booked[OVERHEAD] += overhead
+            note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
+            note(log, OVERHEAD_PART, now + dense, routed, number, -1, -1, 0, 0)
+            if machine.other[WAITING] > 0:
+                advance(machine, costs, routed, log)
+            blocked = max(0, machine.link[AHEAD] - routed)
+            if costs.host_bytes >= 0:
+                read_all(machine, costs, visit, code, e, end, log)
+            now = routed
+            if costs.copy_overhead_ns > 0:
+                now = ask(costs, booked, log, visit, code, e, end)
+            cpu = now
+
+            # Hits: compute what is there, put what is not in order of arrival.
+            waiting = 0
+            while e < end and code[e] < FIRST_MISS:
+                slot = code[e] >> SLOT_SHIFT & SLOT_MASK
+                there = machine.arrival[slot] <= routed
+                if code[e] >= FIRST_PREFETCHED:
+                    prefetches[USEFUL if there else LATE] += 1
+                    machine.unused[slot] = 0
+                if there:
+                    now = compute(machine, costs, booked, log, visit, code[e], now)
+                else:
+                    # A copy under way is one that this visit waits for: it is in nobody's way.
+                    if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
+                        blocked = 0
+                    insert(machine.late, waiting, machine.arrival[slot], e)
+                    waiting += 1
+                e += 1
+            for w in range(waiting):
+                event = code[machine.late[w, 1]]
+                cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
+                now = wait(booked, log, visit, cause, now, machine.late[w, 0], event)
+                now = compute(machine, costs, booked, log, visit, event, now)
+
+            while e < end:
+                kind, slot = code[e] >> KIND_SHIFT, code[e] >> SLOT_SHIFT & SLOT_MASK
+                if kind <= STREAM:
+                    now, cpu, blocked = serve(machine, costs, booked, log, visit, code[e], now, cpu, blocked)
+                elif kind == PREFETCH:
+                    enqueue(machine, costs, number, layers, code[e] & KEY_MASK, slot, routed)
+                elif machine.unused[slot]:
+                    prefetches[WASTED] += 1
+                    machine.unused[slot] = 0
+                    if machine.arrival[slot] == FAR:
+                        forget(machine, slot)
+                e += 1
+            if cpu > now:
+                now = wait(booked, log, visit, STALL_CPU, now, cpu, -1)
+            visit_end[v] = now
+    machine.other[NOW] = now
+
+
+@njit(**OPTIONS)
+def ask(costs, booked, log, visit, code, e, end):  # type: ignore[no-untyped-def]
+    """The host asks for the visit's copies; returns when it has."""
+    copies = 0
+    for i in range(e, end):
+        if LOAD <= code[i] >> KIND_SHIFT <= PREFETCH:
+            copies += 1
+    duration = copies * costs.copy_overhead_ns
+    booked[OVERHEAD] += duration
+    if copies > 0:
+        note(log, ASKING, visit.routed, visit.routed + duration, visit.number, -1, -1, copies, 0)
+    return visit.routed + duration
+
+
+@njit(**OPTIONS)
+def insert(late, count, arrival, event):  # type: ignore[no-untyped-def]
+    """Put an event behind those of the same arrival or an earlier one."""
+    place = count
+    while place > 0 and late[place - 1, 0] > arrival:
+        late[place, 0], late[place, 1] = late[place - 1, 0], late[place - 1, 1]
+        place -= 1
+    late[place, 0], late[place, 1] = arrival, event
