@@ -17,6 +17,8 @@ from tracekit.tensorfile import map_tensor
 if TYPE_CHECKING:
     import polars as pl
 
+    from tracekit.batched import Batching
+
 __all__ = ["DECODE", "PREFILL", "UNUSED", "Trace"]
 
 
@@ -24,8 +26,11 @@ class Trace:
     """What the gates of a model chose, token by token. Open with `Trace.open`; every array is read-only.
 
     A token's unused slots hold `UNUSED` (65535). Rows are in execution order: `step` never decreases, and the
-    tokens of one step went through the model together.
+    tokens of one step went through the model together. `batching` says how requests were put together that were
+    recorded apart (`tracekit.batched`), and is None for what was recorded.
     """
+
+    batching: "Batching | None" = None
 
     def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]], has_weights: bool) -> None:
         self.path = path

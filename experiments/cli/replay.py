@@ -28,6 +28,13 @@ def command(
     model_shape: Annotated[
         str | None, typer.Option("--model-shape", help="size the experts as this model's, e.g. mixtral-8x7b")
     ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="as if this many of the trace's requests were decoded together")
+    ] = None,
+    arrival_rate: Annotated[
+        float | None, typer.Option("--arrival-rate", help="with --batch: mean requests that come per decode step")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="of --arrival-rate; 0 without")] = None,
     events: Annotated[
         Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
     ] = None,
@@ -41,6 +48,9 @@ def command(
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
 
+    --batch asks what continuous batching would do: at most N requests in flight, first come first served, each prompt
+    in a step of its own; docs/design.md says what that assumes.
+
     --events keeps the decisions themselves; docs/policies.md describes the columns.
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
@@ -50,7 +60,12 @@ def command(
     from experiments.cli import console
     from experiments.cli.plans import plan_from_options
     from tracekit import Trace
+    from tracekit.errors import PlanError
 
+    if arrival_rate is not None and batch is None:
+        raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
+    if seed is not None and arrival_rate is None:
+        raise PlanError("--seed is of the arrivals: give --arrival-rate too")
     chosen = plan_from_options(
         plan,
         capacity=capacity,
@@ -63,6 +78,10 @@ def command(
         weights=weights,
     )
     opened = Trace.open(trace)
+    if batch is not None:
+        from tracekit.batched import batched
+
+        opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen)).append
         advance = stack.enter_context(console.progress("replaying", 2 * opened.tokens))

@@ -110,6 +110,7 @@ def memory_trace(
             lookahead=known.get,
             lookahead_distances=sorted(known),
             path="memory",
+            batching=None,
         ),
     )
 

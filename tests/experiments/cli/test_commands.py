@@ -264,3 +264,32 @@ def test_validate_refuses_an_output_before_it_measures(
     code, out, err = call("validate", "no-model", *needed("validate", tmp_path), "--output", trace.parent / output)
     assert_one_line(code, out, err, *words)
     assert "resume" not in err
+
+
+def test_replay_batched(call: Call, tmp_path: Path) -> None:
+    experts = random_experts(np.random.default_rng(0), tokens=40, layers=3, experts=6, top_k=2)
+    path = tmp_path / "many.trace"
+    make_trace(path, experts, num_experts=6, request=np.arange(40) // 10)
+    arguments = ["replay", path, "--capacity", "2/layer", "--batch", "4"]
+    whole = json.loads(call(*arguments, "--json")[1])
+    assert whole["provenance"]["batching"]["decode_steps"] == 10
+    drawn = [
+        json.loads(call(*arguments, "--arrival-rate", "0.2", "--seed", seed, "--json")[1])["provenance"]["batching"]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] and drawn[0]["decode_steps"] != drawn[2]["decode_steps"]
+    assert "batched 4: an approximation" in call(*arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--batch", "0"], "--batch"),
+        (["--arrival-rate", "1"], "--batch"),
+        (["--batch", "2", "--arrival-rate", "0"], "arrival rate"),
+        (["--batch", "2", "--arrival-rate", "nan"], "arrival rate"),
+        (["--batch", "2", "--seed", "1"], "--arrival-rate"),
+    ],
+)
+def test_bad_batches_of_replay(call: Call, trace: Path, arguments: list[str], word: str) -> None:
+    assert_one_line(*call("replay", trace, "--capacity", "2/layer", *arguments), word)
