@@ -10,6 +10,7 @@ from engine.simulator.lanes import (
     STALL_DEMAND,
     STALL_LATE,
     Visit,
+    book,
     compute,
     expert_ns,
     serve,
@@ -52,7 +53,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                 dense += costs.step_ns
             overhead = costs.layer_overhead_ns + costs.readback_ns
             routed = now + dense + overhead
-            visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1), costs.dequant_ns[layer])
+            visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1))
             booked[DENSE] += dense
             booked[OVERHEAD] += overhead
             note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
@@ -76,7 +77,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                     prefetches[USEFUL if there else LATE] += 1
                     machine.unused[slot] = 0
                 if there:
-                    now = compute(machine, costs, booked, log, visit, code[e], now)
+                    now = compute(machine, costs, log, visit, code[e], now)
                 else:
                     # A copy under way is one that this visit waits for: it is in nobody's way.
                     if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
@@ -84,11 +85,14 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                     insert(machine.late, waiting, machine.arrival[slot], e)
                     waiting += 1
                 e += 1
+            book(costs, booked, visit, e - first[v] - waiting, now - cpu)
             for w in range(waiting):
                 event = code[machine.late[w, 1]]
                 cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
                 now = wait(booked, log, visit, cause, now, machine.late[w, 0], event)
-                now = compute(machine, costs, booked, log, visit, event, now)
+                done = compute(machine, costs, log, visit, event, now)
+                book(costs, booked, visit, 1, done - now)
+                now = done
 
             while e < end:
                 kind, slot = code[e] >> KIND_SHIFT, code[e] >> SLOT_SHIFT & SLOT_MASK

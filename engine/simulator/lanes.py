@@ -24,20 +24,20 @@ Visit = namedtuple(
         "routed",  # when the gate's choice is known
         "several",  # bool: the step has more than one token
         "one_ns",  # one token in one expert
-        "dequant_ns",  # one expert
     ],
 )
 
 
 @njit(**INLINED)
 def expert_ns(costs, layer, tokens):  # type: ignore[no-untyped-def]
-    """One expert on the device, its weights being there as the arithmetic wants them."""
-    return max(costs.expert_ns[layer], tokens * costs.expert_token_ps // 1000) + costs.expert_overhead_ns
+    """One expert on the device, its dequantisation included."""
+    arithmetic = tokens * costs.expert_token_ps // 1000
+    return max(costs.expert_ns[layer], arithmetic) + costs.expert_overhead_ns + costs.dequant_ns[layer]
 
 
 @njit(**INLINED)
 def device_ns(machine, costs, visit, event):  # type: ignore[no-untyped-def]
-    """The demanded expert on the device, without its dequantisation."""
+    """The demanded expert on the device."""
     if visit.several:
         return expert_ns(costs, visit.layer, machine.tokens[event & KEY_MASK])
     return visit.one_ns
@@ -51,17 +51,21 @@ def cpu_ns(machine, costs, visit, event):  # type: ignore[no-untyped-def]
 
 
 @njit(**INLINED)
-def compute(machine, costs, booked, log, visit, event, now):  # type: ignore[no-untyped-def]
+def compute(machine, costs, log, visit, event, now):  # type: ignore[no-untyped-def]
     """Compute an expert on the device from `now` on; returns when it ends."""
     slot = event >> SLOT_SHIFT & SLOT_MASK
-    duration = device_ns(machine, costs, visit, event)
-    booked[EXPERTS] += duration
-    if visit.dequant_ns > 0:
-        booked[DEQUANTISATION] += visit.dequant_ns
-    end = now + visit.dequant_ns + duration
+    end = now + device_ns(machine, costs, visit, event)
     machine.idle[slot] = end
     note(log, EXPERT, now, end, visit.number, event & KEY_MASK, slot, event >> KIND_SHIFT, 0)
     return end
+
+
+@njit(**INLINED)
+def book(costs, booked, visit, experts, duration):  # type: ignore[no-untyped-def]
+    """The device computed so many experts in `duration`."""
+    expanding = experts * costs.dequant_ns[visit.layer]
+    booked[DEQUANTISATION] += expanding
+    booked[EXPERTS] += duration - expanding
 
 
 @njit(**INLINED)
@@ -94,7 +98,7 @@ def serve(machine, costs, booked, log, visit, event, now, cpu, blocked):  # type
     if costs.cpu > 0:
         cpu_begin = max(cpu, machine.ready[key])
         cpu_end = cpu_begin + cpu_ns(machine, costs, visit, event)
-        if cpu_end < max(now, arrival) + visit.dequant_ns + device_ns(machine, costs, visit, event):
+        if cpu_end < max(now, arrival) + device_ns(machine, costs, visit, event):
             machine.other[CPU_BUSY] += cpu_end - cpu_begin
             note(log, CPU_EXPERT, cpu_begin, cpu_end, visit.number, key, slot, kind, 0)
             if kind == LOAD:
@@ -109,7 +113,9 @@ def serve(machine, costs, booked, log, visit, event, now, cpu, blocked):  # type
         now = wait(booked, log, visit, STALL_DISK, now, now + disk, event)
         now = wait(booked, log, visit, STALL_DEMAND, now, arrival, event)
         blocked -= behind
-    return compute(machine, costs, booked, log, visit, event, now), cpu, blocked
+    end = compute(machine, costs, log, visit, event, now)
+    book(costs, booked, visit, 1, end - now)
+    return end, cpu, blocked
 
 
 @njit(**INLINED)

@@ -27,8 +27,11 @@ from engine.simulator.state import (
 def place(machine, costs, earliest, wire_ns):  # type: ignore[no-untyped-def]
     """The next copy's engine, begin and end, if it is asked for now and may not begin before `earliest`."""
     link = machine.link
-    engine = ENGINE + 1 if link[ENGINE + 1] < link[ENGINE] else ENGINE
-    begin = max(max(link[engine], link[BEGUN]), earliest)
+    engine = ENGINE
+    begin = max(link[WIRE], earliest)  # one engine is free when the wire is
+    if costs.copy_engines > 1:
+        engine = ENGINE + 1 if link[ENGINE + 1] < link[ENGINE] else ENGINE
+        begin = max(max(link[engine], link[BEGUN]), earliest)
     if costs.slowdown_percent > 0 and begin < machine.other[DISK]:
         wire_ns += wire_ns * costs.slowdown_percent // 100
     return engine, begin, max(begin + costs.setup_ns, link[WIRE]) + wire_ns
