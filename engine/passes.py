@@ -10,7 +10,8 @@ from engine.decisions import cache_spec, iter_decisions
 from engine.plan import Plan
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs, stored_expert_bytes
-from engine.simulator.timeline import Timeline
+from engine.simulator.timeline import CAUSES, Timeline
+from policies.cache import CacheSpec
 from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
@@ -21,7 +22,12 @@ DECODE = 1
 
 @dataclass
 class Replayed:
-    """A replay's sums and, if timed, its course: `step_ns` [steps] i64, `visit_end` [visits] i64 (unscaled)."""
+    """A replay's sums and, if timed, its course (unscaled).
+
+    By phase: `kinds` [2, kinds] events, `loaded` [2] bytes, `tokens` [2], `copy_ns` [2] what demand loads take of the
+    link at least. By step: `phase` [steps], `step_tokens` [steps], `step_ns` [steps] i64 and its parts `spent`
+    [steps, causes]; by visit: `visit_end` [visits] i64.
+    """
 
     kinds: np.ndarray = field(default_factory=lambda: np.zeros((2, KINDS), np.int64))
     loaded: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
@@ -30,6 +36,8 @@ class Replayed:
     phase: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
     visit_end: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     step_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    step_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    spent: np.ndarray = field(default_factory=lambda: np.zeros((0, len(CAUSES)), np.int64))
     timeline: Timeline | None = None
 
 
@@ -43,6 +51,9 @@ def run(
     on_events: Callable[[Demand, Events], object] | None = None,
     timed: bool = True,
     reshape: Callable[[Demand], Demand] | None = None,
+    respec: Callable[[CacheSpec], CacheSpec] | None = None,
+    rewrite: Callable[[Events], Events] | None = None,
+    log: range | None = None,
 ) -> Replayed:
     """Decide `plan` on `trace`; with `costs`, also time it unless `timed` is False.
 
@@ -51,6 +62,9 @@ def run(
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
         reshape: replaces each piece's demand (for bounds).
+        respec: replaces what the plan says of the cache (for regret).
+        rewrite: replaces each piece's decisions before they are counted and timed (for regret).
+        log: the steps, by running number, whose course the timeline is to log.
     """
     manifest = trace.manifest
     sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
@@ -62,14 +76,18 @@ def run(
             f"{shape.name} has {len(shape.moe_layers)}: give a capacity per layer (4/layer, 250MiB/layer) or a share"
         )
     bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
+    if respec is not None:
+        spec = respec(spec)
     slots = sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
     done = Replayed()
     if costs is not None and timed:
-        done.timeline = Timeline(costs, slots, spec.experts)
+        done.timeline = Timeline(costs, slots, spec.experts, log)
         starts = step_starts(trace.step)
         context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
-    phases, ends = [], []
+    phases, tokens, times = [], [], []
     for demand, events in iter_decisions(trace, spec, reshape=reshape):
+        if rewrite is not None:
+            events = rewrite(events)
         np.add.at(done.tokens, demand.phase, demand.step_tokens)
         _tally(
             events.code,
@@ -84,15 +102,17 @@ def run(
         )
         if done.timeline is not None:
             first, last = demand.first_step, demand.first_step + demand.steps
-            ends.append(done.timeline.run(demand, events, context[first:last]).visit_end)
+            times.append(done.timeline.run(demand, events, context[first:last]))
         phases.append(demand.phase)
+        tokens.append(demand.step_tokens)
         if on_events is not None:
             on_events(demand, events)
         if progress is not None:
             progress(int(demand.step_tokens.sum()))
-    done.phase = np.concatenate(phases)
-    if ends:
-        done.visit_end = np.concatenate(ends)
+    done.phase, done.step_tokens = np.concatenate(phases), np.concatenate(tokens)
+    if times:
+        done.visit_end = np.concatenate([piece.visit_end for piece in times])
+        done.spent = np.concatenate([piece.spent for piece in times])
         done.step_ns = np.diff(done.visit_end[trace.layers - 1 :: trace.layers], prepend=0)
     return done
 

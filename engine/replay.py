@@ -12,6 +12,7 @@ from engine.decisions import cache_spec
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
+from engine.regret import find_regret
 from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
@@ -70,6 +71,9 @@ def replay(
         )
         bounds = False
     best = None if bounds is False else find_bounds(trace, plan, costs, model, done)
+    regret = None
+    if best is not None and machine is not None and costs is not None:
+        regret = find_regret(trace, plan, costs, machine, model, done)
     if machine is not None and costs is not None:
         warnings += fit_warnings(trace, plan, machine, model, costs)
     return Result(
@@ -77,6 +81,7 @@ def replay(
         phases=PhaseCounts(prefill=counts[0], decode=counts[1]),
         time=time,
         bounds=best,
+        regret=regret,
         warnings=warnings,
         provenance=_provenance(trace, plan, machine, model),
     )

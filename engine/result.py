@@ -82,12 +82,39 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     best_tokens_per_second: float | None
 
 
+class Regret(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps the plan's decode steps (all steps, if none is) from the speed of computing alone (engine.regret).
+
+    Nanoseconds over these `steps`, of the model's layers. The parts add up to `total_ns` exactly; each may be negative.
+    """
+
+    steps: int
+    total_ns: int
+    overhead_ns: int
+    """Fixed times of layers, steps, gate readback and asking."""
+    compulsory_ns: int
+    """Every expert is copied once."""
+    capacity_ns: int
+    """The cache is smaller than the model; decisions are clairvoyant."""
+    policy_ns: int
+    """The plan's eviction policy is not clairvoyant."""
+    prefetch_ns: int
+    """What prefetching would win if its copies cost nothing and displaced nothing: negative."""
+    pollution_ns: int
+    """Demand copies that are needed only because prefetching displaced the expert, at the time of a copy alone."""
+    late_prefetch_ns: int
+    """Waiting for prefetches that were under way or still queued."""
+    bandwidth_ns: int
+    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them."""
+
+
 class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
     phases: PhaseCounts
     time: Time | None
     bounds: Bounds | None
+    regret: Regret | None
     warnings: list[str]
     provenance: dict[str, Any]
 

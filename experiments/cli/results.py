@@ -1,6 +1,8 @@
 """A replay's result as rows for a table."""
 
-from engine.result import Result
+import msgspec
+
+from engine.result import Regret, Result
 
 
 def percent(ratio: float) -> str:
@@ -51,4 +53,21 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
             rows.append(("prefetches came", fates))
         if result.bounds is not None:
             rows.append(("bound, tokens/s", rate(result.bounds.best_tokens_per_second)))
+    if result.regret is not None:
+        rows += regret_rows(result.regret)
     return rows
+
+
+def regret_rows(regret: Regret) -> list[tuple[str, str]]:
+    """What keeps a step from the time of computing alone, in milliseconds of a step; without parts that are nothing."""
+
+    def per_step(nanoseconds: int) -> str:
+        return f"{nanoseconds / regret.steps / 1e6:.3f}"
+
+    named = {name.removesuffix("_ns"): value for name, value in msgspec.structs.asdict(regret).items()}
+    parts = [
+        f"{name.replace('_', ' ')} {per_step(value)}"
+        for name, value in named.items()
+        if value and name not in ("steps", "total")
+    ]
+    return [("above computing alone (ms a step)", f"{per_step(regret.total_ns)} = {', '.join(parts) or 'nothing'}")]
