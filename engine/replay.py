@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.bounds import find_bounds
 from engine.decisions import cache_spec
+from engine.estimates import device_bytes, find_estimates
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
@@ -17,7 +18,6 @@ from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
-from engine.weights import WeightFormat
 from policies.events import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 from tracekit import Trace
 from tracekit.demand import Demand
@@ -74,7 +74,9 @@ def replay(
     regret = None
     if best is not None and machine is not None and costs is not None:
         regret = find_regret(trace, plan, costs, machine, model, done)
+    estimates = None
     if machine is not None and costs is not None:
+        estimates = find_estimates(trace, plan, costs, machine, model, done)
         warnings += fit_warnings(trace, plan, machine, model, costs)
     return Result(
         **msgspec.structs.asdict(total),
@@ -82,6 +84,7 @@ def replay(
         time=time,
         bounds=best,
         regret=regret,
+        estimates=estimates,
         warnings=warnings,
         provenance=_provenance(trace, plan, machine, model),
     )
@@ -152,11 +155,7 @@ def fit_warnings(
     """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the device's memory."""
     largest = max(costs.expert_bytes)
     spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
-    units = np.array(spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
-    needed = int(units.sum() * costs.scale) + spec.staging * largest
-    if shape is not None:
-        attention = WeightFormat.parse(plan.weights.attention or "bf16")
-        needed += shape.dense_params_per_token_bytes(attention, WeightFormat.parse("bf16"))
+    needed = device_bytes(trace, plan, costs, shape)
     warnings = []
     if needed > machine.device.memory_bytes:
         warnings.append(

@@ -108,6 +108,20 @@ class Regret(msgspec.Struct, frozen=True, kw_only=True):
     """What else prefetches' copies cost: the link they keep from demand, the host's asking for them."""
 
 
+class Estimates(msgspec.Struct, frozen=True, kw_only=True):
+    """Estimates, not measurements (engine.estimates): memory, energy and cost; None where the profile does not say.
+
+    `inputs` names what energy and cost were made from. Per token means per generated (decode) token, prefill included.
+    """
+
+    device_bytes: int
+    host_bytes: int
+    joules_per_token: float | None
+    cost_per_million_tokens: float | None
+    currency: str | None
+    inputs: list[str]
+
+
 class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
@@ -115,6 +129,7 @@ class Result(Counts, frozen=True, kw_only=True):
     time: Time | None
     bounds: Bounds | None
     regret: Regret | None
+    estimates: Estimates | None
     warnings: list[str]
     provenance: dict[str, Any]
 

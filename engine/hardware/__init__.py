@@ -1,5 +1,6 @@
 """Hardware profiles: the few numbers of a machine that decide the time of an offloaded step."""
 
+from engine.hardware.economy import Power, Price
 from engine.hardware.profile import (
     Cpu,
     Device,
@@ -12,4 +13,16 @@ from engine.hardware.profile import (
     load_hardware,
 )
 
-__all__ = ["Cpu", "Device", "Disk", "HardwareProfile", "Link", "Overhead", "Rate", "hardware_names", "load_hardware"]
+__all__ = [
+    "Cpu",
+    "Device",
+    "Disk",
+    "HardwareProfile",
+    "Link",
+    "Overhead",
+    "Power",
+    "Price",
+    "Rate",
+    "hardware_names",
+    "load_hardware",
+]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from engine import tables
+from engine.hardware.economy import Power, Price
 from tracekit.errors import HardwareError
 
 # Wide enough for a microcontroller and for a rack, narrow enough to catch a wrong unit.
@@ -143,6 +144,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     overhead: Overhead
     disk: Disk | None = None
     cpu: Cpu | None = None
+    power: Power | None = None
+    price: Price | None = None
 
     def copy_ns(self, size_bytes: int) -> int:
         """Nanoseconds of one copy to the device, alone on the link: latency + size / rate, rounded up."""
@@ -181,7 +184,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """The profile as TOML text that `load_hardware` reads back equal."""
         lines = [_entry(key, getattr(self, key)) for key in ("name", "description", "calibrated")]
         lines += ["source = [", *(f"  {_quoted(line)}," for line in self.source), "]"]
-        for title in ("device", "link", "overhead", "disk", "cpu"):
+        for title in ("device", "link", "overhead", "disk", "cpu", "power", "price"):
             table = getattr(self, title)
             if table is not None:
                 lines += ["", f"[{title}]", *_entries(table)]
