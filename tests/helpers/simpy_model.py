@@ -1,21 +1,39 @@
-"""The timeline as SimPy processes: a compute stream and a link, talking through events.
+"""The timeline as SimPy processes: compute stream, CPU, link, disk, talking through events.
 
-Written from the rules in engine.simulator.timeline's docstring, for comparison to the nanosecond. Everything that
-happens at one instant happens in this order: copies and computations end; the gate's choice is known; the link
-decides what to copy next.
+Written from the rules in engine.simulator.timeline's docstring, for comparison event by event, to the nanosecond.
+Everything that happens at one instant happens in this order: copies, reads and computations end, and reads begin; the
+gate's choice is known; the link decides what to copy next.
+
+Which missing experts the CPU computes is told, not found out: the model can then be asked what would have been.
 """
 
-from collections.abc import Generator
+from collections import OrderedDict
+from collections.abc import Generator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import simpy
 
 from engine.simulator.costs import Costs
+from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_LATE
+from engine.simulator.log import (
+    ASKING,
+    COPY,
+    COPY_AHEAD,
+    COPY_DEMAND,
+    COPY_LATE,
+    CPU_EXPERT,
+    DENSE_PART,
+    DISK_READ,
+    EXPERT,
+    OVERHEAD_PART,
+    WAIT,
+)
 from tests.helpers.reference_cache import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
 
 CHOICE_KNOWN, LINK_DECIDES = 2, 3  # simpy.events.NORMAL is 1
 Process = Generator[simpy.Event, Any, None]
+Row = tuple[int, ...]
 
 
 @dataclass
@@ -27,26 +45,48 @@ class Visit:
     context: int
     tokens_of: dict[int, int]
     events: list[tuple[int, int, int]]
+    number: int = 0
 
 
 @dataclass
 class Copy:
+    """One expert's way to its slot."""
+
+    key: int
     slot: int
     layer: int
-    after: simpy.Event | None  # the last computation that uses the slot
-    done: simpy.Event
+    asked: int  # by visit
     prefetch: bool
+    used: simpy.Event | None  # the last computation that uses the slot
+    before: "Copy | None"  # the copy to the slot before this one
+    read: simpy.Event | None  # from disk
+    done: simpy.Event
+    chunk: int = 0  # the next one to begin
+    demanded: int = -1  # by visit
+    moving: simpy.Event | None = None  # the last chunk that has begun
+    arrived: int = -1
+
+    @property
+    def clear(self) -> bool:
+        """Whether it may begin."""
+        moving = None if self.before is None else self.before.moving
+        return all(event is None or event.processed for event in (self.used, moving, self.read))
 
 
 @dataclass
 class Machine:
-    """Run `visits` on `costs`; then `visit_end` holds when each ended, `copied` how long the link worked."""
+    """Run `visits` on `costs`; the CPU computes what `on_cpu` names by (visit, key).
+
+    Afterwards `visit_end` holds when each ended, `rows` what happened, as in engine.simulator.log; one WAIT for each
+    time the device waits, for a missing expert always booked to demand.
+    """
 
     costs: Costs
     experts: int
     visits: list[Visit]
+    on_cpu: Set[tuple[int, int]] = frozenset()
     visit_end: list[int] = field(default_factory=list)
-    copied: int = 0
+    rows: list[Row] = field(default_factory=list)
 
     def run(self) -> list[int]:
         self.env = simpy.Environment()
@@ -55,9 +95,32 @@ class Machine:
         self.brings: dict[int, Copy] = {}  # by slot: the copy that brought or will bring its expert
         self.last_use: dict[int, simpy.Event] = {}
         self.changed = self.env.event()
+        self.free_since = [0] * self.costs.copy_engines
+        self.engines = set(range(self.costs.copy_engines))
+        self.wire = simpy.Resource(self.env)
+        self.disk: simpy.Store = simpy.Store(self.env)
+        self.reading = -1  # the visit that asked for what the disk reads
+        self.host: OrderedDict[int, int] = OrderedDict()
+        self.read_of: dict[int, simpy.Event] = {}
+        self.last_choice = 0
+        for number, visit in enumerate(self.visits):
+            visit.number = number
         self.env.process(self.link())
-        self.env.run(self.env.process(self.compute()))
+        self.env.process(self.read())
+        self.env.process(self.compute())
+        self.env.run()
+        # The timeline lets no prefetch begin that nobody would see.
+        self.rows = [row for row in self.rows if row[0] != COPY or row[6] != COPY_AHEAD or row[1] < self.last_choice]
         return self.visit_end
+
+    @property
+    def now(self) -> int:
+        return int(self.env.now)
+
+    def note(
+        self, what: int, begin: int, visit: int, key: int = -1, slot: int = -1, kind: int = 0, engine: int = 0
+    ) -> None:
+        self.rows.append((what, begin, self.now, visit, key, slot, kind, engine))
 
     def at_this_instant(self, priority: int) -> simpy.Event:
         event = self.env.event()
@@ -73,70 +136,173 @@ class Machine:
         while True:
             yield self.at_this_instant(LINK_DECIDES)
             queue = self.demanded or self.ahead
-            if queue and (queue[0].after is None or queue[0].after.processed):
-                copy = queue.pop(0)
-                self.copied += int(self.costs.copy_ns[copy.layer])
-                yield self.env.timeout(int(self.costs.copy_ns[copy.layer]))
-                copy.done.succeed()
-            else:
+            if not (queue and self.engines and queue[0].clear):
                 yield self.changed
+                continue
+            copy = queue[0]
+            engine = min(self.engines, key=lambda number: (self.free_since[number], number))
+            self.engines.remove(engine)
+            chunk, last = copy.chunk, copy.chunk + 1 == self.costs.chunks[copy.layer]
+            if queue is self.demanded:
+                wire_ns, last = int(self.costs.rest_ns[copy.layer, chunk]), True
+            else:
+                wire_ns = int(self.costs.chunk_ns[copy.layer, chunk])
+            if self.reading >= 0 and (queue is self.ahead or self.reading <= copy.demanded):
+                wire_ns += wire_ns * self.costs.slowdown_percent // 100
+            copy.chunk += 1
+            copy.moving = copy.done if last else self.env.event()
+            if last:
+                queue.pop(0)
+            kind = COPY_AHEAD if queue is self.ahead else COPY_LATE if copy.prefetch else COPY_DEMAND
+            self.env.process(self.transfer(copy, engine, wire_ns, copy.moving, kind))
+
+    def transfer(self, copy: Copy, engine: int, wire_ns: int, moved: simpy.Event, kind: int) -> Process:
+        begin = self.now
+        yield self.env.timeout(self.costs.setup_ns)
+        with self.wire.request() as wire:
+            yield wire
+            yield self.env.timeout(wire_ns)
+        self.engines.add(engine)
+        self.free_since[engine] = self.now
+        copy.arrived = self.now
+        self.note(COPY, begin, copy.asked, copy.key, copy.slot, kind, engine)
+        moved.succeed()
+        self.notify()
+
+    def read(self) -> Process:
+        while True:
+            visit, key, slot, kind, done = yield self.disk.get()
+            begin, self.reading = self.now, visit
+            yield self.env.timeout(int(self.costs.read_ns[key // self.experts]))
+            self.note(DISK_READ, begin, visit, key, slot, kind)
+            self.reading = -1
+            done.succeed()
+            self.notify()
+
+    def ask_disk(self, visit: Visit, kind: int, key: int, slot: int) -> None:
+        """The host cache, most recent last; what is pushed out keeps the copies that were asked for."""
+        if self.costs.host_bytes < 0:
+            return
+        if key not in self.host:
+            self.read_of[key] = self.env.event()
+            self.disk.put((visit.number, key, slot, kind, self.read_of[key]))
+        self.host[key] = self.costs.expert_bytes[key // self.experts]
+        self.host.move_to_end(key)
+        while sum(self.host.values()) > self.costs.host_bytes:
+            self.host.popitem(last=False)
 
     def compute(self) -> Process:
         costs = self.costs
         for visit in self.visits:
-            if visit.layer == 0:
-                yield self.env.timeout(costs.step_ns)
+            begin = self.now
             memory = int(costs.dense_ns[visit.layer]) + visit.context * costs.context_ps // 1000
             dense = max(memory, visit.step_tokens * costs.dense_token_ps // 1000)
-            yield self.env.timeout(dense + costs.layer_overhead_ns + costs.readback_ns)
+            yield self.env.timeout(dense + (costs.step_ns if visit.layer == 0 else 0))
+            self.note(DENSE_PART, begin, visit.number)
+            begin = self.now
+            yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns)
+            self.note(OVERHEAD_PART, begin, visit.number)
+            self.last_choice = self.now
             yield self.at_this_instant(CHOICE_KNOWN)
 
-            ready: list[tuple[int, simpy.Event]] = []
-            coming: list[tuple[Copy, int, simpy.Event]] = []
-            under_way: list[tuple[Copy, int, simpy.Event]] = []
+            ready: list[tuple[Copy, int, int, simpy.Event]] = []
+            late: list[tuple[Copy, int, int, simpy.Event]] = []
+            missing: list[tuple[Copy, int, int, simpy.Event]] = []
+            for_cpu: list[tuple[int, int, int]] = []
+            for kind, key, slot in visit.events:
+                if kind in (LOAD, STREAM, PREFETCH):
+                    self.ask_disk(visit, kind, key, slot)
             for kind, key, slot in visit.events:
                 if kind in (DROP, EVICT):
-                    self.ahead = [copy for copy in self.ahead if copy.slot != slot]
+                    for copy in [copy for copy in self.ahead if copy.slot == slot]:
+                        self.ahead.remove(copy)
+                        if copy.moving is None and copy.before is not None:
+                            self.brings[slot] = copy.before
                 elif kind == PREFETCH:
-                    copy = self.new_copy(slot, key // self.experts, prefetch=True)
-                    self.ahead.append(copy)
+                    self.ahead.append(self.new_copy(visit, key, slot, prefetch=True))
+                elif (visit.number, key) in self.on_cpu:
+                    assert kind in (LOAD, STREAM)
+                    for_cpu.append((kind, key, slot))
+                    if kind == LOAD:
+                        self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
                 else:
                     if kind in (LOAD, STREAM):
-                        self.demanded.append(self.new_copy(slot, visit.layer, prefetch=False))
+                        self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
                     copy = self.brings[slot]
                     used = self.env.event()
                     self.last_use[slot] = used
                     if copy in self.ahead:
                         self.ahead.remove(copy)
+                        copy.demanded = visit.number
                         self.demanded.append(copy)
-                    if copy.done.processed:
-                        assert kind <= HIT_PREFETCHED
-                        ready.append((key, used))
-                    elif copy in self.demanded:
-                        coming.append((copy, key, used))
-                    else:
-                        under_way.append((copy, key, used))
+                    entry = (copy, kind, key, used)
+                    (missing if kind > HIT_PREFETCHED else ready if copy.done.processed else late).append(entry)
             self.notify()
-            yield self.env.timeout(
-                costs.copy_overhead_ns * sum(k in (LOAD, STREAM, PREFETCH) for k, _, _ in visit.events)
-            )
-            for key, used in ready:
-                yield from self.work(visit, key, used)
-            for copy, key, used in under_way + coming:
+            asked = sum(kind in (LOAD, STREAM, PREFETCH) for kind, _, _ in visit.events)
+            begin = self.now
+            yield self.env.timeout(costs.copy_overhead_ns * asked)
+            if self.now > begin:
+                self.note(ASKING, begin, visit.number, kind=asked)
+            cpu = self.env.process(self.compute_on_cpu(visit, for_cpu))
+            for copy, kind, key, used in ready:
+                yield from self.work(visit, copy, kind, key, used)
+            while late:
+                begin = self.now
+                if not any(copy.done.processed for copy, *_ in late):
+                    yield self.env.any_of([copy.done for copy, *_ in late])
+                # The wire serves one copy at a time: the first to have begun arrives first.
+                first = min((entry for entry in late if entry[0].done.processed), key=lambda entry: entry[0].arrived)
+                late.remove(first)
+                if self.now > begin:
+                    cause = STALL_LATE if first[0].prefetch else STALL_DEMAND
+                    self.note(WAIT, begin, visit.number, first[2], first[0].slot, cause)
+                yield from self.work(visit, *first)
+            for copy, kind, key, used in missing:
+                begin = self.now
                 if not copy.done.processed:
                     yield copy.done
-                yield from self.work(visit, key, used)
-            self.visit_end.append(int(self.env.now))
+                if self.now > begin:
+                    self.note(WAIT, begin, visit.number, key, copy.slot, STALL_DEMAND)
+                yield from self.work(visit, copy, kind, key, used)
+            begin = self.now
+            if for_cpu:
+                yield cpu
+            if self.now > begin:
+                self.note(WAIT, begin, visit.number, kind=STALL_CPU)
+            self.visit_end.append(self.now)
 
-    def new_copy(self, slot: int, layer: int, *, prefetch: bool) -> Copy:
-        copy = Copy(slot, layer, self.last_use.get(slot), self.env.event(), prefetch)
+    def new_copy(self, visit: Visit, key: int, slot: int, *, prefetch: bool) -> Copy:
+        copy = Copy(
+            key=key,
+            slot=slot,
+            layer=key // self.experts,
+            asked=visit.number,
+            prefetch=prefetch,
+            used=self.last_use.get(slot),
+            before=self.brings.get(slot),
+            read=self.read_of.get(key),
+            done=self.env.event(),
+            demanded=-1 if prefetch else visit.number,
+        )
         self.brings[slot] = copy
         return copy
 
-    def work(self, visit: Visit, key: int, used: simpy.Event) -> Process:
-        costs = self.costs
+    def work(self, visit: Visit, copy: Copy, kind: int, key: int, used: simpy.Event) -> Process:
+        costs, begin = self.costs, self.now
         arithmetic = visit.tokens_of[key] * costs.expert_token_ps // 1000
-        duration = max(int(costs.expert_ns[visit.layer]), arithmetic)
-        yield self.env.timeout(duration + costs.expert_overhead_ns)
+        yield self.env.timeout(int(costs.dequant_ns[visit.layer]))
+        yield self.env.timeout(max(int(costs.expert_ns[visit.layer]), arithmetic) + costs.expert_overhead_ns)
+        self.note(EXPERT, begin, visit.number, key, copy.slot, kind)
         used.succeed()
         self.notify()
+
+    def compute_on_cpu(self, visit: Visit, experts: list[tuple[int, int, int]]) -> Process:
+        costs = self.costs
+        for kind, key, slot in experts:
+            read = self.read_of.get(key)
+            if read is not None and not read.processed:
+                yield read
+            begin = self.now
+            arithmetic = visit.tokens_of[key] * costs.cpu_token_ps // 1000
+            yield self.env.timeout(max(int(costs.cpu_expert_ns[visit.layer]), arithmetic) + costs.cpu_overhead_ns)
+            self.note(CPU_EXPERT, begin, visit.number, key, slot, kind)

@@ -1,0 +1,76 @@
+"""The timeline against an independent SimPy model: every event of random scenarios, to the nanosecond."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
+from tests.helpers.reference_cache import LOAD
+from tests.helpers.scenarios import random_scenario
+from tests.helpers.simpy_model import Machine
+from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
+
+SEEDS = st.integers(0, 2**32 - 1)
+ALWAYS = range(1 << 40)
+VARIANTS = [("lru", "gate", False), ("lru", "gate", True), ("lru", "oracle", False), ("lru", "none", False)]
+
+
+@pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
+@settings(max_examples=250, deadline=None)
+@given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
+def test_every_event_is_at_its_time(
+    eviction: str, prefetch: str, into_cache: bool, seed: int, chunk: int, features: set[str]
+) -> None:
+    scenario = random_scenario(seed, eviction, prefetch, into_cache=into_cache)
+    costs = random_costs(scenario.spec.layers, seed, features)
+    end, timeline, pieces = timed(scenario, costs, chunk, ALWAYS)
+    rows = [tuple(row) for row in timeline.log.tolist()]
+    on_cpu = {(row[VISIT], row[KEY]) for row in rows if row[WHAT] == CPU_EXPERT}
+    visits = simpy_visits(scenario, pieces)
+    machine = Machine(costs, scenario.spec.experts, visits, on_cpu)
+    assert machine.run() == end.tolist()
+    assert comparable(rows) == comparable(machine.rows)
+    # Neither the log nor the size of the pieces changes anything.
+    again, silent, _ = timed(scenario, costs)
+    assert again.tolist() == end.tolist()
+    assert (silent.spent == timeline.spent).all()
+    assert len(silent.log) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, features=st.sets(st.sampled_from(FEATURES)), data=st.data())
+def test_the_cpu_computes_what_it_ends_sooner(seed: int, features: set[str], data: st.DataObject) -> None:
+    """Both are tried in the SimPy model: the expert on the CPU and on the device, all before it as it was."""
+    scenario = random_scenario(seed, "lru", "gate")
+    costs = random_costs(scenario.spec.layers, seed, features | {"cpu"})
+    _, timeline, pieces = timed(scenario, costs, log=ALWAYS)
+    on_cpu = {(row[VISIT], row[KEY]) for row in timeline.log.tolist() if row[WHAT] == CPU_EXPERT}
+    visits = simpy_visits(scenario, pieces)
+    missing = [
+        (number, key)
+        for number, visit in enumerate(visits)
+        for kind, key, _ in visit.events
+        if LOAD <= kind <= LOAD + 1
+    ]
+    if not missing:
+        return
+    number, key = data.draw(st.sampled_from(missing))
+    ends = []
+    for choice, what in ((on_cpu - {(number, key)}, EXPERT), (on_cpu | {(number, key)}, CPU_EXPERT)):
+        machine = Machine(costs, scenario.spec.experts, visits[: number + 1], choice)
+        machine.run()
+        (row,) = [row for row in machine.rows if (row[WHAT], row[VISIT], row[KEY]) == (what, number, key)]
+        assert row[KIND] >= LOAD
+        ends.append(row[END])
+    assert ((number, key) in on_cpu) == (ends[1] < ends[0])
+
+
+def test_a_log_of_some_steps_is_the_log_of_all_steps_there() -> None:
+    scenario = random_scenario(7, "lru", "gate")
+    costs = random_costs(scenario.spec.layers, 7, set(FEATURES))
+    everything = timed(scenario, costs, log=ALWAYS)[1].log
+    steps = int(scenario.trace.step[-1]) + 1
+    parts = [timed(scenario, costs, 5, range(step, step + 1))[1].log for step in range(steps)]
+    assert (np.concatenate(parts) == everything).all()
+    assert timed(scenario, costs, log=range(steps, steps + 5))[1].log.shape == (0, 8)
