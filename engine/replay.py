@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from engine.advice import advice, fit_warnings
 from engine.bounds import find_bounds
-from engine.decisions import cache_spec
-from engine.estimates import device_bytes, find_estimates
+from engine.estimates import find_estimates
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
@@ -36,6 +36,8 @@ def replay(
     bounds: bool | None = None,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
+    on_done: Callable[[Replayed], object] | None = None,
+    log: range | None = None,
 ) -> Result:
     """Replay `plan` on `trace`; with `hardware`, also time it.
 
@@ -46,6 +48,8 @@ def replay(
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
+        on_done: called with the plan's own pass: times by step and visit, the timeline's log.
+        log: the steps, by running number from 0, whose course the timeline logs.
 
     Raises:
         TracekitError: the trace, the plan and the hardware do not fit together.
@@ -59,11 +63,14 @@ def replay(
     if machine is not None:
         cpu = plan.compute.cpu_experts
         costs = model_costs(trace.manifest, machine, model, weights.experts, weights.attention, cpu)
-    done = run(trace, plan, costs, model, progress=progress, on_events=on_events)
-    counts = [_counts(done, [phase], sized=_sized(trace, plan, model)) for phase in (0, 1)]
-    total = _counts(done, [0, 1], sized=_sized(trace, plan, model))
+    done = run(trace, plan, costs, model, progress=progress, on_events=on_events, log=log)
+    if on_done is not None:
+        on_done(done)
+    sizes = stored_expert_bytes(trace.manifest, model, weights.experts)
+    counts = [_counts(done, [phase], sized=bool(sizes)) for phase in (0, 1)]
+    total = _counts(done, [0, 1], sized=bool(sizes))
     time = None if machine is None or costs is None else _time(done, costs, machine, model)
-    warnings = _warnings(trace, done, costs)
+    warnings = advice(trace, plan, done, sizes, costs, time)
     lookups = trace.tokens * trace.layers * trace.top_k
     if bounds is None and lookups > BOUNDED_LOOKUPS:
         warnings.append(
@@ -88,10 +95,6 @@ def replay(
         warnings=warnings,
         provenance=_provenance(trace, plan, machine, model),
     )
-
-
-def _sized(trace: Trace, plan: Plan, shape: ModelShape | None) -> bool:
-    return bool(stored_expert_bytes(trace.manifest, shape, plan.weights.experts))
 
 
 def _counts(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
@@ -136,35 +139,6 @@ def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelSh
         link_utilisation=done.timeline.link_busy_ns * costs.scale / 1e9 / total if total else 0.0,
         prefetches={"useful": int(used[USEFUL]), "late": int(used[LATE]), "wasted": int(used[WASTED])},
     )
-
-
-def _warnings(trace: Trace, done: Replayed, costs: Costs | None) -> list[str]:
-    warnings = [] if trace.batching is None else trace.batching.warnings
-    if not trace.manifest.complete:
-        warnings.append("the trace is incomplete: its recording did not finish")
-    if trace.manifest.source == "synthetic":
-        warnings.append("the trace is synthetic: hit ratios say nothing about a real model")
-    if done.tokens[DECODE] == 0:
-        warnings.append("the trace has no decode steps: no tokens per second")
-    return warnings + ([] if costs is None else list(costs.notes))
-
-
-def fit_warnings(
-    trace: Trace, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, costs: Costs
-) -> list[str]:
-    """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the device's memory."""
-    largest = max(costs.expert_bytes)
-    spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
-    needed = device_bytes(trace, plan, costs, shape)
-    warnings = []
-    if needed > machine.device.memory_bytes:
-        warnings.append(
-            f"the plan does not fit: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
-            f"{machine.device.memory_bytes / 2**30:.1f} GiB"
-        )
-    if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):
-        warnings.append(f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes")
-    return warnings
 
 
 def _provenance(trace: Trace, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None) -> dict[str, Any]:

@@ -1,10 +1,20 @@
 """`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
 
+import re
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.passes import Replayed
+    from engine.plan import Plan
+    from tracekit import Trace
+
+TIMELINE_STEPS = 4
+MOST_TIMELINE_STEPS = 2_000
 
 
 def command(
@@ -38,6 +48,15 @@ def command(
     events: Annotated[
         Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
     ] = None,
+    steps: Annotated[
+        Path | None, typer.Option("--steps", help="also write each step's counts and times to this Parquet file")
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option("--timeline", help="also write a timeline (.json or .json.gz) for Perfetto")
+    ] = None,
+    timeline_steps: Annotated[
+        str | None, typer.Option(help="steps of the timeline, A:B by running number; default: 4 in the middle")
+    ] = None,
     bounds: Annotated[
         bool | None,
         typer.Option(
@@ -51,7 +70,8 @@ def command(
     --batch asks what continuous batching would do: at most N requests in flight, first come first served, each prompt
     in a step of its own; docs/design.md says what that assumes.
 
-    --events keeps the decisions themselves; docs/policies.md describes the columns.
+    --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
+    ui.perfetto.dev or chrome://tracing.
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
@@ -60,6 +80,7 @@ def command(
     from experiments.cli import console
     from experiments.cli.plans import plan_from_options
     from tracekit import Trace
+    from tracekit.demand import step_starts
     from tracekit.errors import PlanError
 
     if arrival_rate is not None and batch is None:
@@ -82,10 +103,35 @@ def command(
         from tracekit.batched import batched
 
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
+    if timeline is not None and hardware is None:
+        raise PlanError("--timeline shows time: give --hardware too")
+    if timeline_steps is not None and timeline is None:
+        raise PlanError("--timeline-steps is of the timeline: give --timeline too")
+    window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
+    listeners, finished = [], []
     with ExitStack() as stack:
-        log = None if events is None else stack.enter_context(EventLog(events, opened, chosen)).append
+        if events is not None:
+            listeners.append(stack.enter_context(EventLog(events, opened, chosen)).append)
+        if steps is not None:
+            from engine.steplog import StepLog
+
+            step_log = StepLog(opened)
+            listeners.append(step_log.count)
+            finished.append(lambda done: step_log.write(steps, done))
+        if timeline is not None:
+            finished.append(lambda done: save_timeline(timeline, opened, done, chosen, hardware))
         advance = stack.enter_context(console.progress("replaying", 2 * opened.tokens))
-        result = replay(opened, chosen, hardware, shape=model_shape, bounds=bounds, progress=advance, on_events=log)
+        result = replay(
+            opened,
+            chosen,
+            hardware,
+            shape=model_shape,
+            bounds=bounds,
+            progress=advance,
+            on_events=every(listeners),
+            on_done=every(finished),
+            log=window,
+        )
     if json:
         console.emit_json(result.to_dict())
         return
@@ -94,3 +140,42 @@ def command(
     console.table(str(trace), ["what", "value"], result_rows(result))
     for warning in result.warnings:
         typer.echo(f"warning: {warning}")
+
+
+def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | None:
+    """One function that calls all of these; None if there is none."""
+
+    def call(*arguments: object) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call if functions else None
+
+
+def timeline_window(text: str | None, steps: int) -> range:
+    """`A:B` as the steps from A to B (excluded) of a trace with so many. Raises PlanError."""
+    from tracekit.errors import PlanError
+
+    if text is None:
+        first = max(0, steps // 2 - TIMELINE_STEPS // 2)
+        return range(first, min(first + TIMELINE_STEPS, steps))
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    window = range(0) if match is None else range(int(match[1]), min(int(match[2]), steps))
+    if not window:
+        raise PlanError(f"--timeline-steps {text!r}: give A:B with 0 <= A < B; the trace has {steps} steps")
+    if len(window) > MOST_TIMELINE_STEPS:
+        raise PlanError(f"--timeline-steps {text!r}: at most {MOST_TIMELINE_STEPS} steps, viewers hold no more")
+    return window
+
+
+def save_timeline(path: Path, trace: "Trace", done: "Replayed", plan: "Plan", hardware: str | None) -> None:
+    """Write what the timeline of a finished replay logged."""
+    from engine.simulator.timeline import CAUSES
+    from experiments.timeline import events_of, write_timeline
+    from tracekit.demand import step_starts
+
+    assert done.timeline is not None
+    step_ids = trace.step[step_starts(trace.step)[:-1]]
+    events = events_of(done.timeline.log, trace.layers, trace.num_experts, CAUSES, step_ids)
+    about = {"trace": str(trace.path), "trace_digest": trace.digest, "hardware": hardware, "plan": plan.to_toml()}
+    write_timeline(path, events, about)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engine.result import Regret, Result
+from engine.result import Estimates, Regret, Result
 
 
 def percent(ratio: float) -> str:
@@ -42,10 +42,10 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         if time.tpot_ms is not None:
             tpot = time.tpot_ms
             rows.append(("time per token p50 / p95 / p99", f"{tpot.p50:.1f} / {tpot.p95:.1f} / {tpot.p99:.1f} ms"))
-        stalls = ", ".join(f"{cause.replace('_', ' ')} {seconds:.3f}" for cause, seconds in time.stall_s.items())
+        stalls = [f"{cause.replace('_', ' ')} {seconds:.3f}" for cause, seconds in time.stall_s.items() if seconds]
         rows += [
             ("compute / overhead", f"{time.compute_s:.3f} / {time.overhead_s:.3f} s"),
-            ("stalls (s)", stalls),
+            ("stalls (s)", ", ".join(stalls) or "none"),
             ("link utilisation", percent(time.link_utilisation)),
         ]
         if result.prefetches:
@@ -55,19 +55,31 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
             rows.append(("bound, tokens/s", rate(result.bounds.best_tokens_per_second)))
     if result.regret is not None:
         rows += regret_rows(result.regret)
+    if result.estimates is not None:
+        rows += estimate_rows(result.estimates)
     return rows
 
 
 def regret_rows(regret: Regret) -> list[tuple[str, str]]:
     """What keeps a step from the time of computing alone, in milliseconds of a step; without parts that are nothing."""
-
-    def per_step(nanoseconds: int) -> str:
-        return f"{nanoseconds / regret.steps / 1e6:.3f}"
-
     named = {name.removesuffix("_ns"): value for name, value in msgspec.structs.asdict(regret).items()}
-    parts = [
-        f"{name.replace('_', ' ')} {per_step(value)}"
-        for name, value in named.items()
-        if value and name not in ("steps", "total")
+    steps, total = named.pop("steps"), named.pop("total")
+    rows = [("a step takes longer than computing alone by", f"{total / steps / 1e6:.3f} ms")]
+    return rows + [
+        (f"  {name.replace('_', ' ')}", f"{nanoseconds / steps / 1e6:+.3f} ms")
+        for name, nanoseconds in named.items()
+        if nanoseconds
     ]
-    return [("above computing alone (ms a step)", f"{per_step(regret.total_ns)} = {', '.join(parts) or 'nothing'}")]
+
+
+def estimate_rows(estimates: Estimates) -> list[tuple[str, str]]:
+    """Memory, energy and cost, those that are known."""
+    rows = [
+        ("memory, device / host", f"{estimates.device_bytes / 2**30:.2f} / {estimates.host_bytes / 2**30:.2f} GiB"),
+    ]
+    if estimates.joules_per_token is not None:
+        rows.append(("energy per token (estimate)", f"{estimates.joules_per_token:.1f} J"))
+    if estimates.cost_per_million_tokens is not None:
+        cost = f"{estimates.currency} {estimates.cost_per_million_tokens:.2f}"
+        rows.append(("cost per million tokens (estimate)", cost))
+    return rows

@@ -1,0 +1,132 @@
+"""What `tracekit replay` writes beside its result: the steps' table and the timeline, which agree with it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.cli.main import run
+from tests.helpers.traces import make_trace, random_experts
+
+Call = Callable[..., tuple[int, str, str]]
+HARDWARE = ["--hardware", "rtx3060", "--capacity", "3/layer"]
+CAUSES = ["dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu"]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def runner(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return runner
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """A prompt of 6 tokens and 30 decode steps, numbered from 100; 3 layers, top-2 of 8, with lookahead."""
+    rng = np.random.default_rng(0)
+    make_trace(
+        tmp_path / "t.trace",
+        random_experts(rng, tokens=36, layers=3),
+        num_experts=8,
+        step=np.concatenate([[100] * 6, np.arange(101, 131)]),
+        phase=[0] * 6 + [1] * 30,
+        lookahead={1: rng.normal(size=(36, 2, 8))},
+        expert_bytes=[3_000_000] * 3,
+        expert_params=[1_500_000] * 3,
+    )
+    return tmp_path / "t.trace"
+
+
+def replayed(call: Call, *arguments: object) -> dict[str, Any]:
+    code, out, err = call("replay", *arguments, "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize("prefetch", ["none", "gate"])
+def test_steps_add_up_to_the_result(call: Call, trace: Path, tmp_path: Path, prefetch: str) -> None:
+    path = tmp_path / "steps.parquet"
+    result = replayed(call, trace, *HARDWARE, "--prefetch", prefetch, "--steps", path)
+    rows = pl.read_parquet(path)
+    assert rows["step"].to_list() == list(range(100, 131)) and rows["tokens"].to_list() == [6] + [1] * 30
+    assert rows["phase"].to_list() == ["prefill"] + ["decode"] * 30
+    assert rows["hit"].sum() == result["hits_by"]["cache"] and rows["load"].sum() == result["loads"]
+    assert rows["prefetch"].sum() == result["prefetches"]
+    assert rows.select(pl.sum_horizontal([f"{cause}_ns" for cause in CAUSES])).to_series().equals(rows["total_ns"])
+    assert rows["total_ns"].sum() / 1e9 == pytest.approx(result["time"]["total_s"])
+    assert (rows["begin_ns"] + rows["total_ns"]).to_list()[:-1] == rows["begin_ns"].to_list()[1:]
+
+
+def test_steps_without_hardware_are_counts(call: Call, trace: Path, tmp_path: Path) -> None:
+    replayed(call, trace, "--capacity", "3/layer", "--steps", tmp_path / "s.parquet")
+    assert "total_ns" not in pl.read_parquet(tmp_path / "s.parquet").columns
+
+
+def test_the_timeline_is_of_the_steps_asked_for(call: Call, trace: Path, tmp_path: Path) -> None:
+    """What is computed and waited for in the window is what the steps' table says."""
+    path, table = tmp_path / "t.json", tmp_path / "s.parquet"
+    window = ["--timeline", path, "--timeline-steps", "5:9", "--steps", table]
+    replayed(call, trace, *HARDWARE, "--prefetch", "gate", *window)
+    read = json.loads(path.read_text())
+    slices = [event for event in read["traceEvents"] if event["ph"] == "X"]
+    rows = pl.read_parquet(table)[5:9]
+    visits = [event for event in slices if event["tid"] == 0]
+    assert {event["args"]["step"] for event in visits} == set(rows["step"].to_list()) and len(visits) == 12
+    computing = [event for event in slices if event["tid"] == 1]
+    assert sum(event["dur"] for event in computing) == pytest.approx(rows["total_ns"].sum() / 1000)
+    waits = [event["dur"] for event in computing if event["name"] == "wait: demand"]
+    assert sum(waits) == pytest.approx(rows["demand_ns"].sum() / 1000)
+    assert read["otherData"]["hardware"] == "rtx3060"
+    assert any(event["ph"] == "s" for event in read["traceEvents"])
+
+
+def test_by_default_the_timeline_is_of_four_steps_in_the_middle(call: Call, trace: Path, tmp_path: Path) -> None:
+    replayed(call, trace, *HARDWARE, "--timeline", tmp_path / "t.json.gz")
+    assert (tmp_path / "t.json.gz").read_bytes()[:2] == b"\x1f\x8b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--timeline", "t.json"], ["--hardware"]),
+        ([*HARDWARE, "--timeline-steps", "0:3"], ["--timeline"]),
+        ([*HARDWARE, "--timeline", "t.json", "--timeline-steps", "3"], ["A:B", "31 steps"]),
+        ([*HARDWARE, "--timeline", "t.json", "--timeline-steps", "40:50"], ["A:B", "31 steps"]),
+        ([*HARDWARE, "--timeline", "none/t.json"], ["cannot write", "t.json"]),
+        ([*HARDWARE, "--steps", "none/s.parquet"], ["cannot write", "s.parquet"]),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    call: Call, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("replay", trace, "--capacity", "3/layer", *arguments)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+    assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_global_cache_below_the_token_cycle_is_warned_of(call: Call, trace: Path) -> None:
+    below = replayed(call, trace, "--capacity", "4")
+    assert below["phases"]["decode"]["hits"] == 0 and any("token cycle" in line for line in below["warnings"])
+    assert not any("token cycle" in line for line in replayed(call, trace, "--capacity", "7")["warnings"])
+    assert not any("token cycle" in line for line in replayed(call, trace, "--capacity", "1/layer")["warnings"])
+    in_bytes = replayed(call, trace, "--capacity", "12000000B")
+    assert any("token cycle" in line for line in in_bytes["warnings"])
+
+
+def test_a_link_that_is_always_busy_is_warned_of(call: Call, trace: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "engine/hardware/profiles/rtx3060.toml").read_text()
+    slow = tmp_path / "slow.toml"
+    slow.write_text(text.replace("12_600_000_000", "100_000_000"))
+    arguments = [trace, "--capacity", "3/layer", "--prefetch", "gate", "--hardware", slow]
+    assert any("link is busy" in line for line in replayed(call, *arguments)["warnings"])
