@@ -53,7 +53,7 @@ def cycle_warnings(trace: Trace, plan: Plan, done: Replayed, sizes: list[int]) -
     unit = "bytes" if plan.capacity.unit == "bytes" else "experts"
     return [
         f"capacity {plan.cache.capacity!r} is below the token cycle ({cycle:.0f} {unit}): layers run one after the "
-        "other, so a global LRU hits next to nothing; give a capacity per layer, or a policy that knows of layers (layer-aware)"
+        "other, so a global LRU hits next to nothing; give a capacity per layer, or a policy that knows of layers"
     ]
 
 
