@@ -24,18 +24,18 @@ def test_every_event_is_at_its_time(
 ) -> None:
     scenario = random_scenario(seed, eviction, prefetch, into_cache=into_cache)
     costs = random_costs(scenario.spec.layers, seed, features)
-    end, timeline, pieces = timed(scenario, costs, chunk, ALWAYS)
-    rows = [tuple(row) for row in timeline.log.tolist()]
+    run = timed(scenario, costs, chunk, ALWAYS)
+    rows = [tuple(row) for row in run.timeline.log.tolist()]
     on_cpu = {(row[VISIT], row[KEY]) for row in rows if row[WHAT] == CPU_EXPERT}
-    visits = simpy_visits(scenario, pieces)
+    visits = simpy_visits(scenario, run.pieces)
     machine = Machine(costs, scenario.spec.experts, visits, on_cpu)
-    assert machine.run() == end.tolist()
+    assert machine.run() == run.end.tolist()
     assert comparable(rows) == comparable(machine.rows)
     # Neither the log nor the size of the pieces changes anything.
-    again, silent, _ = timed(scenario, costs)
-    assert again.tolist() == end.tolist()
-    assert (silent.spent == timeline.spent).all()
-    assert len(silent.log) == 0
+    silent = timed(scenario, costs)
+    assert silent.end.tolist() == run.end.tolist()
+    assert (silent.spent == run.spent).all()
+    assert len(silent.timeline.log) == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,9 +44,9 @@ def test_the_cpu_computes_what_it_ends_sooner(seed: int, features: set[str], dat
     """Both are tried in the SimPy model: the expert on the CPU and on the device, all before it as it was."""
     scenario = random_scenario(seed, "lru", "gate")
     costs = random_costs(scenario.spec.layers, seed, features | {"cpu"})
-    _, timeline, pieces = timed(scenario, costs, log=ALWAYS)
-    on_cpu = {(row[VISIT], row[KEY]) for row in timeline.log.tolist() if row[WHAT] == CPU_EXPERT}
-    visits = simpy_visits(scenario, pieces)
+    run = timed(scenario, costs, log=ALWAYS)
+    on_cpu = {(row[VISIT], row[KEY]) for row in run.timeline.log.tolist() if row[WHAT] == CPU_EXPERT}
+    visits = simpy_visits(scenario, run.pieces)
     missing = [
         (number, key)
         for number, visit in enumerate(visits)
@@ -69,8 +69,8 @@ def test_the_cpu_computes_what_it_ends_sooner(seed: int, features: set[str], dat
 def test_a_log_of_some_steps_is_the_log_of_all_steps_there() -> None:
     scenario = random_scenario(7, "lru", "gate")
     costs = random_costs(scenario.spec.layers, 7, set(FEATURES))
-    everything = timed(scenario, costs, log=ALWAYS)[1].log
+    everything = timed(scenario, costs, log=ALWAYS).timeline.log
     steps = int(scenario.trace.step[-1]) + 1
-    parts = [timed(scenario, costs, 5, range(step, step + 1))[1].log for step in range(steps)]
+    parts = [timed(scenario, costs, 5, range(step, step + 1)).timeline.log for step in range(steps)]
     assert (np.concatenate(parts) == everything).all()
-    assert timed(scenario, costs, log=range(steps, steps + 5))[1].log.shape == (0, 8)
+    assert timed(scenario, costs, log=range(steps, steps + 5)).timeline.log.shape == (0, 8)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from tests.helpers.reference_cache import PREFETCH, STREAM
 from tests.helpers.scenarios import Scenario
 from tests.helpers.simpy_model import Visit
 from tracekit.demand import Demand, demand_of
-
-Pieces = list[tuple[Demand, Events]]
 
 
 def costs_of(layers: int, copy: int = 10, expert: int = 3, dense: int = 5, **fields: Any) -> Costs:
@@ -60,7 +59,7 @@ class Script:
         steps = np.arange(len(experts) + 1)
         self.demand = demand_of(experts, 3, steps, np.ones(len(experts), np.uint8))
         self.events = Events.of(rows, len(visits))
-        self.timeline = Timeline(costs_of(2, **costs), slots, 3)
+        self.timeline = Timeline(costs_of(2, **costs), slots, 3, log=range(len(experts)))
         self.end = self.timeline.run(self.demand, self.events, np.zeros(len(experts), np.int64)).visit_end.tolist()
 
     @property
@@ -123,26 +122,36 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
     return costs_of(layers, **fields)
 
 
-def timed(
-    scenario: Scenario, costs: Costs, chunk: int = 1 << 20, log: range | None = None
-) -> tuple[np.ndarray, Timeline, Pieces]:
-    """When each visit of a scenario ends, the timeline after it, and its decisions in pieces."""
+@dataclass
+class Run:
+    """When each visit of a scenario ends; its steps' time by cause; the timeline after it; its decisions in pieces."""
+
+    end: np.ndarray
+    spent: np.ndarray
+    timeline: Timeline
+    pieces: list[tuple[Demand, Events]]
+
+
+def timed(scenario: Scenario, costs: Costs, chunk: int = 1 << 20, log: range | None = None) -> Run:
+    """Decide and time a scenario."""
     trace, spec = scenario.trace, scenario.spec
     slots = sum(min(c, spec.layers * spec.experts) for c in spec.capacity) + spec.staging
     timeline = Timeline(costs, slots, spec.experts, log)
     context = context_of(scenario)
-    pieces, ends = list(iter_decisions(trace, spec, chunk=chunk)), []
+    pieces, ends, spent = list(iter_decisions(trace, spec, chunk=chunk)), [], []
     for demand, events in pieces:
         of_piece = context[demand.first_step : demand.first_step + demand.steps]
-        ends.append(timeline.run(demand, events, of_piece).visit_end)
-    return np.concatenate(ends), timeline, pieces
+        found = timeline.run(demand, events, of_piece)
+        ends.append(found.visit_end)
+        spent.append(found.spent)
+    return Run(np.concatenate(ends), np.concatenate(spent), timeline, pieces)
 
 
 def context_of(scenario: Scenario) -> np.ndarray:
     return np.array([sum(scenario.trace.position[rows] + 1) for rows in scenario.step_rows()], np.int64)
 
 
-def simpy_visits(scenario: Scenario, pieces: Pieces) -> list[Visit]:
+def simpy_visits(scenario: Scenario, pieces: list[tuple[Demand, Events]]) -> list[Visit]:
     """The same decisions for the SimPy machine; what a visit demands is counted anew from the routing."""
     events: dict[int, list[tuple[int, int, int]]] = {}
     for _, piece in pieces:
