@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.hardware import Device, HardwareProfile, Link, Overhead, hardware_names, load_hardware
+from engine.hardware import Device, Disk, HardwareProfile, Link, Overhead, Rate, hardware_names, load_hardware
 from tracekit.errors import HardwareError
 
 VALID = load_hardware("t4").to_toml()
@@ -41,6 +41,9 @@ def test_a_shipped_profile_is_consistent(name: str) -> None:
     # Device memory is several times faster than any link: the reason offloading is slow.
     assert shipped.device.memory_bandwidth_bytes_per_s > 8 * shipped.link.host_to_device_bytes_per_s
     assert 11 < shipped.device.memory_bytes / 2**30 < 142
+    assert shipped.cpu is not None
+    assert shipped.cpu.memory_bandwidth_bytes_per_s > shipped.link.host_to_device_bytes_per_s, "copies read it too"
+    assert shipped.disk is None, "nobody's disk is typical"
 
 
 def test_order_of_the_machines() -> None:
@@ -81,6 +84,61 @@ def test_copy_time_is_the_exact_ceiling(size: int, rate: int, latency: int) -> N
     assert profile(link=rate, latency=latency).copy_ns(size) == expected
 
 
+def test_every_optional_field_reads_back_equal(tmp_path: Path) -> None:
+    from msgspec.structs import replace
+
+    written = replace(
+        load_hardware("h100"),
+        disk=Disk(read_bytes_per_s=3 * 10**9, latency_ns=80_000, host_cache_bytes=2**34, link_slowdown_percent=20),
+        cpu=None,
+        link=Link(
+            host_to_device_bytes_per_s=10**10,
+            latency_ns=5,
+            copy_engines=2,
+            rates=[Rate(bytes=10**5, bytes_per_s=10**9), Rate(bytes=10**7, bytes_per_s=10**10)],
+            host_memory="pageable",
+            pageable_bytes_per_s=3 * 10**9,
+            chunk_bytes=2**20,
+        ),
+    )
+    path = tmp_path / "p.toml"
+    path.write_text(written.to_toml())
+    assert load_hardware(path) == written
+
+
+def test_a_rate_depends_on_the_size() -> None:
+    """1 GB/s at 100 kB (100 us), 10 GB/s at 10 MB (1000 us); half way in size half way in time."""
+    from msgspec.structs import replace
+
+    points = [Rate(bytes=10**5, bytes_per_s=10**9), Rate(bytes=10**7, bytes_per_s=10**10)]
+    flat = profile(link=10**10, latency=7)
+    machine = replace(flat, link=replace(flat.link, rates=points))
+    assert [machine.wire_ns(size) for size in (0, 1000, 10**5)] == [0, 1000, 100_000]
+    assert machine.wire_ns((10**5 + 10**7) // 2) == 550_000
+    assert [machine.wire_ns(size) for size in (10**7, 10**8)] == [10**6, 10**7]
+    assert machine.copy_ns(10**5) == 100_007
+    pageable = replace(machine.link, host_memory="pageable", pageable_bytes_per_s=5 * 10**8)
+    assert replace(machine, link=pageable).wire_ns(10**5) == 200_000
+
+
+@given(
+    st.dictionaries(st.integers(1, 2**40), st.integers(1_000, 10**13), max_size=4),
+    st.integers(0, 2**41),
+    st.integers(0, 2**41),
+)
+def test_a_larger_copy_never_takes_less_time(rates: dict[int, int], one: int, other: int) -> None:
+    from msgspec.structs import replace
+
+    points: list[Rate] = []
+    for size in sorted(rates):
+        # A rate that would make the larger copy the faster one is refused when a profile is read.
+        if not points or points[-1].bytes * rates[size] <= size * points[-1].bytes_per_s:
+            points.append(Rate(bytes=size, bytes_per_s=rates[size]))
+    machine = profile()
+    machine = replace(machine, link=replace(machine.link, rates=points))
+    assert machine.wire_ns(min(one, other)) <= machine.wire_ns(max(one, other))
+
+
 @given(st.integers(0, 10**18), st.integers(0, 2**45))
 def test_compute_time_is_the_slower_of_the_two_rooflines(flops: int, size: int) -> None:
     machine = profile()
@@ -108,6 +166,23 @@ def test_negative_work_is_refused() -> None:
         ("latency_ns = 10_000", "latency_ns = '10'", "Expected `int`"),
         ("latency_ns = 10_000", "latency_ns = true", "Expected `int`"),
         ("latency_ns = 10_000", "latency_ns = 10_000_000_001", "<= 10000000000"),
+        ('"pinned"', '"pageable"', "needs link.pageable_bytes_per_s"),
+        ('"pinned"', '"mapped"', "Invalid enum value 'mapped'"),
+        ("chunk_bytes = 0", "chunk_bytes = 1000", "give at least 262144, or 0"),
+        ("copy_engines = 1", "copy_engines = 1\nrates = [{bytes = 5}]", "missing required field `bytes_per_s`"),
+        (
+            "copy_engines = 1",
+            "copy_engines = 1\nrates = [{bytes = 5, bytes_per_s = 5e6}, {bytes = 5, bytes_per_s = 6e6}]",
+            "sizes must ascend",
+        ),
+        (
+            "copy_engines = 1",
+            "copy_engines = 1\nrates = [{bytes = 5, bytes_per_s = 5e6}, {bytes = 6, bytes_per_s = 9e6}]",
+            "a copy of 6 bytes would take less time than one of 5",
+        ),
+        ("[link]", "[disk]\nlatency_ns = 1\n[link]", "missing required field `read_bytes_per_s`"),
+        ("[link]", "[disk]\nread_bytes_per_s = 1e9\nlatency_ns = 1\nhost_cache_bytes = 0\n[link]", ">= 1048576"),
+        ("transfer_ns", "transfers_ns", "unknown field `transfers_ns`"),
         ("320_000_000_000", "0", ">= 1000"),
         ("320_000_000_000", "1" * 100, "<= 1000000000000000"),
         ("320_000_000_000", "1" * 5000, "not valid TOML"),
