@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.traces import random_experts
 from tracekit import DECODE, UNUSED, ImportFormatError, Trace, import_trace
-from tracekit.importers import npz
+from tracekit.importers import arrays
 
 EXPERTS = random_experts(np.random.default_rng(3), 6, 2, 8, 2).astype(np.int64)
 
@@ -197,7 +197,7 @@ def test_truncated_files(tmp_path: Path) -> None:
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros shrink a thousandfold, as no routing does; small arrays of them (a constant column) may."""
-    monkeypatch.setattr(npz, "_BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(arrays, "BOMB_BYTES", 1 << 20)
     header = npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1000000, 1, 1), }")
     with zipfile.ZipFile(tmp_path / "routing.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("experts.npy", header + bytes(8_000_000))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
-from tracekit.importers import Imported
+from tracekit.importers import Imported, ImportOptions
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import PREFILL, UNUSED
 from tracekit.shards import installed_memory
@@ -45,7 +45,7 @@ class _Preamble:
     expert_bytes: dict[int, int]  # by model layer
 
 
-def read(source: Path) -> Imported:
+def read(source: Path, options: ImportOptions) -> Imported:
     """Read a route trace: layers, experts and bytes per expert from the preamble, the rest from the lines."""
     preamble = _read_preamble(source)
     lines = _read_lines(source)
@@ -67,7 +67,7 @@ def read(source: Path) -> Imported:
     first = np.searchsorted(request, np.arange(request[-1] + 1))
     manifest = Manifest(
         source="import:bigmoe-csv",
-        model=ModelInfo(id=preamble.model, family=preamble.arch),
+        model=ModelInfo(id=options.model or preamble.model, family=preamble.arch),
         moe_layers=layers,
         model_layers=preamble.n_layer,
         experts_per_layer=[preamble.n_expert] * len(layers),

@@ -15,31 +15,27 @@ Optional otherwise:
 Nothing else may be in the file, and nothing in it may be pickled.
 """
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.errors import ImportFormatError, did_you_mean
-from tracekit.importers import Imported
+from tracekit.errors import ImportFormatError
+from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.arrays import read_npz
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE, UNUSED
-from tracekit.shards import installed_memory
 
 _PER_TOKEN = ("request", "step", "position", "phase", "token_id")
 _KNOWN = ("experts", "weights", "expert_bytes", "experts_per_layer", *_PER_TOKEN)
-_BOMB_BYTES = 256 << 20
-_BOMB_RATIO = 200  # 64-bit expert ids of real routing deflate by 10 to 20
 
 
-def read(source: Path) -> Imported:
+def read(source: Path, options: ImportOptions) -> Imported:
     """Read the arrays, see the module's text; ImportFormatError when they are not what it says."""
-    arrays = _load(source)
+    arrays = read_npz(source, _KNOWN)
+    if "phase" in arrays and arrays["phase"].dtype.kind == "b":
+        arrays["phase"] = arrays["phase"].astype(np.uint8)
     if "experts" not in arrays:
         raise ImportFormatError(f"{source} has no array 'experts' (it has: {', '.join(sorted(arrays)) or 'none'})")
     experts = arrays.pop("experts")
@@ -49,10 +45,10 @@ def read(source: Path) -> Imported:
     tokens, layers, top_k = experts.shape
     if layers > MAX_LAYERS or top_k > MAX_TOP_K:
         raise ImportFormatError(f"{source}: experts has {layers} layers of {top_k} slots, too many for a model")
-    per_layer, notes = _experts_per_layer(source, arrays, experts)
+    per_layer, notes = _experts_per_layer(source, arrays, experts, options.experts)
     manifest = Manifest(
         source="import:npz",
-        model=ModelInfo(id=source.stem),
+        model=ModelInfo(id=options.model or source.stem),
         moe_layers=list(range(layers)),
         model_layers=layers,
         experts_per_layer=per_layer,
@@ -74,11 +70,13 @@ def read(source: Path) -> Imported:
 
 
 def _experts_per_layer(
-    source: Path, arrays: dict[str, NDArray[Any]], experts: NDArray[Any]
+    source: Path, arrays: dict[str, NDArray[Any]], experts: NDArray[Any], told: int | None
 ) -> tuple[list[int], list[str]]:
     given = _per_layer(source, arrays, "experts_per_layer", experts.shape[1])
-    if given:
-        return given, []
+    if given and told is not None:
+        raise ImportFormatError(f"{source} says its experts_per_layer itself: leave --experts out")
+    if given or told is not None:
+        return given or [told or 0] * experts.shape[1], []
     largest = int(experts.max(where=experts != UNUSED, initial=0))
     if largest >= MAX_EXPERTS:
         raise ImportFormatError(f"{source}: experts holds the id {largest}, ids must be below {MAX_EXPERTS}")
@@ -105,64 +103,3 @@ def _place_within(request: NDArray[Any]) -> NDArray[np.int64]:
     place = np.empty(len(request), dtype=np.int64)
     place[order] = np.arange(len(request)) - np.repeat(starts, np.diff(np.append(starts, len(request))))
     return place
-
-
-def _load(source: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = archive.infolist()
-            _check_members(source, members)
-            return {member.filename.removesuffix(".npy"): _array(source, archive, member) for member in members}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        ValueError,
-        SyntaxError,  # NumPy parses headers as Python literals, tokenising them where that fails
-        tokenize.TokenError,
-        EOFError,
-        NotImplementedError,  # an unknown compression method
-        RuntimeError,  # an encrypted member
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ImportFormatError(f"{source} is not a readable .npz file: {first[:200]}") from None
-
-
-def _check_members(source: Path, members: list[zipfile.ZipInfo]) -> None:
-    names = [member.filename.removesuffix(".npy") for member in members]
-    if len(set(names)) != len(names):
-        raise ImportFormatError(f"{source} holds the same array twice")
-    for member, name in zip(members, names, strict=True):
-        if name not in _KNOWN or not member.filename.endswith(".npy"):
-            raise ImportFormatError(
-                f"{source} holds an unknown array {name[:60]!r} (known: {', '.join(_KNOWN)})"
-                f"{did_you_mean(name[:60], _KNOWN)}"
-            )
-    size = sum(member.file_size for member in members)
-    packed = sum(member.compress_size for member in members)
-    if size > installed_memory() // 4 or (size > _BOMB_BYTES and size > _BOMB_RATIO * packed):
-        raise ImportFormatError(f"{source} unpacks {packed >> 10} KiB to {size >> 20} MiB: refused as too large")
-
-
-def _array(source: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    name = member.filename.removesuffix(".npy")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ImportFormatError(f"{source}: {name} is of .npy version {version}")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
-        start = file.tell()
-    if dtype.hasobject or dtype.kind not in "iufb":
-        raise ImportFormatError(f"{source}: {name} holds {dtype}, expected numbers")
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
-    if min(shape, default=0) < 0 or start + nbytes != member.file_size:
-        raise ImportFormatError(f"{source}: {name} claims shape {list(shape)[:8]}, the file does not hold that")
-    with archive.open(member) as file:
-        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return array.astype(np.uint8) if dtype.kind == "b" and name == "phase" else array

@@ -1,0 +1,110 @@
+"""Expert activations of DeepSeek models as MoE-Beyond's scripts log them: a CSV file per prompt.
+
+    Layer ID,Batch Number,Token,Activated Expert IDs
+    1,0,<token text>,"[8, 26, 56, 57, 60, 43]"
+
+A line per layer, sequence of the batch, and token; `Layer ID` is the model's layer (dense layers have no lines), and
+tokens have no numbers: they are in order within a layer and sequence, and their texts must be the same at every layer.
+Each file is one forward pass over its whole prompts, so every token is prefill. A folder of such files is read in the
+order of the numbers in their names (prompt_2_data.csv before prompt_10_data.csv), each a request.
+
+Source: ngavhane/moe-beyond, expert_activation_scripts/generate_deepseek_logs_eamc.py and training_data_eamc/.
+"""
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tracekit.errors import ImportFormatError
+from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.defects import refuse_ragged
+from tracekit.importers.lines import Lines
+from tracekit.importers.sequences import Sequence, assemble
+from tracekit.shards import installed_memory
+
+_HEADER = ("layer id", "batch number", "token", "activated expert ids")
+_LIST = re.compile(r"\[\s*[0-9]{1,6}(?:\s*,\s*[0-9]{1,6})*\s*\]")
+_NUMBERS = re.compile(r"[0-9]{1,6}")
+_INFLATION = 8
+
+
+def read(source: Path, options: ImportOptions) -> Imported:
+    """Read a prompt's file, or a folder of them; ImportFormatError when they are none."""
+    files = _files(source) if source.is_dir() else [source]
+    size = sum(file.stat().st_size for file in files)
+    if size * _INFLATION > installed_memory():
+        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
+    sequences: list[Sequence] = []
+    layers: list[int] | None = None
+    for file in files:
+        found, its_layers = _prompt(file)
+        layers = layers or its_layers
+        if its_layers != layers:
+            raise ImportFormatError(f"{file} has layers {its_layers[0]} to {its_layers[-1]}, other files have others")
+        sequences += found
+    notes = ["whole prompts in one forward pass each: there are no generated tokens"]
+    return assemble(source, "deepseek-csv", sequences, options, moe_layers=layers, notes=notes)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [entry for entry in folder.iterdir() if entry.suffix == ".csv" and entry.is_file()]
+    if not found:
+        raise ImportFormatError(f"{folder} holds no .csv files")
+    return sorted(found, key=lambda path: ([int(number) for number in _NUMBERS.findall(path.name)], path.name))
+
+
+def _prompt(source: Path) -> tuple[list[Sequence], list[int]]:
+    """The sequences of one file, and its layers."""
+    table = Lines(source)
+    counts: dict[tuple[int, int], int] = {}  # tokens so far, by sequence and layer
+    texts: dict[tuple[int, int], bytes] = {}  # digest of the token there
+    batches: dict[int, int] = {}
+    for line, fields in _rows(source):
+        if len(fields) != 4:
+            raise ImportFormatError(f"{source}, line {line}: {len(fields)} fields, expected 4 (truncated?)")
+        if not re.fullmatch(r"[0-9]{1,4}", fields[0]) or not re.fullmatch(r"[0-9]{1,6}", fields[1]):
+            raise ImportFormatError(f"{source}, line {line}: layer {fields[0][:20]!r} of batch {fields[1][:20]!r}")
+        if not _LIST.fullmatch(fields[3].strip()):
+            raise ImportFormatError(f"{source}, line {line}: {fields[3][:40]!r} is not a list of expert ids")
+        layer, batch = int(fields[0]), batches.setdefault(int(fields[1]), len(batches))
+        token = counts.get((batch, layer), 0)
+        counts[batch, layer] = token + 1
+        text = hashlib.blake2b(fields[2].encode("utf-8", "replace"), digest_size=8).digest()
+        if texts.setdefault((batch, token), text) != text:
+            raise ImportFormatError(
+                f"{source}, line {line}: token {token} of layer {layer} is not the token of the layers before: "
+                "rows were dropped or are out of order; record again"
+            )
+        table.add(line, batch, token, layer, [int(number) for number in _NUMBERS.findall(fields[3])], None)
+    if not table.line:
+        raise ImportFormatError(f"{source} holds no activations")
+    seen = sorted({layer for _, layer in counts})
+    for batch in batches.values():
+        refuse_ragged(source, {layer: counts.get((batch, layer), 0) for layer in seen})
+    names = [f"{source.name}, batch {batch}" for batch in batches]
+    sequences, layers = table.sequences(names, np.full(len(names), np.iinfo(np.int32).max))
+    joined = [
+        Sequence(part.name, part.experts, len(part.experts), joins=number > 0) for number, part in enumerate(sequences)
+    ]
+    return joined, layers
+
+
+def _rows(source: Path) -> Iterator[tuple[int, list[str]]]:
+    with source.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        try:
+            header = [field.strip().lower() for field in next(reader, [])]
+            if tuple(header) != _HEADER:
+                raise ImportFormatError(
+                    f"{source} is not an activation log: its first line is {','.join(header)[:60]!r}, not "
+                    "Layer ID,Batch Number,Token,Activated Expert IDs"
+                )
+            for fields in reader:
+                if fields:
+                    yield reader.line_num, fields
+        except csv.Error as error:
+            raise ImportFormatError(f"{source}, line {reader.line_num}: {error}") from None

@@ -1,0 +1,165 @@
+"""Known defects of recorded routing, looked for in whatever an importer has read.
+
+Refused, because no gate does it and every replay of it would be wrong:
+    an expert listed twice in a row; two layers with the same choices throughout (one layer recorded twice); mostly
+    rows of consecutive ids with equal weights (a gate whose scores were lost).
+Noted, because it may be real:
+    a long beginning of identical tokens (warm-up, padding); some rows of consecutive ids with equal weights; a slot
+    that always holds the same expert (a shared expert counted as routed); layers without routing for some tokens.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import ImportFormatError, TraceError
+from tracekit.rows import UNUSED, check_distinct
+
+if TYPE_CHECKING:
+    from tracekit.importers import Imported
+
+_ENOUGH = 16  # below this many tokens, what looks like a defect may be chance
+_CHUNK = 1 << 22
+
+
+def inspect(source: Path, imported: "Imported") -> "Imported":
+    """`imported` with a note for everything odd; ImportFormatError, naming row and mend, for what cannot be real."""
+    from tracekit.importers import Imported
+
+    experts = np.asarray(imported.columns["experts"])
+    if experts.ndim != 3 or len(experts) == 0:
+        return imported
+    _refuse_repeated(source, experts)
+    layers = imported.manifest.moe_layers
+    _refuse_replicated(source, experts, layers, imported.manifest.experts_per_layer)
+    notes = [
+        *imported.manifest.notes,
+        *_constant_prefix(experts),
+        *_lost_scores(source, experts, imported.columns.get("weights")),
+        *_constant_slot(experts, imported.manifest.experts_per_layer),
+        *_missing(experts, layers),
+    ]
+    return Imported(msgspec.structs.replace(imported.manifest, notes=notes), imported.columns)
+
+
+def refuse_ragged(source: Path, rows: dict[int, int]) -> None:
+    """Raise ImportFormatError unless every layer has the same number of rows; `rows` by model layer."""
+    most = max(rows.values())
+    for layer in sorted(rows):
+        if rows[layer] != most:
+            other = next(number for number in sorted(rows) if rows[number] == most)
+            raise ImportFormatError(
+                f"{source}: layer {layer} has {rows[layer]} rows, layer {other} has {most}: rows were dropped; "
+                "record again without sampling or filtering"
+            )
+
+
+def _refuse_repeated(source: Path, experts: NDArray[Any]) -> None:
+    try:
+        for start in range(0, len(experts), _rows(experts)):
+            part = experts[start : start + _rows(experts)]
+            if part.min() >= 0 and part.max() <= UNUSED:  # what is not, the writer refuses by name
+                check_distinct(part.astype(np.uint16), start)
+    except TraceError as error:
+        raise ImportFormatError(
+            f"{source}: {error}: not what a gate chooses; leave out padding and shared experts, or record again"
+        ) from None
+
+
+def _refuse_replicated(source: Path, experts: NDArray[Any], layers: list[int], per_layer: list[int]) -> None:
+    """Two layers of one choice: their sets are equal at every token, though not the same at all tokens."""
+    tokens, count, top_k = experts.shape
+    if tokens < _ENOUGH or top_k >= min(per_layer):
+        return
+    # Sums and sums of squares of the ids are equal whenever the sets are; few layers get past them.
+    seen: dict[tuple[int, ...], int] = {}
+    for layer in range(count):
+        chosen = experts[:, layer].astype(np.int64)
+        if (chosen == chosen[0]).all():
+            continue
+        total = chosen.sum(axis=1)
+        key = (int(total.sum()), int((total * np.arange(1, tokens + 1)).sum()), int((chosen**2).sum()))
+        earlier = seen.setdefault(key, layer)
+        if earlier != layer and _same_sets(experts[:, earlier], experts[:, layer]):
+            raise ImportFormatError(
+                f"{source}: layers {layers[earlier]} and {layers[layer]} choose the same experts for all {tokens} "
+                "tokens: one layer was recorded twice; record each layer's own gate"
+            )
+
+
+def _same_sets(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return bool((np.sort(one, axis=1) == np.sort(other, axis=1)).all())
+
+
+def _constant_prefix(experts: NDArray[Any]) -> list[str]:
+    differs = (experts[1 : _CHUNK // experts[0].size + 2] != experts[0]).any(axis=(1, 2))
+    same = 1 + (int(differs.argmax()) if differs.any() else len(differs))
+    if same < _ENOUGH:
+        return []
+    if same == len(experts):
+        return [f"all {same} tokens choose the same experts at every layer: warm-up or padding, not routing"]
+    return [
+        f"the first {same} tokens choose the same experts at every layer: warm-up or padding; tracekit slice leaves "
+        "them out"
+    ]
+
+
+def _lost_scores(source: Path, experts: NDArray[Any], weights: Any) -> list[str]:
+    """Rows of equal weights and consecutive ids: what a top-k over equal (lost, or not-a-number) scores gives."""
+    tokens, layers, top_k = experts.shape
+    if top_k < 2:
+        return []
+    found, first = 0, None
+    scored = None if weights is None else np.asarray(weights)
+    if scored is not None and (scored.dtype.kind != "f" or scored.shape != experts.shape):
+        return []  # the writer says what is wrong with them
+    for start in range(0, tokens, _rows(experts)):
+        ids = np.sort(experts[start : start + _rows(experts)].astype(np.int64), axis=2)
+        odd = (np.diff(ids, axis=2) == 1).all(axis=2) & (ids[:, :, -1] != UNUSED)
+        if scored is None:
+            odd &= ids[:, :, 0] == 0
+        else:
+            part = scored[start : start + _rows(experts)]
+            odd &= (part == part[:, :, :1]).all(axis=2)
+        if first is None and odd.any():
+            row, layer = np.argwhere(odd)[0]
+            first = (start + int(row), int(layer))
+        found += int(odd.sum())
+    total = tokens * layers
+    if first is None or found < _ENOUGH or found * 100 < total:
+        return []
+    what = f"{found} of {total} choices (first: row {first[0]}, MoE layer {first[1]}) are consecutive ids "
+    if scored is None:
+        return [what + "from 0 on: what a gate chooses whose scores were lost"] if found * 2 > total else []
+    if found * 2 > total:
+        raise ImportFormatError(f"{source}: {what}with equal weights: the gate's scores were lost; record again")
+    return [what + "with equal weights: what a gate chooses whose scores were lost"]
+
+
+def _constant_slot(experts: NDArray[Any], per_layer: list[int]) -> list[str]:
+    tokens, _, top_k = experts.shape
+    if tokens < _ENOUGH or top_k < 2 or top_k >= min(per_layer):
+        return []
+    notes = []
+    for slot in range(top_k):
+        column = experts[:, :, slot]
+        if column[0, 0] != UNUSED and (column == column[0, 0]).all() and not (experts == experts[0]).all():
+            notes.append(
+                f"slot {slot} holds expert {column[0, 0]} in every row: a shared expert or padding, which is not routed"
+            )
+    return notes
+
+
+def _missing(experts: NDArray[Any], layers: list[int]) -> list[str]:
+    absent = (experts == UNUSED).all(axis=2).sum(axis=0)
+    return [
+        f"layer {layers[layer]} has no routing for {absent[layer]} of {len(experts)} tokens"
+        for layer in np.flatnonzero(absent)[:4]
+    ]
+
+
+def _rows(experts: NDArray[Any]) -> int:
+    return max(1, _CHUNK // int(experts[0].size))

@@ -1,0 +1,198 @@
+"""Routing logs of llama.cpp: CSV files of its `moe-trace` example and of its relatives.
+
+    layer,expert                    one line per routed activation, in the order the graph ran: for each micro-batch,
+                                    for each layer, for each token, its experts (examples/moe-trace)
+    layer_id,expert_ids             one line per token and layer, the ids separated by blanks
+    phase,token,layer,rank,expert   one line per activation, `token` the place in its one sequence
+
+The first two do not say where tokens end: lines of one layer that follow each other are one micro-batch, and the
+smallest such group is a decode step, whose length is top-k (--top-k says it otherwise). A group of several tokens is a
+prefill micro-batch. At the last layer llama.cpp computes only the tokens whose output is asked for: those before them
+have no routing there. A header line in the middle (`cat a.csv b.csv`) begins another request, as does, in the third
+layout, a prefill after a decode. There are no weights.
+
+The first release of moe-trace read its tensor without its stride: from the second token of a prefill micro-batch on,
+ids may be wrong, and a note says so wherever there are any. Source: ggml-org/llama.cpp pull request 28544 and a fork's
+examples/moe-trace/README.md.
+"""
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import ImportFormatError
+from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.lines import Lines
+from tracekit.importers.sequences import ABSENT, Sequence, assemble
+from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
+from tracekit.shards import installed_memory
+
+_FLAT = ("layer", "expert")
+_LISTED = ("layer_id", "expert_ids")
+_RANKED = ("phase", "token", "layer", "rank", "expert")
+_STRIDE = "prefill of the first moe-trace release may hold wrong ids after the first token of a micro-batch"
+_INFLATION = 8
+
+Groups = list[tuple[int, NDArray[np.int64]]]
+"""Micro-batches in order: the layer, and the ids of all its tokens, flat."""
+
+
+def read(source: Path, options: ImportOptions) -> Imported:
+    """Read a routing log, see the module's text; ImportFormatError when it is none."""
+    size = source.stat().st_size
+    if size * _INFLATION > installed_memory():
+        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
+    with source.open(encoding="utf-8", errors="replace") as file:
+        header = _fields(file.readline(1000))
+    if header == _RANKED:
+        return _ranked(source, options)
+    if header not in (_FLAT, _LISTED) and not all(part.isdecimal() for part in header):
+        known = " or ".join(",".join(names) for names in (_FLAT, _LISTED, _RANKED))
+        raise ImportFormatError(
+            f"{source} is not a routing log: its first line is {','.join(header)[:60]!r}, not {known}"
+        )
+    return _grouped(source, options, listed=header == _LISTED)
+
+
+def _fields(line: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in line.strip().split(","))
+
+
+def _lines(source: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    with source.open(encoding="utf-8", errors="replace") as file:
+        number = 0
+        while line := file.readline(1 << 20):
+            number += 1
+            if line.strip():
+                yield number, _fields(line)
+
+
+def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
+    if not (text.isdecimal() and text.isascii() and len(text) < 12 and int(text) < limit):
+        raise ImportFormatError(f"{source}, line {line}: {name} is {text[:30]!r}, expected 0 to {limit - 1}")
+    return int(text)
+
+
+def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
+    sequences: list[Sequence] = []
+    top_k = options.top_k
+    prefilled = False
+    layers: list[int] | None = None
+    for number, groups in enumerate(_requests(source, listed)):
+        if top_k is None:
+            top_k = min(len(ids) for _, ids in groups)
+            if len({layer for layer, _ in groups}) < 2:
+                raise ImportFormatError(f"{source} has one layer: give --top-k, for nothing else says where tokens end")
+        found = sorted({layer for layer, _ in groups})
+        layers = layers or found
+        if found != layers:
+            raise ImportFormatError(f"{source}: request {number} has other layers than the first: import them apart")
+        experts, prompt = _tokens(source, f"request {number}", groups, layers, top_k)
+        prefilled |= prompt > 1
+        sequences.append(Sequence(f"request {number}", experts, prompt))
+    if not sequences or top_k is None:
+        raise ImportFormatError(f"{source} holds no routing lines")
+    notes = [_STRIDE] if prefilled and not listed else []
+    if options.top_k is None:
+        notes.append(f"top-{top_k} taken from the smallest group of lines; --top-k says it for certain")
+    return assemble(source, "llama-csv", sequences, options, moe_layers=layers, notes=notes)
+
+
+def _requests(source: Path, listed: bool) -> Iterator[Groups]:
+    """The micro-batches of each request: up to the next header line."""
+    groups: Groups = []
+    current, ids = -1, array("q")
+    for line, fields in _lines(source):
+        if fields in (_FLAT, _LISTED):
+            if ids:
+                groups.append((current, np.array(ids)))
+            if groups:
+                yield groups
+            groups, current, ids = [], -1, array("q")
+            continue
+        if len(fields) != 2:
+            raise ImportFormatError(f"{source}, line {line}: {len(fields)} fields, expected 2 (truncated?)")
+        layer = _number(source, line, "layer", fields[0], MAX_LAYERS)
+        if layer != current:
+            if ids:
+                groups.append((current, np.array(ids)))
+            current, ids = layer, array("q")
+        chosen = fields[1].split() if listed else [fields[1]]
+        ids.extend(_number(source, line, "expert", text, MAX_EXPERTS) for text in chosen[: MAX_TOP_K + 1])
+    if ids:
+        groups.append((current, np.array(ids)))
+    if groups:
+        yield groups
+
+
+def _tokens(source: Path, name: str, groups: Groups, layers: list[int], top_k: int) -> tuple[NDArray[Any], int]:
+    """[tokens, layers, k] of one request, and how many of its tokens were prefilled together."""
+    if len(groups) % len(layers) or any(layer != layers[at % len(layers)] for at, (layer, _) in enumerate(groups)):
+        at = next((at for at, (layer, _) in enumerate(groups) if layer != layers[at % len(layers)]), len(groups) - 1)
+        raise ImportFormatError(
+            f"{source}: {name}, micro-batch {at // len(layers)} lacks layer {layers[at % len(layers)]} "
+            "(truncated, or rows were dropped); record again"
+        )
+    blocks: list[NDArray[Any]] = []
+    prompt = 0
+    for at in range(0, len(groups), len(layers)):
+        batch = groups[at : at + len(layers)]
+        sizes = [len(ids) for _, ids in batch]
+        if any(size % top_k for size in sizes):
+            raise ImportFormatError(
+                f"{source}: {name}, micro-batch {at // len(layers)} has {max(sizes)} experts at a layer, not a "
+                f"multiple of top-{top_k}: truncated, or --top-k is wrong"
+            )
+        tokens = sizes[0] // top_k
+        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+            raise ImportFormatError(
+                f"{source}: {name}, micro-batch {at // len(layers)}: layers have {min(sizes) // top_k} to "
+                f"{max(sizes) // top_k} tokens: rows were dropped; record again"
+            )
+        block = np.full((tokens, len(layers), top_k), ABSENT, np.int32)
+        for layer, (_, ids) in enumerate(batch):
+            block[tokens - len(ids) // top_k :, layer] = ids.reshape(-1, top_k)
+        if tokens > 1:
+            prompt = sum(len(earlier) for earlier in blocks) + tokens
+        blocks.append(block)
+    return np.concatenate(blocks), prompt
+
+
+def _ranked(source: Path, options: ImportOptions) -> Imported:
+    """The layout that says everything: gathered as lines of one activation each."""
+    table = Lines(source)
+    requests, prompt, decoding = 0, [0], False
+    pending: tuple[int, int, int, int] | None = None  # first line, request, token, layer
+    chosen: list[int] = []
+    for line, fields in _lines(source):
+        if fields == _RANKED:
+            continue
+        if len(fields) != len(_RANKED):
+            raise ImportFormatError(f"{source}, line {line}: {len(fields)} fields, expected 5 (truncated?)")
+        if fields[0] not in ("prefill", "decode"):
+            raise ImportFormatError(f"{source}, line {line}: phase is {fields[0][:30]!r}, expected prefill or decode")
+        token = _number(source, line, "token", fields[1], 2**31)
+        layer = _number(source, line, "layer", fields[2], MAX_LAYERS)
+        rank = _number(source, line, "rank", fields[3], MAX_TOP_K)
+        if fields[0] == "prefill" and decoding:
+            requests += 1
+            prompt.append(0)
+        decoding = fields[0] == "decode"
+        if not decoding:
+            prompt[-1] = max(prompt[-1], token + 1)
+        if rank == 0 and pending is not None:
+            table.add(*pending, chosen, None)
+        if rank == 0:
+            pending, chosen = (line, requests, token, layer), []
+        if pending is None or pending[1:] != (requests, token, layer) or rank != len(chosen):
+            raise ImportFormatError(f"{source}, line {line}: rank {rank} does not follow the line before")
+        chosen.append(_number(source, line, "expert", fields[4], MAX_EXPERTS))
+    if pending is not None:
+        table.add(*pending, chosen, None)
+    names = [f"request {number}" for number in range(requests + 1)]
+    sequences, layers = table.sequences(names, np.array(prompt))
+    return assemble(source, "llama-csv", sequences, options, moe_layers=layers)

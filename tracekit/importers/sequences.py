@@ -1,0 +1,177 @@
+"""Requests, each an array of choices, made into one trace: what importers of serving engines have in common."""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit.errors import ImportFormatError
+from tracekit.importers import Imported, ImportOptions
+from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
+from tracekit.rows import DECODE, PREFILL, UNUSED
+
+ABSENT = -1
+"""The id that engines put where no expert was chosen, or none was recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One request.
+
+    `experts` [tokens, layers, k], ABSENT where unused; `prompt` of the tokens belong to the prompt and went through
+    one forward pass, each other token through its own. `first` is the position of the first token. `joins` says that
+    the prompt went through the same pass as the prompt of the sequence before. `name` is where it was read, for
+    messages.
+    """
+
+    name: str
+    experts: NDArray[Any]
+    prompt: int = 0
+    first: int = 0
+    token_id: NDArray[np.int64] | None = None
+    weights: NDArray[Any] | None = None
+    joins: bool = False
+
+
+def assemble(
+    source: Path,
+    format_name: str,
+    sequences: Many[Sequence],
+    options: ImportOptions,
+    *,
+    moe_layers: list[int] | None = None,
+    model: str | None = None,
+    notes: Many[str] = (),
+) -> Imported:
+    """One trace of all `sequences`, one after the other, each a request.
+
+    Tokens and layers without any routing are left out, with a note: engines fill what they did not record, and what
+    is no MoE layer, with ABSENT or with zeros. `moe_layers` are the model's indices of the layers, by default from 0.
+    """
+    _check_shapes(source, sequences)
+    experts = np.concatenate([np.asarray(sequence.experts) for sequence in sequences])
+    if experts.dtype.kind == "u":
+        experts = experts.astype(np.int64)
+    _check_ids(source, sequences, experts)
+    told = list(notes)
+    blank = _blank(experts)  # [tokens, layers]
+    layers: NDArray[np.bool_] = np.logical_not(blank.all(axis=0))
+    kept: NDArray[np.bool_] = np.logical_not(blank.all(axis=1))
+    if not layers.any():
+        raise ImportFormatError(f"{source} holds no routing: every id is {ABSENT} or 0; record again")
+    numbers = list(range(experts.shape[1])) if moe_layers is None else moe_layers
+    if not layers.all():
+        dense = [numbers[layer] for layer in np.flatnonzero(~layers)]
+        told.append(f"{len(dense)} of {len(numbers)} layers hold no routing and were taken as dense: {_list(dense)}")
+    if not kept.all():
+        told.append(
+            f"{(~kept).sum()} of {len(kept)} tokens hold no routing (cached prefix or padding) and were left out"
+        )
+    weights = _weights(sequences)
+    columns = {name: column[kept] for name, column in _columns(sequences).items()}
+    # Tokens left out may have been a step's only ones: steps stay without gaps.
+    columns["step"] = np.unique(columns["step"], return_inverse=True)[1].reshape(-1)
+    experts = experts[kept][:, layers].astype(np.uint16)  # ABSENT wraps to UNUSED
+    if weights is not None:
+        columns["weights"] = weights[kept][:, layers]
+    per_layer, how = _experts_per_layer(source, experts, options.experts)
+    return Imported(
+        Manifest(
+            source=f"import:{format_name}",
+            model=ModelInfo(id=options.model or model or source.stem),
+            moe_layers=[numbers[layer] for layer in np.flatnonzero(layers)],
+            model_layers=numbers[-1] + 1,
+            experts_per_layer=[per_layer] * int(layers.sum()),
+            top_k=experts.shape[2],
+            notes=[*how, *told],
+        ),
+        columns | {"experts": experts},
+    )
+
+
+def _check_shapes(source: Path, sequences: Many[Sequence]) -> None:
+    if not sequences or not sum(len(sequence.experts) for sequence in sequences):
+        raise ImportFormatError(f"{source} holds no routed tokens: was the engine told to return routed experts?")
+    for sequence in sequences:
+        array = sequence.experts
+        if array.ndim != 3 or array.dtype.kind not in "iu" or 0 in array.shape[1:]:
+            raise ImportFormatError(
+                f"{source}: {sequence.name} is {array.dtype} {list(array.shape)}, expected integers [tokens, layers, k]"
+            )
+        first = sequences[0].experts.shape[1:]
+        if array.shape[1:] != first:
+            raise ImportFormatError(
+                f"{source}: {sequence.name} has {array.shape[1]} layers of {array.shape[2]} slots, "
+                f"{sequences[0].name} has {first[0]} of {first[1]}: import each model's file alone"
+            )
+    layers, top_k = sequences[0].experts.shape[1:]
+    if layers > MAX_LAYERS or top_k > MAX_TOP_K:
+        raise ImportFormatError(f"{source}: {layers} layers of {top_k} slots, too many for a model")
+
+
+def _check_ids(source: Path, sequences: Many[Sequence], experts: NDArray[Any]) -> None:
+    wrong = (experts < ABSENT) | (experts >= MAX_EXPERTS)
+    if not wrong.any():
+        return
+    row, layer, slot = np.argwhere(wrong)[0]
+    value = experts[row, layer, slot]
+    for sequence in sequences:
+        if row < len(sequence.experts):
+            break
+        row -= len(sequence.experts)
+    raise ImportFormatError(
+        f"{source}: {sequence.name}, row {row}, layer {layer}: expert id {value} is out of range "
+        "(wrong number type, layers or top-k?)"
+    )
+
+
+def _blank(experts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a token has no routing at a layer, [tokens, layers]: all ABSENT, or all 0 where that is no choice."""
+    blank: NDArray[np.bool_] = (experts == ABSENT).all(axis=2)
+    if experts.shape[2] > 1:
+        blank |= (experts == 0).all(axis=2)
+    return blank
+
+
+def _columns(sequences: Many[Sequence]) -> dict[str, NDArray[Any]]:
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("step", "request", "position", "phase", "token_id")}
+    step = 0
+    for number, sequence in enumerate(sequences):
+        count = len(sequence.experts)
+        prompt = min(sequence.prompt, count)
+        if prompt and not (sequence.joins and number):
+            step += 1
+        steps = np.full(count, step)
+        steps[prompt:] = step + 1 + np.arange(count - prompt)
+        step = int(steps[-1]) if count else step
+        parts["step"].append(steps)
+        parts["request"].append(np.full(count, number))
+        parts["position"].append(sequence.first + np.arange(count))
+        parts["phase"].append(np.where(np.arange(count) < prompt, PREFILL, DECODE))
+        ids = sequence.token_id
+        known = ids is not None and len(ids) == count
+        parts["token_id"].append(ids if ids is not None and known else np.full(count, -1))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _weights(sequences: Many[Sequence]) -> NDArray[Any] | None:
+    parts = [sequence.weights for sequence in sequences if sequence.weights is not None]
+    return np.concatenate(parts) if len(parts) == len(sequences) else None
+
+
+def _experts_per_layer(source: Path, experts: NDArray[Any], told: int | None) -> tuple[int, list[str]]:
+    largest = int(experts.max(where=experts != UNUSED, initial=0))
+    if told is None:
+        number = max(largest + 1, experts.shape[2])
+        return number, [f"experts per layer taken from the largest id: {number}; --experts says it for certain"]
+    if largest >= told:
+        raise ImportFormatError(f"{source} holds expert id {largest}, --experts says there are {told}")
+    return told, []
+
+
+def _list(numbers: list[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:8])
+    return shown + (", ..." if len(numbers) > 8 else "")
