@@ -1,5 +1,6 @@
 """The kernel: whole steps, visit by visit, by the rules in engine.simulator.timeline."""
 
+import numpy as np
 from numba import njit
 
 from engine.simulator.disk import read_all
@@ -30,9 +31,9 @@ FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
 
 
 @njit(cache=True, **OPTIONS)
-def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, prefetches):  # type: ignore[no-untyped-def]
-    """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes] and prefetches [3]."""
-    layers, begins, keys, tokens, step_tokens = demand
+def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, totals, prefetches):  # type: ignore[no-untyped-def]
+    """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches."""
+    layers, begins, keys, tokens, step_tokens, phases = demand
     code, first = events
     now = machine.other[NOW]
     for step in range(len(step_tokens)):
@@ -70,14 +71,17 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
 
             # Hits: compute what is there, put what is not in order of arrival.
             waiting = 0
-            while e < end and code[e] < FIRST_MISS:
-                slot = code[e] >> SLOT_SHIFT & SLOT_MASK
+            while e < end:
+                event = code[np.uint64(e)]  # unsigned: not to be counted from the end
+                if event >= FIRST_MISS:
+                    break
+                slot = event >> SLOT_SHIFT & SLOT_MASK
                 there = machine.arrival[slot] <= routed
-                if code[e] >= FIRST_PREFETCHED:
+                if event >= FIRST_PREFETCHED:
                     prefetches[USEFUL if there else LATE] += 1
                     machine.unused[slot] = 0
                 if there:
-                    now = compute(machine, costs, log, visit, code[e], now)
+                    now = compute(machine, costs, log, visit, event, now)
                 else:
                     # A copy under way is one that this visit waits for: it is in nobody's way.
                     if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
@@ -95,11 +99,12 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                 now = done
 
             while e < end:
-                kind, slot = code[e] >> KIND_SHIFT, code[e] >> SLOT_SHIFT & SLOT_MASK
+                event = code[np.uint64(e)]
+                kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
                 if kind <= STREAM:
-                    now, cpu, blocked = serve(machine, costs, booked, log, visit, code[e], now, cpu, blocked)
+                    now, cpu, blocked = serve(machine, costs, booked, log, visit, event, now, cpu, blocked)
                 elif kind == PREFETCH:
-                    enqueue(machine, costs, number, layers, code[e] & KEY_MASK, slot, routed)
+                    enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)
                 elif machine.unused[slot]:
                     prefetches[WASTED] += 1
                     machine.unused[slot] = 0
@@ -109,6 +114,8 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             if cpu > now:
                 now = wait(booked, log, visit, STALL_CPU, now, cpu, -1)
             visit_end[v] = now
+        for cause in range(len(booked)):
+            totals[phases[step], cause] += booked[cause]
     machine.other[NOW] = now
 
 

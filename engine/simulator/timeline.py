@@ -107,7 +107,6 @@ class Timeline:
         for step in range(begin, end):
             self._steps(demand, events, context, timed, step, step + 1, logged=True)
         self._steps(demand, events, context, timed, end, demand.steps)
-        np.add.at(self.spent, demand.phase, timed.spent)
         return timed
 
     def _steps(
@@ -134,6 +133,7 @@ class Timeline:
                 demand.keys,
                 demand.tokens,
                 demand.step_tokens[begin:end],
+                demand.phase[begin:end],
             ),
             (events.code, events.start[first : last + 1]),
             context[begin:end],
@@ -141,6 +141,7 @@ class Timeline:
             log,
             timed.visit_end[first:last],
             timed.spent[begin:end],
+            self.spent,
             self.prefetches,
         )
         if logged:
