@@ -16,7 +16,9 @@ def command(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
-    """Say what a trace holds, what it demands, how evenly, and how much neighbouring tokens share.
+    """Say what a trace holds, what it demands, how evenly, with how much locality, and what to be wary of.
+
+    docs/traces.md explains the figures; --json has all of them, by layer.
 
     Example: tracekit info prompts.trace --verify
     """
@@ -68,8 +70,32 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         ("load entropy, least even layer", _number(stats.load_entropy_min) + where),
         ("overlap of consecutive tokens", _percent(stats.overlap)),
         ("overlap of any two tokens", _percent(stats.overlap_chance)),
+        ("reuse distance p50 / p90 / p99", _quantiles(stats)),
+        ("first uses", _percent(stats.first_use_share)),
     ]
+    if stats.working_set:
+        windows = " / ".join(str(window) for window in stats.working_set)
+        means = " / ".join(f"{mean:.1f}" for mean in stats.working_set.values())
+        rows.append((f"working set per layer, {windows} tokens", means))
+    if stats.cross_layer is not None:
+        found = stats.cross_layer
+        rows.append(("next layer from this one's experts", _percent(found.hit_ratio)))
+        rows.append(("next layer from popularity", _percent(found.popularity)))
+    for recall in stats.lookahead_recall:
+        best = " / ".join(f"{100 * share:.0f}" for share in recall.recall.values())
+        counts = " / ".join(str(count) for count in recall.recall)
+        rows.append((f"recall of lookahead {recall.distance}, best {counts}", f"{best} %"))
+    shift = stats.domain_shift
+    if shift is not None:
+        kind = f"{shift.parts} {shift.parts_are}"
+        rows.append(("first half against second, bits", f"{shift.halves:.3f} (shuffled {shift.halves_by_chance:.3f})"))
+        rows.append((f"{kind} against all, bits", f"{shift.part:.3f} (redrawn {shift.part_by_chance:.3f})"))
     return rows
+
+
+def _quantiles(stats: "TraceStats") -> str:
+    values = [stats.reuse_distance[name] for name in ("p50", "p90", "p99")]
+    return "-" if None in values else " / ".join(str(value) for value in values) + " experts"
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.traces import make_manifest, make_trace, random_experts
 from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter, import_trace
-from tracekit import stats as stats_module
+from tracekit import shards
 from tracekit.stats import TraceStats, describe
 
 
@@ -85,7 +85,7 @@ def test_counts_agree_with_slow_ones(
         phase=rng.integers(0, 2, tokens),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats_module, "_CHUNK", chunk)
+        patch.setattr(shards, "block_rows", lambda manifest: chunk)
         stats = describe(trace)
     assert stats.lookups == slow_lookups(trace)
     assert stats.overlap == (pytest.approx(expected) if (expected := slow_overlap(trace)) is not None else None)
@@ -137,16 +137,6 @@ def test_warnings(tmp_path: Path) -> None:
     assert "incomplete" not in text
     TraceWriter(tmp_path / "open.trace", make_manifest()).close()
     assert "incomplete" in describe(Trace.open(tmp_path / "open.trace")).warnings[0]
-
-
-def test_long_traces_are_sampled_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    trace = make_trace(tmp_path / "a.trace", random_experts(rng, 500), num_experts=8)
-    whole = describe(trace)
-    monkeypatch.setattr(stats_module, "_SAMPLED_LOOKUPS", 1000)
-    sampled = describe(trace)
-    assert whole.notes == [] and "one pair of tokens in 2" in sampled.notes[0]
-    assert sampled.overlap == pytest.approx(whole.overlap, abs=0.05)
 
 
 def test_the_published_trace(shared_data: Path, tmp_path: Path) -> None:

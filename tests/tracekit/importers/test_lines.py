@@ -145,7 +145,7 @@ def test_jsonl_refusals(tmp_path: Path, text: str, words: str) -> None:
 
 
 def graph(batches: list[list[int]], last: bool = False) -> str:
-    """`layer,expert` lines as the graph runs them: micro-batch, layer, token. `last`: outputs of the last token only."""
+    """`layer,expert` lines as the graph runs them: batch, layer, token. `last`: outputs of the last token only."""
     text = "layer,expert\n"
     for rows in batches:
         for layer in range(LAYERS):
