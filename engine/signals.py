@@ -77,7 +77,7 @@ def gate_weights(trace: Trace, demand: Demand, starts: np.ndarray) -> Signal:
     return by_demand, by_recency
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _next_use(  # type: ignore[no-untyped-def]
     keys, recency, start, first_visit, upcoming, scratch, by_demand, by_recency
 ):
@@ -91,7 +91,7 @@ def _next_use(  # type: ignore[no-untyped-def]
             by_recency[i] = scratch[recency[i]]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _gate_weights(  # type: ignore[no-untyped-def]
     experts, weights, steps, num_experts, keys, recency, start, scratch, by_demand, by_recency
 ):

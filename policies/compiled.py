@@ -38,7 +38,7 @@ from numba import njit
 from policies.decide import decide
 
 
-@njit(cache=True, _nrt=False, no_cfunc_wrapper=True, error_model="numpy")
+@njit(cache=True, nogil=True, _nrt=False, no_cfunc_wrapper=True, error_model="numpy")
 def run(cache, eviction, prefetcher, batch, events):
     return decide(cache, eviction, prefetcher, batch, events)
 '''

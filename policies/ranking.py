@@ -23,7 +23,7 @@ def rank_lookahead(logits: np.ndarray, starts: np.ndarray, top_k: int, count: in
     return ranked
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _rank(logits, starts, top_k, ranked):  # type: ignore[no-untyped-def]
     experts = logits.shape[1]
     votes = np.zeros(experts, np.int64)

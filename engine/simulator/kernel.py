@@ -9,6 +9,7 @@ from engine.simulator.lanes import (
     OVERHEAD,
     STALL_CPU,
     STALL_DEMAND,
+    STALL_DISK,
     STALL_LATE,
     Visit,
     book,
@@ -20,7 +21,7 @@ from engine.simulator.lanes import (
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
 from engine.simulator.options import OPTIONS
-from engine.simulator.state import AHEAD, FAR, NOW, WAITING
+from engine.simulator.state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
 from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT, STREAM
 
 USEFUL, LATE, WASTED = range(3)
@@ -30,7 +31,7 @@ FIRST_MISS = LOAD << KIND_SHIFT
 FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
 
 
-@njit(cache=True, **OPTIONS)
+@njit(cache=True, nogil=True, **OPTIONS)
 def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, totals, prefetches):  # type: ignore[no-untyped-def]
     """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches."""
     layers, begins, keys, tokens, step_tokens, phases = demand
@@ -67,7 +68,8 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             now = routed
             if costs.copy_overhead_ns > 0:
                 now = ask(costs, booked, log, visit, code, e, end)
-            cpu = now
+            asked = cpu = now
+            cpu_busy = machine.other[CPU_BUSY]
 
             # Hits: compute what is there, put what is not in order of arrival.
             waiting = 0
@@ -89,7 +91,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                     insert(machine.late, waiting, machine.arrival[slot], e)
                     waiting += 1
                 e += 1
-            book(costs, booked, visit, e - first[v] - waiting, now - cpu)
+            book(costs, booked, visit, e - first[v] - waiting, now - asked)
             for w in range(waiting):
                 event = code[machine.late[w, 1]]
                 cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
@@ -112,6 +114,8 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                         forget(machine, slot)
                 e += 1
             if cpu > now:
+                idle = cpu - asked - (machine.other[CPU_BUSY] - cpu_busy)
+                now = wait(booked, log, visit, STALL_DISK, now, min(cpu, now + idle), -1)
                 now = wait(booked, log, visit, STALL_CPU, now, cpu, -1)
             visit_end[v] = now
         for cause in range(len(booked)):
