@@ -12,6 +12,7 @@ from engine.shapes import ModelShape
 from engine.simulator.costs import Costs
 from policies.events import DROP, EVICT, PREFETCH
 from tracekit import Trace
+from tracekit.stats.independence import looks_independent
 
 FEW_TOKENS = 64
 SATURATED = 0.95
@@ -31,6 +32,8 @@ def advice(
         warnings.append("the trace has no decode steps: no tokens per second")
     elif tokens < FEW_TOKENS:
         warnings.append(f"only {tokens} decode tokens: the filling of the cache weighs more than the policy")
+    if looks_independent(trace):
+        warnings.append("routing looks independent from token to token: no policy can gain from recency in it")
     warnings += [] if costs is None else list(costs.notes)
     warnings += cycle_warnings(trace, plan, done, sizes)
     if time is not None and time.link_utilisation > SATURATED and plan.prefetch.predictor != "none":
