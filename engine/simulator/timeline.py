@@ -31,6 +31,7 @@ if not, it is not copied.
 A wait is booked to one cause, or divided. For a missing expert: as much as prefetches still had the link after `routed`
 and is not booked yet is `link_busy`, unless the visit itself waits for a copy under way; then, as much as its own read
 put its copy off is `disk`; the rest is `demand`. For a hit: `late_prefetch`, or `demand` if its copy was a demand load.
+For the CPU at the end of a visit: as much as the CPU itself waited for reads is `disk`; the rest is `cpu`.
 """
 
 from dataclasses import dataclass

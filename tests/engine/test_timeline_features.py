@@ -165,11 +165,11 @@ def test_a_hit_may_wait_for_the_copy_that_the_cpu_made_unnecessary() -> None:
 
 
 def test_the_cpu_reads_from_host_memory() -> None:
-    """disk 5-25 A; cpu 25-30 A, which ends before 25-35 copy, 35-38 A would."""
+    """disk 5-25 A; cpu 25-30 A, which ends before 25-35 copy, 35-38 A would; compute 5-25 disk, 25-30 cpu"""
     script = Script([[(STREAM, 0, 0)], []], cpu=1, cpu_expert_ns=5 * EACH, read_ns=20 * EACH, host_bytes=1)
     rows = script.timeline.log.tolist()
     assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == CPU_EXPERT] == [[25, 30]]
-    assert script.spent == {"dense": 10, "cpu": 25}
+    assert script.spent == {"dense": 10, "disk": 20, "cpu": 5}
 
 
 def test_dequantisation_is_part_of_an_expert_and_booked_apart() -> None:

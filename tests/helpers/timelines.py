@@ -9,8 +9,8 @@ import numpy as np
 
 from engine.decisions import iter_decisions
 from engine.simulator.costs import Costs
-from engine.simulator.lanes import STALL_DEMAND, STALL_DISK, STALL_LINK
-from engine.simulator.log import BEGIN, END, KIND, VISIT, WAIT, WHAT
+from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_DISK, STALL_LINK
+from engine.simulator.log import BEGIN, END, KEY, KIND, VISIT, WAIT, WHAT
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.events import Events
 from tests.helpers.reference_cache import PREFETCH, STREAM
@@ -167,11 +167,11 @@ def simpy_visits(scenario: Scenario, pieces: list[tuple[Demand, Events]]) -> lis
 
 
 def comparable(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Rows of a log in one order, the parts of one wait for a missing expert as one WAIT booked to demand."""
+    """Rows of a log in one order, the parts of one wait as one WAIT, of those for missing experts booked to demand."""
     merged: list[tuple[int, ...]] = []
     for row in rows:
-        if row[WHAT] == WAIT and row[KIND] in (STALL_LINK, STALL_DISK, STALL_DEMAND):
-            row = (*row[:KIND], STALL_DEMAND, *row[KIND + 1 :])
+        if row[WHAT] == WAIT and row[KIND] in (STALL_LINK, STALL_DISK, STALL_DEMAND, STALL_CPU):
+            row = (*row[:KIND], STALL_CPU if row[KEY] < 0 else STALL_DEMAND, *row[KIND + 1 :])
             if merged and merged[-1][WHAT] == WAIT and merged[-1][VISIT : KIND + 1] == row[VISIT : KIND + 1]:
                 row = (WAIT, merged.pop()[BEGIN], *row[END:])
         merged.append(row)
