@@ -60,7 +60,8 @@ def calibrate(
     params = state.layers[0].expert_params
     return HardwareProfile(
         name=name,
-        description=f"{state.device} of {platform.machine()} {platform.system()}, measured with {type(model).__name__}",
+        description=f"{state.device.type} of {platform.machine()} {platform.system()}, "
+        f"measured with {type(model).__name__}",
         calibrated=True,
         source=[
             f"measured on the engine's own steps: {int(decode.sum())} decode visits of {len(prompts)} prompts",

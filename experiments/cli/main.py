@@ -25,6 +25,7 @@ COMMANDS = {
     "curve": ("curve", "Hit ratio against cache size for several policies."),
     "validate": ("validate", "Run a plan in the engine and in the simulator, and say how far they differ."),
     "generate": ("generate", "Generate text with a model whose experts are offloaded."),
+    "calibrate": ("calibrate", "Measure this machine into a hardware profile."),
     "hardware": ("hardware", "List or show hardware profiles."),
     "policies": ("policies", "List eviction policies and prefetchers."),
 }
