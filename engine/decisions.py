@@ -1,6 +1,6 @@
 """Decisions of a plan on a trace: what the policies know, chunk by chunk, and what they decide."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numba import njit
@@ -71,10 +71,12 @@ def iter_decisions(
     chunk: int = CHUNK,
     compiled: bool = True,
     reshape: Callable[[Demand], Demand] | None = None,
+    demands: Iterable[Demand] | None = None,
 ) -> Iterator[tuple[Demand, Events]]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
-    `reshape` replaces each piece's demand before anything is decided (for bounds). Raises PolicyError for an unknown
+    `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand where
+    it is at hand already, from the first step on. Raises PolicyError for an unknown
     policy, PlanError when the trace lacks what the prefetcher reads.
     """
     cache = ExpertCache(spec, compiled=compiled)
@@ -82,10 +84,10 @@ def iter_decisions(
     if spec.prefetch != "none":
         # Room for hints and events grows with what may be suggested.
         chunk = max(1, chunk * trace.top_k // max(trace.top_k, min(spec.count, spec.experts)))
-    demands = iter_demand(trace, chunk)
+    pieces = iter_demand(trace, chunk) if demands is None else iter(demands)
     if reshape is not None:
-        demands = map(reshape, demands)
-    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, demands):
+        pieces = map(reshape, pieces)
+    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, pieces):
         batch = Batch(
             demand.layer,
             demand.start,

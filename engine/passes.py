@@ -16,6 +16,7 @@ from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, STREAM,
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import CapacityError
+from tracekit.manifest import Manifest
 
 DECODE = 1
 
@@ -66,30 +67,20 @@ def run(
         rewrite: replaces each piece's decisions before they are counted and timed (for regret).
         log: the steps, by running number, whose course the timeline is to log.
     """
-    manifest = trace.manifest
-    sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
-    spec = cache_spec(manifest.experts_per_layer, sizes, plan)
-    absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
-    if shape is not None and absolute and len(shape.moe_layers) != trace.layers:
-        raise CapacityError(
-            f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {trace.layers} MoE layers and "
-            f"{shape.name} has {len(shape.moe_layers)}: give a capacity per layer (4/layer, 250MiB/layer) or a share"
-        )
+    spec, sizes = spec_of(trace.manifest, plan, shape)
     bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
     if respec is not None:
         spec = respec(spec)
-    slots = sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
     done = Replayed()
     if costs is not None and timed:
-        done.timeline = Timeline(costs, slots, spec.experts, log)
-        starts = step_starts(trace.step)
-        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
+        done.timeline = Timeline(costs, timed_slots(spec), spec.experts, log)
+        context = context_of(trace)
     phases, tokens, times = [], [], []
     for demand, events in iter_decisions(trace, spec, reshape=reshape):
         if rewrite is not None:
             events = rewrite(events)
         np.add.at(done.tokens, demand.phase, demand.step_tokens)
-        _tally(
+        tally(
             events.code,
             events.start,
             (spec.layers, spec.experts),
@@ -117,8 +108,34 @@ def run(
     return done
 
 
-@njit(cache=True)
-def _tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns):  # type: ignore[no-untyped-def]
+def spec_of(manifest: Manifest, plan: Plan, shape: ModelShape | None) -> tuple[CacheSpec, list[int]]:
+    """What `plan` means for the trace's model at the sizes of `shape`, and the bytes of an expert of each layer.
+
+    Without sizes the list is empty. Raises CapacityError where a capacity for all layers cannot be told.
+    """
+    sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
+    spec = cache_spec(manifest.experts_per_layer, sizes, plan)
+    absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
+    if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
+        raise CapacityError(
+            f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {spec.layers} MoE layers and "
+            f"{shape.name} has {len(shape.moe_layers)}: give a capacity per layer (4/layer, 250MiB/layer) or a share"
+        )
+    return spec, sizes
+
+
+def timed_slots(spec: CacheSpec) -> int:
+    """How many physical slots a timeline has to know."""
+    return sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
+
+
+def context_of(trace: Trace) -> np.ndarray:
+    """Context tokens that each step's attention reads, over its tokens: i64 [steps]."""
+    return np.add.reduceat(trace.position.astype(np.int64) + 1, step_starts(trace.step)[:-1])  # type: ignore[no-any-return]
+
+
+@njit(cache=True, nogil=True)
+def tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns):  # type: ignore[no-untyped-def]
     """Add up events by phase and kind, bytes copied, and the time that demand copies keep the link busy."""
     layers, experts = shape
     for visit in range(len(start) - 1):

@@ -67,9 +67,9 @@ def replay(
     if on_done is not None:
         on_done(done)
     sizes = stored_expert_bytes(trace.manifest, model, weights.experts)
-    counts = [_counts(done, [phase], sized=bool(sizes)) for phase in (0, 1)]
-    total = _counts(done, [0, 1], sized=bool(sizes))
-    time = None if machine is None or costs is None else _time(done, costs, machine, model)
+    counts = [counts_of(done, [phase], sized=bool(sizes)) for phase in (0, 1)]
+    total = counts_of(done, [0, 1], sized=bool(sizes))
+    time = None if machine is None or costs is None else time_of(done, costs, machine, model)
     warnings = advice(trace, plan, done, sizes, costs, time)
     lookups = trace.tokens * trace.layers * trace.top_k
     if bounds is None and lookups > BOUNDED_LOOKUPS:
@@ -97,7 +97,8 @@ def replay(
     )
 
 
-def _counts(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
+def counts_of(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
+    """The counts of these phases; bytes only if they are known."""
     kinds = done.kinds[phases].sum(axis=0)
     hits = int(kinds[: HIT_PREFETCHED + 1].sum())
     misses = int(kinds[LOAD] + kinds[STREAM])
@@ -115,7 +116,8 @@ def _counts(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
     )
 
 
-def _time(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelShape | None) -> Time:
+def time_of(done: Replayed, costs: Costs, machine: HardwareProfile, shape: ModelShape | None) -> Time:
+    """What a timed pass took on the machine."""
     assert done.timeline is not None
     decode = done.step_ns[done.phase == DECODE] * costs.scale
     prefill = done.step_ns[done.phase != DECODE] * costs.scale
