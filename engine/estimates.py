@@ -68,5 +68,5 @@ def device_bytes(trace: Trace, plan: Plan, costs: Costs, shape: ModelShape | Non
 def host_bytes(trace: Trace, costs: Costs) -> float:
     """Host memory for all experts, or the host cache where they lie on disk."""
     per_layer = zip(trace.manifest.experts_per_layer, costs.expert_bytes, strict=True)
-    experts = sum(count * size for count, size in per_layer) * costs.scale
-    return experts if costs.host_bytes < 0 else min(experts, costs.host_bytes)
+    experts = sum(count * size for count, size in per_layer)
+    return costs.scale * (experts if costs.host_bytes < 0 else min(experts, costs.host_bytes))

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.hardware import HardwareProfile, Power, Price, hardware_names, load_hardware
+from engine.hardware import Disk, HardwareProfile, Power, Price, hardware_names, load_hardware
 from engine.plan import plan_from_dict
 from engine.replay import replay
 from engine.result import Result
@@ -67,6 +67,12 @@ def test_memory_is_slots_and_the_model(trace: Trace) -> None:
     assert found is not None
     assert found.device_bytes == (1 + 4) * BYTES, "one slot and four staging buffers"
     assert found.host_bytes == 4 * BYTES
+
+
+def test_a_disk_leaves_the_host_its_cache(trace: Trace) -> None:
+    disk = Disk(read_bytes_per_s=10**9, latency_ns=0, host_cache_bytes=3 << 20)
+    found = on(trace, disk=disk)[0].estimates
+    assert found is not None and found.host_bytes == 3 << 20
 
 
 @pytest.mark.parametrize("name", hardware_names())

@@ -17,7 +17,7 @@ VARIANTS = [("lru", "gate", False), ("lru", "gate", True), ("lru", "oracle", Fal
 
 
 @pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 def test_every_event_is_at_its_time(
     eviction: str, prefetch: str, into_cache: bool, seed: int, chunk: int, features: set[str]
