@@ -75,9 +75,9 @@ def iter_decisions(
 ) -> Iterator[tuple[Demand, Events]]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
-    `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand where
-    it is at hand already, from the first step on. Raises PolicyError for an unknown
-    policy, PlanError when the trace lacks what the prefetcher reads.
+    `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand, from
+    its first step on, where it is at hand already. Raises PolicyError for an unknown policy, PlanError when the trace
+    lacks what the prefetcher reads.
     """
     cache = ExpertCache(spec, compiled=compiled)
     hints = _Hints(trace, spec, cache.prefetch_class.reads)

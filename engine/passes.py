@@ -131,7 +131,7 @@ def timed_slots(spec: CacheSpec) -> int:
 
 def context_of(trace: Trace) -> np.ndarray:
     """Context tokens that each step's attention reads, over its tokens: i64 [steps]."""
-    return np.add.reduceat(trace.position.astype(np.int64) + 1, step_starts(trace.step)[:-1])  # type: ignore[no-any-return]
+    return np.add.reduceat(trace.position.astype(np.int64) + 1, step_starts(trace.step)[:-1])
 
 
 @njit(cache=True, nogil=True)
