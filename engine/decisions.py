@@ -75,7 +75,7 @@ def iter_decisions(
 ) -> Iterator[tuple[Demand, Events]]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
-    `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand, from
+    `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand from
     its first step on, where it is at hand already. Raises PolicyError for an unknown policy, PlanError when the trace
     lacks what the prefetcher reads.
     """
