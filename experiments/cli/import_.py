@@ -34,30 +34,7 @@ def command(
 
     Example: tracekit import npz routing.npz --output mine.trace
     """
-    from experiments.cli import console
+    from experiments.cli import traces
     from tracekit.importers import ImportOptions, import_trace
 
-    trace = import_trace(format, source, output, ImportOptions(model, experts, layers, top_k))
-    manifest = trace.manifest
-    if json:
-        console.emit_json(
-            {
-                "trace": str(output),
-                "digest": trace.digest,
-                "model": manifest.model.id,
-                "tokens": trace.tokens,
-                "requests": manifest.requests,
-                "steps": manifest.steps,
-                "layers": trace.layers,
-                "top_k": trace.top_k,
-                "notes": manifest.notes,
-            }
-        )
-        return
-    typer.echo(
-        f"{output}: {trace.tokens} tokens in {manifest.steps} steps, {trace.layers} MoE layers, "
-        f"top-{trace.top_k} of {trace.num_experts} experts"
-    )
-    for note in manifest.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"next: tracekit info {output}")
+    traces.emit(import_trace(format, source, output, ImportOptions(model, experts, layers, top_k)), json=json)

@@ -1,0 +1,104 @@
+"""Several recordings of one model as one trace: their requests one after the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
+
+_SAME = (
+    "moe_layers",
+    "model_layers",
+    "experts_per_layer",
+    "top_k",
+    "expert_params",
+    "expert_bytes",
+    "score_function",
+)
+
+
+def merge(traces: Sequence[Trace], output: str | Path, *, progress: Progress = lambda rows: None) -> Trace:
+    """Write the trace `output`, which must not exist, holding all `traces`, and open it.
+
+    Steps and requests are numbered on from trace to trace. Raises TraceError, in one line, when the traces are of
+    different models or carry different things.
+    """
+    if len(traces) < 2:
+        raise TraceError("merge needs two traces or more")
+    for trace in traces[1:]:
+        _check_same(traces[0], trace)
+    output = Path(output)
+    with whole_or_nothing(output) as aside, TraceWriter(aside, _manifest(traces)) as writer:
+        for trace in traces:
+            if trace.tokens:
+                step, request = writer.next_step - int(trace.step[0]), writer.next_request - int(trace.request.min())
+                copy_rows(pieces(trace), writer, progress, step=step, request=request)
+        writer.finish()
+    return Trace.open(output)
+
+
+def _check_same(one: Trace, other: Trace) -> None:
+    first, second = one.manifest, other.manifest
+    values: list[tuple[str, Any, Any]] = [
+        (f"model.{name}", getattr(first.model, name), getattr(second.model, name))
+        for name in first.model.__struct_fields__
+    ]
+    values += [(name, getattr(first, name), getattr(second, name)) for name in _SAME]
+    if one.tokens and other.tokens:
+        values.append(("recorded arrays", _carried(one), _carried(other)))
+    for name, mine, its in values:
+        if mine != its:
+            raise TraceError(
+                f"cannot merge {one.path} and {other.path}: their {name} differ ({_short(mine)} and {_short(its)}); "
+                "merge recordings of the same model with the same options"
+            )
+
+
+def _carried(trace: Trace) -> list[str]:
+    kinds = {shard.kind for shard in trace.manifest.shards}
+    return sorted(kinds | ({"weights"} if trace.has_weights else set()))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _manifest(traces: Sequence[Trace]) -> Manifest:
+    first = traces[0].manifest
+    manifests = [trace.manifest for trace in traces]
+    sources = sorted({manifest.source for manifest in manifests})
+    artificial = any(source.startswith("synthetic") for source in sources)
+    notes = [f"merged from {len(traces)} traces, {len({trace.digest for trace in traces})} of them different"]
+    for number, trace in enumerate(traces):
+        notes.append(
+            f"part {number}: {trace.path.name}, {trace.tokens} tokens, {trace.manifest.requests} requests, "
+            f"source {trace.manifest.source}, digest {trace.digest[:16]}"
+        )
+        notes += [f"part {number}: incomplete recording"] if not trace.manifest.complete else []
+        notes += [f"part {number}: {note}" for note in trace.manifest.notes]
+    return msgspec.structs.replace(
+        first,
+        # What is in part synthetic must not pass for a recording.
+        source=sources[0] if len(sources) == 1 else "synthetic" if artificial else "merge",
+        versions=_common([manifest.versions for manifest in manifests]),
+        sampling=_common([manifest.sampling for manifest in manifests]),
+        prompts_sha256=first.prompts_sha256 if len({m.prompts_sha256 for m in manifests}) == 1 else None,
+        seed=first.seed if len({manifest.seed for manifest in manifests}) == 1 else None,
+        tokens=0,
+        requests=0,
+        steps=0,
+        shards=[],
+        complete=False,
+        notes=notes,
+    )
+
+
+def _common(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in tables[0].items() if all(table.get(name) == value for table in tables)}
