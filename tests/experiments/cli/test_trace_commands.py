@@ -1,72 +1,123 @@
-"""`tracekit import` and `tracekit info` as a user runs them: words, exit codes, JSON."""
+"""Commands on traces, and docs/traces.md: what it tells users to type works, in its order."""
 
+import base64
 import json
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.cli.main import run
-from tests.helpers.traces import random_experts
+from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
+
+Call = Callable[..., tuple[int, str, str]]
+DOCS = Path(__file__).parents[3] / "docs" / "traces.md"
+COMMANDS = re.findall(r"^    (tracekit .+)$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+ROUTE = """\
+# route_trace v1
+# model=tiny arch=tiny n_layer=1 n_expert=4 n_expert_used=1
+# layer=0 expert_bytes=100
+turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
+0,0,0,0,0,3,1.0,0,100
+0,1,1,0,0,1,1.0,0,100
+"""
 
 
 @pytest.fixture
-def routing(tmp_path: Path) -> Path:
-    experts = random_experts(np.random.default_rng(0), 80, 3, 8, 2)
-    np.savez(tmp_path / "routing.npz", experts=experts, expert_bytes=2**20, experts_per_layer=8)
-    return tmp_path / "routing.npz"
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def runner(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return runner
 
 
-def test_import_then_info(routing: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace = routing.with_name("mine.trace")
-    assert run(["import", "npz", str(routing), "--output", str(trace)]) == 0
-    assert "80 tokens in 80 steps, 3 MoE layers, top-2 of 8 experts" in capsys.readouterr().out
+def sources(folder: Path) -> None:
+    """A small file for every import in the document; 48 layers of top-8, as its SGLang example says."""
+    chosen = random_experts(np.random.default_rng(0), 12, 48, 128, 8)
+    usage = {"prompt_tokens": 5, "completion_tokens": 8}
+    vllm = {"model": "m", "choices": [{"routed_experts": chosen.tolist()}], "usage": usage}
+    (folder / "responses.json").write_text(json.dumps(vllm))
+    flat = base64.b64encode(chosen.astype("<i4").tobytes()).decode()
+    sglang = {"model": "m", "choices": [{"sgl_ext": {"routed_experts": flat}}], "usage": usage}
+    (folder / "responses.jsonl").write_text(json.dumps(sglang) + "\n")
+    line = next(text for text in DOCS.read_text(encoding="utf-8").splitlines() if text.startswith('    {"request"'))
+    (folder / "router.jsonl").write_text(line.strip() + "\n")
+    (folder / "moe_trace.csv").write_text("layer,expert\n" + "0,1\n0,2\n1,3\n1,0\n" * 3)
+    (folder / "route.csv").write_text(ROUTE)
+    np.savez(folder / "routing.npz", experts=chosen[:, :2, :2])
+    (folder / "training_data_eamc").mkdir()
+    for number in (0, 1):
+        text = 'Layer ID,Batch Number,Token,Activated Expert IDs\n1,0,I,"[3, 1]"\n2,0,I,"[0, 2]"\n'
+        (folder / "training_data_eamc" / f"prompt_{number}_data.csv").write_text(text)
 
-    assert run(["info", str(trace), "--verify"]) == 0
-    out = capsys.readouterr().out
-    for words in (
-        "one decode token's demand",
-        "6.0 experts, 6.0 MiB",
-        "80 (0 prefill, 80 decode)",
-        "warning: no gate weights",
-    ):
-        assert words in out
+
+def test_the_commands_of_the_document(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources(tmp_path)
+    assert len(COMMANDS) >= 15
+    for command in COMMANDS:
+        code, out, err = call(*shlex.split(command)[1:])
+        assert (code, err) == (0, ""), command
+        assert out
+        if "--json" in command:
+            json.loads(out)
+    assert Trace.open("both.trace").tokens == 24 and Trace.open("second.trace").manifest.requests == 1
+    assert "100.00 %" in call("diff", "vllm.trace", "sglang.trace")[1]
 
 
-def test_json(routing: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = routing.with_name("mine.trace")
-    assert run(["import", "npz", str(routing), "--output", str(path), "--json"]) == 0
-    imported = json.loads(capsys.readouterr().out)
-    assert run(["info", str(path), "--json"]) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert imported["digest"] == info["digest"] == Trace.open(path).digest
-    assert (info["tokens"], info["lookups"], info["token_cycle_bytes"]) == (80, 480, 6 * 2**20)
-    assert any("independent" in warning for warning in info["warnings"])
+def assert_one_line(code: int, out: str, err: str, *words: str) -> None:
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["info", "none.trace"], "does not exist"),
-        (["info", "routing.npz"], "is not a trace"),
-        (["import", "nzp", "routing.npz", "--output", "a.trace"], "did you mean 'npz'"),
-        (["import", "bigmoe-csv", "routing.npz", "--output", "a.trace"], "is not a route trace"),
-        (["import", "npz", "none.npz", "--output", "a.trace"], "does not exist"),
-        (["import", "npz", "routing.npz", "--output", "no/a.trace"], "there is no directory no"),
-        (["import", "npz", "routing.npz", "--output", "."], "exists"),
+        (["merge", "a.trace", "--output", "c.trace"], ["two traces or more"]),
+        (["merge", "a.trace", "none.trace", "--output", "c.trace"], ["none.trace"]),
+        (["merge", "a.trace", "b.trace", "--output", "c.trace"], ["top_k differ", "a.trace", "b.trace"]),
+        (["merge", "a.trace", "a.trace", "--output", "a.trace"], ["a.trace exists"]),
+        (["merge", "a.trace", "a.trace"], ["--output"]),
+        (["slice", "a.trace", "--output", "c.trace"], ["--requests, --steps or --phase"]),
+        (["slice", "a.trace", "--requests", "7:", "--output", "c.trace"], ["has no rows of requests 7:"]),
+        (["slice", "a.trace", "--steps", "x", "--output", "c.trace"], ["FIRST:END"]),
+        (["diff", "a.trace", "b.trace"], ["top_k differ"]),
+        (["diff", "a.trace", "none.trace"], ["none.trace"]),
+        (["synthetic", "--zipf", "5", "--output", "c.trace"], ["lower zipf"]),
+        (["synthetic", "--tokens", "0", "--output", "c.trace"], ["tokens is 0"]),
+        (["synthetic", "--output", "a.trace"], ["a.trace exists"]),
+        (["import", "vlm", "a.trace", "--output", "c.trace"], ["did you mean 'vllm'"]),
+        (["import", "vllm", "a.trace", "--output", "c.trace"], ["is not a file"]),
+        (["import", "npz", "x.npz", "--top-k", "2", "--output", "c.trace"], ["leave --top-k out"]),
     ],
 )
-def test_errors_are_one_line(
-    routing: Path,
-    arguments: list[str],
-    words: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_mistakes_are_one_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
 ) -> None:
-    monkeypatch.chdir(routing.parent)
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert words in captured.err and captured.err.count("\n") == 1
-    assert sorted(entry.name for entry in routing.parent.iterdir()) == ["routing.npz"]
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    make_trace(tmp_path / "a.trace", random_experts(rng, 10), num_experts=8)
+    make_trace(tmp_path / "b.trace", random_experts(rng, 10, top_k=3), num_experts=8)
+    assert_one_line(*call(*arguments), *words)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.trace", "b.trace"]
+
+
+def test_notes_of_an_import_reach_info(call: Call, tmp_path: Path) -> None:
+    experts = random_experts(np.random.default_rng(0), 100, 2, 8, 2)
+    experts[:40] = experts[0]
+    np.savez(tmp_path / "warm.npz", experts=experts)
+    assert "first 40 tokens" in call("import", "npz", tmp_path / "warm.npz", "--output", tmp_path / "warm.trace")[1]
+    assert "note: the first 40 tokens" in call("info", tmp_path / "warm.trace")[1]
+    notes = json.loads(call("info", tmp_path / "warm.trace", "--json")[1])["notes"]
+    assert any("warm-up" in note for note in notes)
