@@ -34,6 +34,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens of this mass.")] = None,
+    shard_rows: Annotated[
+        int, typer.Option(help="Tokens after which, at the end of a batch, all so far is safe from a crash.")
+    ] = 1024,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -60,6 +63,7 @@ def command(
         seed=seed,
         resume=resume,
         score=score,
+        shard_rows=shard_rows,
     )
     # Everything cheap is refused before torch is imported and a model is loaded.
     requests = read_prompts(prompts)

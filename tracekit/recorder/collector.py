@@ -1,54 +1,22 @@
-"""RoutingCollector: hooks that watch the gates of a model during any forward pass."""
+"""RoutingCollector: watches the gates of a model during any forward pass."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tracekit.errors import ModelError
-from tracekit.recorder.seam import MoeLayer, moe_layers, router_logits
-from tracekit.rows import UNUSED
+from tracekit.recorder.choice import NONE
+from tracekit.recorder.gate import WATCHED
+from tracekit.recorder.layers import routed_layers
+from tracekit.recorder.packing import Captured, Packed, Pass, Routing, pack
+from tracekit.recorder.seam import MoeLayer, router_logits
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Routing:
-    """What the gates chose in one forward pass; a row per token, padding included, in the model's (batch,
-    time) order.
-
-    experts u16 and weights f16 [tokens, layers, top_k], unused slots 65535; logits f16 [tokens, layers,
-    experts]; lookahead[D] f16 [tokens, layers - D, experts]: gate l + D on the hidden state entering gate l.
-    """
-
-    experts: NDArray[np.uint16]
-    weights: NDArray[np.float16]
-    logits: NDArray[np.float16] | None
-    lookahead: dict[int, NDArray[np.float16]]
-
-    def select(self, rows: NDArray[np.intp]) -> "Routing":
-        """The given rows, in the given order."""
-        return Routing(
-            self.experts[rows],
-            self.weights[rows],
-            None if self.logits is None else self.logits[rows],
-            {distance: array[rows] for distance, array in self.lookahead.items()},
-        )
-
-
-@dataclass(slots=True)
-class _Capture:
-    """The tensors of one forward pass, on the model's device, by layer."""
-
-    experts: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
-    weights: dict[int, Tensor] = field(default_factory=dict)  # [tokens, k]
-    logits: dict[int, Tensor] = field(default_factory=dict)  # [tokens, experts]
-    lookahead: dict[int, dict[int, Tensor]] = field(default_factory=dict)  # distance -> entry l -> [tokens, experts]
+__all__ = ["Packed", "Routing", "RoutingCollector"]
 
 
 class RoutingCollector:
@@ -58,15 +26,18 @@ class RoutingCollector:
             model(input_ids)
             routing = collector.take()
 
-    Per layer it only keeps references; a pass reaches the host in one copy, when taken. ModelError for a
-    lookahead distance that the model has no layers for, and in `take` when a router does not show the logits
-    that were asked for.
+    A pass costs a reference per layer; `take` and `pack` bring passes to the host, `pack` many in one copy that
+    need not be waited for. A pass through the encoder of an encoder-decoder model and a pass through its decoder
+    count as two, each with nothing chosen in the layers it does not run.
+
+    ModelError for a lookahead distance that the model has no layers for, for a pass that skips a layer, and when a
+    router does not show the logits that were asked for.
     """
 
     def __init__(
         self, model: nn.Module | Sequence[MoeLayer], *, logits: bool = False, lookahead: Sequence[int] = ()
     ) -> None:
-        self.layers = moe_layers(model) if isinstance(model, nn.Module) else list(model)
+        self.layers = routed_layers(model) if isinstance(model, nn.Module) else list(model)
         self.top_k = max(layer.top_k for layer in self.layers)
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.with_logits = logits
@@ -77,27 +48,35 @@ class RoutingCollector:
                     f"lookahead {distance} is impossible: the model has {len(self.layers)} MoE layers, "
                     f"so 1 to {len(self.layers) - 1} can be asked for"
                 )
-        self._open = _Capture()
-        self._done: deque[_Capture] = deque()
-        self._handles: list[RemovableHandle] = []
+        self._stacks = {stack: [la for la in self.layers if la.stack == stack] for stack in (0, 1)}
+        self._open: dict[int, Captured] = {0: {}, 1: {}}
+        self._chose: dict[int, set[int]] = {0: set(), 1: set()}  # the layers of a pass that has not finished
+        self._done: deque[Pass] = deque()
+        self._watched: list[tuple[nn.Module, Callable[..., Any] | None]] = []
 
     def __enter__(self) -> Self:
         for layer in self.layers:
-            self._handles.append(layer.experts.register_forward_pre_hook(self._on_experts(layer), with_kwargs=True))
-            if self.with_logits:
-                self._handles.append(layer.router.register_forward_hook(self._on_logits(layer), with_kwargs=True))
-            ahead = [(d, self.layers[layer.index + d]) for d in self.distances if layer.index + d < len(self.layers)]
-            if ahead:
-                hook = self._on_router(layer, ahead)
-                self._handles.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
+            if layer.choice.where == "experts":
+                self._watch(layer.experts, self._on_experts(layer))
+            ahead = tuple(
+                (distance, self.layers[layer.index + distance])
+                for distance in self.distances
+                if layer.index + distance < len(self.layers)
+                and self.layers[layer.index + distance].stack == layer.stack
+            )
+            if ahead or self.with_logits or layer.choice.where == "router":
+                self._watch(layer.router, self._on_router(layer, ahead))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for module, own in reversed(self._watched):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+        self._watched.clear()
 
     @property
     def waiting(self) -> int:
@@ -109,82 +88,79 @@ class RoutingCollector:
 
         ModelError when no pass has finished, a pass skipped a MoE layer, or a gate's numbers are not finite.
         """
-        if not self._done:
+        packed = self.pack(1)
+        return packed.result([rows])
+
+    def pack(self, passes: int) -> Packed:
+        """The oldest so many passes, on their way to the host. ModelError as for `take`."""
+        if passes < 1 or len(self._done) < passes:
+            self.check_finished()
             raise ModelError("no forward pass reached the last MoE layer: there is no routing to take")
-        routing = self._to_host(self._done.popleft())
-        if rows is not None:
-            routing = routing.select(rows)
-        wrong = ~np.isfinite(routing.weights)
-        if wrong.any() and (wrong := wrong & (routing.experts != UNUSED)).any():
-            layer = self.layers[int(np.argwhere(wrong)[0, 1])]
-            raise ModelError(
-                f"the gate of {layer.name} gave weights that are not finite: the model is damaged, "
-                "or its dtype overflows"
-            )
-        return routing
+        taken = [self._done.popleft() for _ in range(passes)]
+        return pack(taken, self.layers, self.top_k, self.num_experts, self.with_logits, self.distances)
 
-    def _on_experts(self, layer: MoeLayer) -> Callable[..., None]:
-        last = len(self.layers) - 1
+    def check_finished(self) -> None:
+        """Raise ModelError when the last forward pass left out a layer that should have run."""
+        for stack, chose in self._chose.items():
+            missing = [layer.name for layer in self._stacks[stack] if chose and layer.index not in chose]
+            if missing:
+                raise ModelError(f"{missing[0]} took no part in a forward pass: its routing cannot be recorded")
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _, indices, weights = (*args, *kwargs.values())[:3]  # families name them differently
-            self._open.experts[layer.index] = indices.detach()
-            self._open.weights[layer.index] = weights.detach()
-            if layer.index == last:
-                self._done.append(self._open)
-                self._open = _Capture()
+    def _watch(self, module: nn.Module, watching: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        # In the place of `forward`: hooks cost several times as much, on every layer of every token.
+        watcher = watching(module.forward)
+        setattr(watcher, WATCHED, module.forward)
+        self._watched.append((module, module.__dict__.get("forward")))
+        module.forward = watcher
 
-        return hook
+    def _on_experts(self, layer: MoeLayer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        experts, computes_nothing = layer.num_experts, layer.gate.width > layer.num_experts
 
-    def _on_logits(self, layer: MoeLayer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            logits = layer.gate.logits_of(output)
-            if logits is None:
-                logits = router_logits(layer, next(iter((*args, *kwargs.values()))))
-            self._open.logits[layer.index] = logits.detach()
+        def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                # Families name them differently.
+                _, ids, weights = args if len(args) == 3 else (*args, *kwargs.values())[:3]
+                if computes_nothing:
+                    ids = ids.masked_fill(ids >= experts, NONE)
+                self._chosen(layer, ids, weights)
+                return forward(*args, **kwargs)
 
-        return hook
+            return watched
 
-    def _on_router(self, layer: MoeLayer, ahead: list[tuple[int, MoeLayer]]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = next(iter((*args, *kwargs.values())))
-            for distance, later in ahead:
-                self._open.lookahead.setdefault(distance, {})[layer.index] = router_logits(later, hidden)
+        return watching
 
-        return hook
+    def _on_router(
+        self, layer: MoeLayer, ahead: tuple[tuple[int, MoeLayer], ...]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        index, stack, gate, choice = layer.index, layer.stack, layer.gate, layer.choice
+        with_logits, choices = self.with_logits, gate.width or layer.num_experts
+        chooses = choice.where == "router"
 
-    def _to_host(self, capture: _Capture) -> Routing:
-        layers = len(self.layers)
-        if len(capture.experts) != layers:
-            missing = next(layer.name for layer in self.layers if layer.index not in capture.experts)
-            raise ModelError(f"{missing} took no part in a forward pass: its routing cannot be recorded")
-        # All parts go over as 16-bit integers, side by side: one copy and one synchronisation per pass.
-        parts = [self._stack(capture.experts, self.top_k, -1).to(torch.int16)]
-        parts.append(_half_bits(self._stack(capture.weights, self.top_k, 0.0)))
-        if self.with_logits:
-            parts.append(_half_bits(self._stack(capture.logits, self.num_experts, float("-inf"))))
-        for distance in self.distances:
-            parts.append(_half_bits(self._stack(capture.lookahead[distance], self.num_experts, float("-inf"))))
-        host = torch.cat([part.flatten(1) for part in parts], dim=1).cpu().numpy()
-        arrays = iter(np.split(host, np.cumsum([part[0].numel() for part in parts])[:-1], axis=1))
-        shape = (len(host), layers, self.top_k)
-        return Routing(
-            next(arrays).view(np.uint16).reshape(shape),
-            next(arrays).view(np.float16).reshape(shape),
-            next(arrays).view(np.float16).reshape(len(host), layers, -1) if self.with_logits else None,
-            {d: next(arrays).view(np.float16).reshape(len(host), layers - d, -1) for d in self.distances},
-        )
+        def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                hidden = args[0] if args else next(iter(kwargs.values()))
+                for distance, later in ahead:
+                    self._open[stack]["ahead", distance, index] = router_logits(later, hidden)
+                output = forward(*args, **kwargs)
+                if with_logits:
+                    logits = gate.logits_of(output)
+                    self._open[stack]["logits", 0, index] = router_logits(layer, hidden) if logits is None else logits
+                if chooses:
+                    self._chosen(layer, *choice.read(output, layer.top_k, choices))
+                return output
 
-    def _stack(self, by_layer: dict[int, Tensor], width: int, filler: float) -> Tensor:
-        """[tokens, layers, width] of the layers' tensors, narrower layers filled up."""
-        rows = []
-        for index in sorted(by_layer):
-            tensor = by_layer[index].reshape(-1, by_layer[index].shape[-1])
-            if tensor.shape[1] < width:
-                tensor = nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=filler)
-            rows.append(tensor)
-        return torch.stack(rows, dim=1)
+            return watched
 
+        return watching
 
-def _half_bits(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float16).view(torch.int16)
+    def _chosen(self, layer: MoeLayer, ids: Tensor, weights: Tensor) -> None:
+        captured, chose = self._open[layer.stack], self._chose[layer.stack]
+        if layer.index in chose:
+            raise ModelError(f"{layer.name} ran twice in a forward pass, or the pass before was cut off")
+        captured["ids", 0, layer.index] = ids
+        captured["weights", 0, layer.index] = weights
+        chose.add(layer.index)
+        stack = self._stacks[layer.stack]
+        if len(chose) == len(stack):
+            self._done.append(Pass(stack, captured))
+            self._open[layer.stack], self._chose[layer.stack] = {}, set()

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from tracekit.manifest import Manifest, ModelInfo
+from tracekit.recorder.layers import model_depth
 from tracekit.recorder.options import RecordOptions
-from tracekit.recorder.seam import MoeLayer, decoder_depth
+from tracekit.recorder.seam import MoeLayer
 
 _LIBRARIES = ("moe-tracekit", "torch", "transformers", "tokenizers")
 _CACHED = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]*$")
@@ -34,7 +35,7 @@ def describe(
             dtype=str(model.dtype).removeprefix("torch."),
         ),
         moe_layers=[layer.model_layer for layer in layers],
-        model_layers=decoder_depth(model),
+        model_layers=model_depth(model),
         experts_per_layer=[layer.num_experts for layer in layers],
         top_k=max(layer.top_k for layer in layers),
         expert_params=[layer.expert_params for layer in layers],

@@ -1,6 +1,7 @@
 """Passing batches through a causal language model, one pass at a time, knowing what each row is."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tracekit.errors import ModelError
 from tracekit.rows import DECODE, PREFILL
 
-_PADDING = 0  # any valid id does: padding is masked and never recorded
+PADDING = 0  # any valid id does: padding is masked and never recorded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +51,7 @@ class Sampler:
         return int(order[min(drawn, len(cumulative) - 1)])
 
 
-class _Batch:
+class Batch:
     """A model, its key-value cache, and which requests still take part."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
@@ -58,8 +59,9 @@ class _Batch:
             raise ModelError("a batch needs at least one request, and each request at least one token")
         self.model = model
         self.prompts = [list(prompt) for prompt in prompts]
-        self.device = next(model.parameters()).device
-        self._cache: Any = None
+        # Weights that are elsewhere while they rest are on the meta device.
+        self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.cache: Any = None
         parameters = signature(model.forward).parameters
         # Without it the vocabulary logits of every prompt token would be computed, and thrown away.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -71,38 +73,47 @@ class _Batch:
         arguments: dict[str, Any] = dict(self._last_only)
         if self._positions:
             arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
+        with self.reporting(), torch.inference_mode():
+            output = self.model(
+                input_ids=torch.from_numpy(ids).to(self.device),
+                attention_mask=None if mask is None else torch.from_numpy(mask).to(self.device),
+                past_key_values=self.cache,
+                use_cache=True,
+                **arguments,
+            )
+        self.cache = self.checked(getattr(output, "past_key_values", None))
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Turn what a kernel cannot serve (these shapes, dtypes, this device) into one line."""
         try:
-            with torch.inference_mode():
-                output = self.model(
-                    input_ids=torch.from_numpy(ids).to(self.device),
-                    attention_mask=None if mask is None else torch.from_numpy(mask).to(self.device),
-                    past_key_values=self._cache,
-                    use_cache=True,
-                    **arguments,
-                )
+            yield
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a kernel that cannot serve these shapes, dtypes or this device
+        except RuntimeError as error:
             name = type(self.model).__name__
             raise ModelError(f"{name} failed in a forward pass: {str(error)[:300]}") from error
-        self._cache = output.past_key_values
-        if self._cache is None:
+
+    def checked(self, cache: Any) -> Any:
+        """A cache that a pass returned. ModelError when there is none."""
+        if cache is None:
             raise ModelError(
                 f"{type(self.model).__name__} returned no key-value cache: it cannot be decoded step by step"
             )
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return cache
 
-    def _keep(self, live: Sequence[int]) -> None:
+    def keep(self, live: Sequence[int]) -> None:
         """Drop all but the given batch rows from the cache."""
-        if not hasattr(self._cache, "reorder_cache"):
+        if not hasattr(self.cache, "reorder_cache"):
             raise ModelError(
                 f"{type(self.model).__name__}'s cache cannot drop finished requests: use a batch size of 1"
             )
         with torch.inference_mode():
-            self._cache.reorder_cache(torch.as_tensor(live, device=self.device))
+            self.cache.reorder_cache(torch.as_tensor(live, device=self.device))
 
 
-class Decoding(_Batch):
+class Decoding(Batch):
     """A batch of prompts, left-padded, being continued: one prefill pass, then a pass per new token.
 
     `generated` holds the new tokens of each request so far. A request stops at `max_new_tokens` or after a
@@ -136,7 +147,7 @@ class Decoding(_Batch):
         width = int(lengths.max())
         # [batch, time]
         mask: NDArray[np.int64] = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
-        ids: NDArray[np.int64] = np.full((len(lengths), width), _PADDING, dtype=np.int64)
+        ids: NDArray[np.int64] = np.full((len(lengths), width), PADDING, dtype=np.int64)
         ids[mask == 1] = np.concatenate(self.prompts)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         live = np.arange(len(self.prompts))
@@ -144,7 +155,7 @@ class Decoding(_Batch):
         while len(live):
             rows = np.flatnonzero(mask[:, -ids.shape[1] :])
             logits = self._forward(ids, None if mask.all() else mask, positions)
-            self._choose(live, logits)
+            self.choose(live, logits)
             request = np.repeat(live, ids.shape[1])
             yield Forward(
                 phase,
@@ -155,13 +166,14 @@ class Decoding(_Batch):
             )
             staying = np.array([not self.is_finished(int(request)) for request in live])
             if not staying.all() and staying.any():
-                self._keep(np.flatnonzero(staying).tolist())
+                self.keep(np.flatnonzero(staying).tolist())
             live, mask, positions = live[staying], mask[staying], positions[staying, -1:] + 1
             mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
             ids = np.array([[self.generated[request][-1]] for request in live], dtype=np.int64)
             phase = DECODE
 
-    def _choose(self, live: NDArray[np.intp], logits: Tensor) -> None:
+    def choose(self, live: NDArray[np.intp], logits: Tensor) -> None:
+        """Append a new token to each of the requests `live`, from its logits [live, vocabulary]."""
         with torch.inference_mode():
             best = logits.argmax(-1)
             # One NaN makes a row's maximum NaN. Both answers reach the host in one synchronisation.
@@ -175,7 +187,7 @@ class Decoding(_Batch):
             self.generated[request].append(int(token))
 
 
-class Scoring(_Batch):
+class Scoring(Batch):
     """A batch of given texts, right-padded, routed as prefill in passes of `chunk` tokens of each; nothing is
     generated.
 
@@ -194,11 +206,11 @@ class Scoring(_Batch):
         for start in range(0, int(lengths.max()), self.chunk):
             staying = lengths[live] > start
             if not staying.all():
-                self._keep(np.flatnonzero(staying).tolist())
+                self.keep(np.flatnonzero(staying).tolist())
                 live = live[staying]
             columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
             real = columns < lengths[live][:, None]  # [batch, time]
-            ids = np.full(real.shape, _PADDING, dtype=np.int64)
+            ids = np.full(real.shape, PADDING, dtype=np.int64)
             ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
             positions = np.broadcast_to(columns, real.shape).copy()
             self._forward(ids, None, positions)

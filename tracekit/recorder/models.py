@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from tracekit.errors import ModelError, did_you_mean
-from tracekit.recorder.seam import count_moe_layers, is_experts
+from tracekit.recorder.layers import count_routed_layers
+from tracekit.recorder.seam import is_experts
 
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
@@ -129,7 +130,7 @@ def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = Fal
     """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
     with _quiet(), _reporting(directory), torch.device("meta"):
         model = _CAUSAL.from_config(config, trust_remote_code=trust_remote_code)
-    if count_moe_layers(model) == 0:
+    if count_routed_layers(model) == 0:
         raise ModelError(
             f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
             "can be recorded or offloaded"

@@ -1,7 +1,7 @@
 """record: prompts through a model, its routing into a trace."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tracekit.errors import ModelError, TraceError
-from tracekit.recorder.collector import Routing, RoutingCollector
+from tracekit.recorder.background import Background
+from tracekit.recorder.collector import Packed, Routing, RoutingCollector
 from tracekit.recorder.describe import describe
-from tracekit.recorder.generation import Decoding, Forward, Sampler, Scoring
+from tracekit.recorder.encoding import Encoding, continues, reads_at_once
+from tracekit.recorder.generation import Forward, Sampler, Scoring
+from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.prompts import Prompt, encode_prompts, prompts_digest
-from tracekit.recorder.seam import moe_layers
 from tracekit.writer import TraceWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
+BLOCK_PASSES = 64  # passes that are brought to the host together
+BLOCK_VALUES = 1 << 22  # values of such a block at which it is brought there before
 
 
 def record(
@@ -48,7 +52,9 @@ def record(
     options = options or RecordOptions()
     if not prompts:
         raise ModelError("there are no prompts to record")
-    layers = moe_layers(model)
+    if not options.score:
+        continues(model)
+    layers = routed_layers(model)
     encoded = encode_prompts(prompts, tokenizer, generating=not options.score)
     check_fit(model, prompts, encoded, 0 if options.score else options.max_new_tokens)
     collector = RoutingCollector(layers, logits=options.logits, lookahead=options.lookahead)
@@ -80,35 +86,70 @@ def stop_tokens(model: nn.Module, tokenizer: Any = None) -> frozenset[int]:
     return frozenset()
 
 
-@dataclass(slots=True)
-class _Rows:
-    """The rows of one batch, gathered over its passes."""
+class _Writing:
+    """Passes of the batch being recorded, brought to the host in blocks and written batch by batch."""
 
-    columns: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
-    routing: list[Routing] = field(default_factory=list)
+    def __init__(self, writer: TraceWriter, collector: RoutingCollector, background: Background, shard: int) -> None:
+        self._writer, self._collector, self._background = writer, collector, background
+        self._shard_rows = shard
+        self._passes: list[tuple[int, int, Forward]] = []  # step, first request of the batch, pass
+        self._size = 0  # values that they keep on the device
+        self._values = sum(layer.top_k for layer in collector.layers)
+        if collector.with_logits or collector.distances:
+            arrays = collector.with_logits + len(collector.distances)
+            self._values += arrays * len(collector.layers) * collector.num_experts
+        self._rows: list[tuple[dict[str, NDArray[Any]], Routing]] = []  # of the batch; the thread's
+        self._unflushed = 0  # the thread's
 
-    def add(self, step: int, base: int, forward: Forward, routing: Routing) -> None:
-        count = len(forward.rows)
-        for name, values in (
-            ("step", np.full(count, step, dtype=np.int32)),
-            ("request", forward.request + np.int32(base)),
-            ("position", forward.position),
-            ("phase", np.full(count, forward.phase, dtype=np.uint8)),
-            ("token_id", forward.token_id),
-        ):
-            self.columns.setdefault(name, []).append(values)
-        self.routing.append(routing)
+    def add(self, step: int, base: int, forward: Forward) -> None:
+        """A pass was made."""
+        self._passes.append((step, base, forward))
+        self._collector.check_finished()
+        if self._collector.waiting != len(self._passes):
+            raise ModelError("the model runs its MoE layers another number of times than once in a forward pass")
+        self._size += len(forward.rows) * self._values
+        if len(self._passes) == BLOCK_PASSES or self._size > BLOCK_VALUES:
+            self._hand_over()
 
-    def write(self, writer: TraceWriter) -> None:
-        logits = [part.logits for part in self.routing if part.logits is not None]
-        distances = self.routing[0].lookahead
-        writer.append(
-            **{name: np.concatenate(parts) for name, parts in self.columns.items()},
-            experts=np.concatenate([part.experts for part in self.routing]),
-            weights=np.concatenate([part.weights for part in self.routing]),
-            logits=np.concatenate(logits) if logits else None,
-            lookahead={d: np.concatenate([part.lookahead[d] for part in self.routing]) for d in distances},
-        )
+    def end_batch(self) -> None:
+        """No pass of the batch is to come."""
+        self._hand_over()
+        self._background.run(self._write)
+
+    def _hand_over(self) -> None:
+        if self._passes:
+            packed = self._collector.pack(len(self._passes))
+            self._background.run(partial(self._gather, packed, self._passes))
+            self._passes, self._size = [], 0
+
+    def _gather(self, packed: Packed, passes: list[tuple[int, int, Forward]]) -> None:
+        forwards = [forward for _, _, forward in passes]
+        counts = [len(forward.rows) for forward in forwards]
+        bases = np.repeat(np.array([base for _, base, _ in passes], dtype=np.int32), counts)
+        columns = {
+            "step": np.repeat(np.array([step for step, _, _ in passes], dtype=np.int32), counts),
+            "request": np.concatenate([forward.request for forward in forwards]) + bases,
+            "position": np.concatenate([forward.position for forward in forwards]),
+            "phase": np.repeat(np.array([forward.phase for forward in forwards], dtype=np.uint8), counts),
+            "token_id": np.concatenate([forward.token_id for forward in forwards]),
+        }
+        self._rows.append((columns, packed.result([forward.rows for forward in forwards])))
+
+    def _write(self) -> None:
+        for columns, routing in self._rows:
+            self._writer.append(
+                **columns,
+                experts=routing.experts,
+                weights=routing.weights,
+                logits=routing.logits,
+                lookahead=routing.lookahead,
+            )
+            self._unflushed += len(routing.experts)
+        self._rows.clear()
+        # A boundary depends only on the rows since the last one, so that resuming makes the same shards.
+        if self._unflushed >= self._shard_rows:
+            self._writer.flush()
+            self._unflushed = 0
 
 
 def _record_batches(
@@ -119,25 +160,22 @@ def _record_batches(
     options: RecordOptions,
     progress: Progress,
 ) -> None:
-    start, unflushed = writer.next_request, 0
+    start = writer.next_request
     if start > len(encoded) or (start % options.batch_size and start != len(encoded)):
         raise TraceError(f"cannot resume {writer.path}: it ends within a batch, after {start} requests")
     costs = [len(ids) if options.score else options.max_new_tokens for ids in encoded]
     total, step = sum(costs), writer.next_step
     stop = stop_tokens(model)
-    for base in range(start, len(encoded), options.batch_size):
-        prompts = encoded[base : base + options.batch_size]
-        rows, done = _Rows(), sum(costs[:base])
-        for forward, within in _passes(model, prompts, base, stop, options):
-            rows.add(step, base, forward, collector.take(forward.rows))
-            step += 1
-            progress(done + within, total)
-        rows.write(writer)
-        unflushed += sum(len(part.experts) for part in rows.routing)
-        # A boundary depends only on the rows since the last one, so that resuming makes the same shards.
-        if unflushed >= options.shard_rows:
-            writer.flush()
-            unflushed = 0
+    with Background() as background:
+        writing = _Writing(writer, collector, background, options.shard_rows)
+        for base in range(start, len(encoded), options.batch_size):
+            prompts = encoded[base : base + options.batch_size]
+            done = sum(costs[:base])
+            for forward, within in _passes(model, prompts, base, stop, options):
+                writing.add(step, base, forward)
+                step += 1
+                progress(done + within, total)
+            writing.end_batch()
 
 
 def _passes(
@@ -146,7 +184,8 @@ def _passes(
     """The passes of one batch, each with the tokens of the batch that are done after it."""
     if options.score:
         done = 0
-        for forward in Scoring(model, prompts, chunk=options.chunk).passes():
+        whole = reads_at_once(model)
+        for forward in (Encoding(model, prompts) if whole else Scoring(model, prompts, chunk=options.chunk)).passes():
             done += len(forward.rows)
             yield forward, done
         return
@@ -154,7 +193,7 @@ def _passes(
     if options.do_sample:
         seeds = [np.random.default_rng([options.seed, base + request]) for request in range(len(prompts))]
         samplers = [Sampler(options.temperature, options.top_p, rng) for rng in seeds]
-    batch = Decoding(model, prompts, max_new_tokens=options.max_new_tokens, stop=stop, samplers=samplers)
+    batch = continues(model)(model, prompts, max_new_tokens=options.max_new_tokens, stop=stop, samplers=samplers)
     for forward in batch.passes():
         yield (
             forward,

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tracekit.errors import ModelError
+from tracekit.recorder.choice import CALL, Choice
 from tracekit.recorder.gate import Gate, find_gate
 
 MAX_EXPERTS = 65534  # ids are stored as u16 and 65535 marks an unused slot
 
 _SEAM_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
-_ROUTER_NAMES = ("router", "gate")
+ROUTER_NAMES = ("router", "gate")
 _TOP_K_NAMES = (
     "top_k",
     "num_experts_per_tok",
@@ -24,7 +25,10 @@ _TOP_K_NAMES = (
     "top_k_experts",
     "moe_topk",
     "moe_top_k",
+    "moe_k",
 )
+# Experts of a decoder layer that text never reaches.
+_OTHER_MODALITIES = ("vision", "visual", "image", "audio", "speech", "video")
 _SCORE_NAMES = (
     "scoring_func",
     "score_function",
@@ -40,7 +44,8 @@ class MoeLayer:
 
     `index` counts MoE layers, `model_layer` decoder layers; `name` is the experts' qualified name.
     `expert_params` and `expert_bytes` are of one expert, as the model holds it. `score_function` turns logits
-    into weights: "softmax", "sigmoid" or "unknown".
+    into weights: "softmax", "sigmoid" or "unknown". `choice` says where ids and weights are read. Layers of one
+    `stack` run one after the other in one pass: 0 for a decoder, 0 and 1 for an encoder and its decoder.
     """
 
     index: int
@@ -55,6 +60,8 @@ class MoeLayer:
     expert_bytes: int
     score_function: str
     gate: Gate
+    choice: Choice = CALL
+    stack: int = 0
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -64,32 +71,33 @@ def is_experts(module: nn.Module) -> bool:
 
 def count_moe_layers(model: nn.Module) -> int:
     """How many modules of the decoder are experts on the seam; 0 for a dense model."""
-    return sum(1 for _, module in _decoder(model)[1].named_modules() if is_experts(module))
+    return len(seam_names(text_decoder(model)[1]))
 
 
 def moe_layers(model: nn.Module) -> list[MoeLayer]:
-    """The MoE layers of `model`, in order. ModelError when there is none or one cannot be understood."""
-    prefix, decoder = _decoder(model)
+    """The MoE layers on the seam of `model`, in order. ModelError when there is none or one cannot be understood."""
+    prefix, decoder = text_decoder(model)
     modules = dict(decoder.named_modules())
     found: list[MoeLayer] = []
-    for name, experts in modules.items():
-        if is_experts(experts):
-            block = modules[name.rpartition(".")[0]]
-            found.append(_layer(len(found), prefix + name, _layer_number(name), experts, block, model))
+    for name in seam_names(decoder):
+        block = modules[name.rpartition(".")[0]]
+        found.append(seam_layer(len(found), prefix + name, layer_number(name), modules[name], block, model))
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no experts on the transformers experts seam: only "
-            "mixture-of-experts models can be recorded or offloaded"
+            "mixture-of-experts models of families on it can be offloaded"
         )
     return found
 
 
-def decoder_depth(model: nn.Module) -> int:
-    """The number of decoder layers, dense ones included."""
-    for module in _decoder(model)[1].children():
-        if isinstance(module, nn.ModuleList) and any(is_experts(inner) for inner in module.modules()):
-            return len(module)
-    raise ModelError(f"{type(model).__name__} keeps its MoE layers in no list of decoder layers")
+def seam_names(decoder: nn.Module) -> list[str]:
+    """The names of the modules within `decoder` that serve experts to text through the seam, in order."""
+    return [name for name, module in decoder.named_modules() if is_experts(module) and serves_text(name)]
+
+
+def serves_text(name: str) -> bool:
+    """Whether a module of a decoder is, by its name, not for another modality alone."""
+    return not any(part.startswith(_OTHER_MODALITIES) for part in name.split("."))
 
 
 def router_logits(layer: MoeLayer, hidden: Tensor) -> Tensor:
@@ -106,7 +114,7 @@ def router_logits(layer: MoeLayer, hidden: Tensor) -> Tensor:
         return layer.gate.logits(hidden)
 
 
-def _decoder(model: nn.Module) -> tuple[str, nn.Module]:
+def text_decoder(model: nn.Module) -> tuple[str, nn.Module]:
     """The text decoder and its name within `model` ("" or "model."); a vision tower is not part of it."""
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else model
@@ -117,27 +125,28 @@ def _decoder(model: nn.Module) -> tuple[str, nn.Module]:
     return "", model
 
 
-def _layer_number(name: str) -> int:
+def layer_number(name: str) -> int:
+    """The number of the layer that a module of a decoder belongs to, from the module's name."""
     for part in name.split("."):
         if part.isdigit():
             return int(part)
     raise ModelError(f"{name}: experts outside the list of decoder layers are not supported")
 
 
-def _layer(index: int, name: str, number: int, experts: nn.Module, block: nn.Module, model: nn.Module) -> MoeLayer:
+def seam_layer(index: int, name: str, number: int, experts: nn.Module, block: nn.Module, model: nn.Module) -> MoeLayer:
+    """The layer of experts on the seam."""
     count = experts.num_experts
     if not isinstance(count, int) or not 1 <= count <= MAX_EXPERTS:
         raise ModelError(f"{name} has {count} experts; 1 to {MAX_EXPERTS} can be recorded")
     if getattr(experts, "_is_expert_parallel", False):
         raise ModelError(f"{name} is spread over several devices (expert parallelism), which is not supported")
-    config = _text_config(model)
+    config = text_config(model)
     router = _router(name, experts, block, count)
-    gate, score = find_gate(router, block, count, int(getattr(config, "hidden_size", 0)), _dtype(model))
-    if score == "unknown":
-        score = next(
-            (s for s in (getattr(config, n, None) for n in _SCORE_NAMES) if s in ("softmax", "sigmoid")),
-            score,
-        )
+    gate, score = find_gate(router, block, count, int(getattr(config, "hidden_size", 0)), model_dtype(model))
+    score = stated_score(config) if score == "unknown" else score
+    top_k = stated_top_k(count, router, block, config)
+    if not top_k:
+        raise ModelError(f"{name}: how many experts a token chooses is not stated by router, block or config")
     tensors = [p for p in experts.parameters(recurse=False) if p.dim() > 0 and p.shape[0] == count]
     return MoeLayer(
         index=index,
@@ -147,7 +156,7 @@ def _layer(index: int, name: str, number: int, experts: nn.Module, block: nn.Mod
         router=router,
         block=block,
         num_experts=count,
-        top_k=_top_k(name, router, block, config, count),
+        top_k=top_k,
         expert_params=sum(tensor[0].numel() for tensor in tensors),
         expert_bytes=sum(tensor[0].numel() * tensor.element_size() for tensor in tensors),
         score_function=score,
@@ -158,7 +167,7 @@ def _layer(index: int, name: str, number: int, experts: nn.Module, block: nn.Mod
 def _router(name: str, experts: nn.Module, block: nn.Module, count: int) -> nn.Module:
     """The sibling of `experts` named as routers are, else the one with a weight row per expert."""
     siblings = {key: child for key, child in block.named_children() if child is not experts}
-    for key in _ROUTER_NAMES:
+    for key in ROUTER_NAMES:
         if key in siblings:
             return siblings[key]
     with_rows = [s for s in siblings.values() if any(p.dim() == 2 and p.shape[0] == count for p in s.parameters())]
@@ -167,20 +176,29 @@ def _router(name: str, experts: nn.Module, block: nn.Module, count: int) -> nn.M
     raise ModelError(f"{name}: {len(with_rows)} modules beside the experts could be their router, expected one")
 
 
-def _top_k(name: str, router: nn.Module, block: nn.Module, config: object, count: int) -> int:
-    for holder in (router, block, config):
+def stated_top_k(count: int, *holders: object) -> int:
+    """How many of `count` experts a token chooses, as the first of router, block and configuration says; 0: none."""
+    for holder in holders:
         for key in _TOP_K_NAMES:
             value = getattr(holder, key, None)
             if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= count:
                 return value
-    raise ModelError(f"{name}: how many experts a token chooses is not stated by router, block or config")
+    return 0
 
 
-def _text_config(model: nn.Module) -> object:
+def stated_score(config: object) -> str:
+    """The score function that a configuration names; "unknown" where it names none of the two."""
+    stated = (getattr(config, name, None) for name in _SCORE_NAMES)
+    return next((score for score in stated if score in ("softmax", "sigmoid")), "unknown")
+
+
+def text_config(model: nn.Module) -> object:
+    """The configuration of a model's text decoder."""
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
     return getter() if callable(getter) else config
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's first floating-point parameter."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

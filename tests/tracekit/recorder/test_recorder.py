@@ -1,10 +1,3 @@
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -216,47 +209,6 @@ def test_resume_refuses_another_recording(build, tokenizer, tmp_path, changed, p
         record(model, tokenizer, PROMPTS, path, RecordOptions(**options))
     with pytest.raises(TraceError, match="cannot resume"):
         record(model, tokenizer, prompts, path, RecordOptions(**(options | changed), resume=True))
-
-
-KILLED = """
-    import os, signal, sys
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
-    from tracekit.recorder import Prompt, RecordOptions, record
-    torch.set_num_threads(1)
-    model = MixtralForCausalLM.from_pretrained(sys.argv[1]).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
-    prompts = [Prompt(id=str(n), prompt=text) for n, text in enumerate(sys.argv[3].split(","))]
-    passes = 0
-    def progress(done, total):
-        global passes
-        passes += 1
-        if passes == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-    record(model, tokenizer, prompts, sys.argv[2], RecordOptions(max_new_tokens=3, shard_rows=1), progress)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL")
-def test_a_killed_recording_is_readable_and_resumes(build, tokenizer, tmp_path):
-    model = build("mixtral")
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    cut = tmp_path / "cut.trace"
-    repository = Path(__file__).parents[3]
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "model"), str(cut), ",".join(TEXTS)],
-        cwd=repository, env=os.environ | {"PYTHONPATH": str(repository)}, capture_output=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
-    kept = Trace.open(cut, verify=True)
-    assert not kept.manifest.complete
-    assert 0 < kept.manifest.requests < len(PROMPTS)
-    prompts = [Prompt(id=str(number), prompt=text) for number, text in enumerate(TEXTS)]
-    model.config._name_or_path = str(tmp_path / "model")
-    record(model, tokenizer, prompts, cut, RecordOptions(max_new_tokens=3, shard_rows=1, resume=True))
-    whole = record(model, tokenizer, prompts, tmp_path / "whole.trace", RecordOptions(max_new_tokens=3, shard_rows=1))
-    assert_same(read(whole)[1], read(cut)[1])
 
 
 def test_unfit_prompts_are_refused_before_anything_is_written(build, tokenizer, tmp_path):

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tracekit import ModelError
 from tracekit.recorder.gate import find_gate
-from tracekit.recorder.seam import count_moe_layers, decoder_depth, moe_layers, router_logits
+from tracekit.recorder.layers import model_depth
+from tracekit.recorder.seam import count_moe_layers, moe_layers, router_logits
 
 # family: (experts, top-k, parameters of one expert with biases, score function, model layers)
 EXPECTED = {
@@ -24,7 +25,7 @@ def test_finds_the_moe_layers_of_every_family(build, family):
     layers = moe_layers(model)
     assert [layer.index for layer in layers] == list(range(len(places)))
     assert [layer.model_layer for layer in layers] == places
-    assert decoder_depth(model) == 3
+    assert model_depth(model) == 3
     for layer in layers:
         assert (layer.num_experts, layer.top_k, layer.score_function) == (experts, top_k, score)
         assert (layer.expert_params, layer.expert_bytes) == (params, params * 4)
