@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter, import_trace
-from tracekit import shards
+from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter, import_trace, shards
 from tracekit.stats import TraceStats, describe
 
 

@@ -10,7 +10,6 @@ used by the token before. LRU with that many slots or fewer per layer, token by 
 Working set: the distinct experts of a layer in windows of so many consecutive tokens (Denning 1968).
 """
 
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
