@@ -10,23 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli.main import COMMANDS, run
+from experiments.cli.main import COMMANDS
 from tests.helpers.traces import make_trace, random_experts
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def runner(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what the test itself made others print
-        code = run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return runner
 
 
 @pytest.fixture

@@ -9,23 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.cli.main import run
 from tests.helpers.traces import make_trace, random_experts
 
 Call = Callable[..., tuple[int, str, str]]
 HARDWARE = ["--hardware", "rtx3060", "--capacity", "3/layer"]
 CAUSES = ["dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu"]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def runner(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return runner
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli.main import run
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
 
@@ -25,19 +24,6 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 0,0,0,0,0,3,1.0,0,100
 0,1,1,0,0,1,1.0,0,100
 """
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def runner(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return runner
 
 
 def sources(folder: Path) -> None:

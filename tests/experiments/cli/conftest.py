@@ -1,0 +1,22 @@
+"""The command line, called from a test."""
+
+from collections.abc import Callable
+
+import pytest
+
+from experiments.cli.main import run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def runner(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what the test itself made others print
+        code = run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return runner
