@@ -12,8 +12,9 @@ import numpy as np
 from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
 from engine.passes import run
-from engine.plan import CachePlan, Plan
+from engine.plan import CachePlan, Plan, WeightsPlan
 from engine.simulator.costs import model_costs
+from engine.weights import WeightFormat
 from policies.events import Events
 from tracekit import Trace
 from tracekit.errors import ModelError
@@ -95,6 +96,7 @@ def validate(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.calibrate import calibrate
+    from engine.runtime.rounding import rounded
     from tracekit.recorder.models import load_model, parse_device
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import encode_prompts
@@ -104,7 +106,7 @@ def validate(
         raise ModelError("there are no prompts to validate on")
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
-    say = progress or (lambda text: None)
+    say, tables = progress or (lambda text: None), plan.to_dict()
     # On the host: what the device cannot hold is why the model is offloaded.
     parse_device(device)
     loaded, tokenizer = load_model(model, dtype, "cpu")
@@ -121,8 +123,13 @@ def validate(
     say("generating without offloading")
     loaded.set_experts_implementation("eager")
     stop = stop_tokens(loaded, tokenizer)
+    stored = (plan.weights.experts, plan.weights.attention)
+    quantised = any(word is not None and WeightFormat.parse(word).quantised for word in stored)
+    if quantised:
+        # Formats round weights: what the engine must equal is the model with its weights as they are stored.
+        loaded = rounded(loaded, plan.weights, parse_device(device))
     plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop)
-    if device != "cpu":
+    if device != "cpu" or quantised:
         loaded, tokenizer = load_model(model, dtype, "cpu")
 
     offload(loaded, plan, device=device, emulate_link=emulate_link)
@@ -141,6 +148,9 @@ def validate(
         timings, timed = state.timings, state.log
 
         say("simulating")
+        # The trace counts what the model was loaded with, the engine what it stores.
+        trace.manifest = msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes)
+        plan = msgspec.structs.replace(plan, weights=WeightsPlan())
         decisions = compare_logs(_simulated_log(trace, plan), recorded)
         if decisions.identical:
             again = compare_logs(timed, recorded)
@@ -149,14 +159,14 @@ def validate(
                     again, first_difference=f"the engine differs from its own first run: {again.first_difference}"
                 )
         tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
-        costs = model_costs(trace.manifest, hardware, None, plan.weights.experts, plan.weights.attention)
+        costs = model_costs(trace.manifest, hardware, None, None, None)
         simulated = run(trace, plan, costs)
         time = _time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
     slow = threshold is not None and time.step_error_median > threshold
     passed = decisions.identical and tokens.identical and not slow
     return Validation(
         model=str(model),
-        plan=plan.to_dict(),
+        plan=tables,
         decisions=decisions,
         tokens=tokens,
         time=time,

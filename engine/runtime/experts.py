@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.runtime.layout import expert_parameters
 from engine.runtime.routing import Routing, sort_by_expert
-from engine.runtime.store import expert_parameters
 from tracekit.errors import ModelError
 
 IMPLEMENTATION = "tracekit-offload"

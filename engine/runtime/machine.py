@@ -3,7 +3,7 @@
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,9 @@ from engine.runtime import measure
 from engine.runtime.calibrate import calibrate
 from engine.runtime.measure import SECOND, Figure
 from engine.runtime.offload import offloaded
-from tracekit.errors import HardwareError
+from engine.runtime.quantise import dequantise, quantise
+from engine.weights import WeightFormat
+from tracekit.errors import HardwareError, PlanError
 
 COPY_SIZES = tuple(1 << power for power in (8, 14, 16, 18, 20, 22, 24, 26))
 """256 bytes, which is all latency, and 16 KiB to 64 MiB."""
@@ -57,6 +59,9 @@ def calibrate_machine(
     """
     state = offloaded(model)
     device = state.device
+    for word in formats:  # before minutes of measuring
+        if not WeightFormat.parse(word).quantised:
+            raise PlanError(f"{word} needs no expansion: give quantised formats, such as hqq-4bit")
     link_figures = measure.copies(device, copy_sizes, repeats)
     pageable = measure.copies(device, copy_sizes[-1:], repeats, pinned=False)[0] if device.type == "cuda" else None
     advance()
@@ -67,7 +72,7 @@ def calibrate_machine(
     advance()
     experts = measure.experts(device, dtype, tokens, repeats)
     advance()
-    expanding = [_expanding(device, dtype, word, repeats) for word in formats]
+    expanded = [expanding(device, dtype, word, repeats) for word in formats]
     advance()
     found = [calibrate(model, prompts, max_new_tokens=max_new_tokens).overhead for _ in range(rounds)]
     overheads = {
@@ -83,7 +88,7 @@ def calibrate_machine(
     dense_bytes = sum(p.numel() * p.element_size() for p in _layer_of(model, layer.name).parameters() if not p.is_meta)
     per_layer = overheads["per_layer_ns"].ns - dense_bytes * SECOND / bandwidth
     per_expert = overheads["per_expert_ns"].ns - layer.expert_bytes * SECOND / bandwidth
-    figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts, *expanding)
+    figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts, *expanded)
     figures = (*figures, readback, *overheads.values())
     profile = HardwareProfile(
         name=name,
@@ -193,8 +198,14 @@ def meminfo(field: str) -> int:
     return int(values[field][0]) * 1024 if field in values else 1 << 30
 
 
-def _expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> Figure:
-    raise HardwareError(f"{word}: quantised experts are not served yet")
+def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> Figure:
+    """Expanding one stored matrix into `dtype`, as the engine does it before use. PlanError for an unknown format."""
+    parsed, width = WeightFormat.parse(word), measure.WIDTH
+    stored = quantise(torch.randn(width, width, device=device) / 64, parsed)
+    times = measure.sample(device, lambda _: dequantise(stored, parsed, width, width).to(dtype), repeats)
+    moved = parsed.tensor_bytes(width, width) + width * width * dtype.itemsize
+    figure = Figure.of(f"expanding {word}, {width} x {width}", times)
+    return replace(figure, what=f"{figure.what}, {figure.rate(moved) / 1e9:.2f} GB/s read and written")
 
 
 def _layer_of(model: Any, experts_name: str) -> nn.Module:

@@ -1,5 +1,6 @@
 """Offloading a model: `offload(model, plan) -> model`, the same object served from host memory."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -7,15 +8,18 @@ from torch import nn
 
 from engine.decisions import cache_spec as spec_of
 from engine.plan import Plan
+from engine.runtime.attention import check_attention, quantise_attention
 from engine.runtime.cuda_link import CudaLink
 from engine.runtime.experts import accumulation, register
+from engine.runtime.layout import layout_of
 from engine.runtime.pool import SlotPool
 from engine.runtime.state import STATE, OffloadState, check_policies
-from engine.runtime.store import ExpertStore, SlabLayout, check_storable, stored_dtype
+from engine.runtime.store import ExpertStore, check_storable
 from engine.runtime.thread_link import EmulatedLink, ThreadLink
+from engine.weights import WeightFormat
 from policies.cache import CacheSpec
-from tracekit.errors import HardwareError, ModelError, PlanError
-from tracekit.recorder.seam import moe_layers
+from tracekit.errors import HardwareError, ModelError
+from tracekit.recorder.seam import MoeLayer, moe_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,14 +52,13 @@ def offload(
     target = _device(model, device)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
-    attention = plan.weights.attention
-    if attention is not None and stored_dtype(attention) is not getattr(model, "dtype", None):
-        raise PlanError(f"the plan stores attention in {attention} but the model is not loaded so")
     with torch.inference_mode(False), torch.no_grad():
         layers = moe_layers(model)
         for layer in layers:
             check_storable(layer, plan.weights.experts)
-        spec = cache_spec or spec_of([la.num_experts for la in layers], [la.expert_bytes for la in layers], plan)
+        check_attention(model, plan.weights.attention)
+        sizes = expert_bytes(layers, plan.weights.experts)
+        spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
         families: dict[type[nn.Module], str] = {}
         for layer in layers:
@@ -64,9 +67,11 @@ def offload(
                 families[kind] = accumulation(layer.experts)
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
-        pool = SlotPool(slots, max(SlabLayout.of(layer.experts).bytes for layer in layers), target)
-        store = ExpertStore(layers, plan.weights.experts)
+        pool = SlotPool(slots, max(layout_of(layer.experts, plan.weights.experts).bytes for layer in layers), target)
+        store = ExpertStore(layers, plan.weights.experts, device=target)
         model.requires_grad_(False)
+        if plan.weights.attention is not None:
+            quantise_attention(model, plan.weights.attention, target)
         _move_rest(model, target)
         if target.type == "cuda":
             store.pin()
@@ -85,6 +90,13 @@ def offloaded(model: nn.Module) -> OffloadState:
     if not isinstance(state, OffloadState):
         raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
     return state
+
+
+def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
+    """Bytes of one expert of each layer as a weight format stores it, which is what capacities in bytes count."""
+    if weights is None or not WeightFormat.parse(weights).quantised:
+        return [layer.expert_bytes for layer in layers]
+    return [layout_of(layer.experts, weights).bytes for layer in layers]
 
 
 def _move_rest(model: nn.Module, target: torch.device) -> None:

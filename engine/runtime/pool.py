@@ -3,29 +3,34 @@
 import torch
 from torch import Tensor
 
-from engine.runtime.store import SlabLayout
+from engine.runtime.layout import Layout, aligned
 from tracekit.errors import HardwareError
 
 
 class SlotPool:
-    """`slots` slots of `slab_bytes` bytes in one device buffer. HardwareError when they do not fit."""
+    """`slots` slots of `slab_bytes` bytes in one device buffer. HardwareError when they do not fit.
+
+    Slots begin on boundaries of 64 bytes; `bytes` is what all of them take.
+    """
 
     def __init__(self, slots: int, slab_bytes: int, device: torch.device) -> None:
         self.slots, self.slab_bytes, self.device = slots, slab_bytes, device
+        self.bytes = slots * aligned(slab_bytes)
         try:
-            self._buffer = torch.empty(slots, slab_bytes, dtype=torch.uint8, device=device)  # [slots, slab_bytes]
+            # [slots, slab_bytes, rounded up]
+            self._buffer = torch.empty(slots, aligned(slab_bytes), dtype=torch.uint8, device=device)
         except (RuntimeError, MemoryError) as error:
             raise HardwareError(
                 f"{device} cannot hold {slots} slots of {slab_bytes} bytes: give the cache less capacity ({error})"
             ) from error
-        self._views: dict[tuple[int, SlabLayout], dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, Layout], dict[str, Tensor]] = {}
 
     def slab(self, slot: int, size: int) -> Tensor:
         """The first `size` bytes of a slot, u8 [size]."""
         return self._buffer[slot, :size]
 
-    def views(self, slot: int, layout: SlabLayout) -> dict[str, Tensor]:
-        """The tensors of the expert in `slot`, by parameter name: the same tensors whoever moves in."""
+    def views(self, slot: int, layout: Layout) -> dict[str, Tensor]:
+        """The tensors of the expert in `slot`, as it is stored: the same tensors whoever moves in."""
         key = (slot, layout)
         if key not in self._views:
             self._views[key] = layout.views(self._buffer[slot, : layout.bytes])

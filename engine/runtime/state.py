@@ -81,6 +81,11 @@ class OffloadState:
         """Bytes asked of the link: "load" (on demand, kept), "stream" (on demand, not kept), "prefetch"."""
         return dict(self._loader.bytes)
 
+    @property
+    def expert_bytes(self) -> list[int]:
+        """Bytes of one expert of each layer, as stored: what a load copies and what capacities in bytes count."""
+        return [layout.bytes for layout in self.store.layouts]
+
     def reset(self) -> None:
         """Start again: an empty cache, log and clock. Also what makes a model usable after a failure."""
         self._loader.forget()
@@ -143,7 +148,8 @@ class OffloadState:
             nonlocal waited
             key = base + expert
             waited += self._loader.arrive(key)
-            weights = self.pool.views(self._loader.slot(key), self.store.layouts[layer])
+            layout = self.store.layouts[layer]
+            weights = layout.weights(self.pool.views(self._loader.slot(key), layout))
             out = expert_forward(experts, weights, rows)
             self._loader.done(key)
             return out

@@ -2,81 +2,37 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from engine.weights import FORMATS, WeightFormat
+from engine.runtime.layout import Layout, aligned, expert_parameters, layout_of
+from engine.runtime.quantise import quantizer_of_hqq
+from engine.weights import WeightFormat
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer
 
-ALIGNMENT = 64  # of slabs and of tensors within them: a cache line, and what vectorised kernels like best
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One tensor of an expert and where its bytes stand in the slab."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class SlabLayout:
-    """What a slab holds: the tensors of one expert of a layer, in the order the module lists them."""
-
-    fields: tuple[Field, ...]
-
-    @classmethod
-    def of(cls, experts: nn.Module) -> Self:
-        """The layout of one expert of `experts`: every parameter whose first dimension counts experts."""
-        fields: list[Field] = []
-        offset = 0
-        for name, parameter in expert_parameters(experts).items():
-            field = Field(name, parameter.dtype, tuple(parameter.shape[1:]), offset)
-            fields.append(field)
-            offset += _aligned(field.bytes)
-        return cls(tuple(fields))
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of a slab, alignment included."""
-        return _aligned(self.fields[-1].offset + self.fields[-1].bytes)
-
-    def views(self, slab: Tensor) -> dict[str, Tensor]:
-        """The typed tensors of an expert within its slab, or, given slabs [n, bytes], of n at once."""
-        views = {}
-        for field in self.fields:
-            flat = slab[..., field.offset : field.offset + field.bytes].view(field.dtype)  # [..., values]
-            views[field.name] = flat.view((*slab.shape[:-1], *field.shape))
-        return views
 
 
 class ExpertStore:
     """The experts of all MoE layers in one host buffer; `key` is layer * experts + expert, as in the cache.
 
-    Building it *moves* the experts out of the model: a layer is copied into the buffer and its parameters are
-    replaced by ones without storage before the next layer's turn, so there are never two copies. Raises
+    Building it *moves* the experts out of the model: a parameter is copied into the buffer, quantised on the way
+    if `weights` says so, and replaced by one without storage before the next one's turn, so there are never two
+    copies. `device` is where quantising is done. Raises
     PlanError for a weight format that the engine cannot serve, ModelError for a model without weights,
     HardwareError when the host's memory is too small.
     """
 
-    def __init__(self, layers: Sequence[MoeLayer], weights: str | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[MoeLayer], weights: str | None = None, *, device: torch.device | None = None
+    ) -> None:
         for layer in layers:
             check_storable(layer, weights)
         self.experts = max(layer.num_experts for layer in layers)
-        self.layouts = [SlabLayout.of(layer.experts) for layer in layers]
-        sizes = [layer.num_experts * layout.bytes for layer, layout in zip(layers, self.layouts, strict=True)]
+        self.layouts = [layout_of(layer.experts, weights) for layer in layers]
+        sizes = [layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, self.layouts, strict=True)]
         self._start = [sum(sizes[:index]) for index in range(len(sizes))]
         self.bytes = sum(sizes)
         try:
@@ -85,15 +41,15 @@ class ExpertStore:
             raise HardwareError(f"the host cannot hold {self.bytes} bytes of experts: {error}") from error
         self._unpin: Callable[[], object] | None = None
         for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
-            slabs = self._buffer[start : start + size].view(layer.num_experts, layout.bytes)
-            _move(layer.experts, layout, slabs)
+            slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
+            _move(layer.experts, layout, slabs[:, : layout.bytes], device)
 
     @property
     def slab_bytes(self) -> int:
-        """Bytes of the largest slab: what a slot must hold."""
+        """Bytes of the largest slab."""
         return max(layout.bytes for layout in self.layouts)
 
-    def layout(self, key: int) -> SlabLayout:
+    def layout(self, key: int) -> Layout:
         """How the slab of an expert is laid out."""
         return self.layouts[key // self.experts]
 
@@ -101,11 +57,11 @@ class ExpertStore:
         """The bytes of an expert, u8 [bytes]."""
         layer, expert = divmod(key, self.experts)
         size = self.layouts[layer].bytes
-        start = self._start[layer] + expert * size
+        start = self._start[layer] + expert * aligned(size)
         return self._buffer[start : start + size]
 
     def views(self, key: int) -> dict[str, Tensor]:
-        """The tensors of an expert by parameter name, in host memory."""
+        """The stored tensors of an expert by name, in host memory."""
         return self.layout(key).views(self.slab(key))
 
     def pin(self) -> None:
@@ -128,19 +84,13 @@ class ExpertStore:
             self._unpin()
 
 
-def expert_parameters(experts: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of an experts module that hold one entry per expert, [experts, ...]."""
-    parameters = experts.named_parameters(recurse=False)
-    return {name: p for name, p in parameters if p.dim() > 0 and p.shape[0] == experts.num_experts}
-
-
-def _move(experts: nn.Module, layout: SlabLayout, slabs: Tensor) -> None:
-    """Copy the experts of one layer into slabs [experts, bytes]; leave parameters without storage behind."""
+def _move(experts: nn.Module, layout: Layout, slabs: Tensor, device: torch.device | None) -> None:
+    """Store the experts of one layer in slabs [experts, bytes]; leave parameters without storage behind."""
     parameters = expert_parameters(experts)
-    for name, target in layout.views(slabs).items():  # [experts, ...]
-        parameter = parameters.pop(name)
-        target.copy_(parameter.detach())
-        setattr(experts, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+    for name in list(parameters):
+        parameter = parameters.pop(name).detach()
+        layout.pack(name, parameter, slabs, device)
+        setattr(experts, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def check_storable(layer: MoeLayer, weights: str | None) -> None:
@@ -155,20 +105,17 @@ def check_storable(layer: MoeLayer, weights: str | None) -> None:
             raise PlanError(
                 f"{layer.name}.{name} is {parameter.dtype}: not yet supported by the engine, load it in bf16"
             )
-        if weights is not None and parameter.dtype is not stored_dtype(weights):
+        if weights is not None and parameter.dtype is not stored_dtype(weights, parameter.dtype):
             raise PlanError(
                 f"the plan stores experts in {weights} but {layer.name}.{name} is {parameter.dtype}: load it so"
             )
+    layout_of(layer.experts, weights)  # refuses shapes that the format cannot store
 
 
-def stored_dtype(weights: str) -> torch.dtype:
-    """The type that a weight format stores. PlanError for a quantised format."""
+def stored_dtype(weights: str, loaded: torch.dtype) -> torch.dtype:
+    """The type a model must be loaded in for a weight format: any for a quantised one, which needs hqq."""
     parsed = WeightFormat.parse(weights)
     if parsed.quantised:
-        plain = ", ".join(name for name in FORMATS if not WeightFormat.parse(name).quantised)
-        raise PlanError(f"weight format {weights!r} is not yet supported by the engine; it serves {plain}")
+        quantizer_of_hqq()
+        return loaded
     return _DTYPES[parsed.name]
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -16,6 +16,9 @@ def command(
     ] = None,
     policy: Annotated[str | None, typer.Option("--policy", help="instead of, or over, the plan's")] = None,
     prefetch: Annotated[str | None, typer.Option("--prefetch", help="instead of, or over, the plan's")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
@@ -34,7 +37,7 @@ def command(
     from experiments.cli.links import emulated_link
     from experiments.cli.plans import plan_from_options
 
-    chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch)
+    chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     link = emulated_link(emulate_link)
     from engine.runtime import offload, offloaded
     from tracekit.recorder.generation import Decoding

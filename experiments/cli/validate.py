@@ -18,6 +18,9 @@ def command(
     capacity: Annotated[str | None, typer.Option("--capacity", help="instead of, or over, the plan's")] = None,
     policy: Annotated[str | None, typer.Option("--policy", help="instead of, or over, the plan's")] = None,
     prefetch: Annotated[str | None, typer.Option("--prefetch", help="instead of, or over, the plan's")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
@@ -44,7 +47,7 @@ def command(
 
     if output is not None:
         check_output(output)
-    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch)
+    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     requests = read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
     link = emulated_link(emulate_link)

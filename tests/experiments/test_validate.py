@@ -151,3 +151,19 @@ def test_logs_that_differ_are_told_where() -> None:
     assert not other.identical and "entry 1" in str(other.first_difference)
     shorter = compare_logs(events([0, 3]), events([0, 3, 0]))
     assert not shorter.identical and "entry 2: simulator nothing" in str(shorter.first_difference)
+
+
+@pytest.mark.parametrize("weights", ["hqq-4bit", "hqq-2bit", "hqq-3bit-g16"])
+def test_quantised_experts_agree_with_the_rounded_model_and_the_simulator(weights: str) -> None:
+    pytest.importorskip("hqq.core.quantize")
+    tables = {"cache": {"capacity": "500kB"}, "weights": {"experts": weights, "attention": "hqq-4bit"}}
+    result = validate(
+        CHECKPOINTS / NAMES[0],
+        plan_from_dict(tables | {"prefetch": {"predictor": "gate"}}),
+        PROMPTS[:1],
+        hardware=load_hardware("t4"),
+        dtype="float32",
+        max_new_tokens=8,
+    )
+    assert result.passed, result.verdict
+    assert result.tokens.compared == 8 and result.plan["weights"] == tables["weights"]

@@ -70,7 +70,19 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "h.toml"
-    arguments = ["calibrate", "--output", str(output), "--rounds", "2", "--repeats", "3", "--name", "mine"]
+    arguments = [
+        "calibrate",
+        "--output",
+        str(output),
+        "--rounds",
+        "2",
+        "--repeats",
+        "3",
+        "--name",
+        "mine",
+        "--weights",
+        "hqq-4bit",
+    ]
     assert run([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     profile = load_hardware(output)
@@ -81,7 +93,10 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
     for figure in found["figures"]:  # every figure stands in the profile, with its spread
         assert any(line.startswith(figure["what"] + ": ") and "[" in line for line in profile.source)
     assert profile.overhead.per_layer_ns > 0 and profile.device.compute_flops_per_s > 10**6
+    assert any(figure["what"].startswith("expanding hqq-4bit, 256 x 256") for figure in found["figures"])
     assert run(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert run([*arguments[:2], str(tmp_path / "no" / "h.toml")]) == 2
     assert "there is no directory" in capsys.readouterr().err
+    assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--weights", "bf16"]) == 2
+    assert "needs no expansion" in capsys.readouterr().err

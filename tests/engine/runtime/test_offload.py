@@ -130,8 +130,6 @@ def test_a_dense_sibling_of_the_same_config_computes_its_own_experts(make_model:
         ({"prefetch": {"predictor": "oracle"}}, PlanError, "'oracle' reads the future"),
         ({"eviction": {"policy": "belady"}}, PlanError, "'belady' reads the future"),
         ({"eviction": {"policy": "lruu"}}, PolicyError, "did you mean 'lru'"),
-        ({"weights": {"experts": "hqq-2bit-g16"}}, PlanError, "not yet supported by the engine"),
-        ({"weights": {"attention": "hqq-4bit"}}, PlanError, "not yet supported by the engine"),
         ({"weights": {"attention": "fp16"}}, PlanError, "not loaded so"),
         ({"weights": {"experts": "fp32"}}, PlanError, "load it so"),
         ({"cache": {"capacity": "9/layer"}}, CapacityError, "only 8 experts"),
