@@ -122,7 +122,10 @@ def find_gate(
         elif _same(gate, rows, logits, in_float=True):
             gate = replace(gate, form="linear-fp32")
         pair = _pair(output) if reader is None else reader(output)
-        return gate, "unknown" if pair is None else score_function(logits.float(), *pair)
+        everything = replace(gate, num_experts=gate.width or num_experts).logits_of(output)
+        if pair is None or everything is None:
+            return gate, "unknown"
+        return gate, score_function(everything.float(), *pair)
 
 
 def probe_rows(router: nn.Module, hidden: int, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,97 @@
+"""Every family of the installed transformers, held to what docs/families.md says of it."""
+
+import pytest
+import torch
+import transformers
+
+from tests.tracekit.recorder import exactness
+from tests.tracekit.recorder.exactness import DOCUMENT, Numbers, documented, row
+from tests.tracekit.recorder.families import build, packages
+from tracekit.recorder import Prompt, RecordOptions, record
+from tracekit.recorder.encoding import continues
+
+REWRITE = "run: python -m tests.tracekit.recorder.exactness"
+PROMPTS = [[5, 6, 7, 8], [9, 10, 3]]
+SEVERAL = ("mixtral", "deepseek_v3", "llama4", "dbrx", "jetmoe", "longcat_flash", "switch_transformers", "nllb_moe")
+
+
+@pytest.fixture(scope="module")
+def found():
+    transformers.utils.logging.set_verbosity_error()
+    return packages()
+
+
+def test_the_document_lists_the_families_there_are(found):
+    if transformers.__version__ not in DOCUMENT.read_text():
+        pytest.skip(f"the document is of another transformers than {transformers.__version__}")
+    assert sorted(documented()) == sorted(found), REWRITE
+
+
+def test_at_least_forty_families_record_exactly():
+    assert sum(line.count("|") > 3 for line in documented().values()) >= 40
+
+
+@pytest.mark.parametrize("package", sorted(documented()))
+def test_a_family_records_exactly(package, found):
+    if package not in found:
+        pytest.skip(f"transformers {transformers.__version__} has no {package}")
+    assert row(package, found[package])[1] == documented()[package], REWRITE
+
+
+def tokens_of(model, watched, tmp_path):
+    """What a model writes to each prompt, singly, in its ordinary loop; with `watched`, while it is recorded."""
+    if not watched:
+        batches = [continues(model)(model, [prompt], max_new_tokens=5, stop=()) for prompt in PROMPTS]
+        for batch in batches:
+            list(batch.passes())
+        return [batch.generated[0][:-1] for batch in batches]
+    prompts = [Prompt(id=str(n), prompt=" ".join(map(str, prompt))) for n, prompt in enumerate(PROMPTS)]
+    trace = exactness.Trace.open(
+        record(model, Numbers(), prompts, tmp_path / "t.trace", RecordOptions(max_new_tokens=5, logits=True))
+    )
+    decoded = trace.phase == 1
+    return [trace.token_id[decoded & (trace.request == request)].tolist() for request in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("package", SEVERAL)
+def test_recording_changes_no_token_and_no_logit(package, found, tmp_path):
+    model = build(package, found[package])
+    model.config.eos_token_id = model.generation_config.eos_token_id = -1
+    plain = tokens_of(model, False, tmp_path)
+    assert tokens_of(model, True, tmp_path) == plain
+    assert tokens_of(model, False, tmp_path) == plain
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("package", ["switch_transformers", "jetmoe", "llama4"])
+def test_options_hold_for_families_off_the_seam(package, found, tmp_path):
+    """Batches, sampling by seed, token limits and --score do what they do for any other."""
+    model = build(package, found[package])
+    prompts = [Prompt(id=str(n), prompt=" ".join(map(str, prompt))) for n, prompt in enumerate(PROMPTS)]
+
+    def run(name, **options):
+        return exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / name, RecordOptions(**options)))
+
+    sampled = {"max_new_tokens": 4, "do_sample": True, "temperature": 2.0}
+    one, two = run("a", **sampled, seed=1), run("b", **sampled, seed=1, batch_size=2)
+    for request in range(2):
+        rows = [trace.request == request for trace in (one, two)]
+        assert one.token_id[rows[0]].tolist() == two.token_id[rows[1]].tolist()
+        assert (one.experts[rows[0]] == two.experts[rows[1]]).all()
+    assert run("c", **sampled, seed=2).token_id.tolist() != one.token_id.tolist()
+    scored = run("d", score=True, batch_size=2)
+    assert scored.tokens == sum(map(len, PROMPTS))
+    assert (scored.phase == 0).all()
+
+
+def test_an_encoder_and_its_decoder_are_recorded_as_they_run(found, tmp_path):
+    model = build("switch_transformers", found["switch_transformers"])
+    path = record(model, Numbers(), [Prompt(id="a", prompt="5 6 7")], tmp_path / "t", RecordOptions(max_new_tokens=3))
+    trace = exactness.Trace.open(path)
+    assert trace.step.tolist() == [0, 0, 0, 1, 2, 3][: trace.tokens]
+    assert trace.position.tolist() == list(range(trace.tokens))
+    assert trace.phase.tolist() == [0, 0, 0, 0, 1, 1][: trace.tokens]
+    used = trace.experts[:, :, 0] != 65535
+    assert used[:3, :3].any() and not used[:3, 3:].any()
+    assert used[3:, 3:].all() and not used[3:, :3].any()
+    assert torch.get_num_threads() == 1
