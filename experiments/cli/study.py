@@ -1,0 +1,130 @@
+"""`tracekit study`: many plans on many traces and machines, and what follows."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from experiments.study import Study
+    from experiments.study.workers import Workers
+
+
+def command(
+    study: Annotated[Path, typer.Argument(help="a study's file (TOML)")],
+    output: Annotated[
+        Path | None, typer.Option(help="folder for the results; a study that is already there is gone on with")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="threads; default: one for each core")] = None,
+    dask: Annotated[
+        str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+) -> None:
+    """Replay a grid of plans on traces and machines, name the best, and say how sure that is.
+
+    Results are Parquet rows, one for each plan on each trace and machine. A study that was interrupted goes on where it
+    was: run the same command again. Plans that cannot be replayed are reported, and the others are not held up by them;
+    the exit code is 1 only if no plan could be.
+
+    Example: tracekit study study.toml --output study
+    """
+    from experiments.study import load_study
+
+    loaded = load_study(study)
+    if dry_run:
+        _dry_run(loaded, workers, json)
+        return
+    if output is None:
+        from tracekit.errors import StudyError
+
+        raise StudyError("say where the results go: --output DIR (or --dry-run)")
+    from experiments.cli import console
+    from experiments.study import run_study
+    from experiments.study.cells import cells_of
+
+    total = len(cells_of(loaded))
+    try:
+        with console.progress("replaying", total) as advance:
+            summary = run_study(
+                loaded, output, _workers(workers, dask), source=study.read_text("utf-8"), progress=advance
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
+    if json:
+        console.emit_json(summary)
+    else:
+        _show(summary, output)
+    if summary["failed"]:
+        typer.echo(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
+        for found in summary["errors"][:10]:
+            typer.echo(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
+    if summary["failed"] == summary["cells"]:
+        raise typer.Exit(1)
+
+
+def _workers(count: int | None, dask: str | None) -> "Workers":
+    if dask is None:
+        from experiments.study import Threads
+
+        return Threads(count)
+    from experiments.study.cluster import Cluster
+
+    return Cluster(dask, count)
+
+
+def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
+    from experiments.cli import console
+    from experiments.study.cells import cells_of
+    from experiments.study.estimate import estimate
+    from experiments.study.workers import cores
+
+    found_out = estimate(cells_of(study))
+    seconds = found_out.seconds
+    threads = workers or cores()
+    found: dict[str, Any] = {
+        "traces": len(study.traces),
+        "plans": len(study.plans),
+        "machines": len([machine for machine in study.machines if machine is not None]),
+        "cells": found_out.cells,
+        "passes": found_out.passes,
+        "seconds": None if seconds is None else round(seconds / threads, 3),
+        "workers": threads,
+    }
+    if json:
+        console.emit_json(found)
+        return
+    names = {
+        "traces": "traces",
+        "plans": "plans",
+        "machines": "machines",
+        "cells": "cells: a plan on a trace and a machine",
+        "passes": "decision passes, each timed on every machine",
+    }
+    rows = [(words, str(found[name])) for name, words in names.items()]
+    rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds / threads)))
+    console.table(study.label, ["what", "value"], rows)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _show(summary: dict[str, Any], output: Path) -> None:
+    for setting in summary["settings"]:
+        names = [("hardware", ""), ("model_shape", " at {}'s shape"), ("batch", ", batches of {}")]
+        where = "".join((form or "{}").format(setting[name]) for name, form in names if setting[name] is not None)
+        typer.echo((f"{where}: " if where else "") + setting["statement"])
+        for found in setting["comparisons"]:
+            typer.echo(f"  {found['verdict']}")
+        for note in setting["notes"]:
+            typer.echo(f"  note: {note}")
+    for warning in summary["warnings"]:
+        typer.echo(f"warning: {warning}")
+    if any(setting["winner"] is not None for setting in summary["settings"]):
+        typer.echo(f"winner: {output}/winner.plan.toml")
+    typer.echo(f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {output} draws them")

@@ -1,0 +1,134 @@
+"""Cells: one plan on one trace, on one machine. A cell's key is a digest of everything its result follows from."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.hardware import HardwareProfile
+from engine.plan import Plan
+from engine.shapes import ModelShape
+from experiments.study.grid import Study
+from policies.compiled import source_modules
+from policies.registry import eviction_policy, prefetcher
+from tracekit import Trace
+from tracekit.errors import PlanError
+
+RESULTS = 1
+"""Version of what a cell's row means. A change of the simulator, of a bound or of a column's meaning raises it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The routing of a cell: a trace, perhaps as if its requests had been batched."""
+
+    path: str
+    batch: int | None
+    digest: str
+    """Of the trace as recorded."""
+
+    def open(self) -> Trace:
+        """The trace, as it is to be replayed."""
+        trace = Trace.open(self.path)
+        if self.batch is None:
+            return trace
+        from tracekit.batched import batched
+
+        return batched(trace, self.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of the results to be."""
+
+    key: str
+    routing: Routing
+    plan: Plan
+    machine: HardwareProfile | None
+    shape: ModelShape | None
+    bounds: bool | None
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """Every cell of the grid, in the order of the file: traces, batches, machines, shapes, plans."""
+    found = []
+    for path in study.traces:
+        digest = Trace.open(path).digest
+        for batch in study.batches:
+            routing = Routing(path, batch, digest)
+            for machine in study.machines:
+                for shape in study.shapes:
+                    for plan in study.plans:
+                        key = cell_key(routing, plan, machine, shape, study.bounds)
+                        found.append(Cell(key, routing, plan, machine, shape, study.bounds))
+    return found
+
+
+def cell_key(
+    routing: Routing, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None, bounds: bool | None
+) -> str:
+    """sha256 of what a cell's row follows from: not where the files lie, but what they hold."""
+    tables = plan.to_dict()
+    if plan.eviction.profile is not None:
+        tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
+    for table, name in (("eviction", "policy"), ("prefetch", "predictor")):
+        tables[table][name] = tables[table][name].rpartition("/")[2]
+    meaning: dict[str, Any] = {
+        "results": RESULTS,
+        "version": own_version(),
+        "policies": policies_digest(plan.eviction.policy, plan.prefetch.predictor),
+        "trace": routing.digest,
+        "batch": routing.batch,
+        "plan": tables,
+        "hardware": msgspec.to_builtins(machine),
+        "shape": msgspec.to_builtins(shape),
+        "bounds": bounds,
+    }
+    return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
+
+
+def own_version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return version("moe-tracekit")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@cache
+def _profile_digest(path: str) -> str:
+    return Trace.open(path).digest
+
+
+@cache
+def policies_digest(eviction: str, predictor: str) -> str:
+    """A digest of every source file that decides under these two policies: an edited policy is another one."""
+    found = hashlib.sha256()
+    for module in source_modules((eviction_policy(eviction), prefetcher(predictor))):
+        if module.__file__ is None:
+            raise PlanError(f"policy module {module.__name__} has no source file")
+        found.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells in groups that may share decisions: those of one routing whose plans differ in weights or lane alone.
+
+    Whether they do share them depends on sizes, which `experiments.study.measure` looks at.
+    """
+    found: dict[tuple[Routing, bytes], list[Cell]] = {}
+    for cell in cells:
+        plan = cell.plan
+        decided = msgspec.json.encode((plan.cache, plan.eviction, plan.prefetch), order="deterministic")
+        found.setdefault((cell.routing, decided), []).append(cell)
+    return list(found.values())
+
+
+def group_key(cells: Sequence[Cell]) -> str:
+    """A name for a group of cells."""
+    return hashlib.sha256("".join(sorted(cell.key for cell in cells)).encode()).hexdigest()[:32]

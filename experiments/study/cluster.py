@@ -1,0 +1,91 @@
+"""Computing on a Dask cluster. Workers may die and join: what a dead one was at is done again by another.
+
+Every worker must see the traces under the paths that the study names, and have this package. Results are made of the
+inputs alone, so it does not show in them who computed what.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+from experiments.study.workers import Item, Work, cores
+from experiments.study.workshop import Workshop
+from tracekit.errors import StudyError
+
+IN_FLIGHT = 4  # tasks for each thread of the cluster
+CONNECT_S = 15
+FAILURES = 20
+"""Workers that may die over one task before it is given up, on a cluster of our own."""
+
+
+class Cluster:
+    """Workers of the Dask scheduler at `address`, or processes of a cluster of our own if that is "local"."""
+
+    def __init__(self, address: str, count: int | None = None) -> None:
+        import distributed
+
+        self._library = distributed
+        self._address, self._count = address, count
+
+    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+        """Each item with what `work` made of it, as they finish."""
+        if not items:
+            return
+        with self._connected() as client:
+            waiting = iter(items)
+            running = self._library.as_completed(with_results=False)
+            item_of: dict[str, Item] = {}
+            while True:
+                room = IN_FLIGHT * max(1, sum(client.nthreads().values()))
+                while len(item_of) < room and (item := next(waiting, None)) is not None:
+                    future = client.submit(partial(at_worker, work), item, pure=False)
+                    item_of[future.key] = item
+                    running.add(future)
+                if not item_of:
+                    return
+                future = next(running)
+                try:
+                    result = future.result()
+                except (self._library.KilledWorker, self._library.CancelledError) as lost:
+                    raise StudyError(f"the Dask cluster gave up: {lost}") from None
+                yield item_of.pop(future.key), result
+
+    def _connected(self) -> Any:
+        """A client; closing it also ends a cluster of our own."""
+        import dask
+
+        if self._address == "local":
+            with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES}):
+                cluster = self._library.LocalCluster(
+                    n_workers=self._count or cores(), threads_per_worker=1, dashboard_address=None
+                )
+            return _Own(cluster, self._library.Client(cluster))
+        try:
+            return self._library.Client(self._address, timeout=CONNECT_S)
+        except (OSError, ValueError) as problem:
+            raise StudyError(f"no Dask scheduler answers at {self._address}: {problem}") from None
+
+
+class _Own:
+    """A client and the cluster that goes with it."""
+
+    def __init__(self, cluster: Any, client: Any) -> None:
+        self._cluster, self._client = cluster, client
+
+    def __enter__(self) -> Any:
+        return self._client
+
+    def __exit__(self, *problem: object) -> None:
+        self._client.close()
+        self._cluster.close()
+
+
+def at_worker(work: Work, item: Any) -> Any:
+    """Runs on a worker."""
+    return work(workshop(), item, None)
+
+
+@cache
+def workshop() -> Workshop:
+    """What this process's tasks share."""
+    return Workshop()

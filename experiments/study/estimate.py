@@ -1,0 +1,74 @@
+"""How much work a study is, and about how long it takes: found by doing a little of it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.study.cells import Cell, groups
+from experiments.study.measure import prepared
+from experiments.study.passes import time_all
+from experiments.study.workshop import Bench, Workshop
+from tracekit.demand import Demand
+from tracekit.errors import TracekitError
+
+MOST_KINDS = 24
+SAMPLE_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`passes` of decisions, timed as `cells`; `seconds` on one core, None where nothing could be tried."""
+
+    passes: int
+    cells: int
+    seconds: float | None
+
+
+def estimate(cells: Sequence[Cell]) -> Estimate:
+    """Time the beginning of one pass of each kind: routing, eviction, prefetcher. Bounds and verdicts come on top."""
+    workshop = Workshop()
+    work = groups(cells)
+    found: dict[Any, float | None] = {}
+    known = []
+    for group in work:
+        plan = group[0].plan
+        kind = (group[0].routing, plan.eviction.policy, plan.prefetch.predictor, plan.prefetch.count, len(group))
+        if kind not in found and len(found) < MOST_KINDS:
+            found[kind] = seconds_of(workshop, group)
+        seconds = found.get(kind)
+        if seconds is not None:
+            known.append(seconds)
+    return Estimate(len(work), len(cells), sum(known) * len(work) / len(known) if known else None)
+
+
+def seconds_of(workshop: Workshop, group: Sequence[Cell]) -> float | None:
+    """About how long a group takes, from ever more of its pieces; None where it cannot be replayed."""
+    ready = []
+    try:
+        bench = workshop.bench(group[0].routing)
+        for cell in group:
+            ready.append(prepared(bench, cell))
+        pieces = bench.demands if bench.demands is not None else bench.beginning()
+        if not pieces:
+            return None
+        spec, targets = ready[0][0], [target for _, target in ready]
+
+        def seconds(count: int) -> float:
+            start = time.perf_counter()
+            time_all(bench.trace, spec, targets, bench.course, pieces[:count])
+            return time.perf_counter() - start
+
+        seconds(1)  # compiles, or reads what was compiled
+        count = 1
+        while (took := seconds(count)) < SAMPLE_S and count < len(pieces):
+            count = min(4 * count, len(pieces))
+        return took * all_pieces(bench, pieces) / count
+    except TracekitError:
+        return None
+
+
+def all_pieces(bench: Bench, known: Sequence[Demand]) -> float:
+    """How many pieces of this size the routing has."""
+    steps = sum(piece.steps for piece in known)
+    return len(known) * len(bench.course.phase) / max(steps, 1)

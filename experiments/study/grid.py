@@ -1,0 +1,264 @@
+"""A study's file: what is to be compared, and the cells that follow from it.
+
+traces = ["a.trace", "b.trace"]
+objective = "tokens_per_second"        # or "p99", "bytes"
+
+[grid]                                 # every key: a value or a list of values; a table's lists multiply, too
+capacity = ["2/layer", "4/layer"]
+eviction = ["lru", "lfu", {policy = "lru-k", k = [2, 3]}]
+prefetch = ["none", {predictor = "gate", count = [1, 2]}]
+weights = "hqq-2bit"
+hardware = ["rtx3060", "./mine.toml"]
+model_shape = "mixtral-8x7b"
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from engine.capacity import Capacity
+from engine.hardware import HardwareProfile, load_hardware
+from engine.plan import Plan, plan_from_dict
+from engine.shapes import ModelShape, load_shape
+from engine.tables import convert, read_toml
+from policies.cache import allocated
+from policies.fields import Layout
+from policies.registry import eviction_policy, prefetcher
+from tracekit.errors import StudyError, TracekitError, did_you_mean
+
+MOST_CELLS = 1_000_000
+Objective = Literal["tokens_per_second", "p99", "bytes"]
+
+
+class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`statistics`: how plans are compared (experiments.statistics)."""
+
+    level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.level < 1:
+            raise ValueError(f"statistics.level = {self.level}: give 0.5 or more, and less than 1")
+        if not 100 <= self.resamples <= 1_000_000:
+            raise ValueError(f"statistics.resamples = {self.resamples}: give 100 to 1000000")
+
+
+class Study(msgspec.Struct, frozen=True, kw_only=True):
+    """A study's file, validated. `grid` holds the axes as lists of values."""
+
+    label: str
+    traces: tuple[str, ...]
+    objective: Objective
+    max_device_bytes: int | None
+    bounds: bool | None
+    regret: int
+    baseline: str | None
+    statistics: Statistics
+    plans: tuple[Plan, ...]
+    machines: tuple[HardwareProfile | None, ...]
+    shapes: tuple[ModelShape | None, ...]
+    batches: tuple[int | None, ...]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A study as it stands in its file."""
+
+    traces: str | list[str]
+    grid: dict[str, Any]
+    objective: Objective | None = None
+    # "12GiB": winners take no more of the device; bytes are numbers too
+    max_device_bytes: str | int | None = None
+    # Belady's bounds beside every cell; None: up to 20 M lookups
+    bounds: bool | None = None
+    # of how many of the best plans per trace and machine it is said what hinders them
+    regret: int = 3
+    # the eviction policy that the winner is also compared with; None: the first of the grid
+    baseline: str | None = None
+    statistics: Statistics = Statistics()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.regret <= 1000:
+            raise ValueError(f"regret = {self.regret}: give 0 to 1000")
+
+
+AXES = ("capacity", "eviction", "prefetch", "weights", "cpu_experts", "hardware", "model_shape", "batch")
+TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
+"""Axes whose values are tables of a plan, and the key that a plain text stands for."""
+IDLE = ("distance", "count", "target", "staging")
+"""What is left out of a plan that prefetches nothing."""
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """Read a study's file. Paths in it are relative to its folder. Raises StudyError or another TracekitError."""
+    label = f"study {os.fspath(path)}"
+    return study_from_dict(read_toml(path, "study", StudyError), label, Path(path).parent)
+
+
+def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path = Path()) -> Study:
+    """Validate the tables of a study's file. Raises TracekitError naming `label`, the key and the mend."""
+    file = convert(tables, _File, label=label, error=StudyError)
+    for key in file.grid:
+        if key not in AXES:
+            raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
+    if "capacity" not in file.grid:
+        raise StudyError(f'{label}: grid.capacity says how many experts the device holds, such as "4/layer"')
+    try:
+        machines = tuple(load_hardware(_place(name, folder)) for name in _texts(label, file.grid, "hardware"))
+        shapes = tuple(load_shape(_place(name, folder)) for name in _texts(label, file.grid, "model_shape"))
+        plans = tuple(_plans(label, file.grid, folder))
+        limit = file.max_device_bytes
+        if isinstance(limit, str):
+            parsed = Capacity.parse(limit)
+            if parsed.unit != "bytes" or parsed.per_layer:
+                raise StudyError(f'max_device_bytes = {limit!r}: give bytes, such as "12GiB"')
+            limit = int(parsed.amount)
+        if file.baseline is not None:
+            eviction_policy(file.baseline)
+            named = [plan.eviction.policy for plan in plans]
+            if file.baseline not in named:
+                raise StudyError(
+                    f"baseline {file.baseline!r} is not in grid.eviction{did_you_mean(file.baseline, named)}"
+                )
+    except TracekitError as error:
+        text = str(error)
+        raise (error if text.startswith(label) else type(error)(f"{label}: {text}")) from None
+    objective = file.objective or ("tokens_per_second" if machines else "bytes")
+    if objective != "bytes" and not machines:
+        raise StudyError(f'{label}: objective = "{objective}" is about time: give grid.hardware')
+    traces = [file.traces] if isinstance(file.traces, str) else file.traces
+    if not traces:
+        raise StudyError(f"{label}: traces is empty")
+    study = Study(
+        label=label,
+        traces=tuple(dict.fromkeys(_place(name, folder, always=True) for name in traces)),
+        objective=objective,
+        max_device_bytes=limit,
+        bounds=file.bounds,
+        regret=file.regret,
+        baseline=file.baseline,
+        statistics=file.statistics,
+        plans=plans,
+        machines=machines or (None,),
+        shapes=shapes or (None,),
+        batches=_batches(label, file.grid),
+    )
+    count = len(study.traces) * len(plans) * len(study.machines) * len(study.shapes) * len(study.batches)
+    if count > MOST_CELLS:
+        raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
+    return study
+
+
+def plan_name(plan: Plan, *, stored: bool = True) -> str:
+    """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
+    eviction = plan.eviction.policy + _brackets(plan.eviction.parameters)
+    words = f"{eviction}, {plan.cache.capacity}"
+    prefetch = plan.prefetch
+    if prefetch.predictor != "none":
+        told: dict[str, Any] = {"distance": prefetch.distance, "count": prefetch.count}
+        if prefetch.target != "staging":
+            told["into"] = prefetch.target
+        if prefetch.staging != 4:
+            told["staging"] = prefetch.staging
+        words += f" + {prefetch.predictor}{_brackets(told | prefetch.parameters)}"
+    if stored and plan.weights.experts is not None:
+        words += f", {plan.weights.experts}"
+    if stored and plan.weights.attention is not None:
+        words += f" (attention {plan.weights.attention})"
+    return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
+
+
+def needs_future(plan: Plan) -> bool:
+    """Whether the plan is a bound, which no machine can run."""
+    return bool(eviction_policy(plan.eviction.policy).bound or prefetcher(plan.prefetch.predictor).bound)
+
+
+def _brackets(values: dict[str, Any]) -> str:
+    return f" ({', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
+
+
+def _plans(label: str, grid: dict[str, Any], folder: Path) -> Iterator[Plan]:
+    """Every plan of the grid, once, in the order of the file."""
+    capacities = _texts(label, grid, "capacity")
+    if not capacities:
+        raise StudyError(f"{label}: grid.capacity is empty")
+    evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
+    prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
+    weights = list(_tables(label, grid, "weights", folder)) or [{}]
+    lanes = _texts(label, grid, "cpu_experts") or ["never"]
+    seen: set[bytes] = set()
+    for capacity, eviction, prefetch, stored, lane in itertools.product(
+        capacities, evictions, prefetches, weights, lanes
+    ):
+        if prefetch.get("predictor", "none") == "none":
+            prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
+        tables = {
+            "cache": {"capacity": capacity},
+            "eviction": eviction,
+            "prefetch": prefetch,
+            "weights": stored,
+            "compute": {"cpu_experts": lane},
+        }
+        plan = plan_from_dict(tables, "grid")
+        known = msgspec.json.encode(plan, order="deterministic")
+        if known not in seen:
+            seen.add(known)
+            _check_policies(plan)
+            yield plan
+
+
+def _check_policies(plan: Plan) -> None:
+    """Both policies exist and have the parameters they are given."""
+    smallest = Layout(1, 1, 1, 1, np.ones(1, np.int64), np.zeros(1, np.int64))
+    allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
+    allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
+
+
+def _tables(label: str, grid: dict[str, Any], axis: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """Every table that an axis stands for: a plain text is its first key, lists in a table multiply."""
+    for value in _values(grid.get(axis, [])):
+        if isinstance(value, str):
+            value = {TABLES[axis]: value}
+        if not isinstance(value, dict):
+            raise StudyError(f"{label}: grid.{axis} holds {value!r}: give a name or a table")
+        if axis != "weights" and TABLES[axis] not in value:
+            guess = did_you_mean(TABLES[axis], value)
+            raise StudyError(f"{label}: a table of grid.{axis} lacks {TABLES[axis]}{guess}")
+        choices = [_values(item) for item in value.values()]
+        for chosen in itertools.product(*choices):
+            table = dict(zip(value, chosen, strict=True))
+            for key in ("profile", "policy", "predictor"):
+                if isinstance(table.get(key), str):
+                    table[key] = _place(table[key], folder, always=key == "profile")
+            yield table
+
+
+def _texts(label: str, grid: dict[str, Any], axis: str) -> list[str]:
+    found = _values(grid.get(axis, []))
+    for value in found:
+        if not isinstance(value, str):
+            raise StudyError(f"{label}: grid.{axis} holds {value!r}: give text, in quotes")
+    return list(dict.fromkeys(found))
+
+
+def _batches(label: str, grid: dict[str, Any]) -> tuple[int | None, ...]:
+    found = _values(grid.get("batch", [])) or [None]
+    for value in found:
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise StudyError(f"{label}: grid.batch holds {value!r}: give whole numbers from 1")
+    return tuple(dict.fromkeys(found))
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _place(name: str, folder: Path, *, always: bool = False) -> str:
+    """A path in the study's file, as seen from here; names of shipped things stay names."""
+    is_path = always or "/" in name or name.endswith(".toml") or ".py:" in name
+    return os.path.normpath(folder / name) if is_path else name

@@ -1,0 +1,190 @@
+"""Running a study: what is missing is computed, what is there is read, and all of it is concluded from."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from engine.passes import run
+from engine.regret import find_regret
+from engine.stack import STACK_CURVES
+from experiments.study import store as files
+from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
+from experiments.study.conclude import conclude
+from experiments.study.grid import Study
+from experiments.study.measure import costs_of, measure
+from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.store import Store
+from experiments.study.workers import Workers
+from experiments.study.workshop import Workshop
+from tracekit.errors import TracekitError
+
+CURVE_POINTS = 64
+Say = Callable[[int], object]
+
+
+def run_study(
+    study: Study, folder: Path, workers: Workers, *, source: str = "", progress: Say | None = None
+) -> dict[str, Any]:
+    """Run `study` into `folder`, or go on with what is there; returns the summary (study.json).
+
+    Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
+    results.parquet, curves.parquet, regret.parquet, study.json and winner.plan.toml.
+
+    Args:
+        source: the study's file as text, kept in the folder.
+        progress: called with the number of cells just finished, those found finished included.
+
+    Raises TracekitError when the study as a whole is impossible; a plan that is becomes a row with an `error`.
+    """
+    cells = cells_of(study)
+    with Store(folder) as store:
+        store.text(files.COPY, source)
+        rows = _rows(store, cells, workers, progress)
+        store.frame(files.RESULTS, rows)
+        store.frame(files.CURVES, _curves(cells, workers))
+        store.frame(files.REGRET, _regrets(study, store, cells, rows, workers))
+        summary = summarise(study, cells, rows)
+        store.text(files.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        winner = next((setting for setting in summary["settings"] if setting["plan_toml"] is not None), None)
+        if winner is None:
+            store.remove(files.WINNER)
+        else:
+            store.text(files.WINNER, winning_plan(winner))
+    return summary
+
+
+def _rows(store: Store, cells: Sequence[Cell], workers: Workers, progress: Say | None) -> pl.DataFrame:
+    """The results of all cells, in their order."""
+    done = store.pieces(files.PIECES, SCHEMA)
+    finished = set(done["cell"])
+    missing = {cell.key: cell for cell in cells if cell.key not in finished}
+    if progress is not None:
+        progress(len(cells) - sum(cell.key in missing for cell in cells))
+    failed = []
+    for group, rows in workers.run(measure, groups(missing.values())):
+        # What failed is tried again next time: a missing file may have come by then.
+        failed += [row for row in rows if row.get("error") is not None]
+        sound = [row for row in rows if row.get("error") is None]
+        if sound:
+            store.add(files.PIECES, group_key(group), sound, SCHEMA)
+        if progress is not None:
+            progress(len(group))
+    done = pl.concat([store.pieces(files.PIECES, SCHEMA), pl.DataFrame(failed, schema=SCHEMA)])
+    order = pl.DataFrame({"cell": [cell.key for cell in cells], "trace": [cell.routing.path for cell in cells]})
+    # The place of a trace is no part of its content: results name it as this study does.
+    found = order.join(done.drop("trace"), on="cell", how="left", maintain_order="left")
+    return found.select(list(SCHEMA)).rechunk()
+
+
+def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
+    """Hit ratio against cache size, of the policies that one pass tells all about; not of traces that take too long."""
+    asked = {(cell.routing, "layer" if cell.plan.capacity.per_layer else "global"): cell.bounds for cell in cells}
+    tasks = [(routing, scope, bounds) for (routing, scope), bounds in asked.items()]
+    found = dict(workers.run(curve_rows, tasks))
+    return pl.DataFrame([row for task in tasks for row in found[task]], schema=CURVES)
+
+
+def curve_rows(
+    workshop: Workshop, task: tuple[Routing, Any, bool | None], on_piece: object = None
+) -> list[dict[str, Any]]:
+    """The curves of one routing."""
+    routing, scope, asked = task
+    bench = workshop.bench(routing)
+    if not bench.bounded(asked) or bench.trace.tokens == 0:
+        return []
+    per_layer = bench.trace.manifest.experts_per_layer
+    most = max(per_layer) if scope == "layer" else sum(per_layer)
+    rows = []
+    for policy in STACK_CURVES:
+        curve = bench.curve(policy, scope)
+        for slots in sorted({int(size) for size in np.linspace(0, most, min(CURVE_POINTS, most) + 1).round()}):
+            hits, lookups = curve.hits[:, slots], curve.lookups
+            held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
+            rows.append(
+                {
+                    "trace": routing.path,
+                    "batch": routing.batch,
+                    "scope": scope,
+                    "policy": policy,
+                    "slots": slots,
+                    "share": min(1.0, held),
+                    "hit_ratio": int(hits.sum()) / max(int(lookups.sum()), 1),
+                    "decode_hit_ratio": int(hits[1]) / max(int(lookups[1]), 1),
+                }
+            )
+    return rows
+
+
+def _regrets(study: Study, store: Store, cells: Sequence[Cell], rows: pl.DataFrame, workers: Workers) -> pl.DataFrame:
+    """What hinders the best plans on each routing and machine."""
+    by_key = {cell.key: cell for cell in cells}
+    chosen: list[Cell] = []
+    timed = rows.filter(pl.col("tokens_per_second").is_not_null() & ~pl.col("needs_future"))
+    for part in timed.partition_by("trace", "batch", "hardware_digest", "model_shape", maintain_order=True):
+        best = part.sort("tokens_per_second", descending=True, maintain_order=True).head(study.regret)
+        chosen += [by_key[key] for key in best["cell"]]
+    chosen = list({cell.key: cell for cell in chosen}.values())
+    done = set(store.pieces(files.REGRETS, REGRET)["cell"])
+    for cell, row in workers.run(regret_row, [cell for cell in chosen if cell.key not in done]):
+        if row is not None:
+            store.add(files.REGRETS, cell.key[:32], [row], REGRET)
+    order = pl.DataFrame({"cell": [cell.key for cell in chosen]}, schema={"cell": pl.String})
+    return order.join(store.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
+
+
+def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | None = None) -> dict[str, Any] | None:
+    """One cell's regret; None where it cannot be told, or the trace is too long for it."""
+    bench = workshop.bench(cell.routing)
+    if not bench.bounded(cell.bounds) or cell.machine is None:
+        return None
+
+    def progress(tokens: int) -> None:
+        if on_piece is not None:
+            on_piece()
+
+    try:
+        costs = costs_of(bench, cell)
+        assert costs is not None
+        done = run(bench.trace, cell.plan, costs, cell.shape, progress=progress)
+        regret = find_regret(bench.trace, cell.plan, costs, cell.machine, cell.shape, done, progress)
+    except TracekitError:
+        return None
+    return {"cell": cell.key} | msgspec.structs.asdict(regret)
+
+
+def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame) -> dict[str, Any]:
+    """study.json: who won, what failed, and what it all was made from."""
+    failed = rows.filter(pl.col("error").is_not_null())
+    reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
+    warnings = (
+        rows["warnings"].explode(empty_as_null=False).drop_nulls() if len(rows) else pl.Series([], dtype=pl.String)
+    )
+    return {
+        "objective": study.objective,
+        "max_device_bytes": study.max_device_bytes,
+        "cells": len(cells),
+        "failed": len(failed),
+        "errors": [{"error": error, "cells": count, "first_plan": plan} for error, count, plan in reasons.iter_rows()],
+        "settings": conclude(study, rows),
+        "warnings": list(dict.fromkeys(warnings)),
+        "statistics": msgspec.to_builtins(study.statistics),
+        "provenance": {
+            "moe_tracekit": own_version(),
+            "results_version": RESULTS,
+            "traces": {cell.routing.path: cell.routing.digest for cell in cells},
+            "hardware": [msgspec.to_builtins(machine) for machine in study.machines if machine is not None],
+            "model_shapes": [shape.name for shape in study.shapes if shape is not None],
+        },
+    }
+
+
+def winning_plan(setting: dict[str, Any]) -> str:
+    """winner.plan.toml: the plan, and what it won."""
+    where = ", ".join(str(setting[name]) for name in ("hardware", "model_shape") if setting[name] is not None)
+    lines = [setting["statement"], *([f"on {where}"] if where else [])]
+    return "".join(f"# {line}\n" for line in lines) + str(setting["plan_toml"])

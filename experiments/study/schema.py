@@ -1,0 +1,108 @@
+"""The columns of a study's results, a row per cell: name, type, meaning (docs/studies.md prints this table)."""
+
+from typing import Any
+
+import polars as pl
+
+from engine.simulator.timeline import CAUSES, STALLS
+
+INT, REAL, TEXT, BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
+
+COLUMNS: tuple[tuple[str, Any, str], ...] = (
+    ("cell", TEXT, "sha256 of everything the row follows from"),
+    ("error", TEXT, "why the plan could not be replayed; all results are then missing"),
+    ("trace", TEXT, "the trace, as the study's file names it"),
+    ("trace_digest", TEXT, "what the trace holds"),
+    ("batch", INT, "requests decoded together (`replay --batch`); missing: as recorded"),
+    ("hardware", TEXT, "name of the machine's profile; missing: hits and bytes only"),
+    ("hardware_digest", TEXT, "sha256 of the profile"),
+    ("model_shape", TEXT, "name of the model whose sizes experts have; missing: the trace's own"),
+    ("plan", TEXT, "the plan in a few words"),
+    ("plan_toml", TEXT, "the plan as a file"),
+    ("capacity", TEXT, "cache.capacity"),
+    ("eviction", TEXT, "eviction.policy"),
+    ("prefetch", TEXT, "prefetch.predictor"),
+    ("weights", TEXT, "weights.experts"),
+    ("needs_future", BOOL, "whether the plan is a bound, which no machine can run"),
+    ("tokens", INT, "tokens replayed"),
+    ("decode_tokens", INT, "of these, in decode steps"),
+    ("lookups", INT, "demanded experts"),
+    ("hits", INT, "lookups that found their expert on the device or on its way"),
+    ("misses", INT, "lookups that did not"),
+    ("hit_ratio", REAL, "hits / lookups"),
+    ("decode_lookups", INT, "lookups of decode steps"),
+    ("decode_hits", INT, "hits of decode steps"),
+    ("decode_hit_ratio", REAL, "decode_hits / decode_lookups"),
+    ("hits_cache", INT, "hits kept by the cache"),
+    ("hits_pinned", INT, "hits of pinned experts"),
+    ("hits_prefetch", INT, "hits that a prefetch brought"),
+    ("loads", INT, "demand loads into the cache; missing where one pass answered for all sizes"),
+    ("streams", INT, "demand loads that were not kept"),
+    ("prefetches", INT, "experts loaded ahead"),
+    ("bytes_loaded", INT, "bytes of all loads, of the trace's layers; missing if the size of an expert is unknown"),
+    ("decode_bytes_loaded", INT, "bytes of the loads of decode steps"),
+    ("tokens_per_second", REAL, "decode tokens over decode time"),
+    ("tpot_p50_ms", REAL, "time per decode step, median"),
+    ("tpot_p95_ms", REAL, "95th percentile"),
+    ("tpot_p99_ms", REAL, "99th percentile"),
+    ("ttft_ms", REAL, "mean time of a prefill step"),
+    ("total_s", REAL, "time of all steps"),
+    ("compute_s", REAL, "of it, computing"),
+    ("overhead_s", REAL, "fixed overheads"),
+    *((f"stall_{cause}_s", REAL, f"waiting: {cause.replace('_', ' ')}") for cause in CAUSES[STALLS:]),
+    ("link_utilisation", REAL, "share of the time in which a copy was under way"),
+    ("prefetch_useful", INT, "prefetches there in time"),
+    ("prefetch_late", INT, "prefetches that were waited for"),
+    ("prefetch_wasted", INT, "prefetches given up unused"),
+    (
+        "device_bytes",
+        INT,
+        "device memory: slots, staging, dense weights if a shape tells; missing if sizes are unknown",
+    ),
+    ("host_bytes", INT, "host memory for experts"),
+    ("joules_per_token", REAL, "estimate, where the profile has power"),
+    ("cost_per_million_tokens", REAL, "estimate, where the profile has a price"),
+    ("bound_hit_ratio", REAL, "of clairvoyant decisions without prefetching"),
+    ("bound_tokens_per_second", REAL, "the lower of the two that follow"),
+    ("link_bound_tokens_per_second", REAL, "the fewest demand loads over the link and nothing else"),
+    ("compute_bound_tokens_per_second", REAL, "computing alone"),
+    ("request", pl.List(INT), "requests with decode tokens, ascending"),
+    ("request_tokens", pl.List(INT), "decode tokens of each"),
+    ("request_ns", pl.List(INT), "decode time of each: a step's time is shared by its tokens evenly"),
+    ("request_p99_ns", pl.List(INT), "99th percentile of the times of each request's decode steps"),
+    ("request_bytes", pl.List(INT), "bytes loaded for each, shared as time is"),
+    ("warnings", pl.List(TEXT), "what to know before believing the row"),
+)
+SCHEMA = {name: kind for name, kind, _ in COLUMNS}
+
+CURVES = {
+    "trace": TEXT,
+    "batch": INT,
+    "scope": TEXT,
+    "policy": TEXT,
+    "slots": INT,
+    "share": REAL,
+    "hit_ratio": REAL,
+    "decode_hit_ratio": REAL,
+}
+"""Hit ratio at every cache size; of the policies that need one pass for all."""
+
+REGRET = {
+    "cell": TEXT,
+    "steps": INT,
+    **{
+        f"{part}_ns": INT
+        for part in (
+            "total",
+            "overhead",
+            "compulsory",
+            "capacity",
+            "policy",
+            "prefetch",
+            "pollution",
+            "late_prefetch",
+            "bandwidth",
+        )
+    },
+}
+"""Regret of the best cells (engine.result.Regret)."""

@@ -1,0 +1,124 @@
+"""What cells of one routing share: the trace's demand, clairvoyant decisions, curves. Each is made once, by whoever
+comes first; the others wait for it."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from engine.bounds import free_prefill
+from engine.replay import BOUNDED_LOOKUPS
+from engine.stack import STACK_CURVES, Scope, StackCurve
+from experiments.study.cells import Routing
+from experiments.study.passes import Course, Target, demand_loads, time_all
+from policies.cache import CacheSpec
+from policies.events import HIT_PREFETCHED, STREAM
+from tracekit import Trace
+from tracekit.demand import Demand, iter_demand
+from tracekit.errors import StudyError
+
+SHARED_LOOKUPS = 64_000_000
+"""Up to this many chosen experts a routing's demand stays in memory, 12 bytes each, for all plans."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Clairvoyant decisions at one capacity: their hit ratio, and the fewest demand loads of decode by layer."""
+
+    hit_ratio: float
+    decode_loads: np.ndarray | None
+
+
+class Shared:
+    """Values by name, each made once, whichever thread asks first."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Any, threading.Lock] = {}
+        self._made: dict[Any, Any] = {}
+        self._guard = threading.Lock()
+
+    def get(self, name: Any, make: Callable[[], T]) -> T:
+        with self._guard:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]  # type: ignore[no-any-return]
+
+
+class Workshop:
+    """Everything that the cells of a study share, in one process; threads may use it side by side."""
+
+    def __init__(self) -> None:
+        self._shared = Shared()
+        self._own = threading.local()
+
+    def bench(self, routing: Routing) -> "Bench":
+        """The place to work on one routing. A trace reads ahead in one place, so each thread has its own."""
+        if getattr(self._own, "routing", None) != routing:
+            trace = routing.open()
+            if self._shared.get(("digest", routing.path), lambda: Trace.open(routing.path).digest) != routing.digest:
+                raise StudyError(
+                    f"{routing.path} is not the trace that the study began with: it was replaced meanwhile"
+                )
+            self._own.routing, self._own.bench = routing, Bench(routing, trace, self._shared)
+        return self._own.bench  # type: ignore[no-any-return]
+
+
+class Bench:
+    """One routing, opened by one thread, and what is shared of it."""
+
+    def __init__(self, routing: Routing, trace: Trace, shared: Shared) -> None:
+        self.routing, self.trace, self._shared = routing, trace, shared
+
+    @property
+    def course(self) -> Course:
+        """Steps, requests and contexts."""
+        return self._shared.get((self.routing, "course"), lambda: Course.of(self.trace))
+
+    @property
+    def demands(self) -> list[Demand] | None:
+        """The routing's demand; None where it is too much to keep."""
+        if self.trace.tokens * self.trace.layers * self.trace.top_k > SHARED_LOOKUPS:
+            return None
+        return self._shared.get((self.routing, "demand"), lambda: [compact(d) for d in iter_demand(self.trace)])
+
+    def beginning(self, pieces: int = 16) -> list[Demand]:
+        """The first pieces of the routing's demand."""
+        return list(itertools.islice(iter_demand(self.trace), pieces))
+
+    def bounded(self, asked: bool | None) -> bool:
+        """Whether bounds are to be found."""
+        few = self.trace.tokens * self.trace.layers * self.trace.top_k <= BOUNDED_LOOKUPS
+        return few if asked is None else asked
+
+    def best(self, spec: CacheSpec, *, timed: bool) -> Best:
+        """Clairvoyant decisions by `spec`, which names the policy; `timed` also finds the fewest loads of decode."""
+        name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging)
+        ratio = self._shared.get((*name, "ratio"), lambda: self._hit_ratio(spec))
+        loads = None
+        if timed:
+            loads = self._shared.get(
+                (*name, "loads"), lambda: demand_loads(self.trace, spec, self.demands, free_prefill)
+            )
+        return Best(ratio, loads)
+
+    def _hit_ratio(self, spec: CacheSpec) -> float:
+        ((done, _),) = time_all(self.trace, spec, [Target((), None)], self.course, self.demands)
+        hits, lookups = (int(done.kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, STREAM))
+        return hits / lookups if lookups else 0.0
+
+    def curve(self, policy: str, scope: Scope) -> StackCurve:
+        """Hits of `lru` or `belady` at every cache size."""
+        return self._shared.get((self.routing, policy, scope), lambda: STACK_CURVES[policy](self.trace, scope))
+
+
+def compact(demand: Demand) -> Demand:
+    """The same demand in arrays of its own: pieces are cut from larger ones."""
+    keys = demand.keys.copy()
+    recency = keys if demand.recency is demand.keys else demand.recency.copy()
+    return replace(demand, keys=keys, recency=recency, tokens=demand.tokens.copy())

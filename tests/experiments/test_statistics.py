@@ -1,0 +1,127 @@
+"""Comparisons with known answers: plans that are equal, one that is better on every request, noise."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.statistics import compare, fewest_requests, holm, judge
+from tracekit.errors import StudyError
+
+
+def one(a: np.ndarray, b: np.ndarray, quantity: str = "tokens/s"):  # type: ignore[no-untyped-def]
+    (found,) = judge([compare(("A", a), ("B", b), quantity)])  # type: ignore[arg-type]
+    return found
+
+
+def costs(count: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(20, 5e7, count).round()
+
+
+def test_the_same_costs_are_no_difference() -> None:
+    found = one(costs(30), costs(30))
+    assert found.outcome == "identical" and (found.effect, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert found.verdict == "no difference: A and B cost the same on every request"
+
+
+def test_plans_that_differ_by_chance_alone_show_none() -> None:
+    """Each request's two costs are drawn alike, so whichever plan is called A, none is better."""
+    rng = np.random.default_rng(3)
+    base, wrong = costs(40), 0
+    for _ in range(40):
+        noise = rng.normal(1, 0.02, (2, 40))
+        found = one(base * noise[0], base * noise[1])
+        wrong += found.outcome != "none"
+        if found.outcome == "none":
+            assert "no difference shown between A and B at this trace length" in found.verdict
+    assert wrong <= 6  # 5 % of 40, and then some
+
+
+def test_a_plan_that_is_better_on_every_request_beats() -> None:
+    a = costs(20)
+    noise = np.random.default_rng(2).normal(1.05, 0.01, 20)
+    found = one(a, a * noise)
+    assert found.outcome == "better" and found.wins == 20
+    assert found.low is not None and found.high is not None
+    assert 0.03 < found.low < found.effect < found.high < 0.07
+    assert found.verdict.startswith("A beats B by ") and "% tokens/s [" in found.verdict
+    assert found.effect == pytest.approx((a * noise).sum() / a.sum() - 1)
+    (turned,) = judge([compare(("B", a * noise), ("A", a), "tokens/s")])
+    assert turned.outcome == "worse"
+    assert turned.verdict == found.verdict  # the same sentence, whoever comes first
+
+
+def test_a_plan_that_is_better_by_the_same_share_everywhere() -> None:
+    """No request says anything else than any other: the interval is a point."""
+    found = one(costs(12), costs(12) * 2)
+    assert found.outcome == "better"
+    assert (found.low, found.effect, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_costs_are_told_as_what_is_saved() -> None:
+    found = one(costs(12), costs(12) * 4, "bytes loaded")
+    assert found.effect == 0.75 and found.verdict == "A beats B by 75.0 % of the bytes [75.0, 75.0]"
+    nothing = one(np.zeros(12), costs(12), "bytes loaded")
+    assert nothing.effect == 1.0 and nothing.outcome == "better"
+
+
+def test_few_requests_tell_nothing() -> None:
+    assert fewest_requests(0.95) == 6 and fewest_requests(0.99) == 8
+    for count in (1, 2, 3, 5):
+        found = one(costs(count), costs(count) * 2)
+        assert found.outcome == "too few"
+        assert "cannot tell; at least 6 are needed" in found.verdict
+    assert one(costs(6), costs(6) * 2).outcome == "better"
+
+
+def test_as_many_more_requests_as_said_do_show_a_difference() -> None:
+    """A true difference of 1 %: with as many requests as were asked for, most trials find it."""
+    rng = np.random.default_rng(5)
+
+    def trial(count: int, seed: int):  # type: ignore[no-untyped-def]
+        a = costs(count, seed)
+        return one(a * rng.normal(1, 0.05, count), a * rng.normal(1.01, 0.05, count))
+
+    small = [trial(30, seed) for seed in range(12)]
+    needed = int(np.median([30 + found.more_requests for found in small]))
+    assert 250 < needed < 900
+    shown = [trial(needed, seed).outcome == "better" for seed in range(20)]
+    assert 0.5 <= np.mean(shown) <= 1
+
+
+def test_many_comparisons_ask_for_more() -> None:
+    """What convinces alone need not among fifty."""
+    rng = np.random.default_rng(11)
+    a = costs(25)
+    found = compare(("A", a), ("B", a * rng.normal(1.02, 0.045, 25)), "tokens/s")
+    assert found.p < 0.05 and found.low is not None and found.low > 0
+    assert judge([found])[0].outcome == "better"
+    chance = [compare(("A", a), ("C", a * rng.normal(1, 0.02, 25)), "tokens/s") for _ in range(4)] * 12
+    corrected = judge([found, *chance])[0]
+    assert corrected.outcome == "none" and "among so many comparisons that may be chance" in corrected.verdict
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_holm(p: list[float]) -> None:
+    """Against the definition: reject the smallest while it is at most level / (those left)."""
+    for level in (0.01, 0.05, 0.3):
+        rejected, left = set(), len(p)
+        for place in sorted(range(len(p)), key=lambda i: p[i]):
+            if p[place] * left > level:
+                break
+            rejected.add(place)
+            left -= 1
+        assert {i for i, value in enumerate(holm(p)) if value <= level} == rejected
+
+
+def test_only_the_same_requests_compare() -> None:
+    with pytest.raises(StudyError, match="same requests"):
+        compare(("A", np.ones(3)), ("B", np.ones(4)), "tokens/s")
+    with pytest.raises(StudyError, match="same requests"):
+        compare(("A", np.ones(0)), ("B", np.ones(0)), "tokens/s")
+
+
+def test_the_same_costs_give_the_same_answer() -> None:
+    a, b = costs(15), costs(15, 2)
+    assert compare(("A", a), ("B", b), "tokens/s") == compare(("A", a), ("B", b), "tokens/s")
