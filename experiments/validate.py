@@ -66,6 +66,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None
     passed: bool
     verdict: str
+    host: str = "in memory"
     warnings: list[str] = []
 
 
@@ -80,6 +81,8 @@ def validate(
     dtype: str = "auto",
     device: str = "cpu",
     emulate_link: Any = None,
+    host: str = "memory",
+    slabs: Path | None = None,
     threshold: float | None = None,
     keep_trace: Path | None = None,
     progress: Callable[[str], object] | None = None,
@@ -89,6 +92,7 @@ def validate(
     Args:
         hardware: what the simulator assumes; None measures this machine first, with another cache size, on
             `calibration_prompts` (default: the first prompt).
+        host, slabs: where experts lie, as `offload` takes it.
         threshold: the largest median step error that passes, as a share; None lets any pass.
         keep_trace: where to keep the engine's own trace; None discards it.
 
@@ -107,6 +111,7 @@ def validate(
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
     say, tables = progress or (lambda text: None), plan.to_dict()
+    placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs}
     # On the host: what the device cannot hold is why the model is offloaded.
     parse_device(device)
     loaded, tokenizer = load_model(model, dtype, "cpu")
@@ -114,7 +119,7 @@ def validate(
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        offload(loaded, calibration_plan(plan), device=device, emulate_link=emulate_link)
+        offload(loaded, calibration_plan(plan), device=device, **placed)
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
         hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
         offloaded(loaded).close()
@@ -132,7 +137,7 @@ def validate(
     if device != "cpu" or quantised:
         loaded, tokenizer = load_model(model, dtype, "cpu")
 
-    offload(loaded, plan, device=device, emulate_link=emulate_link)
+    offload(loaded, plan, device=device, **placed)
     state = offloaded(loaded)
     with tempfile.TemporaryDirectory() as folder, state:
         say("recording the offloaded model")
@@ -173,6 +178,7 @@ def validate(
         threshold=threshold,
         passed=passed,
         verdict=_verdict(decisions, tokens, time, threshold),
+        host="in memory" if slabs is None else f"on disk, in {slabs}",
         warnings=[] if calibrated_here else profile_warnings(hardware, device),
     )
 

@@ -7,9 +7,10 @@ model.generate(...)
 offloaded(model).log
 """
 
+from engine.runtime.disk_store import load_slabs
 from engine.runtime.offload import offload, offloaded
 from engine.runtime.state import OffloadState
 from engine.runtime.thread_link import EmulatedLink
 from engine.runtime.timing import Timings
 
-__all__ = ["EmulatedLink", "OffloadState", "Timings", "offload", "offloaded"]
+__all__ = ["EmulatedLink", "OffloadState", "Timings", "load_slabs", "offload", "offloaded"]

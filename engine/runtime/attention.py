@@ -23,6 +23,11 @@ class QuantisedLinear(nn.Module):
         self.format, self.dtype = weight_format, linear.weight.dtype
         self.out_features, self.in_features = linear.weight.shape
         self.bias = linear.bias
+        if linear.weight.is_meta:  # to be filled by who knows what is stored
+            for stored in weight_format.tensors(self.out_features, self.in_features):
+                empty = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
+                self.register_buffer(_buffer(stored.name), empty)
+            return
         for name, value in quantise(linear.weight.detach().to(device), weight_format).items():
             self.register_buffer(_buffer(name), value.clone())
 

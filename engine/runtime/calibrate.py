@@ -120,7 +120,7 @@ def _burst_ns(state: OffloadState, length: int) -> float:
     burst = min(BURST, state.cache.slots)
     start = perf_counter_ns()
     tickets = [
-        state.link.copy(state.store.slab(key)[:length], state.pool.slab(key, length), demand=True)
+        state.link.copy(state.store.slab(key, length), state.pool.slab(key, length), demand=True)
         for key in range(burst)
     ]
     for ticket in tickets:

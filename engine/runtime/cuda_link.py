@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.cuda import Event, Stream
 
-from engine.runtime.link import TIMEOUT_S, QueuedLink, Ticket
+from engine.runtime.link import TIMEOUT_S, HostSlab, QueuedLink, Source, Ticket
 
 IN_FLIGHT = 2  # the copy that runs and the one behind it, so that the copy engine never waits for the thread
 
@@ -16,7 +16,7 @@ class CudaTicket(Ticket):
 
     __slots__ = ("free", "landed")
 
-    def __init__(self, source: Tensor, target: Tensor, *, demand: bool) -> None:
+    def __init__(self, source: Source, target: Tensor, *, demand: bool) -> None:
         super().__init__(source, target, demand=demand)
         self.free = Event()  # type: ignore[no-untyped-call]
         self.free.record(torch.cuda.current_stream(target.device))
@@ -48,7 +48,7 @@ class CudaLink(QueuedLink):
         super().close()
         self._stream.synchronize()
 
-    def _ticket(self, source: Tensor, target: Tensor, *, demand: bool) -> Ticket:
+    def _ticket(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         return CudaTicket(source, target, demand=demand)
 
 
@@ -56,14 +56,29 @@ class _StreamCopies:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.running: deque[Event] = deque()
+        self.buffers: list[Tensor] = []  # pinned, for slabs that are read from files; used in turns
+        self.turn = 0
 
     def move(self, ticket: Ticket) -> None:
         assert isinstance(ticket, CudaTicket)
+        source = ticket.source if isinstance(ticket.source, Tensor) else self.read(ticket.source)
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(ticket.free)
-            ticket.target.copy_(ticket.source, non_blocking=True)
+            ticket.target.copy_(source, non_blocking=True)
             ticket.landed.record(self.stream)
         self.running.append(ticket.landed)
+
+    def read(self, slab: HostSlab) -> Tensor:
+        """Read a slab into the buffer that has rested longest: `pace` has waited for the copy from it."""
+        if not self.buffers or self.buffers[0].numel() < slab.numel():
+            while self.running:
+                self.running.popleft().synchronize()
+            shape = {"dtype": torch.uint8, "pin_memory": True}
+            self.buffers = [torch.empty(slab.numel(), **shape) for _ in range(IN_FLIGHT)]  # type: ignore[call-overload]
+        self.turn = (self.turn + 1) % IN_FLIGHT
+        target = self.buffers[self.turn][: slab.numel()]
+        slab.read_into(target)
+        return target
 
     def pace(self) -> None:
         while len(self.running) >= IN_FLIGHT:

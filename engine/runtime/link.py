@@ -34,12 +34,25 @@ class Progress(IntEnum):
     CANCELLED = 4
 
 
+class HostSlab(Protocol):
+    """Bytes on the host that are no tensor, such as a part of a file."""
+
+    def numel(self) -> int:
+        """How many bytes."""
+
+    def read_into(self, target: Tensor) -> None:
+        """Read them into a tensor u8 [bytes] in host memory."""
+
+
+Source = Tensor | HostSlab
+
+
 class Ticket:
     """One copy: `source` and `target` are byte slabs of one length, `asked` when it was asked for (ns)."""
 
     __slots__ = ("asked", "demand", "error", "progress", "source", "target")
 
-    def __init__(self, source: Tensor, target: Tensor, *, demand: bool) -> None:
+    def __init__(self, source: Source, target: Tensor, *, demand: bool) -> None:
         self.source, self.target, self.demand = source, target, demand
         self.asked = perf_counter_ns()
         self.progress = Progress.QUEUED
@@ -54,7 +67,7 @@ class Ticket:
 class Link(Protocol):
     """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked."""
 
-    def copy(self, source: Tensor, target: Tensor, *, demand: bool) -> Ticket:
+    def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         """Ask for a copy. What the caller's stream has been told to read from `target` is read first."""
 
     def promote(self, ticket: Ticket) -> None:
@@ -94,7 +107,7 @@ class QueuedLink:
         self._thread.start()
         weakref.finalize(self, self._queue.close).atexit = False
 
-    def copy(self, source: Tensor, target: Tensor, *, demand: bool) -> Ticket:
+    def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         ticket = self._ticket(source, target, demand=demand)
         self._queue.put(ticket)
         return ticket
@@ -112,7 +125,7 @@ class QueuedLink:
         self._queue.close()
         self._thread.join(self.timeout_s)
 
-    def _ticket(self, source: Tensor, target: Tensor, *, demand: bool) -> Ticket:
+    def _ticket(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         return Ticket(source, target, demand=demand)
 
 
@@ -196,6 +209,14 @@ def _serve(queue: _Queue, move: Callable[[Ticket], None], pace: Callable[[], Non
             return
         queue.finish(ticket, error or _failure(move, ticket))
         del ticket, error  # an idle thread keeps nothing alive
+
+
+def fill(target: Tensor, source: Source) -> None:
+    """Copy or read `source` into `target`, both on the host."""
+    if isinstance(source, Tensor):
+        target.copy_(source)
+    else:
+        source.read_into(target)
 
 
 def _failure(function: Callable[..., None], *arguments: Ticket) -> BaseException | None:

@@ -2,6 +2,7 @@
 
 from time import perf_counter_ns
 
+from engine.runtime.disk_store import DiskStore
 from engine.runtime.link import Link, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.store import ExpertStore
@@ -20,7 +21,7 @@ class Loader:
     has always left before its turn.
     """
 
-    def __init__(self, store: ExpertStore, pool: SlotPool, link: Link) -> None:
+    def __init__(self, store: ExpertStore | DiskStore, pool: SlotPool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
         self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link

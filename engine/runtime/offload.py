@@ -1,6 +1,7 @@
 """Offloading a model: `offload(model, plan) -> model`, the same object served from host memory."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 
 from engine.decisions import cache_spec as spec_of
 from engine.plan import Plan
-from engine.runtime.attention import check_attention, quantise_attention
+from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.cuda_link import CudaLink
+from engine.runtime.disk_store import DiskStore, open_slabs, write_slabs
 from engine.runtime.experts import accumulation, register
 from engine.runtime.layout import layout_of
 from engine.runtime.pool import SlotPool
@@ -18,7 +20,7 @@ from engine.runtime.store import ExpertStore, check_storable
 from engine.runtime.thread_link import EmulatedLink, ThreadLink
 from engine.weights import WeightFormat
 from policies.cache import CacheSpec
-from tracekit.errors import HardwareError, ModelError
+from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,6 +33,8 @@ def offload(
     device: str | torch.device | None = None,
     emulate_link: EmulatedLink | None = None,
     cache_spec: CacheSpec | None = None,
+    host: str = "memory",
+    slabs: str | Path | None = None,
 ) -> Model:
     """Move the experts of `model` to host memory and serve them by `plan`; everything else moves to `device`.
 
@@ -42,6 +46,8 @@ def offload(
         model: a transformers MoE model, loaded without quantisation, preferably on the CPU.
         device: where the slots and all other parameters live; by default where the model is.
         emulate_link: slow copies down to a link that this machine does not have; CPU only.
+        host: where experts lie: "memory", or "disk", in the directory `slabs`. That is written if it is not there
+            yet; if it is, experts are neither loaded nor stored again, and need not have been (`load_slabs`).
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
@@ -52,32 +58,40 @@ def offload(
     target = _device(model, device)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
+    path = _slabs(host, slabs)
+    formats = (plan.weights.experts, plan.weights.attention)
     with torch.inference_mode(False), torch.no_grad():
         layers = moe_layers(model)
-        for layer in layers:
-            check_storable(layer, plan.weights.experts)
-        check_attention(model, plan.weights.attention)
+        written = path is not None and path.exists()
+        if not written:
+            for layer in layers:
+                check_storable(layer, plan.weights.experts)
+            check_attention(model, plan.weights.attention)
         sizes = expert_bytes(layers, plan.weights.experts)
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
-        families: dict[type[nn.Module], str] = {}
-        for layer in layers:
-            kind = type(layer.experts)
-            if kind not in families:
-                families[kind] = accumulation(layer.experts)
+        store: ExpertStore | DiskStore
+        if path is not None and written:
+            store = open_slabs(path, model, layers, formats)
+            accumulate = [layer.accumulate for layer in store.index.layers]
+        else:
+            accumulate = _accumulations(layers)
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
-        pool = SlotPool(slots, max(layout_of(layer.experts, plan.weights.experts).bytes for layer in layers), target)
-        store = ExpertStore(layers, plan.weights.experts, device=target)
+        pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
+        if path is None:
+            store = ExpertStore(layers, formats[0], device=target)
+        elif not written:
+            write_slabs(path, model, layers, accumulate, formats, target)
+            store = open_slabs(path, model, layers, formats)
         model.requires_grad_(False)
-        if plan.weights.attention is not None:
-            quantise_attention(model, plan.weights.attention, target)
+        if formats[1] is not None and not attention_bytes(model):
+            quantise_attention(model, formats[1], target)
         _move_rest(model, target)
         if target.type == "cuda":
             store.pin()
         # Looked up again: what a gate knows of its router is where the router now is.
         layers = moe_layers(model)
-        accumulate = [families[type(layer.experts)] for layer in layers]
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         state = OffloadState(model, layers, spec, store, pool, link, accumulate, emulate_link)
     setattr(model, STATE, state)
@@ -90,6 +104,26 @@ def offloaded(model: nn.Module) -> OffloadState:
     if not isinstance(state, OffloadState):
         raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
     return state
+
+
+def _slabs(host: str, slabs: str | Path | None) -> Path | None:
+    """The directory of slabs, or None for experts in memory. Raises PlanError."""
+    if host not in ("memory", "disk"):
+        raise PlanError(f"experts lie in 'memory' or on 'disk', not in {host!r}")
+    if host == "disk" and slabs is None:
+        raise PlanError("experts on disk need a directory for their slabs: --slabs DIR")
+    if host == "memory" and slabs is not None:
+        raise PlanError("a directory of slabs is for experts on disk: give --host disk")
+    return None if slabs is None else Path(slabs)
+
+
+def _accumulations(layers: Sequence[MoeLayer]) -> list[str]:
+    """How the experts of each layer add up."""
+    families: dict[type[nn.Module], str] = {}
+    for layer in layers:
+        if type(layer.experts) not in families:
+            families[type(layer.experts)] = accumulation(layer.experts)
+    return [families[type(layer.experts)] for layer in layers]
 
 
 def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import compute, expert_forward, take_seat
 from engine.runtime.link import Link
 from engine.runtime.loader import Loader
@@ -46,7 +47,7 @@ class OffloadState:
         model: nn.Module,
         layers: Sequence[MoeLayer],
         spec: CacheSpec,
-        store: ExpertStore,
+        store: ExpertStore | DiskStore,
         pool: SlotPool,
         link: Link,
         accumulate: Sequence[str],

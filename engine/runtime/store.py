@@ -53,12 +53,12 @@ class ExpertStore:
         """How the slab of an expert is laid out."""
         return self.layouts[key // self.experts]
 
-    def slab(self, key: int) -> Tensor:
-        """The bytes of an expert, u8 [bytes]."""
+    def slab(self, key: int, size: int | None = None) -> Tensor:
+        """The bytes of an expert, u8 [bytes], or the first `size` of them."""
         layer, expert = divmod(key, self.experts)
-        size = self.layouts[layer].bytes
-        start = self._start[layer] + expert * aligned(size)
-        return self._buffer[start : start + size]
+        whole = self.layouts[layer].bytes
+        start = self._start[layer] + expert * aligned(whole)
+        return self._buffer[start : start + (whole if size is None else size)]
 
     def views(self, key: int) -> dict[str, Tensor]:
         """The stored tensors of an expert by name, in host memory."""

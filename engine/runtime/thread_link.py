@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from engine.runtime.link import TIMEOUT_S, QueuedLink, Ticket
+from engine.runtime.link import TIMEOUT_S, QueuedLink, Ticket, fill
 from tracekit.errors import HardwareError
 
 
@@ -39,7 +39,7 @@ class _Memcpy:
         self.free_at = 0  # when the emulated link has finished its last copy
 
     def __call__(self, ticket: Ticket) -> None:
-        ticket.target.copy_(ticket.source)
+        fill(ticket.target, ticket.source)
         if self.emulate is None:
             return
         # The emulated link starts a copy when asked or when free, whichever is later, not when this thread

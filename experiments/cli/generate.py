@@ -23,6 +23,10 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
+    slabs: Annotated[
+        Path | None, typer.Option("--slabs", help="with --host disk: their directory, written if it is not there yet")
+    ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
     ] = None,
@@ -39,7 +43,7 @@ def command(
 
     chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     link = emulated_link(emulate_link)
-    from engine.runtime import offload, offloaded
+    from engine.runtime import load_slabs, offload, offloaded
     from tracekit.recorder.generation import Decoding
     from tracekit.recorder.models import load_model, parse_device
     from tracekit.recorder.prompts import Message, Prompt, encode_prompts
@@ -47,7 +51,9 @@ def command(
 
     parse_device(device)
     # On the host: what the device cannot hold is why the model is offloaded.
-    loaded, tokenizer = load_model(model, dtype, "cpu")
+    reopened = host == "disk" and slabs is not None and slabs.exists()
+    begun = time.perf_counter()
+    loaded, tokenizer = load_slabs(model, str(slabs)) if reopened else load_model(model, dtype, "cpu")
     asked = (
         Prompt(id="prompt", messages=(Message(role="user", content=prompt),))
         if chat
@@ -55,7 +61,8 @@ def command(
     )
     (ids,) = encode_prompts([asked], tokenizer)
     check_fit(loaded, [asked], [ids], max_new_tokens)
-    offload(loaded, chosen, device=device, emulate_link=link)
+    offload(loaded, chosen, device=device, emulate_link=link, host=host, slabs=slabs)
+    loading_s = time.perf_counter() - begun
     with offloaded(loaded) as state:
         decoding = Decoding(loaded, [ids], max_new_tokens=max_new_tokens, stop=stop_tokens(loaded, tokenizer))
         new = decoding.generated[0]
@@ -81,6 +88,9 @@ def command(
         "time_to_first_token_s": first - start,
         "tokens_per_second": (len(new) - 1) / seconds if len(new) > 1 else None,
         "bytes_loaded": loaded_bytes,
+        "host": host,
+        "slabs": None if slabs is None else {"path": str(slabs), "written": not reopened},
+        "loading_s": loading_s,
         "emulated_link_bytes_per_s": None if link is None else link.bytes_per_s,
         "plan": chosen.to_dict(),
     }
@@ -91,5 +101,6 @@ def command(
     speed = report["tokens_per_second"]
     rate = "" if speed is None else f", {speed:.1f} tokens/s after the first"
     copied = sum(loaded_bytes.values()) / 2**20
-    where = "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
+    where = "" if host == "memory" else f" from {slabs} ({'reopened' if reopened else 'written'} in {loading_s:.1f} s)"
+    where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     typer.echo(f"{len(new)} tokens{rate}; {copied:.1f} MiB of experts copied{where}", err=True)

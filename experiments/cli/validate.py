@@ -24,6 +24,10 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
+    slabs: Annotated[
+        Path | None, typer.Option("--slabs", help="with --host disk: their directory, written if it is not there yet")
+    ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
     ] = None,
@@ -62,6 +66,8 @@ def command(
         dtype=dtype,
         device=device,
         emulate_link=link,
+        host=host,
+        slabs=slabs,
         threshold=threshold,
         keep_trace=output,
         progress=lambda text: typer.echo(f"{text} ...", err=True),
@@ -77,6 +83,7 @@ def command(
             ("tokens", "identical" if result.tokens.identical else "DIFFERENT"),
             ("hardware profile", time.hardware + (" (measured just now)" if time.calibrated_here else "")),
             ("link", "this machine's" if time.emulated_link is None else f"emulated, {time.emulated_link}"),
+            ("experts lie", result.host),
             ("decode steps timed", str(time.steps)),
             ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}"),
             ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}"),
