@@ -12,7 +12,11 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,8 +33,14 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float16": torch.float16,
 }
 _SHORT_DTYPES: dict[str, torch.dtype | str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# transformers leaves much of these two untyped.
-_CAUSAL: Any = AutoModelForCausalLM
+# By preference; transformers leaves much of these untyped.
+_AUTO: tuple[Any, ...] = (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModel,
+)
 _LOGGING: Any = transformers.utils.logging
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 << 20
@@ -54,7 +64,7 @@ def load_model(
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with _quiet(), _reporting(directory):
-        loaded, report = _CAUSAL.from_pretrained(
+        loaded, report = _auto_class(config).from_pretrained(
             directory,
             config=config,
             dtype=chosen,
@@ -129,12 +139,19 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
     with _quiet(), _reporting(directory), torch.device("meta"):
-        model = _CAUSAL.from_config(config, trust_remote_code=trust_remote_code)
+        model = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     if count_routed_layers(model) == 0:
         raise ModelError(
             f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
             "can be recorded or offloaded"
         )
+
+
+def _auto_class(config: Any) -> Any:
+    """What builds a model of a configuration that generates text, or, where there is none, one that reads it."""
+    if getattr(config, "auto_map", None):  # code that comes with the model
+        return next((auto for auto in _AUTO if auto.__name__ in config.auto_map), _AUTO[0])
+    return next((auto for auto in _AUTO if type(config) in auto._model_mapping), _AUTO[0])
 
 
 def check_weights(directory: Path) -> None:

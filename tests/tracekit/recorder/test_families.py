@@ -9,6 +9,7 @@ from tests.tracekit.recorder.exactness import DOCUMENT, Numbers, documented, row
 from tests.tracekit.recorder.families import build, packages
 from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.encoding import continues
+from tracekit.recorder.models import load_model
 
 REWRITE = "run: python -m tests.tracekit.recorder.exactness"
 PROMPTS = [[5, 6, 7, 8], [9, 10, 3]]
@@ -95,3 +96,18 @@ def test_an_encoder_and_its_decoder_are_recorded_as_they_run(found, tmp_path):
     assert used[:3, :3].any() and not used[:3, 3:].any()
     assert used[3:, 3:].all() and not used[3:, :3].any()
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("package", ["switch_transformers", "nllb_moe", "llama4", "qwen3_vl_moe", "dbrx"])
+def test_a_saved_model_is_loaded_as_what_generates_text(package, found, tokenizer, tmp_path):
+    saved = build(package, found[package])
+    saved.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    loaded, words = load_model(tmp_path / "model", "float32", "cpu")
+    assert type(loaded) is type(saved)
+    prompts = [Prompt(id="a", prompt="w3 w4 w5")]
+    traces = [
+        exactness.Trace.open(record(model, words, prompts, tmp_path / name, RecordOptions(max_new_tokens=3)))
+        for model, name in ((saved, "a"), (loaded, "b"))
+    ]
+    assert (traces[0].experts == traces[1].experts).all()
