@@ -19,17 +19,20 @@ class Capacity:
     """A parsed capacity.
 
     `512` is slots, `2000MiB` bytes and `25%` a share of all experts, each for the whole model; with `/layer` behind it,
-    each layer has that much of its own, and experts of other layers never take it.
+    each layer has that much of its own, and experts of other layers never take it. `auto` is as much as fits on the
+    machine that runs the model, which only the engine can say.
     """
 
     text: str
     amount: Fraction
-    unit: str  # "slots", "bytes" or "share"
+    unit: str  # "slots", "bytes", "share" or "auto"
     per_layer: bool
 
     @classmethod
     def parse(cls, text: str) -> "Capacity":
         """Parse a capacity. Raises CapacityError."""
+        if text == "auto":
+            return cls(text, Fraction(0), "auto", True)
         match = _SYNTAX.fullmatch(text)
         if match is None:
             raise CapacityError(
@@ -63,6 +66,10 @@ class Capacity:
             Capacities (one, or one per layer) and sizes [layers * num_experts] i64: slots (1) or bytes.
         """
         layers = len(experts_per_layer)
+        if self.unit == "auto":
+            raise CapacityError(
+                "capacity 'auto' is what fits where the model runs; here give 4/layer, 512, 2000MiB or 25%"
+            )
         if self.unit == "bytes":
             if len(expert_bytes) != layers:
                 raise CapacityError(

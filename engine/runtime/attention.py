@@ -76,6 +76,14 @@ def attention_bytes(model: nn.Module) -> int:
     return sum(module.stored_bytes for module in model.modules() if isinstance(module, QuantisedLinear))
 
 
+def attention_format_bytes(model: nn.Module, weights: str) -> tuple[int, int]:
+    """Bytes of the attention's projections as the model holds them, and as a weight format would."""
+    parsed = WeightFormat.parse(weights)
+    found = [linear.weight for _, _, linear in _projections(model)]
+    plain = sum(weight.nbytes for weight in found)
+    return plain, sum(parsed.tensor_bytes(*weight.shape) for weight in found) if parsed.quantised else plain
+
+
 def _projections(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Every linear layer within the attention of a model's text decoder: parent, name, module."""
     _, decoder = text_decoder(model)

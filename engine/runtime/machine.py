@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,24 +177,7 @@ def memory_bytes(device: torch.device) -> int:
     """All memory of a device; of the host, where the device is the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return meminfo("MemTotal")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return meminfo("MemAvailable")
-
-
-def meminfo(field: str) -> int:
-    """A line of /proc/meminfo, in bytes; the smallest memory there is where nothing says."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 1 << 30
-    values = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
-    return int(values[field][0]) * 1024 if field in values else 1 << 30
+    return measure.meminfo("MemTotal")
 
 
 def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> Figure:

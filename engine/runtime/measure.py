@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -180,3 +181,20 @@ def readback(device: torch.device, repeats: int) -> Figure:
     """What a gate chose for one token, from the device to the host."""
     ids = torch.zeros(1, 8, dtype=torch.int16, device=device)
     return Figure.of("gate readback", sample(device, lambda _: ids.cpu().numpy(), repeats))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return meminfo("MemAvailable")
+
+
+def meminfo(field: str) -> int:
+    """A line of /proc/meminfo, in bytes; the smallest memory there is where nothing says."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 1 << 30
+    values = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
+    return int(values[field][0]) * 1024 if field in values else 1 << 30

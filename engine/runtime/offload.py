@@ -14,6 +14,8 @@ from engine.runtime.cuda_link import CudaLink
 from engine.runtime.disk_store import DiskStore, open_slabs, write_slabs
 from engine.runtime.experts import accumulation, register
 from engine.runtime.layout import layout_of
+from engine.runtime.measure import free_bytes
+from engine.runtime.memory import fit, footprint
 from engine.runtime.pool import SlotPool
 from engine.runtime.state import STATE, OffloadState, check_policies
 from engine.runtime.store import ExpertStore, check_storable
@@ -35,6 +37,7 @@ def offload(
     cache_spec: CacheSpec | None = None,
     host: str = "memory",
     slabs: str | Path | None = None,
+    memory: int | None = None,
 ) -> Model:
     """Move the experts of `model` to host memory and serve them by `plan`; everything else moves to `device`.
 
@@ -48,6 +51,8 @@ def offload(
         emulate_link: slow copies down to a link that this machine does not have; CPU only.
         host: where experts lie: "memory", or "disk", in the directory `slabs`. That is written if it is not there
             yet; if it is, experts are neither loaded nor stored again, and need not have been (`load_slabs`).
+        memory: bytes of device memory that slots and all other weights may take; None is what is free there. A plan
+            that needs more is refused, and capacity `auto` is as much as fits.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
@@ -67,6 +72,8 @@ def offload(
             for layer in layers:
                 check_storable(layer, plan.weights.experts)
             check_attention(model, plan.weights.attention)
+        if cache_spec is None:
+            plan = _fitted(model, plan, target, memory, on_disk=path is not None)
         sizes = expert_bytes(layers, plan.weights.experts)
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
@@ -104,6 +111,19 @@ def offloaded(model: nn.Module) -> OffloadState:
     if not isinstance(state, OffloadState):
         raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
     return state
+
+
+def _fitted(model: nn.Module, plan: Plan, target: torch.device, memory: int | None, *, on_disk: bool) -> Plan:
+    """The plan, if it fits; its capacity chosen if it is `auto`. On the CPU free memory is no hard limit."""
+    if memory is not None:
+        return fit(model, plan, memory, f"the given memory on {target}")
+    if plan.capacity.unit != "auto":
+        return plan
+    here = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")).type == target.type
+    need = footprint(model, plan)
+    # Where the model is already, its rest need not be found room for; where experts stay, they need theirs.
+    room = free_bytes(target) + (need.rest if here else 0)
+    return fit(model, plan, room - (need.host if target.type == "cpu" and not on_disk else 0), str(target))
 
 
 def _slabs(host: str, slabs: str | Path | None) -> Path | None:

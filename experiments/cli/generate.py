@@ -12,7 +12,8 @@ def command(
     prompt: Annotated[str, typer.Argument(help="the text to continue")],
     plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
     capacity: Annotated[
-        str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%, instead of, or over, the plan's")
+        str | None,
+        typer.Option("--capacity", help="4/layer, 512, 2000MiB, 25% or auto; over the plan's"),
     ] = None,
     policy: Annotated[str | None, typer.Option("--policy", help="instead of, or over, the plan's")] = None,
     prefetch: Annotated[str | None, typer.Option("--prefetch", help="instead of, or over, the plan's")] = None,
@@ -26,6 +27,10 @@ def command(
     host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
     slabs: Annotated[
         Path | None, typer.Option("--slabs", help="with --host disk: their directory, written if it is not there yet")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free"),
     ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
@@ -44,12 +49,15 @@ def command(
     chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     link = emulated_link(emulate_link)
     from engine.runtime import load_slabs, offload, offloaded
+    from engine.runtime.memory import fit_checkpoint, parse_memory
     from tracekit.recorder.generation import Decoding
-    from tracekit.recorder.models import load_model, parse_device
+    from tracekit.recorder.models import load_model
     from tracekit.recorder.prompts import Message, Prompt, encode_prompts
     from tracekit.recorder.recorder import check_fit, stop_tokens
 
-    parse_device(device)
+    chosen = fit_checkpoint(
+        model, chosen, dtype=dtype, device=device, limit=parse_memory(memory), on_disk=host == "disk"
+    )
     # On the host: what the device cannot hold is why the model is offloaded.
     reopened = host == "disk" and slabs is not None and slabs.exists()
     begun = time.perf_counter()
@@ -80,6 +88,7 @@ def command(
                     shown = text
         seconds = time.perf_counter() - first
         loaded_bytes = state.bytes_loaded
+        slot_bytes = state.pool.bytes
     text = str(tokenizer.decode(new, skip_special_tokens=True))
     report: dict[str, Any] = {
         "text": text,
@@ -91,6 +100,7 @@ def command(
         "host": host,
         "slabs": None if slabs is None else {"path": str(slabs), "written": not reopened},
         "loading_s": loading_s,
+        "slots": {"count": state.pool.slots, "bytes": slot_bytes},
         "emulated_link_bytes_per_s": None if link is None else link.bytes_per_s,
         "plan": chosen.to_dict(),
     }

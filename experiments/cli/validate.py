@@ -28,6 +28,10 @@ def command(
     slabs: Annotated[
         Path | None, typer.Option("--slabs", help="with --host disk: their directory, written if it is not there yet")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free"),
+    ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
     ] = None,
@@ -55,7 +59,12 @@ def command(
     requests = read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
     link = emulated_link(emulate_link)
+    from engine.runtime.memory import fit_checkpoint, parse_memory
     from experiments.validate import validate
+
+    chosen = fit_checkpoint(
+        model, chosen, dtype=dtype, device=device, limit=parse_memory(memory), on_disk=host == "disk"
+    )
 
     result = validate(
         model,

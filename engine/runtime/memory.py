@@ -1,0 +1,148 @@
+"""What a plan takes of the device's memory, known before any weight is loaded, and the largest capacity that fits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from engine.decisions import cache_spec
+from engine.plan import CachePlan, Plan
+from engine.runtime.attention import attention_format_bytes
+from engine.runtime.layout import aligned, expert_parameters, layout_of
+from engine.runtime.measure import free_bytes
+from engine.weights import WeightFormat
+from policies.cache import ExpertCache
+from tracekit.errors import CapacityError, PlanError
+from tracekit.recorder.seam import moe_layers
+
+RESERVE = 10
+"""With capacity `auto`, one part in so many stays free: the key-value cache and what a step computes with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that an offloaded model takes: `slot` for one expert on the device, `rest` for all else that stays there,
+    `scratch` to expand one quantised expert; `host` for all experts. Slots of `staging` come on top of the cache's.
+    """
+
+    layers: int
+    experts: int
+    slot: int
+    rest: int
+    scratch: int
+    host: int
+    staging: int
+
+    def device(self, slots: int) -> int:
+        """Bytes on the device with so many slots in all."""
+        return slots * self.slot + self.rest + self.scratch
+
+    def largest(self, room: int) -> str:
+        """The largest capacity whose slots fit into `room` bytes of device memory, as a plan says it; "" if none."""
+        slots = (room - self.rest - self.scratch) // self.slot - self.staging
+        if slots >= self.layers:
+            return f"{min(slots // self.layers, self.experts)}/layer"
+        return str(slots) if slots > 0 else ""
+
+
+def footprint(model: nn.Module, plan: Plan) -> Footprint:
+    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity."""
+    layers, word = moe_layers(model), plan.weights.experts
+    layouts = [layout_of(layer.experts, word) for layer in layers]
+    largest = max(range(len(layers)), key=lambda index: layouts[index].bytes)
+    served = {id(p) for layer in layers for p in expert_parameters(layer.experts).values()}
+    rest = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in served)
+    if plan.weights.attention is not None:
+        plain, stored = attention_format_bytes(model, plan.weights.attention)
+        rest += stored - plain
+    quantised = word is not None and WeightFormat.parse(word).quantised
+    return Footprint(
+        layers=len(layers),
+        experts=max(layer.num_experts for layer in layers),
+        slot=aligned(layouts[largest].bytes),
+        rest=rest,
+        scratch=layers[largest].expert_bytes if quantised else 0,
+        host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
+        staging=max(plan.prefetch.staging, 1),
+    )
+
+
+def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
+    """`plan`, its capacity chosen if it is `auto`, for a device with `room` bytes of memory free.
+
+    Raises CapacityError, naming the largest capacity that would fit, when it does not.
+    """
+    need = footprint(model, plan)
+    if plan.capacity.unit == "auto":
+        capacity = need.largest(room - room // RESERVE)
+        if not capacity:
+            raise CapacityError(
+                f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
+                f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
+            )
+        return msgspec.structs.replace(plan, cache=CachePlan(capacity=capacity))
+    slots = slots_of(model, plan)
+    if need.device(slots) > room:
+        largest = need.largest(room)
+        mend = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
+        raise CapacityError(
+            f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
+            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {mend}"
+        )
+    return plan
+
+
+def slots_of(model: nn.Module, plan: Plan) -> int:
+    """Slots on the device, staging buffers included."""
+    layers = moe_layers(model)
+    sizes = [layout_of(layer.experts, plan.weights.experts).bytes for layer in layers]
+    if plan.weights.experts is None or not WeightFormat.parse(plan.weights.experts).quantised:
+        sizes = [layer.expert_bytes for layer in layers]
+    return ExpertCache(cache_spec([layer.num_experts for layer in layers], sizes, plan)).slots
+
+
+def fit_checkpoint(
+    path_or_id: str | Path, plan: Plan, *, dtype: str, device: str, limit: int | None, on_disk: bool = False
+) -> Plan:
+    """`fit` for a checkpoint that is not loaded: only its configuration is read.
+
+    `limit` is the device memory to use; None is what is free, on the CPU less what the experts themselves take there.
+    Without a limit only `auto` and CUDA are checked: free memory of a host is no hard limit.
+    """
+    from tracekit.recorder.models import find_model, load_config, parse_device, parse_dtype
+
+    place = parse_device(device)
+    if limit is None and place.type == "cpu" and plan.capacity.unit != "auto":
+        return plan
+    model = without_weights(load_config(find_model(path_or_id)), parse_dtype(dtype))
+    where = str(place) if limit is None else f"--memory on {place}"
+    if limit is None:
+        limit = free_bytes(place)
+        if place.type == "cpu" and not on_disk:
+            limit -= footprint(model, plan).host
+    return fit(model, plan, limit, where)
+
+
+def without_weights(config: Any, dtype: torch.dtype | str) -> Any:
+    """The model of a configuration on the meta device: shapes without memory."""
+    import transformers
+
+    chosen = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else dtype
+    causal: Any = transformers.AutoModelForCausalLM  # which transformers leaves untyped
+    with torch.device("meta"):
+        return causal.from_config(config, dtype=chosen)
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
+    if text is None:
+        return None
+    from engine.capacity import Capacity
+
+    parsed = Capacity.parse(text)
+    if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
+        raise PlanError(f"--memory {text!r} is no amount of memory: write 8GiB, 500MB, ...")
+    return int(parsed.amount)

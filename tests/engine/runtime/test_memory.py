@@ -1,0 +1,153 @@
+"""Memory is kept to the byte: what a plan takes is known beforehand, refused when too much, and never held twice."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.plan import plan_from_dict
+from engine.runtime import offload, offloaded
+from experiments.cli.main import run
+from tests.engine.runtime.models import FAMILIES, answer
+from tracekit.errors import CapacityError, PlanError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from engine.runtime.layout import aligned  # noqa: E402  # needs torch
+from engine.runtime.memory import footprint, parse_memory  # noqa: E402
+from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
+
+
+@pytest.mark.parametrize("word", [None, "hqq-4bit-g16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, make_model: Callable[..., Any]) -> None:
+    """Counted before loading, against the bytes of slots and of everything else that then stays on the device."""
+    weights = {} if word is None else {"experts": word, "attention": word}
+    plan = plan_from_dict({"cache": {"capacity": "3/layer"}, "weights": weights, "prefetch": {"staging": 2}})
+    empty = make_model(family).to("meta")
+    need = footprint(empty, plan)
+    model = offload(make_model(family), plan)
+    with offloaded(model) as state:
+        slots = 3 * len(state.layers) + 2
+        assert state.pool.slots == slots
+        assert state.pool.bytes == slots * need.slot == state.pool._buffer.nbytes
+        assert need.slot == aligned(state.store.slab_bytes)
+        kept = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta)
+        assert need.rest == kept
+        assert need.host == state.store.bytes
+        assert need.device(slots) == state.pool.bytes + kept + need.scratch
+        answer(model, new_tokens=2)
+
+
+@pytest.mark.parametrize("room", [60_000, 90_000, 150_000, 200_000, 260_000])
+def test_the_largest_capacity_named_fits_and_the_next_does_not(room: int, make_model: Callable[..., Any]) -> None:
+    everything = plan_from_dict({"cache": {"capacity": "100%"}})
+    need = footprint(make_model(), everything)
+    assert need.device(3 * 8 + 4) > 260_000
+    with pytest.raises(CapacityError, match=r"the largest that fits is (.*)|none fits") as caught:
+        offload(make_model(), everything, memory=room)
+    assert "\n" not in str(caught.value)
+    largest = need.largest(room)
+    if not largest:
+        assert need.device(4 + 1) > room and "none fits" in str(caught.value)
+        return
+    assert str(caught.value).endswith(f"the largest that fits is {largest}")
+    model = offload(make_model(), plan_from_dict({"cache": {"capacity": largest}}), memory=room)
+    with offloaded(model) as state:
+        assert need.rest + state.pool.bytes <= room
+    number = int(largest.partition("/")[0])
+    larger = largest.replace(str(number), str(number + 1))
+    with pytest.raises(CapacityError):
+        offload(make_model(), plan_from_dict({"cache": {"capacity": larger}}), memory=room)
+
+
+def test_auto_takes_what_fits(make_model: Callable[..., Any]) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "auto"}})
+    with offloaded(offload(make_model(), plan, memory=230_000)) as state:
+        assert 1 <= state.spec.capacity[0] < 8
+        assert state.pool.bytes < 230_000
+    with offloaded(offload(make_model(), plan)) as state:  # this machine has room for all of it
+        assert state.spec.capacity == (8, 8, 8)
+    with pytest.raises(CapacityError, match="not even 4 staging buffers"):
+        offload(make_model(), plan, memory=10_000)
+
+
+def test_a_plan_that_cannot_fit_is_refused_before_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shown by a directory without weights: what is refused is the capacity, not that they are missing."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((CHECKPOINTS / NAMES[0] / name).read_bytes())
+    arguments = ["generate", str(tmp_path), "x", "--capacity", "8/layer", "--memory"]
+    assert run([*arguments, "3MB"]) == 2
+    error = capsys.readouterr().err
+    assert "the largest that fits is 1/layer" in error and error.count("\n") == 1
+    assert run([*arguments, "300MB"]) == 2
+    assert "safetensors" in capsys.readouterr().err
+    assert run(["generate", str(tmp_path), "x", "--capacity", "auto", "--memory", "1MB"]) == 2
+    assert "not even 4 staging buffers" in capsys.readouterr().err
+
+
+def test_auto_is_for_the_engine_only() -> None:
+    plan = plan_from_dict({"cache": {"capacity": "auto"}})
+    with pytest.raises(CapacityError, match="here give 4/layer"):
+        plan.capacity.groups([8], 8, [100])
+
+
+@pytest.mark.parametrize("text", ["8", "25%", "4/layer", "1GiB/layer", "0GiB", "auto"])
+def test_an_amount_of_memory_is_in_bytes(text: str) -> None:
+    with pytest.raises(PlanError, match="no amount of memory"):
+        parse_memory(text)
+    assert parse_memory("2MiB") == 2 << 20
+
+
+PEAK = """
+import sys, torch
+torch.set_num_threads(1)
+from engine.plan import plan_from_dict
+from engine.runtime import offload, offloaded, quantise
+from tracekit.recorder.models import load_model
+
+def status(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+
+weights = {"experts": sys.argv[3]} if sys.argv[3] != "none" else {}
+disk = {"host": "disk", "slabs": sys.argv[2] + ".slabs"} if sys.argv[4] == "disk" else {}
+quantise.quantizer_of_hqq() if weights else None
+offload(load_model(sys.argv[1], "auto", "cpu")[0], plan_from_dict({"cache": {"capacity": "1/layer"}}))
+before = status("RssAnon")
+model, _ = load_model(sys.argv[2], "auto", "cpu")
+loaded = status("RssAnon") - before
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts here
+before = status("VmRSS")
+offload(model, plan_from_dict({"cache": {"capacity": "1/layer"}, "weights": weights}), **disk)
+print(loaded, status("VmHWM") - before, status("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to reset the peak")
+@pytest.mark.parametrize(("word", "host"), [("none", "memory"), ("hqq-4bit", "memory"), ("none", "disk")])
+def test_there_are_never_two_copies_of_a_model(word: str, host: str, tmp_path: Path) -> None:
+    """Peak resident memory of loading and offloading, of a model of some 70 MB, in a process of its own."""
+    if word != "none":
+        pytest.importorskip("hqq.core.quantize")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_local_experts": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2, "vocab_size": 2048}
+    folder = tmp_path / "model"
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).to(torch.bfloat16)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    assert 60e6 < size < 90e6
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((CHECKPOINTS / NAMES[0] / name).read_bytes())
+    arguments = [sys.executable, "-c", PEAK, str(CHECKPOINTS / NAMES[0]), str(folder), word, host]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded, peak, after = map(int, done.stdout.split())
+    assert loaded < 1.4 * size, "loading held more than one copy"
+    assert peak < 0.6 * size, "offloading held a second copy"
+    if word != "none" or host == "disk":
+        assert after < 0, "what was moved out of the model was not given back"
