@@ -48,9 +48,8 @@ class RoutingCollector:
                     f"lookahead {distance} is impossible: the model has {len(self.layers)} MoE layers, "
                     f"so 1 to {len(self.layers) - 1} can be asked for"
                 )
-        self._stacks = {stack: [la for la in self.layers if la.stack == stack] for stack in (0, 1)}
-        self._open: dict[int, Captured] = {0: {}, 1: {}}
-        self._chose: dict[int, set[int]] = {0: set(), 1: set()}  # the layers of a pass that has not finished
+        numbers = sorted({layer.stack for layer in self.layers})
+        self._open = {stack: _Open([la for la in self.layers if la.stack == stack]) for stack in numbers}
         self._done: deque[Pass] = deque()
         self._watched: list[tuple[nn.Module, Callable[..., Any] | None]] = []
 
@@ -101,10 +100,11 @@ class RoutingCollector:
 
     def check_finished(self) -> None:
         """Raise ModelError when the last forward pass left out a layer that should have run."""
-        for stack, chose in self._chose.items():
-            missing = [layer.name for layer in self._stacks[stack] if chose and layer.index not in chose]
-            if missing:
-                raise ModelError(f"{missing[0]} took no part in a forward pass: its routing cannot be recorded")
+        for stack in self._open.values():
+            ran = [layer for layer in stack.layers if ("ids", 0, layer.index) in stack.captured]
+            if ran:
+                missing = next(layer for layer in stack.layers if layer not in ran)
+                raise ModelError(f"{missing.name} took no part in a forward pass: its routing cannot be recorded")
 
     def _watch(self, module: nn.Module, watching: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         # In the place of `forward`: hooks cost several times as much, on every layer of every token.
@@ -115,14 +115,13 @@ class RoutingCollector:
 
     def _on_experts(self, layer: MoeLayer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         experts, computes_nothing = layer.num_experts, layer.gate.width > layer.num_experts
+        chosen = self._chosen(layer)
 
         def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
             def watched(*args: Any, **kwargs: Any) -> Any:
                 # Families name them differently.
                 _, ids, weights = args if len(args) == 3 else (*args, *kwargs.values())[:3]
-                if computes_nothing:
-                    ids = ids.masked_fill(ids >= experts, NONE)
-                self._chosen(layer, ids, weights)
+                chosen(ids.masked_fill(ids >= experts, NONE) if computes_nothing else ids, weights)
                 return forward(*args, **kwargs)
 
             return watched
@@ -132,35 +131,52 @@ class RoutingCollector:
     def _on_router(
         self, layer: MoeLayer, ahead: tuple[tuple[int, MoeLayer], ...]
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        index, stack, gate, choice = layer.index, layer.stack, layer.gate, layer.choice
-        with_logits, choices = self.with_logits, gate.width or layer.num_experts
-        chooses = choice.where == "router"
+        stack, gate, choice = self._open[layer.stack], layer.gate, layer.choice
+        keys = tuple((("ahead", distance, layer.index), later) for distance, later in ahead)
+        key, choices = ("logits", 0, layer.index), gate.width or layer.num_experts
+        with_logits, chosen = self.with_logits, self._chosen(layer) if choice.where == "router" else None
 
         def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
             def watched(*args: Any, **kwargs: Any) -> Any:
                 hidden = args[0] if args else next(iter(kwargs.values()))
-                for distance, later in ahead:
-                    self._open[stack]["ahead", distance, index] = router_logits(later, hidden)
+                for place, later in keys:
+                    stack.captured[place] = router_logits(later, hidden)
                 output = forward(*args, **kwargs)
                 if with_logits:
                     logits = gate.logits_of(output)
-                    self._open[stack]["logits", 0, index] = router_logits(layer, hidden) if logits is None else logits
-                if chooses:
-                    self._chosen(layer, *choice.read(output, layer.top_k, choices))
+                    stack.captured[key] = router_logits(layer, hidden) if logits is None else logits
+                if chosen is not None:
+                    chosen(*choice.read(output, layer.top_k, choices))
                 return output
 
             return watched
 
         return watching
 
-    def _chosen(self, layer: MoeLayer, ids: Tensor, weights: Tensor) -> None:
-        captured, chose = self._open[layer.stack], self._chose[layer.stack]
-        if layer.index in chose:
-            raise ModelError(f"{layer.name} ran twice in a forward pass, or the pass before was cut off")
-        captured["ids", 0, layer.index] = ids
-        captured["weights", 0, layer.index] = weights
-        chose.add(layer.index)
-        stack = self._stacks[layer.stack]
-        if len(chose) == len(stack):
-            self._done.append(Pass(stack, captured))
-            self._open[layer.stack], self._chose[layer.stack] = {}, set()
+    def _chosen(self, layer: MoeLayer) -> Callable[[Tensor, Tensor], None]:
+        stack, done = self._open[layer.stack], self._done
+        ids_key, weights_key = ("ids", 0, layer.index), ("weights", 0, layer.index)
+
+        def chosen(ids: Tensor, weights: Tensor) -> None:
+            captured = stack.captured
+            if ids_key in captured:
+                raise ModelError(f"{layer.name} ran twice in a forward pass, or the pass before was cut off")
+            captured[ids_key] = ids
+            captured[weights_key] = weights
+            stack.left -= 1
+            if not stack.left:
+                done.append(Pass(stack.layers, captured))
+                stack.captured, stack.left = {}, len(stack.layers)
+
+        return chosen
+
+
+class _Open:
+    """The pass through a stack of layers that has not finished."""
+
+    __slots__ = ("captured", "layers", "left")
+
+    def __init__(self, layers: list[MoeLayer]) -> None:
+        self.layers = layers
+        self.captured: Captured = {}
+        self.left = len(layers)  # layers that have not run

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def config_digest(config: dict[str, Any]) -> str:
 
 
 def _version(library: str) -> str:
+    loaded = getattr(sys.modules.get(library), "__version__", None)  # reading what is installed takes milliseconds
     try:
-        return metadata.version(library)
+        return str(loaded or metadata.version(library))
     except metadata.PackageNotFoundError:
         return "unknown"

@@ -8,6 +8,7 @@ holds as many experts: a child named so, or matrices stacked one per expert. Wha
 from collections.abc import Iterator
 from dataclasses import replace
 from inspect import signature
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,16 @@ from tracekit.recorder.seam import (
 )
 
 
+class _Stack(NamedTuple):
+    """Layers that text passes through, one after the other."""
+
+    prefix: str  # of the names of its modules
+    module: nn.Module
+    names: list[str]  # of the experts on the seam and the blocks off it
+    parts: int  # the most routed parts that one layer has
+    depth: int  # layers, dense ones included
+
+
 def routed_layers(model: nn.Module) -> list[MoeLayer]:
     """The MoE layers that text passes through, in the order in which they run; an encoder's before its decoder's.
 
@@ -39,22 +50,21 @@ def routed_layers(model: nn.Module) -> list[MoeLayer]:
     be understood.
     """
     found: list[MoeLayer] = []
-    for stack, (prefix, module, depth) in enumerate(_stacks(model)):
-        modules = dict(module.named_modules())
-        names = list(_routed_names(module))
-        parts = _parts(names)
-        if parts > 1:
-            names = _running_order(module, names)
+    before = 0
+    for number, stack in enumerate(_stacks(model)):
+        modules = dict(stack.module.named_modules())
+        names = stack.names if stack.parts == 1 else _running_order(stack.module, stack.names)
         seen: dict[int, int] = {}
         for name in names:
-            number = layer_number(name)
-            part = seen[number] = seen.get(number, -1) + 1
-            index, full = len(found), prefix + name
+            place = layer_number(name)
+            part = seen[place] = seen.get(place, -1) + 1
+            index, full = len(found), stack.prefix + name
             if is_experts(modules[name]):
-                layer = seam_layer(index, full, number, modules[name], modules[name.rpartition(".")[0]], model)
+                layer = seam_layer(index, full, place, modules[name], modules[name.rpartition(".")[0]], model)
             else:
-                layer = _other_layer(index, full, number, modules[name], model)
-            found.append(replace(layer, model_layer=depth + number * parts + part, stack=stack))
+                layer = _other_layer(index, full, place, modules[name], model)
+            found.append(replace(layer, model_layer=before + place * stack.parts + part, stack=number))
+        before += stack.depth * stack.parts
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no experts that a router chooses token by token: only mixture-of-experts "
@@ -65,12 +75,12 @@ def routed_layers(model: nn.Module) -> list[MoeLayer]:
 
 def count_routed_layers(model: nn.Module) -> int:
     """How many layers route text to experts; 0 for a dense model. Needs no weights."""
-    return sum(len(list(_routed_names(module))) for _, module, _ in _stacks(model))
+    return sum(len(stack.names) for stack in _stacks(model))
 
 
 def model_depth(model: nn.Module) -> int:
     """The number of layers that `model_layer` of the routed layers counts, dense ones included."""
-    return sum(_length(module) * _parts(list(_routed_names(module))) for _, module, _ in _stacks(model))
+    return sum(stack.depth * stack.parts for stack in _stacks(model))
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -78,32 +88,29 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """(prefix of names, module, layers before it) of what text passes through."""
-    depth = 0
+def _stacks(model: nn.Module) -> list[_Stack]:
+    """What text passes through, in order."""
+    found = [text_decoder(model)]
     if is_encoder_decoder(model):
         encoder = model.get_encoder()  # type: ignore[operator]
-        prefix = next(name for name, module in model.named_modules() if module is encoder) + "."
-        yield prefix, encoder, 0
-        depth = _length(encoder) * _parts(list(_routed_names(encoder)))
-    prefix, decoder = text_decoder(model)
-    yield prefix, decoder, depth
+        found.insert(0, (next(name for name, module in model.named_modules() if module is encoder) + ".", encoder))
+    stacks = []
+    for prefix, module in found:
+        names = list(_routed_names(module))
+        numbers = [layer_number(name) for name in names]
+        parts = max((numbers.count(number) for number in set(numbers)), default=1)
+        stacks.append(_Stack(prefix, module, names, parts, _depth(module, names)))
+    return stacks
 
 
-def _length(stack: nn.Module) -> int:
-    names = list(_routed_names(stack))
-    if not names:
-        return max((len(child) for child in stack.children() if isinstance(child, nn.ModuleList)), default=0)
-    for name, module in stack.named_modules():
-        if isinstance(module, nn.ModuleList) and names[0].startswith(f"{name}."):
+def _depth(stack: nn.Module, names: list[str]) -> int:
+    lists = [(name, module) for name, module in stack.named_modules() if isinstance(module, nn.ModuleList)]
+    for name, module in lists:
+        if names and names[0].startswith(f"{name}."):
             return len(module)
-    raise ModelError(f"{type(stack).__name__} keeps its MoE layers in no list of layers")
-
-
-def _parts(names: list[str]) -> int:
-    """The most routed parts that one layer has."""
-    numbers = [layer_number(name) for name in names]
-    return max((numbers.count(number) for number in set(numbers)), default=1)
+    if names:
+        raise ModelError(f"{type(stack).__name__} keeps its MoE layers in no list of layers")
+    return max((len(module) for _, module in lists), default=0)
 
 
 def _running_order(stack: nn.Module, names: list[str]) -> list[str]:
@@ -130,12 +137,9 @@ def _running_order(stack: nn.Module, names: list[str]) -> list[str]:
 
 def _routed_names(stack: nn.Module) -> Iterator[str]:
     """The names of experts on the seam and of blocks with a router off it, in the order of the modules."""
-    blocks = [name for name, module in stack.named_modules() if serves_text(name) and _is_block(module)]
-    served = {name.rpartition(".")[0] for name, module in stack.named_modules() if is_experts(module)}
     for name, module in stack.named_modules():
-        if not serves_text(name):
-            continue
-        if is_experts(module) or (name in blocks and name not in served):
+        alone = not any(is_experts(child) for child in module.children())
+        if (is_experts(module) or (alone and _is_block(module))) and serves_text(name):
             yield name
 
 
