@@ -139,6 +139,22 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return found
 
 
+def rate_intervals(
+    tokens: np.ndarray, times: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> np.ndarray | None:
+    """Bootstrap intervals of tokens per second over the same requests: f64 [plans, 2].
+
+    `tokens` [requests]; `times` [plans, requests] in nanoseconds. Percentiles; None for fewer than three requests.
+    """
+    count = len(tokens)
+    if count < 3:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    rates = 1e9 * (drawn @ tokens)[:, None] / (drawn @ times.T)
+    found: np.ndarray = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    return found
+
+
 def fewest_requests(level: float = 0.95) -> int:
     """Fewer requests than this cannot show anything at this level: there are too few ways to swap their costs."""
     return math.ceil(1 - math.log2(1 - level) - 1e-9)

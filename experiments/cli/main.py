@@ -27,6 +27,8 @@ COMMANDS = {
     "synthetic": ("synthetic", "Write a trace of stated statistics, for tests and examples."),
     "replay": ("replay", "Replay a plan on a trace: hits, bytes and, on modelled hardware, time."),
     "curve": ("curve", "Hit ratio against cache size for several policies."),
+    "study": ("study", "Replay a grid of plans on traces and machines, and name the best."),
+    "report": ("report", "Draw a study as one HTML file that opens offline."),
     "validate": ("validate", "Run a plan in the engine and in the simulator, and say how far they differ."),
     "generate": ("generate", "Generate text with a model whose experts are offloaded."),
     "calibrate": ("calibrate", "Measure this machine into a hardware profile."),
@@ -40,6 +42,8 @@ EXTRAS = {
     "altair": "report",
     "vl_convert": "report",
     "cachetools": "dev",
+    "dask": "cluster",
+    "distributed": "cluster",
 }
 
 

@@ -2,11 +2,26 @@
 
 from experiments.report.content import (
     CurvePoint,
+    CurveSet,
     HeatMap,
     PolicyRow,
+    RegretRow,
     ReportContent,
+    Setting,
     Validation,
+    Verdict,
 )
 from experiments.report.page import write_report
 
-__all__ = ["CurvePoint", "HeatMap", "PolicyRow", "ReportContent", "Validation", "write_report"]
+__all__ = [
+    "CurvePoint",
+    "CurveSet",
+    "HeatMap",
+    "PolicyRow",
+    "RegretRow",
+    "ReportContent",
+    "Setting",
+    "Validation",
+    "Verdict",
+    "write_report",
+]

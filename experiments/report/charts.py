@@ -81,7 +81,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         ),
         y=alt.Y("hit:Q", title="hit ratio", axis=ratio).scale(domain=[0, 1]),
         color=colour,
-        opacity=_dimmed(1.0),
+        opacity=dimmed(1.0),
     )
     tooltip = [
         alt.Tooltip("policy:N", title="policy"),
@@ -101,7 +101,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         if any(point.is_bound for point in points)
         else "Hit ratio of each policy against the share of all experts that the cache holds."
     )
-    return Chart(_finish(alt.layer(lines, dots), 340, sentence, highlight=True), sentence)
+    return Chart(finish(alt.layer(lines, dots), 340, sentence, highlight=True), sentence)
 
 
 def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
@@ -114,6 +114,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
             "policy": row.name,
             "rate": row.tokens_per_second,
             "bound": row.bound_tokens_per_second,
+            **({} if row.low is None else {"low": row.low, "high": row.high}),
             "text": _of_bound(row),
             "colour": look[row.name].colour,
         }
@@ -123,7 +124,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     # Label and number stand above their bar, so that nothing is cut off on a narrow screen.
     base = alt.Chart(alt.InlineData(values=values)).encode(
         y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1),
-        opacity=_dimmed(1.0),
+        opacity=dimmed(1.0),
         tooltip=[
             alt.Tooltip("label:N", title="policy"),
             alt.Tooltip("rate:Q", title="tokens/s", format=".3~g"),
@@ -132,6 +133,8 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     )
     x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=True)
     bars = base.mark_bar(height=12, yOffset=9, cornerRadiusEnd=2).encode(x=x, color=alt.Color("colour:N", scale=None))
+    spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, yOffset=9, style="bound")
+    spans = spans.encode(x=alt.X("low:Q"), x2="high:Q")
     limits = base.transform_filter("isValid(datum.bound)").mark_tick(
         orient="vertical", thickness=2, size=18, yOffset=9, style="bound"
     )
@@ -150,8 +153,12 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
         sentence += " Grey bars know the future."
     if len(shown) < len(timed):
         sentence += f" The {len(shown)} fastest of {len(timed)} are drawn."
-    layers = alt.layer(bars, limits, names, numbers)
-    return Chart(_finish(layers, 46 * len(shown), sentence, highlight=True), sentence)
+    drawn = [bars, limits, names, numbers]
+    if any(row.low is not None for _, row in shown):
+        drawn.insert(1, spans)
+        sentence += " The line through a bar's end is the interval that its requests leave open."
+    layers = alt.layer(*drawn)
+    return Chart(finish(layers, 46 * len(shown), sentence, highlight=True), sentence)
 
 
 def heat(found: HeatMap) -> Chart:
@@ -208,7 +215,7 @@ def heat(found: HeatMap) -> Chart:
     )
     height = min(max(10 * layers, 100), 520)
     # Thousands of cells: a canvas draws them without thousands of elements in the page.
-    return Chart(_finish(chart, height, sentence, highlight=False), sentence, renderer="canvas")
+    return Chart(finish(chart, height, sentence, highlight=False), sentence, renderer="canvas")
 
 
 def steps(validation: Validation) -> Chart:
@@ -243,10 +250,10 @@ def steps(validation: Validation) -> Chart:
     if len(kept) < count:
         sentence += f" {len(kept):,} of {count:,} steps are drawn."
     layers = alt.layer(agreed.encode(x=x, y=y), dots)
-    return Chart(_finish(layers, 340, sentence, highlight=False), sentence)
+    return Chart(finish(layers, 340, sentence, highlight=False), sentence)
 
 
-def _dimmed(full: float) -> Any:
+def dimmed(full: float) -> Any:
     chosen = "highlight === '' || datum.policy === highlight"
     return alt.condition(chosen, alt.value(full), alt.value(DIMMED))
 
@@ -261,7 +268,7 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, step))
 
 
-def _finish(chart: Any, height: int, description: str, *, highlight: bool) -> dict[str, Any]:
+def finish(chart: Any, height: int, description: str, *, highlight: bool) -> dict[str, Any]:
     if highlight:
         chart = chart.add_params(alt.param(name="highlight", value=""))
     chart = chart.properties(width="container", height=height, description=description)

@@ -5,6 +5,7 @@ class refuses numbers that could not be drawn (StudyError), so the page never sh
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ class PolicyRow:
 
     `hits_prefetched` is the share of all hits that a prefetch brought. `bound_tokens_per_second` is what no
     policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
-    Belady does. None means unknown (no hardware given, no decode steps, expert sizes unknown).
+    Belady does. `low` to `high` is the interval of `tokens_per_second`. `fates` counts prefetches that were there in
+    time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown).
     """
 
     name: str
@@ -32,13 +34,24 @@ class PolicyRow:
     bound_tokens_per_second: float | None
     bytes_loaded_per_token: float | None
     is_bound: bool = False
+    low: float | None = None
+    high: float | None = None
+    device_bytes: float | None = None
+    fates: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         _named("a policy row", self.name)
         where = f"policy row {self.name!r}"
         for field in ("hit_ratio", "decode_hit_ratio", "hits_prefetched"):
             _within(where, field, getattr(self, field), 1.0)
-        for field in ("tokens_per_second", "bound_tokens_per_second", "bytes_loaded_per_token"):
+        for field in (
+            "tokens_per_second",
+            "bound_tokens_per_second",
+            "bytes_loaded_per_token",
+            "low",
+            "high",
+            "device_bytes",
+        ):
             _within(where, field, getattr(self, field))
 
 
@@ -132,6 +145,53 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegretRow:
+    """Why a step of one plan takes longer than computing alone: milliseconds by cause, which may be negative."""
+
+    label: str
+    parts: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        _named("a regret row", self.label)
+        if not all(math.isfinite(value) for _, value in self.parts):
+            raise StudyError(f"regret of {self.label!r}: every part must be a number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A comparison in words; `shown` if it shows a difference."""
+
+    text: str
+    shown: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a study found on one machine: who won (`statement`), against whom, and every plan's row."""
+
+    title: str
+    statement: str = ""
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    rows: tuple[PolicyRow, ...] = ()
+    regrets: tuple[RegretRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        _named("a setting", self.title)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveSet:
+    """The hit-ratio curves of one trace."""
+
+    title: str
+    points: tuple[CurvePoint, ...]
+
+    def __post_init__(self) -> None:
+        _distinct(self.points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContent:
     """Everything on the page, in reading order; what is empty is left out.
 
@@ -142,7 +202,9 @@ class ReportContent:
     title: str
     subtitle: tuple[tuple[str, str], ...] = ()
     rows: tuple[PolicyRow, ...] = ()
+    settings: tuple[Setting, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
+    curve_sets: tuple[CurveSet, ...] = ()
     heat_maps: tuple[HeatMap, ...] = ()
     validation: Validation | None = None
     warnings: tuple[str, ...] = ()
@@ -150,20 +212,24 @@ class ReportContent:
 
     def __post_init__(self) -> None:
         _named("a report", self.title)
-        seen: set[tuple[str, float]] = set()
-        for point in self.curves:
-            if (place := (point.policy, point.share_held)) in seen:
-                raise StudyError(f"the curve of {point.policy!r} has two points at {point.capacity!r}")
-            seen.add(place)
+        _distinct(self.curves)
 
     def policies(self) -> dict[str, bool]:
         """Every policy named anywhere, in order of appearance, and whether it is a bound."""
         found: dict[str, bool] = {}
-        for point in self.curves:
+        for point in (*self.curves, *(point for drawn in self.curve_sets for point in drawn.points)):
             found.setdefault(point.policy, point.is_bound)
-        for row in self.rows:
+        for row in (*self.rows, *(row for setting in self.settings for row in setting.rows)):
             found.setdefault(row.name, row.is_bound)
         return found
+
+
+def _distinct(points: Iterable[CurvePoint]) -> None:
+    seen: set[tuple[str, float]] = set()
+    for point in points:
+        if (place := (point.policy, point.share_held)) in seen:
+            raise StudyError(f"the curve of {point.policy!r} has two points at {point.capacity!r}")
+        seen.add(place)
 
 
 def _named(what: str, name: str) -> None:

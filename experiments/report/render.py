@@ -7,20 +7,13 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 
-from experiments.report import charts, tables
+from experiments.report import charts, study, tables
 from experiments.report.charts import Chart, Look
 from experiments.report.content import PolicyRow, ReportContent, Validation
+from experiments.report.parts import chart_of as _chart
+from experiments.report.parts import legend as _legend
+from experiments.report.parts import section as _section
 from tracekit.errors import TracekitError
-
-# Unit paths of the marks that Vega draws, for a legend of plain buttons (16 x 16).
-MARKS = {
-    "circle": '<circle cx="8" cy="8" r="4.5"/>',
-    "square": '<path d="M4 4h8v8h-8z"/>',
-    "triangle-up": '<path d="M8 3l5.5 9.5h-11z"/>',
-    "triangle-down": '<path d="M8 13l5.5-9.5h-11z"/>',
-    "diamond": '<path d="M8 2.5l4.5 5.5-4.5 5.5-4.5-5.5z"/>',
-    "cross": '<path d="M6.3 3h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z"/>',
-}
 
 
 def render(content: ReportContent, bundle: str) -> str:
@@ -58,6 +51,14 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
     if any(row.tokens_per_second is not None for row in content.rows):
         chart = charts.speeds(content.rows, look)
         sections.append(_figure("speed", "Tokens per second", chart, tables.speed_table(content.rows), drawn))
+    for index, setting in enumerate(content.settings):
+        sections += study.sections(index, setting, look, drawn)
+    for index, found in enumerate(content.curve_sets):
+        chart = charts.curves(found.points, look)
+        shown = {point.policy: look[point.policy] for point in found.points}
+        figure = _chart(f"curves-{index}", chart, tables.curve_table(found.points), drawn, _legend(shown))
+        title = "Hit ratio against cache size" if not index else ""
+        sections.append(_section(f"sizes-{index}", title, f'<h3 class="model">{escape(found.title)}</h3>{figure}'))
     if content.curves:
         chart = charts.curves(content.curves, look)
         shown = {point.policy: look[point.policy] for point in content.curves}
@@ -81,23 +82,8 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
     return sections
 
 
-def _section(name: str, title: str, inner: str) -> str:
-    if not title:
-        return f'<section class="more">{inner}</section>'
-    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{inner}</section>'
-
-
 def _figure(name: str, title: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
     return _section(name, title, _chart(name, chart, numbers, drawn, legend))
-
-
-def _chart(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
-    drawn[f"chart-{name}"] = chart
-    return (
-        f"<p>{escape(chart.sentence)}</p>\n{legend}"
-        f'<div class="chart" id="chart-{name}" style="min-height:{chart.spec["height"] + 50}px"></div>\n'
-        f"<details><summary>The numbers</summary>{numbers}</details>"
-    )
 
 
 def _header(content: ReportContent) -> str:
@@ -141,22 +127,6 @@ def _policies(rows: tuple[PolicyRow, ...]) -> str:
     if any(row.is_bound for row in rows):
         text += " Rows marked bound know the future, and no machine can run them."
     return f"<p>{text}</p>\n{tables.policy_table(rows)}"
-
-
-def _legend(looks: dict[str, Look]) -> str:
-    buttons = []
-    for name, look in looks.items():
-        if not look.dash:
-            mark = f'<g fill="{look.colour}" stroke="none">{MARKS[look.shape]}</g>'
-        else:
-            dash = " ".join(str(length) for length in look.dash)
-            mark = f'<path d="M0 8h22" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        width = 22 if look.dash else 16
-        picture = f'<svg viewBox="0 0 {width} 16" width="{width}" height="16" aria-hidden="true">{mark}</svg>'
-        text = escape(name)
-        buttons.append(f'<button type="button" aria-pressed="false" data-policy="{text}">{picture}{text}</button>')
-    label = "Highlight a policy in every chart"
-    return f'<div class="legend" role="group" aria-label="{label}">{"".join(buttons)}</div>\n'
 
 
 def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:

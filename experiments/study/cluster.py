@@ -24,7 +24,7 @@ class Cluster:
     def __init__(self, address: str, count: int | None = None) -> None:
         import distributed
 
-        self._library = distributed
+        self._library: Any = distributed
         self._address, self._count = address, count
 
     def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from engine.capacity import Capacity
 from engine.hardware import HardwareProfile, load_hardware
-from engine.plan import Plan, plan_from_dict
+from engine.plan import Plan, PrefetchPlan, plan_from_dict
 from engine.shapes import ModelShape, load_shape
 from engine.tables import convert, read_toml
 from policies.cache import allocated
@@ -156,21 +156,32 @@ def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path =
 
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
     """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
-    eviction = plan.eviction.policy + _brackets(plan.eviction.parameters)
-    words = f"{eviction}, {plan.cache.capacity}"
-    prefetch = plan.prefetch
-    if prefetch.predictor != "none":
-        told: dict[str, Any] = {"distance": prefetch.distance, "count": prefetch.count}
-        if prefetch.target != "staging":
-            told["into"] = prefetch.target
-        if prefetch.staging != 4:
-            told["staging"] = prefetch.staging
-        words += f" + {prefetch.predictor}{_brackets(told | prefetch.parameters)}"
+    words = f"{eviction_name(plan)}, {plan.cache.capacity}"
+    if prefetch := prefetch_name(plan):
+        words += f" + {prefetch}"
     if stored and plan.weights.experts is not None:
         words += f", {plan.weights.experts}"
     if stored and plan.weights.attention is not None:
         words += f" (attention {plan.weights.attention})"
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
+
+
+def eviction_name(plan: Plan) -> str:
+    """The eviction policy with its parameters: `lru-k (k 3)`."""
+    return plan.eviction.policy + _brackets(plan.eviction.parameters)
+
+
+def prefetch_name(plan: Plan) -> str:
+    """The prefetcher and how it is used: `gate (distance 1, count 2)`; nothing for none."""
+    prefetch = plan.prefetch
+    if prefetch.predictor == "none":
+        return ""
+    told: dict[str, Any] = {"distance": prefetch.distance, "count": prefetch.count}
+    if prefetch.target != "staging":
+        told["into"] = prefetch.target
+    if prefetch.staging != PrefetchPlan().staging:
+        told["staging"] = prefetch.staging
+    return prefetch.predictor + _brackets(told | prefetch.parameters)
 
 
 def needs_future(plan: Plan) -> bool:

@@ -123,6 +123,7 @@ def timed(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, done: Repla
         estimates = find_estimates(trace, plan, costs, machine, cell.shape, done)
         warnings += fit_warnings(trace, plan, machine, cell.shape, costs)
         row |= {
+            "time_scale": time.scale,
             "tokens_per_second": time.tokens_per_second,
             "ttft_ms": time.ttft_ms,
             "total_s": time.total_s,

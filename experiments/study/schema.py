@@ -41,6 +41,11 @@ COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("prefetches", INT, "experts loaded ahead"),
     ("bytes_loaded", INT, "bytes of all loads, of the trace's layers; missing if the size of an expert is unknown"),
     ("decode_bytes_loaded", INT, "bytes of the loads of decode steps"),
+    (
+        "time_scale",
+        REAL,
+        "MoE layers of the model over those of the trace: times are of the model, counts of the trace",
+    ),
     ("tokens_per_second", REAL, "decode tokens over decode time"),
     ("tpot_p50_ms", REAL, "time per decode step, median"),
     ("tpot_p95_ms", REAL, "95th percentile"),

@@ -1,0 +1,49 @@
+"""Pieces of the page that several sections are made of."""
+
+from html import escape
+
+from experiments.report.charts import Chart, Look
+
+# Unit paths of the marks that Vega draws, for a legend of plain buttons (16 x 16).
+MARKS = {
+    "circle": '<circle cx="8" cy="8" r="4.5"/>',
+    "square": '<path d="M4 4h8v8h-8z"/>',
+    "triangle-up": '<path d="M8 3l5.5 9.5h-11z"/>',
+    "triangle-down": '<path d="M8 13l5.5-9.5h-11z"/>',
+    "diamond": '<path d="M8 2.5l4.5 5.5-4.5 5.5-4.5-5.5z"/>',
+    "cross": '<path d="M6.3 3h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z"/>',
+}
+
+
+def section(name: str, title: str, inner: str) -> str:
+    """A section; without a title it goes on with the one before."""
+    if not title:
+        return f'<section class="more">{inner}</section>'
+    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{inner}</section>'
+
+
+def chart_of(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
+    """A chart with its sentence, its legend, and its numbers to unfold; added to `drawn`."""
+    drawn[f"chart-{name}"] = chart
+    return (
+        f"<p>{escape(chart.sentence)}</p>\n{legend}"
+        f'<div class="chart" id="chart-{name}" style="min-height:{chart.spec["height"] + 50}px"></div>\n'
+        f"<details><summary>The numbers</summary>{numbers}</details>"
+    )
+
+
+def legend(looks: dict[str, Look]) -> str:
+    """Buttons that highlight a policy."""
+    buttons = []
+    for name, look in looks.items():
+        if not look.dash:
+            mark = f'<g fill="{look.colour}" stroke="none">{MARKS[look.shape]}</g>'
+        else:
+            dash = " ".join(str(length) for length in look.dash)
+            mark = f'<path d="M0 8h22" stroke="{look.colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        width = 22 if look.dash else 16
+        picture = f'<svg viewBox="0 0 {width} 16" width="{width}" height="16" aria-hidden="true">{mark}</svg>'
+        text = escape(name)
+        buttons.append(f'<button type="button" aria-pressed="false" data-policy="{text}">{picture}{text}</button>')
+    label = "Highlight a policy in every chart"
+    return f'<div class="legend" role="group" aria-label="{label}">{"".join(buttons)}</div>\n'

@@ -1,0 +1,63 @@
+"""A study's sections: for each machine the verdicts, speeds, memory, fates of prefetches, and regret."""
+
+from html import escape
+
+from experiments.report import charts, study_charts, tables
+from experiments.report.charts import Chart, Look
+from experiments.report.content import PolicyRow, Setting
+from experiments.report.parts import chart_of, legend, section
+
+MOST_ROWS = 200
+
+
+def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
+    """The sections of one setting; what is not known of it is left out."""
+    found = [section(f"setting-{index}", setting.title, _verdicts(setting))]
+    rows = setting.rows
+    looks = {row.name: look[row.name] for row in rows}
+    timed = [row for row in rows if row.tokens_per_second is not None]
+    if timed:
+        chart = charts.speeds(rows, look)
+        figure = chart_of(f"speed-{index}", chart, tables.speed_table(_fastest(timed)), drawn, legend(looks))
+        found.append(section("", "", f"<h3>Tokens per second</h3>{figure}"))
+    sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
+    if len({row.device_bytes for row in sized}) > 1:
+        chart = study_charts.memory(sized, look)
+        figure = chart_of(f"memory-{index}", chart, study_charts.memory_table(sized), drawn)
+        found.append(section("", "", f"<h3>Speed against memory</h3>{figure}"))
+    fetched = [row for row in rows if row.fates is not None and any(row.fates) and not row.is_bound]
+    if fetched:
+        chart = study_charts.fates(fetched)
+        figure = chart_of(f"fates-{index}", chart, study_charts.fates_table(fetched), drawn)
+        found.append(section("", "", f"<h3>What became of prefetches</h3>{figure}"))
+    if setting.regrets:
+        chart = study_charts.regret(setting.regrets)
+        figure = chart_of(f"regret-{index}", chart, study_charts.regret_table(setting.regrets), drawn)
+        found.append(section("", "", f"<h3>What keeps a step from the speed of computing alone</h3>{figure}"))
+    if rows:
+        shown = _fastest(timed) or list(rows[:MOST_ROWS])
+        count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
+        text = (
+            "A row is one plan over all traces. Hits by prefetch is the share of hits that a prefetch brought. The "
+            "bound is what no policy can beat with that cache on that machine; rows marked bound know the future."
+            f"{count}"
+        )
+        table = f"<details><summary>Every plan</summary><p>{text}</p>{tables.policy_table(shown)}</details>"
+        found.append(section("", "", table))
+    return found
+
+
+def _verdicts(setting: Setting) -> str:
+    parts = [f'<p class="verdict">{escape(setting.statement)}</p>'] if setting.statement else []
+    if setting.verdicts:
+        items = [
+            f'<li class="{"yes" if verdict.shown else "open"}">{escape(verdict.text)}</li>'
+            for verdict in setting.verdicts
+        ]
+        parts.append(f'<ul class="checks verdicts">{"".join(items)}</ul>')
+    parts += [f"<p>{escape(note[:1].upper() + note[1:])}.</p>" for note in setting.notes]
+    return "\n".join(parts)
+
+
+def _fastest(timed: list[PolicyRow]) -> list[PolicyRow]:
+    return sorted(timed, key=lambda row: -(row.tokens_per_second or 0))[:MOST_ROWS]

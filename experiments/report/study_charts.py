@@ -1,0 +1,185 @@
+"""The charts that only studies have: memory against speed, fates of prefetches, regret."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import altair as alt
+
+from experiments.report import tables
+from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish
+from experiments.report.content import PolicyRow, RegretRow
+from experiments.report.tables import number, percent, rate, row_labels, size, table
+
+FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
+CAUSES = {
+    "overhead": NEUTRAL,
+    "compulsory": "#56B4E9",
+    "capacity": "#0072B2",
+    "policy": "#D55E00",
+    "prefetch": "#009E73",
+    "pollution": "#CC79A7",
+    "late prefetch": "#E69F00",
+    "bandwidth": "#9467bd",
+}
+MOST_BARS = 24
+MOST_POINTS = 2000
+
+
+def front(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
+    """The rows that no other beats with the same memory or less, by memory."""
+    kept: list[PolicyRow] = []
+    for row in sorted(rows, key=lambda row: (row.device_bytes or 0, -(row.tokens_per_second or 0))):
+        if not kept or (row.tokens_per_second or 0) > (kept[-1].tokens_per_second or 0):
+            kept.append(row)
+    return kept
+
+
+def memory(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
+    """Tokens per second against device memory, and the line of those that are beaten by none."""
+    best = front(rows)
+    fastest = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_POINTS]
+    names = list(dict.fromkeys(row.name for row in rows))
+
+    def values(chosen: Sequence[PolicyRow]) -> list[dict[str, Any]]:
+        return [
+            {
+                "policy": row.name,
+                "label": label,
+                "cache": row.capacity,
+                "gigabytes": (row.device_bytes or 0) / 1e9,
+                "rate": row.tokens_per_second,
+            }
+            for label, row in zip(row_labels(chosen), chosen, strict=True)
+        ]
+
+    x = alt.X("gigabytes:Q", title="device memory, GB", axis=alt.Axis(tickCount=6, grid=False)).scale(
+        zero=False, padding=12
+    )
+    y = alt.Y("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=False, padding=12)
+    line = alt.Chart(alt.InlineData(values=values(best))).mark_line(
+        interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 4], style="muted", aria=False
+    )
+    dots = (
+        alt.Chart(alt.InlineData(values=values(fastest)))
+        .mark_point(filled=True, size=60)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("policy:N", legend=None).scale(domain=names, range=[look[name].colour for name in names]),
+            shape=alt.Shape("policy:N", legend=None).scale(domain=names, range=[look[name].shape for name in names]),
+            opacity=dimmed(0.85),
+            tooltip=[
+                alt.Tooltip("label:N", title="plan"),
+                alt.Tooltip("gigabytes:Q", title="device memory, GB", format=".2f"),
+                alt.Tooltip("rate:Q", title="tokens/s", format=".3~g"),
+            ],
+        )
+    )
+    sentence = "Each point is one plan: the device memory it takes and its tokens per second. "
+    sentence += "Along the dashed line no plan is faster with as much memory."
+    return Chart(finish(alt.layer(line.encode(x=x, y=y), dots), 320, sentence, highlight=True), sentence)
+
+
+def memory_table(rows: Sequence[PolicyRow]) -> str:
+    """The plans along the line."""
+    best = front(rows)
+    cells = [
+        [
+            escape(label),
+            number(row.device_bytes, size(row.device_bytes or 0)),
+            number(row.tokens_per_second, rate(row.tokens_per_second or 0)),
+        ]
+        for label, row in zip(row_labels(best), best, strict=True)
+    ]
+    return table("", ["Plan", "Device memory", "Tokens/s"], cells, label="Fastest plans by memory")
+
+
+def fates(rows: Sequence[PolicyRow]) -> Chart:
+    """Of each prefetching plan, the shares of prefetches that were in time, late and wasted."""
+    chosen = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_BARS]
+    values = [
+        {"label": label, "fate": fate, "order": place, "share": count / sum(row.fates or (1,)), "count": count}
+        for label, row in zip(row_labels(chosen), chosen, strict=True)
+        for place, ((fate, _), count) in enumerate(zip(FATES, row.fates or (), strict=True))
+    ]
+    order = row_labels(chosen)
+    sentence = "Of each plan's prefetches, the share that was there in time (useful), waited for (late), or never used "
+    sentence += "(wasted); the fastest plan first."
+    if len(chosen) < len(rows):
+        sentence += f" The {len(chosen)} fastest of {len(rows)} are drawn."
+    return Chart(_stacked(values, order, "fate", dict(FATES), "share of prefetches", ".0%", sentence), sentence)
+
+
+def fates_table(rows: Sequence[PolicyRow]) -> str:
+    """Counts and shares."""
+    cells = []
+    for label, row in zip(row_labels(rows), rows, strict=True):
+        counts = row.fates or (0, 0, 0)
+        total = sum(counts)
+        cells.append([escape(label), *(number(count, f"{count:,} ({percent(count / total)})") for count in counts)])
+    return table("", ["Plan", "Useful", "Late", "Wasted"], cells, label="What became of prefetches")
+
+
+def regret(rows: Sequence[RegretRow]) -> Chart:
+    """Milliseconds of a step beyond computing alone, by cause; what wins time goes to the left."""
+    chosen = rows[:MOST_BARS]
+    values = [
+        {"label": row.label, "cause": cause, "order": place, "share": value}
+        for row in chosen
+        for place, (cause, value) in enumerate(row.parts)
+        if value
+    ]
+    named = list(dict.fromkeys(cause for row in chosen for cause, value in row.parts if value))
+    colours = {cause: CAUSES.get(cause, NEUTRAL) for cause in named}
+    sentence = (
+        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching wins. "
+    )
+    sentence += "The causes add up to the whole."
+    order = [row.label for row in chosen]
+    return Chart(_stacked(values, order, "cause", colours, "ms per step", ".3~f", sentence), sentence)
+
+
+def regret_table(rows: Sequence[RegretRow]) -> str:
+    """Every part, and their sum."""
+    causes = [cause for cause, _ in rows[0].parts]
+    cells = [
+        [escape(row.label)]
+        + [number(value, f"{value:+.2f}") for _, value in row.parts]
+        + [number(sum(value for _, value in row.parts), f"{sum(value for _, value in row.parts):.2f}")]
+        for row in rows
+    ]
+    return tables.table("", ["Plan", *causes, "Total, ms"], cells, label="Regret, milliseconds per step")
+
+
+def _stacked(
+    values: list[dict[str, Any]],
+    order: list[str],
+    part: str,
+    colours: dict[str, str],
+    title: str,
+    form: str,
+    sentence: str,
+) -> dict[str, Any]:
+    """Horizontal stacked bars with the label above each; parts in the order of `colours`."""
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1)
+    )
+    legend = alt.Legend(orient="top", title=None, columns=4, symbolType="square")
+    bars = base.mark_bar(height=12, yOffset=9).encode(
+        x=alt.X("sum(share):Q", title=title, axis=alt.Axis(tickCount=5, format=form), stack="zero"),
+        color=alt.Color(f"{part}:N", sort=None, legend=legend).scale(
+            domain=list(colours), range=list(colours.values())
+        ),
+        order=alt.Order("order:Q"),
+        tooltip=[
+            alt.Tooltip("label:N", title="plan"),
+            alt.Tooltip(f"{part}:N", title=part),
+            alt.Tooltip("share:Q", title=title, format=form.replace(".0%", ".1%")),
+        ],
+    )
+    names = base.transform_aggregate(groupby=["label"]).mark_text(
+        align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef("width"), aria=False
+    )
+    names = names.encode(x=alt.value(0), text="label:N")
+    return finish(alt.layer(bars, names), 46 * len(order) + 30, sentence, highlight=False)

@@ -1,0 +1,222 @@
+"""A finished study as the content of a report."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from engine.capacity import Capacity
+from engine.plan import Plan, plan_from_dict
+from experiments.report import (
+    CurvePoint,
+    CurveSet,
+    PolicyRow,
+    RegretRow,
+    ReportContent,
+    Setting,
+    Verdict,
+)
+from experiments.statistics import rate_intervals
+from experiments.study import store as files
+from experiments.study.grid import eviction_name, prefetch_name
+from experiments.study.schema import CURVES, REGRET
+from experiments.study.store import read_results, read_table
+from policies.registry import eviction_policy
+
+MOST_PLANS = 2000
+FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
+
+
+def report_content(folder: Path) -> ReportContent:
+    """What the report of the study in `folder` says. Raises StudyError when there is none, or it is unfinished."""
+    rows, summary = read_results(folder)
+    curves = read_table(folder, files.CURVES, CURVES)
+    regret = read_table(folder, files.REGRET, REGRET)
+    sound = rows.filter(pl.col("error").is_null())
+    settings = []
+    for found in summary["settings"]:
+        chosen = sound.filter(
+            pl.col("hardware").eq_missing(pl.lit(found["hardware"]))
+            & pl.col("model_shape").eq_missing(pl.lit(found["model_shape"]))
+            & pl.col("batch").eq_missing(pl.lit(found["batch"], pl.Int64))
+        )
+        settings.append(_setting(found, chosen, regret, summary))
+    traces = list(dict.fromkeys(rows["trace"]))
+    warnings = list(summary["warnings"])
+    warnings += [
+        f"{error['cells']} of {summary['cells']} cells could not be replayed: {error['error']} (first: "
+        f"{error['first_plan']})"
+        for error in summary["errors"]
+    ]
+    machines = summary["provenance"]["hardware"]
+    if assumed := [machine["name"] for machine in machines if not machine.get("calibrated", False)]:
+        warnings.append(f"data sheets and stated assumptions, not measurements: {', '.join(assumed)}")
+    return ReportContent(
+        title=f"Expert offloading: {len(set(rows['plan_toml'])):,} plans compared",
+        subtitle=(
+            ("traces", ", ".join(Path(trace).name for trace in traces)),
+            ("machines", ", ".join(machine["name"] for machine in machines) or "none: hits and bytes only"),
+            ("objective", summary["objective"].replace("_", " ")),
+            ("cells", f"{summary['cells']:,}, {summary['failed']:,} failed"),
+        ),
+        settings=tuple(settings),
+        curve_sets=tuple(_curve_sets(curves, sound)),
+        warnings=tuple(warnings),
+        reproduce=_commands(folder, summary),
+    )
+
+
+def _setting(found: dict[str, Any], rows: pl.DataFrame, regret: pl.DataFrame, summary: dict[str, Any]) -> Setting:
+    plans = rows.partition_by("plan_toml", maintain_order=True)
+    traces = max((len(part) for part in plans), default=0)
+    whole = [part for part in plans if len(part) == traces]
+    if len(whole) > MOST_PLANS:
+        whole = sorted(whole, key=lambda part: -_rate(part, "tokens_per_second", 0.0))[:MOST_PLANS]
+    intervals = _intervals(whole, summary["statistics"])
+    formats = rows["weights"].n_unique() > 1  # else each name would end alike
+    names = {name: found[name] for name in ("hardware", "model_shape", "batch") if found[name] is not None}
+    title = str(names.get("hardware", "Hits and bytes"))
+    title += f" at {names['model_shape']}'s shape" if "model_shape" in names else ""
+    title += f", batches of {names['batch']}" if "batch" in names else ""
+    return Setting(
+        title=title,
+        statement=found["statement"][:1].upper() + found["statement"][1:] + ".",
+        verdicts=tuple(
+            Verdict(text=compared["verdict"], shown=compared["outcome"] in ("better", "worse"))
+            for compared in found["comparisons"]
+        ),
+        notes=tuple(found["notes"]),
+        rows=tuple(
+            _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
+        ),
+        regrets=tuple(_regrets(rows, regret)),
+    )
+
+
+def _rate(part: pl.DataFrame, column: str, otherwise: Any = None) -> Any:
+    """Tokens per second over several traces."""
+    if part[column].null_count():
+        return otherwise
+    tokens = part["decode_tokens"].to_numpy()
+    return float(tokens.sum() / (tokens / part[column].to_numpy()).sum())
+
+
+def _intervals(plans: Sequence[pl.DataFrame], statistics: dict[str, Any]) -> np.ndarray | None:
+    if not plans or any(part["request_ns"].null_count() for part in plans):
+        return None
+    tokens = np.concatenate([row.to_numpy() for row in plans[0]["request_tokens"]])
+    times = np.stack([np.concatenate([row.to_numpy() for row in part["request_ns"]]) for part in plans])
+    return rate_intervals(tokens, times.astype(np.float64), **statistics)
+
+
+def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:
+    plan = _plan(part)
+    total = {
+        name: None if part[name].null_count() else int(part[name].sum())
+        for name in ("hits", "lookups", "decode_hits", "decode_lookups", "hits_prefetch", "decode_tokens", *FATES)
+    }
+    loaded = None
+    if not part["decode_bytes_loaded"].null_count() and total["decode_tokens"]:
+        scaled = part["decode_bytes_loaded"] * part["time_scale"].fill_null(1.0)
+        loaded = float(scaled.sum()) / total["decode_tokens"]
+    fates = tuple(total[name] for name in FATES)
+    return PolicyRow(
+        name=eviction_name(plan),
+        capacity=plan.cache.capacity + (f", {plan.weights.experts}" if formats and plan.weights.experts else ""),
+        prefetch=prefetch_name(plan) or "none",
+        hit_ratio=_ratio(total["hits"], total["lookups"]),
+        decode_hit_ratio=_ratio(total["decode_hits"], total["decode_lookups"]),
+        hits_prefetched=_ratio(total["hits_prefetch"], total["hits"]),
+        tokens_per_second=_rate(part, "tokens_per_second"),
+        bound_tokens_per_second=_rate(part, "bound_tokens_per_second"),
+        bytes_loaded_per_token=loaded,
+        is_bound=bool(part["needs_future"][0]),
+        low=None if interval is None else float(interval[0]),
+        high=None if interval is None else float(interval[1]),
+        device_bytes=None if part["device_bytes"].null_count() else float(max(part["device_bytes"])),
+        fates=None if None in fates else (fates[0] or 0, fates[1] or 0, fates[2] or 0),
+    )
+
+
+def _ratio(part: int | None, whole: int | None) -> float:
+    return part / whole if part and whole else 0.0
+
+
+def _plan(part: pl.DataFrame) -> Plan:
+    return plan_from_dict(tomllib.loads(part["plan_toml"][0]))
+
+
+def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
+    """The best plans' regret, of each trace."""
+    found = []
+    several = rows["trace"].n_unique() > 1
+    for row in regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True):
+        label = row["plan"] + (f" on {Path(row['trace']).name}" if several else "")
+        parts = [
+            (name.removesuffix("_ns").replace("_", " "), row[name] / row["steps"] / 1e6)
+            for name in regret.columns
+            if name.endswith("_ns") and name != "total_ns"
+        ]
+        found.append(RegretRow(label=label, parts=tuple(parts)))
+    return found
+
+
+def _curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
+    """Curves of one pass, and what plans without prefetching found at the sizes of the grid."""
+    sets = []
+    for part in curves.partition_by("trace", "batch", "scope", maintain_order=True):
+        trace, batch, scope = part.row(0)[:3]
+        unit = "/layer" if scope == "layer" else ""
+        points = {
+            (row["policy"], row["share"]): CurvePoint(
+                policy=row["policy"],
+                capacity=f"{row['slots']}{unit}",
+                share_held=row["share"],
+                hit_ratio=row["hit_ratio"],
+                is_bound=eviction_policy(row["policy"]).bound,
+            )
+            for row in part.iter_rows(named=True)
+        }
+        slots = int(max(part["slots"]))
+        own = rows.filter(
+            (pl.col("trace") == trace)
+            & pl.col("batch").eq_missing(pl.lit(batch, pl.Int64))
+            & (pl.col("prefetch") == "none")
+        )
+        for (toml,), cell in own.group_by("plan_toml", maintain_order=True):
+            plan = plan_from_dict(tomllib.loads(str(toml)))
+            share = _share(plan.capacity, scope, slots)
+            name = eviction_name(plan)
+            if share is not None and name not in ("lru", "belady"):
+                points[name, share] = CurvePoint(
+                    policy=name,
+                    capacity=plan.cache.capacity,
+                    share_held=share,
+                    hit_ratio=float(cell["hit_ratio"][0]),
+                    is_bound=bool(cell["needs_future"][0]),
+                )
+        title = Path(trace).name + (f", batches of {batch}" if batch is not None else "")
+        title += ", a cache for each layer" if scope == "layer" else ", one cache for all layers"
+        sets.append(CurveSet(title=title, points=tuple(points.values())))
+    return sets
+
+
+def _share(capacity: Capacity, scope: str, slots: int) -> float | None:
+    if capacity.unit == "bytes" or capacity.per_layer != (scope == "layer"):
+        return None
+    return min(1.0, float(capacity.amount) / (slots if capacity.unit == "slots" else 1))
+
+
+def _commands(folder: Path, summary: dict[str, Any]) -> tuple[str, ...]:
+    commands = [f"tracekit study {files.COPY} --output {folder}", f"tracekit report {folder} --output R.html"]
+    winner = next((setting for setting in summary["settings"] if setting["winner"] is not None), None)
+    if winner is not None:
+        trace = next(iter(summary["provenance"]["traces"]))
+        command = f"tracekit replay {trace} --plan {folder / files.WINNER}"
+        for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch")):
+            command += f" --{option} {winner[name]}" if winner[name] is not None else ""
+        commands.append(command)
+    return tuple(commands)
