@@ -108,8 +108,10 @@ def find_gate(
             probe = _run(gate, rows)
         if probe is None:
             return (gate if weight is None else replace(gate, form="linear")), "unknown"
-        gate = replace(gate, at=_place(gate, *probe))
-        probe = _run(gate, rows)
+        place = _place(gate, *probe)
+        if place:  # not the first candidate
+            gate = replace(gate, at=place)
+            probe = _run(gate, rows)
         spread = 0.0 if probe is None else float(probe[1].float().std())
         if probe is None or not 0 < spread < float("inf"):
             return gate, "unknown"

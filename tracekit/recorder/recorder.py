@@ -15,7 +15,7 @@ from tracekit.recorder.background import Background
 from tracekit.recorder.collector import Packed, Routing, RoutingCollector
 from tracekit.recorder.describe import describe
 from tracekit.recorder.encoding import Encoding, continues, reads_at_once
-from tracekit.recorder.generation import Forward, Sampler, Scoring
+from tracekit.recorder.generation import Decoding, Forward, Sampler, Scoring
 from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.prompts import Prompt, encode_prompts, prompts_digest
@@ -52,8 +52,7 @@ def record(
     options = options or RecordOptions()
     if not prompts:
         raise ModelError("there are no prompts to record")
-    if not options.score:
-        continues(model)
+    writes = None if options.score else continues(model)
     layers = routed_layers(model)
     encoded = encode_prompts(prompts, tokenizer, generating=not options.score)
     check_fit(model, prompts, encoded, 0 if options.score else options.max_new_tokens)
@@ -66,7 +65,7 @@ def record(
     model.train(False)
     try:
         with TraceWriter(output, manifest, resume=options.resume) as writer, collector:
-            _record_batches(model, encoded, writer, collector, options, progress or (lambda done, total: None))
+            _record_batches(model, writes, encoded, writer, collector, options, progress or (lambda done, total: None))
     except torch.OutOfMemoryError:
         raise ModelError(
             f"out of memory with batches of {options.batch_size}: use a smaller batch size, shorter prompts, "
@@ -154,6 +153,7 @@ class _Writing:
 
 def _record_batches(
     model: nn.Module,
+    writes: type[Decoding] | None,
     encoded: list[list[int]],
     writer: TraceWriter,
     collector: RoutingCollector,
@@ -171,7 +171,7 @@ def _record_batches(
         for base in range(start, len(encoded), options.batch_size):
             prompts = encoded[base : base + options.batch_size]
             done = sum(costs[:base])
-            for forward, within in _passes(model, prompts, base, stop, options):
+            for forward, within in _passes(model, writes, prompts, base, stop, options):
                 writing.add(step, base, forward)
                 step += 1
                 progress(done + within, total)
@@ -179,10 +179,15 @@ def _record_batches(
 
 
 def _passes(
-    model: nn.Module, prompts: list[list[int]], base: int, stop: frozenset[int], options: RecordOptions
+    model: nn.Module,
+    writes: type[Decoding] | None,
+    prompts: list[list[int]],
+    base: int,
+    stop: frozenset[int],
+    options: RecordOptions,
 ) -> Iterator[tuple[Forward, int]]:
     """The passes of one batch, each with the tokens of the batch that are done after it."""
-    if options.score:
+    if writes is None:
         done = 0
         whole = reads_at_once(model)
         for forward in (Encoding(model, prompts) if whole else Scoring(model, prompts, chunk=options.chunk)).passes():
@@ -193,7 +198,7 @@ def _passes(
     if options.do_sample:
         seeds = [np.random.default_rng([options.seed, base + request]) for request in range(len(prompts))]
         samplers = [Sampler(options.temperature, options.top_p, rng) for rng in seeds]
-    batch = continues(model)(model, prompts, max_new_tokens=options.max_new_tokens, stop=stop, samplers=samplers)
+    batch = writes(model, prompts, max_new_tokens=options.max_new_tokens, stop=stop, samplers=samplers)
     for forward in batch.passes():
         yield (
             forward,
