@@ -156,7 +156,7 @@ def validate(
         # The trace counts what the model was loaded with, the engine what it stores.
         trace.manifest = msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes)
         plan = msgspec.structs.replace(plan, weights=WeightsPlan())
-        decisions = compare_logs(_simulated_log(trace, plan), recorded)
+        decisions = compare_logs(simulated_log(trace, plan), recorded)
         if decisions.identical:
             again = compare_logs(timed, recorded)
             if not again.identical:
@@ -166,7 +166,7 @@ def validate(
         tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
         costs = model_costs(trace.manifest, hardware, None, None, None)
         simulated = run(trace, plan, costs)
-        time = _time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
+        time = time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
     slow = threshold is not None and time.step_error_median > threshold
     passed = decisions.identical and tokens.identical and not slow
     return Validation(
@@ -177,7 +177,7 @@ def validate(
         time=time,
         threshold=threshold,
         passed=passed,
-        verdict=_verdict(decisions, tokens, time, threshold),
+        verdict=verdict(decisions, tokens, time, threshold),
         host="in memory" if slabs is None else f"on disk, in {slabs}",
         warnings=[] if calibrated_here else profile_warnings(hardware, device),
     )
@@ -238,12 +238,12 @@ def _generate(model: Any, encoded: Sequence[list[int]], count: int, stop: frozen
     return found
 
 
-def _simulated_log(trace: Trace, plan: Plan) -> Events:
+def simulated_log(trace: Trace, plan: Plan) -> Events:
     spec = cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan)
     return Events.join([events for _, events in iter_decisions(trace, spec)])
 
 
-def _time_error(
+def time_error(
     trace: Trace, timings: Any, simulated: Any, hardware: HardwareProfile, calibrated_here: bool, link: Any
 ) -> TimeError:
     if len(timings.step_start) != len(simulated.step_ns):
@@ -273,9 +273,11 @@ def _time_error(
     )
 
 
-def _verdict(decisions: Decisions, tokens: Tokens, time: TimeError, threshold: float | None) -> str:
+def verdict(decisions: Decisions, tokens: Tokens, time: TimeError, threshold: float | None) -> str:
     logs = f"decision logs {'identical' if decisions.identical else 'DIFFER'} ({decisions.entries} entries)"
     text = f"generated tokens {'identical' if tokens.identical else 'DIFFER'} ({tokens.compared})"
+    if tokens.compared == 0:
+        text = "no tokens compared, weights being random"
     error = f"time per token off by {100 * time.step_error_median:.1f} % in the median"
     if threshold is not None:
         error += f", {'within' if time.step_error_median <= threshold else 'ABOVE'} the allowed {100 * threshold:g} %"

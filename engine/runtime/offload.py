@@ -1,6 +1,7 @@
 """Offloading a model: `offload(model, plan) -> model`, the same object served from host memory."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from engine.runtime.attention import attention_bytes, check_attention, quantise_
 from engine.runtime.cuda_link import CudaLink
 from engine.runtime.disk_store import DiskStore, open_slabs, write_slabs
 from engine.runtime.experts import accumulation, register
+from engine.runtime.forced import random_slabs
 from engine.runtime.layout import layout_of
 from engine.runtime.measure import free_bytes
 from engine.runtime.memory import fit, footprint
@@ -38,6 +40,7 @@ def offload(
     host: str = "memory",
     slabs: str | Path | None = None,
     memory: int | None = None,
+    random_experts: int | None = None,
 ) -> Model:
     """Move the experts of `model` to host memory and serve them by `plan`; everything else moves to `device`.
 
@@ -51,6 +54,7 @@ def offload(
         emulate_link: slow copies down to a link that this machine does not have; CPU only.
         host: where experts lie: "memory", or "disk", in the directory `slabs`. That is written if it is not there
             yet; if it is, experts are neither loaded nor stored again, and need not have been (`load_slabs`).
+        random_experts: a seed; experts are filled with random numbers, and the model's own need no storage.
         memory: bytes of device memory that slots and all other weights may take; None is what is free there. A plan
             that needs more is refused, and capacity `auto` is as much as fits.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
@@ -68,7 +72,11 @@ def offload(
     with torch.inference_mode(False), torch.no_grad():
         layers = moe_layers(model)
         written = path is not None and path.exists()
-        if not written:
+        if random_experts is not None:
+            if path is not None:
+                raise PlanError("random experts lie in memory, not on disk")
+            check_attention(model, plan.weights.attention)
+        elif not written:
             for layer in layers:
                 check_storable(layer, plan.weights.experts)
             check_attention(model, plan.weights.attention)
@@ -81,13 +89,16 @@ def offload(
         if path is not None and written:
             store = open_slabs(path, model, layers, formats)
             accumulate = [layer.accumulate for layer in store.index.layers]
+        elif random_experts is not None:
+            accumulate = ["hidden"] * len(layers)
         else:
             accumulate = _accumulations(layers)
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
         if path is None:
-            store = ExpertStore(layers, formats[0], device=target)
+            fill = None if random_experts is None else partial(random_slabs, seed=random_experts)
+            store = ExpertStore(layers, formats[0], device=target, fill=fill)
         elif not written:
             write_slabs(path, model, layers, accumulate, formats, target)
             store = open_slabs(path, model, layers, formats)

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import compute, expert_forward, take_seat
+from engine.runtime.forced import ForcedRouting
 from engine.runtime.link import Link
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
@@ -64,6 +65,7 @@ class OffloadState:
         self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
         self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
         self._failure: str | None = None
+        self.forced: ForcedRouting | None = None  # whose choices replace the gates'
         self._hooks: list[RemovableHandle] = self._attach(model)
         self._fill()
 
@@ -136,6 +138,8 @@ class OffloadState:
 
     def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         experts, base = self.layers[layer].experts, layer * self.spec.experts
+        if self.forced is not None:
+            top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
         start = perf_counter_ns()
         routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
@@ -199,7 +203,9 @@ class OffloadState:
 
     def _look_ahead(self, layer: int, router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = next(iter((*args, *kwargs.values())))
-        self._lookahead[layer] = router_logits(self.layers[layer + self.spec.distance], hidden)
+        # Computed even if a trace says what to foresee: it takes time.
+        logits = router_logits(self.layers[layer + self.spec.distance], hidden)
+        self._lookahead[layer] = logits if self.forced is None else self.forced.lookahead(layer, self.spec.distance)
 
     def _begin_step(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)

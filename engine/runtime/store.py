@@ -20,15 +20,21 @@ class ExpertStore:
 
     Building it *moves* the experts out of the model: a parameter is copied into the buffer, quantised on the way
     if `weights` says so, and replaced by one without storage before the next one's turn, so there are never two
-    copies. `device` is where quantising is done. Raises
+    copies. `device` is where quantising is done. With `fill` nothing is moved:
+    it is called for each layer and fills slabs u8 [experts, bytes]. Raises
     PlanError for a weight format that the engine cannot serve, ModelError for a model without weights,
     HardwareError when the host's memory is too small.
     """
 
     def __init__(
-        self, layers: Sequence[MoeLayer], weights: str | None = None, *, device: torch.device | None = None
+        self,
+        layers: Sequence[MoeLayer],
+        weights: str | None = None,
+        *,
+        device: torch.device | None = None,
+        fill: Callable[[Layout, Tensor], None] | None = None,
     ) -> None:
-        for layer in layers:
+        for layer in layers if fill is None else ():
             check_storable(layer, weights)
         self.experts = max(layer.num_experts for layer in layers)
         self.layouts = [layout_of(layer.experts, weights) for layer in layers]
@@ -42,7 +48,10 @@ class ExpertStore:
         self._unpin: Callable[[], object] | None = None
         for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
             slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
-            _move(layer.experts, layout, slabs[:, : layout.bytes], device)
+            if fill is None:
+                _move(layer.experts, layout, slabs[:, : layout.bytes], device)
+            else:
+                fill(layout, slabs[:, : layout.bytes])
 
     @property
     def slab_bytes(self) -> int:

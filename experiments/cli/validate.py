@@ -5,12 +5,20 @@ from typing import Annotated
 
 import typer
 
-from tracekit.errors import TraceError
+from tracekit.errors import PlanError, TraceError
 
 
 def command(
     model: Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")],
-    prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}')],
+    prompts: Annotated[Path | None, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}')] = None,
+    routing: Annotated[
+        Path | None, typer.Option("--routing", help="instead of prompts: a trace that says which experts are chosen")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="with --routing: only the model's config.json is read")
+    ] = False,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="with --routing: so many steps of the trace")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="with --routing: of weights and tokens")] = 0,
     plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
     hardware: Annotated[
         str | None, typer.Option(help="profile that the simulator assumes; without it, this machine is measured first")
@@ -43,6 +51,9 @@ def command(
 ) -> None:
     """Run a plan in the engine and in the simulator; compare decisions, tokens and time. Exit code 1 if it fails.
 
+    With --routing and --random-weights, a model directory needs no weights: its shapes are filled with random numbers
+    and a recorded trace chooses the experts, so that decisions and time are compared without the checkpoint.
+
     Example: tracekit validate ./mixtral-mini --capacity 4/layer --prefetch gate --prompts prompts.jsonl
     """
     import msgspec
@@ -56,31 +67,52 @@ def command(
     if output is not None:
         check_output(output)
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
-    requests = read_prompts(prompts)
+    check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
+    requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
     link = emulated_link(emulate_link)
     from engine.runtime.memory import fit_checkpoint, parse_memory
+    from experiments.forced import validate_routing
     from experiments.validate import validate
+    from tracekit import Trace
 
     chosen = fit_checkpoint(
         model, chosen, dtype=dtype, device=device, limit=parse_memory(memory), on_disk=host == "disk"
     )
 
-    result = validate(
-        model,
-        chosen,
-        requests,
-        hardware=profile,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        device=device,
-        emulate_link=link,
-        host=host,
-        slabs=slabs,
-        threshold=threshold,
-        keep_trace=output,
-        progress=lambda text: typer.echo(f"{text} ...", err=True),
-    )
+    def progress(text: str) -> None:
+        typer.echo(f"{text} ...", err=True)
+
+    if routing is not None:
+        result = validate_routing(
+            model,
+            chosen,
+            Trace.open(routing),
+            hardware=profile,
+            steps=max_steps,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            emulate_link=link,
+            threshold=threshold,
+            progress=progress,
+        )
+    else:
+        result = validate(
+            model,
+            chosen,
+            requests,
+            hardware=profile,
+            max_new_tokens=max_new_tokens,
+            dtype=dtype,
+            device=device,
+            emulate_link=link,
+            host=host,
+            slabs=slabs,
+            threshold=threshold,
+            keep_trace=output,
+            progress=progress,
+        )
     if json:
         console.emit_json(msgspec.to_builtins(result))
     else:
@@ -89,7 +121,7 @@ def command(
             ("decision log entries", str(result.decisions.entries)),
             ("decision logs", "identical" if result.decisions.identical else str(result.decisions.first_difference)),
             ("tokens compared", str(result.tokens.compared)),
-            ("tokens", "identical" if result.tokens.identical else "DIFFERENT"),
+            ("tokens", token_verdict(result.tokens.compared, identical=result.tokens.identical)),
             ("hardware profile", time.hardware + (" (measured just now)" if time.calibrated_here else "")),
             ("link", "this machine's" if time.emulated_link is None else f"emulated, {time.emulated_link}"),
             ("experts lie", result.host),
@@ -106,6 +138,34 @@ def command(
         typer.echo(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def token_verdict(compared: int, *, identical: bool) -> str:
+    """Whether tokens agreed, where any were compared."""
+    return "not compared" if compared == 0 else "identical" if identical else "DIFFERENT"
+
+
+def check_inputs(
+    prompts: Path | None,
+    routing: Path | None,
+    *,
+    random_weights: bool,
+    host: str,
+    slabs: Path | None,
+    output: Path | None,
+) -> None:
+    """Refuse options that do not go together."""
+    if (prompts is None) == (routing is None):
+        raise PlanError("validate runs --prompts FILE, or a trace's routing: --routing T.trace --random-weights")
+    if (routing is not None) != random_weights:
+        raise PlanError(
+            "a trace's routing runs on random weights, and they on nothing else: give --routing T.trace "
+            "and --random-weights together"
+        )
+    if routing is not None and (host != "memory" or slabs is not None or output is not None):
+        raise PlanError(
+            "random weights lie in memory and their routing is a trace already: without --host, --slabs and --output"
+        )
 
 
 def check_output(output: Path) -> None:
