@@ -19,9 +19,19 @@ SATURATED = 0.95
 
 
 def advice(
-    trace: Trace, plan: Plan, done: Replayed, sizes: list[int], costs: Costs | None, time: Time | None
+    trace: Trace,
+    plan: Plan,
+    done: Replayed,
+    sizes: list[int],
+    costs: Costs | None,
+    time: Time | None,
+    *,
+    independent: bool | None = None,
 ) -> list[str]:
-    """Warnings about the trace, the capacity and the link. `sizes`: bytes of an expert per layer, empty if unknown."""
+    """Warnings about the trace, the capacity and the link. `sizes`: bytes of an expert per layer, empty if unknown.
+
+    `independent`: whether the routing looks so, where that is known already.
+    """
     warnings = [] if trace.batching is None else list(trace.batching.warnings)
     if not trace.manifest.complete:
         warnings.append("the trace is incomplete: its recording did not finish")
@@ -32,7 +42,7 @@ def advice(
         warnings.append("the trace has no decode steps: no tokens per second")
     elif tokens < FEW_TOKENS:
         warnings.append(f"only {tokens} decode tokens: the filling of the cache weighs more than the policy")
-    if looks_independent(trace):
+    if looks_independent(trace) if independent is None else independent:
         warnings.append("routing looks independent from token to token: no policy can gain from recency in it")
     warnings += [] if costs is None else list(costs.notes)
     warnings += cycle_warnings(trace, plan, done, sizes)

@@ -59,9 +59,14 @@ def conclude(study: Study, rows: pl.DataFrame) -> list[dict[str, Any]]:
 def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
     everyone = contestants(study, rows)
     real = [one for one in everyone if not one.needs_future]
-    fitting = [one for one in real if fits(one, study.max_device_bytes)]
+    memory = _memory(study, rows["hardware"][0])
+    fitting = [one for one in real if fits(one, study.max_device_bytes, memory)]
     if not fitting:
-        reason = "no plan was replayed on every trace" if not real else "no plan fits into max_device_bytes"
+        reason = (
+            "no plan was replayed on every trace"
+            if not real
+            else "no plan fits into max_device_bytes and the device's memory"
+        )
         return {"winner": None, "plan_toml": None, "statement": f"no winner: {reason}", "comparisons": [], "notes": []}
     winner = best(fitting)
     comparisons = against(study, winner, fitting)
@@ -147,9 +152,16 @@ def _about(plan: Plan) -> tuple[str, str, str, str]:
     return eviction, prefetch, plan.cache.capacity, weights + plan.compute.cpu_experts
 
 
-def fits(one: Contestant, limit: int | None) -> bool:
-    """Whether a plan is known to fit."""
-    return limit is None or (one.device_bytes is not None and one.device_bytes <= limit)
+def _memory(study: Study, hardware: str | None) -> int | None:
+    """The device's memory; None without a machine."""
+    return next((m.device.memory_bytes for m in study.machines if m is not None and m.name == hardware), None)
+
+
+def fits(one: Contestant, limit: int | None, memory: int | None) -> bool:
+    """Whether a plan fits into the limit and the device, as far as its size is known; a limit wants it known."""
+    if one.device_bytes is None:
+        return limit is None
+    return all(most is None or one.device_bytes <= most for most in (limit, memory))
 
 
 def best(fitting: Sequence[Contestant]) -> Contestant:
@@ -202,7 +214,7 @@ def notes(study: Study, fitting: Sequence[Contestant], comparisons: Sequence[Com
     if len({one.about[3] for one in fitting}) > 1:
         found.append("weight formats differ in quality, too, of which a replay knows nothing")
     if len({one.about[2] for one in fitting}) > 1 and study.max_device_bytes is None:
-        found.append("a larger cache wins where nothing limits it: max_device_bytes says what the device can spare")
+        found.append("a larger cache wins where it fits: max_device_bytes says what else the device has to hold")
     if comparisons:
         found.append(
             f"probabilities are corrected for {len(comparisons)} comparisons (Holm); the winner was chosen on the same "

@@ -104,7 +104,7 @@ def timed(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, done: Repla
     sized = bool(target.sizes)
     total, decode = (counts_of(done, phases, sized=sized) for phases in ([0, 1], [DECODE]))
     time = None if machine is None or costs is None else time_of(done, costs, machine, cell.shape)
-    warnings = advice(trace, plan, done, list(target.sizes), costs, time)
+    warnings = advice(trace, plan, done, list(target.sizes), costs, time, independent=bench.independent)
     course = bench.course
     row = _counted(total, decode) | {
         "hits_cache": total.hits_by.cache,

@@ -19,6 +19,7 @@ from policies.events import HIT_PREFETCHED, STREAM
 from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import StudyError
+from tracekit.stats.independence import looks_independent
 
 SHARED_LOOKUPS = 64_000_000
 """Up to this many chosen experts a routing's demand stays in memory, 12 bytes each, for all plans."""
@@ -86,6 +87,11 @@ class Bench:
         if self.trace.tokens * self.trace.layers * self.trace.top_k > SHARED_LOOKUPS:
             return None
         return self._shared.get((self.routing, "demand"), lambda: [compact(d) for d in iter_demand(self.trace)])
+
+    @property
+    def independent(self) -> bool | None:
+        """Whether the routing looks drawn anew for every token."""
+        return self._shared.get((self.routing, "independent"), lambda: looks_independent(self.trace))
 
     def beginning(self, pieces: int = 16) -> list[Demand]:
         """The first pieces of the routing's demand."""

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from engine.hardware import load_hardware
 from engine.plan import load_plan, plan_from_dict
 from engine.replay import replay
 from experiments.cli.main import run as cli
@@ -179,6 +180,9 @@ def test_the_winner_is_the_fastest_that_fits_and_needs_no_future(finished: Path)
     summary = json.loads((finished / "study.json").read_text())
     for setting in summary["settings"]:
         part = rows.filter((pl.col("hardware") == setting["hardware"]) & ~pl.col("needs_future"))
+        memory = load_hardware(setting["hardware"]).device.memory_bytes
+        part = part.filter(pl.col("device_bytes") <= memory)
+        assert setting["contestants"] + setting["too_large"] == 48
         time = part.group_by("plan").agg((pl.col("decode_tokens") / pl.col("tokens_per_second")).sum(), pl.len())
         best = time.filter(pl.col("len") == 2).sort("decode_tokens")
         assert setting["winner"] == best["plan"][0]
@@ -216,7 +220,9 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
             assert setting["too_large"] == (0 if limit is None else 2)
     none = study_from_dict(tables | {"max_device_bytes": "1MB"}, folder=folder)
     summary = run_study(none, tmp_path / "last", Threads(1))
-    assert summary["settings"][0]["statement"] == "no winner: no plan fits into max_device_bytes"
+    assert (
+        summary["settings"][0]["statement"] == "no winner: no plan fits into max_device_bytes and the device's memory"
+    )
     assert not (tmp_path / "last" / "winner.plan.toml").exists()
 
 
