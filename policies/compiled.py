@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,9 @@ def run(cache, eviction, prefetcher, batch, events):
     return decide(cache, eviction, prefetcher, batch, events)
 '''
 
+
+LOADING = threading.Lock()
+"""Held while a module of compiled code is made: threads may ask for the same one at once."""
 
 # A call would pass every array of the state through memory. numba's own inlining (inline="always") is not an option:
 # with it numba 0.68 compiles wrong code for `decide`.
@@ -201,8 +205,16 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
         modules, " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in (eviction, prefetcher))
     )
     name = f"tracekit_compiled_{digest[:32]}"
-    if name in sys.modules:
+    with LOADING:
+        if name not in sys.modules:
+            load_compiled(name, digest, eviction, prefetcher, modules)
         return sys.modules[name].run  # type: ignore[no-any-return]
+
+
+def load_compiled(
+    name: str, digest: str, eviction: type[Policy], prefetcher: type[Policy], modules: list[ModuleType]
+) -> None:
+    """Make the module `name`, whose `run` is compiled at its first call."""
     for module in modules:
         if module is not sys.modules[__name__]:
             for helper in helpers(module):
@@ -219,7 +231,6 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     shim = importlib.util.module_from_spec(spec)
     sys.modules[name] = shim
     spec.loader.exec_module(shim)
-    return shim.run  # type: ignore[no-any-return]
 
 
 def one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FunctionType
@@ -13,6 +14,8 @@ from typing import Any
 from policies.fields import Policy
 from tracekit.errors import PolicyError, did_you_mean
 
+LOADING = threading.Lock()
+"""Held while a policy file is read: threads may ask for the same one at once."""
 _EMPTY = inspect.Parameter.empty
 
 EVICTION = {
@@ -139,6 +142,17 @@ def load_path(name: str) -> Any:
     except OSError as error:
         raise PolicyError(f"policy file {path}: {error.strerror or error}") from error
     module_name = f"tracekit_policy_{path.stem}_{hashlib.sha256(source).hexdigest()[:16]}"
+    with LOADING:
+        _load(module_name, path, source)
+    try:
+        return getattr(sys.modules[module_name], attribute)
+    except AttributeError:
+        classes = [key for key, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
+        raise PolicyError(f"policy file {path} has no class {attribute!r}{did_you_mean(attribute, classes)}") from None
+
+
+def _load(module_name: str, path: Path, source: bytes) -> None:
+    """Make the module of a policy file, once."""
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None
@@ -150,8 +164,3 @@ def load_path(name: str) -> Any:
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise PolicyError(f"policy file {path}: {type(error).__name__}: {error}") from error
-    try:
-        return getattr(sys.modules[module_name], attribute)
-    except AttributeError:
-        classes = [key for key, value in vars(sys.modules[module_name]).items() if isinstance(value, type)]
-        raise PolicyError(f"policy file {path} has no class {attribute!r}{did_you_mean(attribute, classes)}") from None

@@ -157,3 +157,25 @@ def test_an_unusable_cache_directory_is_no_obstacle(name: str, tmp_path: Path, m
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / name))
     (cache_directory() / "probe").write_text("writable")
+
+
+def test_threads_may_ask_for_the_same_policy_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every thread gets a whole kernel, and the same one, of a policy file that none has read before."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    from policies.compiled import compiled_decide
+    from policies.prefetch.none import NoPrefetch
+    from policies.registry import eviction_policy
+
+    monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / "cache"))
+    source = (ROOT / "policies" / "eviction" / "fifo.py").read_text() + f"\n# {tmp_path}\n"
+    (tmp_path / "mine.py").write_text(source)
+    together = Barrier(8)
+
+    def ask(_: int) -> object:
+        together.wait()
+        return compiled_decide(eviction_policy(f"{tmp_path}/mine.py:Fifo"), NoPrefetch)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(map(id, pool.map(ask, range(8))))) == 1
