@@ -199,7 +199,7 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
     tables = {
         "traces": "a.trace",
         "regret": 0,
-        "grid": {"capacity": ["2/layer", "7/layer"], "eviction": ["lru", "lfu"], "hardware": "t4"},
+        "grid": {"capacity": ["2/layer", "7/layer"], "eviction": ["lru", "lfu"], "hardware": "h100"},
     }
     tables["grid"] |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}  # type: ignore[operator]
     (group, other, *_) = groups(cells_of(study_from_dict(tables, folder=folder)))[::2]
