@@ -58,7 +58,7 @@ def test_killed_at_any_moment_a_recording_resumes_to_the_same_rows(model, tmp_pa
             np.testing.assert_array_equal(array, resumed[column], err_msg=f"{name} {column}")
     # The moments are spread: some recordings had written nothing, some a part.
     assert sum(0 < kept < len(whole["step"]) for kept in report["kept"]) > 0
-    assert report["finished"] < MOMENTS / 2
+    assert report["finished"] < 0.7 * MOMENTS
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_can_be_read(model, tmp_path):
