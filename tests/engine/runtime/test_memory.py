@@ -129,17 +129,17 @@ print(loaded, status("VmHWM") - before, status("VmRSS") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to reset the peak")
-@pytest.mark.parametrize(("word", "host"), [("none", "memory"), ("hqq-4bit", "memory"), ("none", "disk")])
+@pytest.mark.parametrize(("word", "host"), [("none", "memory"), ("hqq-8bit", "disk")])
 def test_there_are_never_two_copies_of_a_model(word: str, host: str, tmp_path: Path) -> None:
-    """Peak resident memory of loading and offloading, of a model of some 70 MB, in a process of its own."""
+    """Peak resident memory of loading and offloading, of a model of some 40 MB, in a process of its own."""
     if word != "none":
         pytest.importorskip("hqq.core.quantize")
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_local_experts": 16}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_local_experts": 16}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2, "vocab_size": 2048}
     folder = tmp_path / "model"
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).to(torch.bfloat16)
     size = sum(parameter.nbytes for parameter in model.parameters())
-    assert 60e6 < size < 90e6
+    assert 30e6 < size < 50e6
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((CHECKPOINTS / NAMES[0] / name).read_bytes())
