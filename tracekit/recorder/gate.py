@@ -89,12 +89,14 @@ def find_gate(
     *,
     width: int = 0,
     reader: Reader | None = None,
+    chosen: tuple[int, ...] = (),
 ) -> tuple[Gate, str]:
     """The gate of `router` and its score function: "softmax", "sigmoid" or "unknown".
 
     Both are found by running the router on a few fixed random rows [8, hidden], so no family is named here; a
     router on the meta device cannot be run and gets the form "output" and an unknown score function. `reader`
-    gives (ids, weights) of what the router returns, where it does not return them as they are.
+    gives (ids, weights) of what the router returns, where it does not return them as they are, and `chosen` the
+    places in the output that it reads.
     """
     weight, bias = _projection(router, width or num_experts, hidden)
     gate = Gate(router, block, num_experts, weight, bias, width=width if width > num_experts else 0)
@@ -108,7 +110,7 @@ def find_gate(
             probe = _run(gate, rows)
         if probe is None:
             return (gate if weight is None else replace(gate, form="linear")), "unknown"
-        place = _place(gate, *probe)
+        place = _place(gate, *probe, chosen)
         if place:  # not the first candidate
             gate = replace(gate, at=place)
             probe = _run(gate, rows)
@@ -134,12 +136,16 @@ def find_gate(
 
 
 def probe_rows(router: nn.Module, hidden: int, dtype: torch.dtype) -> Tensor | None:
-    """A few fixed random rows [8, hidden] where the router is; None on the meta device."""
-    first = next(router.parameters(), None)
-    if first is None or first.is_meta:
+    """A few fixed random rows [8, hidden] where the router runs; None on the meta device, where nothing does."""
+    device = next((parameter.device for parameter in router.parameters()), torch.device("meta"))
+    if device.type == "meta":  # unless the weights are elsewhere only while they rest
+        hooks = (getattr(module, "_hf_hook", None) for module in router.modules())  # accelerate's
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        device = next((torch.device(found) for found in devices if found is not None), device)
+    if device.type == "meta":
         return None
     rows = torch.randn(PROBE_TOKENS, hidden, generator=torch.Generator().manual_seed(0))
-    return rows.to(device=first.device, dtype=dtype)
+    return rows.to(device=device, dtype=dtype)
 
 
 def run_router(router: nn.Module, block: nn.Module, rows: Tensor) -> Iterator[tuple[Tensor, object]]:
@@ -170,21 +176,25 @@ def _wider(gate: Gate, rows: Tensor) -> int:
     return 0
 
 
-def _place(gate: Gate, rows: Tensor, logits: Tensor, output: object) -> int | None:
+def _place(gate: Gate, rows: Tensor, logits: Tensor, output: object, chosen: tuple[int, ...]) -> int | None:
     """Where in the output the logits are: the router's projection, where that is one of several candidates."""
-    if gate.weight is None or not isinstance(output, tuple | list):
+    if not isinstance(output, tuple | list):
         return None
+    candidates = []
     for place in range(len(output)):
         found = replace(gate, at=place).logits_of(output)
-        if found is not None and found.shape == logits.shape:
-            projected = gate._linear(rows.to(gate.weight.dtype), in_float=True)
+        if place not in chosen and found is not None and found.shape == logits.shape:
+            candidates.append((place, found))
+    if gate.weight is not None and not gate.weight.is_meta:
+        projected = gate._linear(rows.to(gate.weight.dtype), in_float=True)
+        for place, found in candidates:
             if torch.allclose(found.float(), projected, atol=_TOLERANCE):
                 return place
-    return None
+    return candidates[0][0] if candidates else None
 
 
 def _same(gate: Gate, rows: Tensor, logits: Tensor, *, in_float: bool) -> bool:
-    if gate.weight is None:
+    if gate.weight is None or gate.weight.is_meta:
         return False
     try:
         return torch.equal(gate._linear(rows, in_float=in_float).float(), logits.float())

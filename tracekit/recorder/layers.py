@@ -190,15 +190,23 @@ def _other_layer(index: int, name: str, number: int, block: nn.Module, model: nn
     hidden, config = int(_projections(router)[-1].shape[1]), text_config(model)
     with torch.no_grad():
         rows = probe_rows(router, hidden, model_dtype(model))
+        if rows is None:
+            raise ModelError(f"{name} has no weights (meta device): load the model before it is recorded")
         choice, observed = _find_choice(block, router, rows, choices)
         top_k = stated_top_k(count, router, block) or observed or stated_top_k(count, config)
-        if rows is not None and (choice is None or not top_k):
+        if choice is None or not top_k:
             raise ModelError(f"{name}: what the router {type(router).__name__} chooses shows nowhere")
-        choice, top_k = choice or CALL, top_k or 1  # on the meta device, where nothing can be run
         gate, score = find_gate(
-            router, block, count, hidden, model_dtype(model), width=choices, reader=_reader(choice, top_k, choices)
+            router,
+            block,
+            count,
+            hidden,
+            model_dtype(model),
+            width=choices,
+            reader=_reader(choice, top_k, choices),
+            chosen=choice.at,
         )
-        if score == "unknown" and rows is not None and choice.where == "experts":
+        if score == "unknown" and choice.where == "experts":
             score = _observed_score(block, rows, gate)
     return MoeLayer(
         index=index,
@@ -217,11 +225,11 @@ def _other_layer(index: int, name: str, number: int, block: nn.Module, model: nn
     )
 
 
-def _find_choice(block: nn.Module, router: nn.Module, rows: Tensor | None, choices: int) -> tuple[Choice | None, int]:
+def _find_choice(block: nn.Module, router: nn.Module, rows: Tensor, choices: int) -> tuple[Choice | None, int]:
     """Where the choice shows, and top-k as a few rows show it; 0 where they do not."""
     experts = _experts(block)
     takes_pairs = experts is not None and len(signature(experts.forward).parameters) >= 3
-    for _, output in () if rows is None else run_router(router, block, rows):
+    for _, output in run_router(router, block, rows):
         found = find_choice(output, PROBE_TOKENS, choices)
         if found is not None and (found[0].form != "pairs" or not takes_pairs):
             return found

@@ -111,3 +111,18 @@ def test_a_saved_model_is_loaded_as_what_generates_text(package, found, tokenize
         for model, name in ((saved, "a"), (loaded, "b"))
     ]
     assert (traces[0].experts == traces[1].experts).all()
+
+
+@pytest.mark.parametrize("package", ["olmoe", "deepseek_v3", "zaya", "switch_transformers", "nllb_moe"])
+def test_weights_that_rest_elsewhere_record_the_same(package, found, tmp_path):
+    """A model whose weights accelerate brings to the device layer by layer, as device_map does with part of them."""
+    accelerate = pytest.importorskip("accelerate")
+    model = build(package, found[package])
+    prompts = [Prompt(id="a", prompt="5 6 7 8"), Prompt(id="b", prompt="9 10 3")]
+    options = RecordOptions(max_new_tokens=4, batch_size=2, logits=True)
+    one = exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / "resident", options))
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    two = exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / "offloaded", options))
+    assert one.manifest.score_function == two.manifest.score_function
+    for column in ("token_id", "experts", "weights", "logits"):
+        assert (getattr(one, column) == getattr(two, column)).all(), column
