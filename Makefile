@@ -23,7 +23,7 @@ bench: $(READY)
 # constraints.txt holds the exact versions that were tested; pyproject.toml the ranges that users may choose from.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,report,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,report,cluster,dev]'
 	touch $@
 
 clean:

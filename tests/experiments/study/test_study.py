@@ -182,7 +182,7 @@ def test_the_winner_is_the_fastest_that_fits_and_needs_no_future(finished: Path)
         part = rows.filter((pl.col("hardware") == setting["hardware"]) & ~pl.col("needs_future"))
         memory = load_hardware(setting["hardware"]).device.memory_bytes
         part = part.filter(pl.col("device_bytes") <= memory)
-        assert setting["contestants"] + setting["too_large"] == 48
+        assert setting["contestants"] + setting["too_large"] == 60
         time = part.group_by("plan").agg((pl.col("decode_tokens") / pl.col("tokens_per_second")).sum(), pl.len())
         best = time.filter(pl.col("len") == 2).sort("decode_tokens")
         assert setting["winner"] == best["plan"][0]

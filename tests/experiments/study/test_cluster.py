@@ -1,0 +1,103 @@
+"""Dask: the same bytes as threads leave, whoever dies or joins meanwhile."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.cli.main import run as cli
+from experiments.study import Threads, load_study, run_study
+from tests.helpers.traces import make_trace, random_experts
+from tracekit.errors import StudyError
+
+pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moe-tracekit[cluster]'")
+
+from experiments.study.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[3]
+TOML = """
+traces = "a.trace"
+regret = 1
+[grid]
+capacity = ["2/layer", "4/layer", "50%"]
+eviction = ["lru", "lfu", "fifo"]
+prefetch = ["none", "popular"]
+weights = "hqq-2bit"
+hardware = ["rtx3060", "t4"]
+model_shape = "mixtral-8x7b"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("cluster")
+    tokens = 90
+    make_trace(
+        place / "a.trace",
+        random_experts(np.random.default_rng(1), tokens, layers=3),
+        num_experts=8,
+        request=np.arange(tokens) % 8,
+        phase=(np.arange(tokens) >= 8).astype(np.uint8),
+    )
+    (place / "study.toml").write_text(TOML)
+    run_study(load_study(place / "study.toml"), place / "threads", Threads(2), source=TOML)
+    return place
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_no_scheduler_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.study.cluster.CONNECT_S", 0.3)
+    with pytest.raises(StudyError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        run_study(load_study(folder / "study.toml"), tmp_path / "out", Cluster("tcp://127.0.0.1:9"))
+
+
+def test_a_local_cluster_leaves_the_same_bytes(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    command = ["study", str(folder / "study.toml"), "--output", str(tmp_path / "out"), "--dask", "local"]
+    assert cli([*command, "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 0
+    assert contents(tmp_path / "out") == contents(folder / "threads")
+
+
+def test_workers_die_and_join(folder: Path, tmp_path: Path) -> None:
+    """One worker is killed at its first task and another joins: the study ends as if nothing had been."""
+    scheduler_file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(scheduler_file)]
+    work = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(scheduler_file)]
+    work += ["--nworkers", "1", "--nthreads", "1", "--no-dashboard", "--no-nanny", "--local-directory", str(tmp_path)]
+    quiet: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([*dask, "--port", "0", "--no-dashboard"], **quiet)]
+    try:
+        deadline = time.monotonic() + 60
+        while not scheduler_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = json.loads(scheduler_file.read_text())["address"]
+        victim = subprocess.Popen(work, **quiet)
+        running.append(victim)
+
+        class Unlucky(Cluster):
+            """Kills a worker and starts another as soon as something has been computed."""
+
+            def run(self, work_: Any, items: Any) -> Any:
+                for found in super().run(work_, items):
+                    if victim.poll() is None:
+                        victim.send_signal(signal.SIGKILL)
+                        running.append(subprocess.Popen(work, **quiet))
+                    yield found
+
+        run_study(load_study(folder / "study.toml"), tmp_path / "out", Unlucky(address), source=TOML)
+        assert len(running) == 3 and victim.wait() == -signal.SIGKILL
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert contents(tmp_path / "out") == contents(folder / "threads")
