@@ -85,7 +85,7 @@ def rows() -> list[Row]:
         f"{possible_speedup():.2f}x as fast as one after the other",
         file=sys.stderr,
     )
-    # A pass takes a fixed time and one that grows with the trace; by the processor's clock: others' load hardly moves it.
+    # A pass takes a fixed time and one that grows with the trace; others' load hardly moves the processor's clock.
     per_step = (processor[1] - processor[0]) / (LONG - SHORT)
     fixed = processor[0] - per_step * SHORT
     minutes = PLANS * (fixed + per_step * LOOKUPS / (LAYERS * TOP_K)) / 2 / 60
