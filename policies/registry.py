@@ -97,7 +97,7 @@ def checked(kind: str, name: str, found: Any, base: type[Policy]) -> type[Any]:
     """`found`, if it is a class derived from `base`, reads what there is, and has the hooks that the kernel calls."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PolicyError(f"{kind} policy {name!r} is not a subclass of {base.__module__}.{base.__name__}")
-    problem = reads_problem(found, base) or hook_problem(found, base)  # type: ignore[arg-type]  # classes are hashable
+    problem = reads_problem(found, base) or hook_problem(found, base)
     if problem:
         raise PolicyError(f"{kind} policy {name!r}: {problem}")
     return found
@@ -116,9 +116,13 @@ def hooks(base: type[Policy]) -> dict[str, FunctionType]:
     return {name: function for name, function in functions.items() if not name.startswith("_")}
 
 
-@cache
 def hook_problem(policy: type[Policy], base: type[Policy]) -> str:
     """What keeps compiled code from calling a hook of `policy`, or "". It is compared by names, not by position."""
+    return _hook_problem(policy, base)  # type: ignore[arg-type]  # classes are hashable
+
+
+@cache
+def _hook_problem(policy: type[Policy], base: type[Policy]) -> str:
     for name, original in hooks(base).items():
         right = f"def {name}({', '.join(inspect.signature(original).parameters)})"
         own = inspect.getattr_static(policy, name)
