@@ -64,6 +64,11 @@ def offload(
     """
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
+    if plan.compute.cpu_experts != "never":
+        raise PlanError(
+            f"compute.cpu_experts = {plan.compute.cpu_experts!r}: the engine has no CPU lane, only the simulator; "
+            'set it to "never"'
+        )
     target = _device(model, device)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")

@@ -29,6 +29,10 @@ def command(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Record from the engine, offloading by this plan: models larger than --device."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace at OUTPUT.")] = False,
     score: Annotated[bool, typer.Option("--score", help="Route the given text, generate nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -71,7 +75,7 @@ def command(
         raise TraceError(f"{output} exists: choose another name, remove it, or continue it with --resume")
     if not output.absolute().parent.is_dir():
         raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
-    summary = _run(model, requests, output, options, dtype, device, trust_remote_code)
+    summary = _run(model, requests, output, options, dtype, device, trust_remote_code, plan)
     if json:
         console.emit_json(summary)
     else:
@@ -79,7 +83,14 @@ def command(
 
 
 def _run(
-    model: str, requests: "list[Prompt]", output: Path, options: object, dtype: str, device: str, trust: bool
+    model: str,
+    requests: "list[Prompt]",
+    output: Path,
+    options: object,
+    dtype: str,
+    device: str,
+    trust: bool,
+    plan: Path | None = None,
 ) -> dict[str, object]:
     try:
         import torch  # noqa: F401
@@ -92,11 +103,21 @@ def _run(
     from tracekit.recorder.recorder import record
 
     assert isinstance(options, RecordOptions)
-    loaded, tokenizer = load_model(model, dtype, device, trust)
+    if plan is not None:
+        from engine.plan import load_plan
+        from engine.runtime import offload, offloaded
+        from tracekit.recorder.models import parse_device
+
+        chosen, target = load_plan(plan), parse_device(device)
+    loaded, tokenizer = load_model(model, dtype, device if plan is None else "cpu", trust)
     before = load_manifest(output).tokens if options.resume and (output / "manifest.json").exists() else 0
     start = time.perf_counter()
     try:
-        with _meter("recording") as report:
+        with ExitStack() as stack:
+            if plan is not None:
+                offload(loaded, chosen, device=str(target))
+                stack.enter_context(offloaded(loaded))
+            report = stack.enter_context(_meter("recording"))
             record(loaded, tokenizer, requests, output, options, report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the finished shards of {output} are kept; continue with --resume") from None

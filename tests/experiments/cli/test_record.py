@@ -90,6 +90,30 @@ def test_scores_and_prints_a_table(model, prompts, tmp_path, capsys):
     assert Trace.open(output).tokens == 4
 
 
+def test_the_offloading_engine_is_recorded_as_the_model_itself(model, prompts, tmp_path, capsys):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('cache.capacity = "2/layer"\nprefetch.predictor = "gate"\n')
+    arguments = [
+        "record",
+        str(model),
+        "--prompts",
+        str(prompts),
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+        "--logits",
+    ]
+    assert run([*arguments, "--output", str(tmp_path / "whole")]) == 0
+    assert run([*arguments, "--output", str(tmp_path / "parts"), "--plan", str(plan)]) == 0
+    whole, parts = Trace.open(tmp_path / "whole"), Trace.open(tmp_path / "parts")
+    assert (whole.experts == parts.experts).all() and (whole.token_id == parts.token_id).all()
+    assert (whole.logits == parts.logits).all() and (whole.weights == parts.weights).all()
+    plan.write_text('cache.capacity = "2/layer"\ncompute.cpu_experts = "auto"\n')
+    assert run([*arguments, "--output", str(tmp_path / "no"), "--plan", str(plan)]) == 2
+    assert "no CPU lane" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path):
     arguments = ["record", str(model), "--prompts", str(prompts), "--max-new-tokens", "2"]
     assert run([*arguments, "--output", str(tmp_path / "a"), "--temperature", "2", "--seed", "4"]) == 0
