@@ -1,5 +1,6 @@
 """Bounds: what clairvoyant decisions would allow at a plan's capacity."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -16,7 +17,19 @@ from tracekit import Trace
 from tracekit.demand import Demand
 
 
-def find_bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape | None, done: Replayed) -> Bounds:
+def bounds_passes(*, timed: bool) -> int:
+    """How many replays the bounds take, beside the plan's own; the second only if there are decode steps."""
+    return 2 if timed else 1
+
+
+def find_bounds(
+    trace: Trace,
+    plan: Plan,
+    costs: Costs | None,
+    shape: ModelShape | None,
+    done: Replayed,
+    progress: Callable[[int], object] | None = None,
+) -> Bounds:
     """The bounds beside `done`, the finished pass of `plan`.
 
     The bound on hits is Belady's decisions with bypassing on the trace as it is. The fewest copies in all are not the
@@ -26,13 +39,13 @@ def find_bounds(trace: Trace, plan: Plan, costs: Costs | None, shape: ModelShape
     clairvoyant = msgspec.structs.replace(
         plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
     )
-    best = run(trace, clairvoyant, shape=shape)
+    best = run(trace, clairvoyant, shape=shape, progress=progress)
     hits = int(best.kinds[:, : HIT_PREFETCHED + 1].sum())
     lookups = hits + int(best.kinds[:, LOAD].sum() + best.kinds[:, STREAM].sum())
     link = compute = None
     tokens = int(done.tokens[DECODE])
     if costs is not None and done.timeline is not None and tokens:
-        free = run(trace, clairvoyant, costs, shape, timed=False, reshape=free_prefill)
+        free = run(trace, clairvoyant, costs, shape, progress=progress, timed=False, reshape=free_prefill)
         copies = float(free.copy_ns[DECODE]) * costs.scale
         work = float(done.timeline.spent[DECODE, :STALLS].sum()) * costs.scale
         link = tokens / (copies / 1e9) if copies else None

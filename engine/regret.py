@@ -31,8 +31,11 @@ from tracekit import Trace
 from tracekit.demand import Demand
 
 LATE = CAUSES.index("late_prefetch")
-PASSES = 6
-"""Replays that a regret takes at most, beside the plan's own."""
+
+
+def regret_passes(plan: Plan) -> int:
+    """How many replays a regret takes, beside the plan's own."""
+    return 4 if plan.prefetch.predictor == "none" else 6
 
 
 def find_regret(

@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from engine.advice import advice, fit_warnings
-from engine.bounds import find_bounds
+from engine.bounds import bounds_passes, find_bounds
 from engine.estimates import find_estimates
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
-from engine.regret import find_regret
+from engine.regret import find_regret, regret_passes
 from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
@@ -46,7 +46,7 @@ def replay(
         shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
-        progress: called with the number of tokens of each finished piece.
+        progress: called with the number of tokens of each finished piece of each pass (see `replay_passes`).
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
         log: the steps, by running number from 0, whose course the timeline logs.
@@ -71,16 +71,14 @@ def replay(
     total = counts_of(done, [0, 1], sized=bool(sizes))
     time = None if machine is None or costs is None else time_of(done, costs, machine, model)
     warnings = advice(trace, plan, done, sizes, costs, time)
-    lookups = trace.tokens * trace.layers * trace.top_k
-    if bounds is None and lookups > BOUNDED_LOOKUPS:
+    if bounds is None and not is_bounded(trace, bounds):
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
-        bounds = False
-    best = None if bounds is False else find_bounds(trace, plan, costs, model, done)
+    best = find_bounds(trace, plan, costs, model, done, progress) if is_bounded(trace, bounds) else None
     regret = None
     if best is not None and machine is not None and costs is not None:
-        regret = find_regret(trace, plan, costs, machine, model, done)
+        regret = find_regret(trace, plan, costs, machine, model, done, progress)
     estimates = None
     if machine is not None and costs is not None:
         estimates = find_estimates(trace, plan, costs, machine, model, done)
@@ -95,6 +93,18 @@ def replay(
         warnings=warnings,
         provenance=_provenance(trace, plan, machine, model),
     )
+
+
+def is_bounded(trace: Trace, asked: bool | None) -> bool:
+    """Whether a replay computes bounds and regret: as asked, or if nobody did, where the trace is not too long."""
+    return trace.tokens * trace.layers * trace.top_k <= BOUNDED_LOOKUPS if asked is None else asked
+
+
+def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None) -> int:
+    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret."""
+    if not is_bounded(trace, bounds):
+        return 1
+    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed else 0)
 
 
 def counts_of(done: Replayed, phases: list[int], *, sized: bool) -> Counts:

@@ -15,7 +15,7 @@ from engine.plan import load_plan
 from engine.replay import replay
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
-from experiments.cli.replay import timeline_window
+from experiments.timeline import timeline_window
 from tracekit import Trace
 from tracekit.demand import step_starts
 

@@ -8,18 +8,28 @@ events (`X`), flow events (`s`, `f`) and metadata (`M`); times are microseconds,
 import gzip
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.passes import Replayed
+from engine.plan import Plan
 from engine.simulator import log
+from engine.simulator.timeline import CAUSES
 from policies.events import HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
-from tracekit.durable import reporting, write_synced
-from tracekit.errors import TraceError
+from tracekit import Trace
+from tracekit.demand import step_starts
+from tracekit.durable import check_place, reporting, write_synced
+from tracekit.errors import PlanError
 
-VISITS, COMPUTE, CPU, DISK, LINK = range(5)  # lanes, top to bottom; a second copy engine has the lane LINK + 1
+STEPS = 4  # in a timeline that nobody chose the steps of
+MOST_STEPS = 2_000  # viewers hold no more
+
+PROCESS = 1  # not 0: to viewers that is the idle process, and its thread 0 the idle thread
+VISITS, COMPUTE, CPU, DISK, LINK = range(1, 6)  # lanes, top to bottom; a second copy engine has the lane LINK + 1
 LANES = {VISITS: "visits", COMPUTE: "compute stream", CPU: "CPU", DISK: "disk"}
 LANE_OF = {log.CPU_EXPERT: CPU, log.DISK_READ: DISK}
 NAMES = {
@@ -51,7 +61,7 @@ def events_of(
         causes: names of the stalls that `WAIT` rows number.
         step_ids: the trace's own number of each step.
     """
-    events = [_metadata("process_name", 0, name="simulated machine")]
+    events = [_metadata("process_name", VISITS, name="simulated machine")]
     engines = int(rows[:, log.ENGINE].max(initial=0)) + 1
     lanes = LANES | {LINK + n: "link" if engines == 1 else f"link, engine {n}" for n in range(engines)}
     for lane, name in lanes.items():
@@ -74,12 +84,37 @@ def write_timeline(path: str | os.PathLike[str], events: list[dict[str, Any]], a
     `about` goes into the file's metadata. Raises TraceError when the file cannot be written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise TraceError(f"cannot write a timeline to {target}: it is a directory; name a file")
+    check_place(target)
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ns", "otherData": about}, separators=(",", ":"))
     data = gzip.compress(text.encode(), mtime=0) if target.suffix == ".gz" else text.encode()
     with reporting(target):
         write_synced(target, lambda file: file.write(data))
+
+
+def timeline_window(text: str | None, steps: int) -> range:
+    """`A:B` as the steps from A to B (excluded) of a trace with so many, by running number; None: some in the middle.
+
+    Raises PlanError.
+    """
+    if text is None:
+        first = max(0, steps // 2 - STEPS // 2)
+        return range(first, min(first + STEPS, steps))
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    window = range(0) if match is None else range(int(match[1]), min(int(match[2]), steps))
+    if not window:
+        raise PlanError(f"steps {text!r} of the timeline: give A:B with 0 <= A < B; the trace has {steps} steps")
+    if len(window) > MOST_STEPS:
+        raise PlanError(f"steps {text!r} of the timeline: at most {MOST_STEPS} steps, viewers hold no more")
+    return window
+
+
+def save_timeline(path: Path, trace: Trace, done: Replayed, plan: Plan, hardware: str | None) -> None:
+    """Write what the timeline of a finished, timed replay logged. Raises TraceError when that is not possible."""
+    assert done.timeline is not None
+    step_ids = trace.step[step_starts(trace.step)[:-1]]
+    events = events_of(done.timeline.log, trace.layers, trace.num_experts, CAUSES, step_ids)
+    about = {"trace": str(trace.path), "trace_digest": trace.digest, "hardware": hardware, "plan": plan.to_toml()}
+    write_timeline(path, events, about)
 
 
 def _lane(row: list[int]) -> int:
@@ -125,7 +160,7 @@ def _arrows(rows: np.ndarray) -> Iterator[dict[str, Any]]:
             arrived[row[log.KEY]] = row
         elif row[log.WHAT] == log.EXPERT and row[log.KEY] in arrived:
             copy = arrived.pop(row[log.KEY])
-            flow = {"name": "load", "cat": "load", "id": number, "pid": 0}
+            flow = {"name": "load", "cat": "load", "id": number, "pid": PROCESS}
             # A flow binds to the slice that holds its instant; a slice does not hold its own end.
             yield flow | {"ph": "s", "tid": _lane(copy), "ts": max(copy[log.BEGIN], copy[log.END] - 1) / 1000}
             yield flow | {"ph": "f", "bp": "e", "tid": COMPUTE, "ts": row[log.BEGIN] / 1000}
@@ -137,7 +172,7 @@ def _slice(lane: int, name: str, row: list[int], about: dict[str, Any]) -> dict[
     return {
         "ph": "X",
         "name": name,
-        "pid": 0,
+        "pid": PROCESS,
         "tid": lane,
         "ts": begin / 1000,
         "dur": (end - begin) / 1000,
@@ -146,4 +181,4 @@ def _slice(lane: int, name: str, row: list[int], about: dict[str, Any]) -> dict[
 
 
 def _metadata(what: str, lane: int, **values: Any) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": 0, "tid": lane, "args": values}
+    return {"ph": "M", "name": what, "pid": PROCESS, "tid": lane, "args": values}

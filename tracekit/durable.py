@@ -27,6 +27,14 @@ def write_synced(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.close(directory)
 
 
+def check_place(path: Path) -> None:
+    """Raise TraceError if no file can be written at `path`: better known before the work that is to be kept in it."""
+    if path.is_dir():
+        raise TraceError(f"cannot write {path}: it is a directory; name a file")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise TraceError(f"cannot write {path}: {path.parent} is no directory that can be written to")
+
+
 def lock_directory(directory: Path) -> int | None:
     """Hold `directory` against a second writer while this process lives; None where that is not possible."""
     try:

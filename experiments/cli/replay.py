@@ -1,20 +1,11 @@
 """`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from engine.passes import Replayed
-    from engine.plan import Plan
-    from tracekit import Trace
-
-TIMELINE_STEPS = 4
-MOST_TIMELINE_STEPS = 2_000
 
 
 def command(
@@ -76,11 +67,12 @@ def command(
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
     from engine.eventlog import EventLog
-    from engine.replay import replay
+    from engine.replay import replay, replay_passes
     from experiments.cli import console
     from experiments.cli.plans import plan_from_options
     from tracekit import Trace
     from tracekit.demand import step_starts
+    from tracekit.durable import check_place
     from tracekit.errors import PlanError
 
     if arrival_rate is not None and batch is None:
@@ -98,6 +90,9 @@ def command(
         staging=staging,
         weights=weights,
     )
+    for path in (steps, timeline):
+        if path is not None:
+            check_place(path)
     opened = Trace.open(trace)
     if batch is not None:
         from tracekit.batched import batched
@@ -107,7 +102,11 @@ def command(
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
-    window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
+    window = None
+    if timeline is not None:
+        from experiments.timeline import save_timeline, timeline_window
+
+        window = timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
     listeners, finished = [], []
     with ExitStack() as stack:
         if events is not None:
@@ -120,7 +119,8 @@ def command(
             finished.append(lambda done: step_log.write(steps, done))
         if timeline is not None:
             finished.append(lambda done: save_timeline(timeline, opened, done, chosen, hardware))
-        advance = stack.enter_context(console.progress("replaying", 2 * opened.tokens))
+        passes = replay_passes(opened, chosen, timed=hardware is not None, bounds=bounds)
+        advance = stack.enter_context(console.progress("replaying", passes * opened.tokens))
         result = replay(
             opened,
             chosen,
@@ -150,32 +150,3 @@ def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | N
             function(*arguments)
 
     return call if functions else None
-
-
-def timeline_window(text: str | None, steps: int) -> range:
-    """`A:B` as the steps from A to B (excluded) of a trace with so many. Raises PlanError."""
-    from tracekit.errors import PlanError
-
-    if text is None:
-        first = max(0, steps // 2 - TIMELINE_STEPS // 2)
-        return range(first, min(first + TIMELINE_STEPS, steps))
-    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
-    window = range(0) if match is None else range(int(match[1]), min(int(match[2]), steps))
-    if not window:
-        raise PlanError(f"--timeline-steps {text!r}: give A:B with 0 <= A < B; the trace has {steps} steps")
-    if len(window) > MOST_TIMELINE_STEPS:
-        raise PlanError(f"--timeline-steps {text!r}: at most {MOST_TIMELINE_STEPS} steps, viewers hold no more")
-    return window
-
-
-def save_timeline(path: Path, trace: "Trace", done: "Replayed", plan: "Plan", hardware: str | None) -> None:
-    """Write what the timeline of a finished replay logged."""
-    from engine.simulator.timeline import CAUSES
-    from experiments.timeline import events_of, write_timeline
-    from tracekit.demand import step_starts
-
-    assert done.timeline is not None
-    step_ids = trace.step[step_starts(trace.step)[:-1]]
-    events = events_of(done.timeline.log, trace.layers, trace.num_experts, CAUSES, step_ids)
-    about = {"trace": str(trace.path), "trace_digest": trace.digest, "hardware": hardware, "plan": plan.to_toml()}
-    write_timeline(path, events, about)

@@ -10,7 +10,7 @@ import pytest
 from engine import replay as replays
 from engine.hardware import load_hardware
 from engine.plan import Plan, plan_from_dict
-from engine.replay import replay, run
+from engine.replay import replay, replay_passes, run
 from engine.result import Result
 from engine.simulator.costs import model_costs
 from engine.stack import lru_curve
@@ -157,6 +157,18 @@ def test_progress_counts_every_token(trace: Trace) -> None:
     counted: list[int] = []
     replay(trace, plan(), progress=counted.append, bounds=False)
     assert sum(counted) == 30
+
+
+@pytest.mark.parametrize("hardware", [None, "rtx3060"])
+@pytest.mark.parametrize("bounds", [None, True, False])
+@pytest.mark.parametrize("tables", [{}, GATE], ids=["demand", "gate"])
+def test_progress_ends_at_all_passes(
+    trace: Trace, tables: dict[str, Any], bounds: bool | None, hardware: str | None
+) -> None:
+    counted: list[int] = []
+    replay(trace, plan(**tables), hardware, bounds=bounds, progress=counted.append)
+    passes = replay_passes(trace, plan(**tables), timed=hardware is not None, bounds=bounds)
+    assert sum(counted) == passes * trace.tokens
 
 
 @pytest.mark.parametrize(

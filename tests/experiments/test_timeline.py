@@ -77,7 +77,8 @@ def test_the_rules_of_the_format_hold(events: list[dict[str, Any]]) -> None:
     """Trace Event Format: required fields, and slices of one lane are nested or apart, which viewers rely on."""
     lanes = {e["tid"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
     for event in events:
-        assert {"ph", "name", "pid", "tid"} <= event.keys() and event["tid"] in lanes | {0}
+        assert {"ph", "name", "pid", "tid"} <= event.keys() and event["tid"] in lanes
+        assert event["pid"] > 0 and event["tid"] > 0, "0 is the idle process, and its thread"
         if event["ph"] != "M":
             assert event["ts"] >= 0
     for lane in lanes:

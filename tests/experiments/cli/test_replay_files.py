@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from experiments.timeline import COMPUTE, VISITS
 from tests.helpers.traces import make_trace, random_experts
 
 Call = Callable[..., tuple[int, str, str]]
@@ -67,9 +68,9 @@ def test_the_timeline_is_of_the_steps_asked_for(call: Call, trace: Path, tmp_pat
     read = json.loads(path.read_text())
     slices = [event for event in read["traceEvents"] if event["ph"] == "X"]
     rows = pl.read_parquet(table)[5:9]
-    visits = [event for event in slices if event["tid"] == 0]
+    visits = [event for event in slices if event["tid"] == VISITS]
     assert {event["args"]["step"] for event in visits} == set(rows["step"].to_list()) and len(visits) == 12
-    computing = [event for event in slices if event["tid"] == 1]
+    computing = [event for event in slices if event["tid"] == COMPUTE]
     assert sum(event["dur"] for event in computing) == pytest.approx(rows["total_ns"].sum() / 1000)
     waits = [event["dur"] for event in computing if event["name"] == "wait: demand"]
     assert sum(waits) == pytest.approx(rows["demand_ns"].sum() / 1000)
@@ -89,8 +90,8 @@ def test_by_default_the_timeline_is_of_four_steps_in_the_middle(call: Call, trac
         ([*HARDWARE, "--timeline-steps", "0:3"], ["--timeline"]),
         ([*HARDWARE, "--timeline", "t.json", "--timeline-steps", "3"], ["A:B", "31 steps"]),
         ([*HARDWARE, "--timeline", "t.json", "--timeline-steps", "40:50"], ["A:B", "31 steps"]),
-        ([*HARDWARE, "--timeline", "none/t.json"], ["cannot write", "t.json"]),
-        ([*HARDWARE, "--steps", "none/s.parquet"], ["cannot write", "s.parquet"]),
+        ([*HARDWARE, "--timeline", "none/t.json"], ["cannot write", "t.json", "no directory"]),
+        ([*HARDWARE, "--steps", "none/s.parquet"], ["cannot write", "s.parquet", "no directory"]),
     ],
 )
 def test_what_is_wrong_is_one_line(
