@@ -148,7 +148,7 @@ def tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns): 
             for e in range(first, stop):
                 counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) << np.uint64(3))
             for kind in range(KINDS):
-                kinds[phase, kind] += (counters >> np.uint64(8 * kind)) & np.uint64(255)
+                kinds[phase, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
             demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
             demanded += np.int64((counters >> np.uint64(8 * STREAM)) & np.uint64(255))
             loaded[phase] += demanded * bytes_of[layer]

@@ -229,8 +229,7 @@ def write(
                 *winner.result.warnings,
                 f"The validation ran {winner.title} on {NAMES[0]} itself, on this machine's CPU, over a link that was "
                 f"slowed down to {time.emulated_link}; its times say nothing about a {HARDWARE}.",
-                "The engine does not serve quantised experts yet: it ran the chosen plan with the weights as the model "
-                "stores them.",
+                "The table's experts are quantised; in the validation they are as the model stores them.",
                 f"Policies and hit ratios are of {NAMES[0]}'s routing; the heat maps are of both models.",
                 f"The profile of the {HARDWARE} is a data sheet with stated assumptions, not a measurement.",
             ),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.compiled import compiled_decide, one_line, reads
+from policies.compiled import compiled_decide, mentions, one_line
 from policies.decide import decide, keep, take_slot
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
@@ -81,7 +81,7 @@ class ExpertCache:
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.int32),
             seen=np.zeros(keys, np.uint32),
-            last_use=np.zeros(keys if reads(eviction, "last_use") else 0, np.int64),
+            last_use=np.zeros(keys if mentions(eviction, "last_use") else 0, np.int64),
             first=np.concatenate([[0], np.cumsum(most)]).astype(np.int64),
             resident=np.zeros(int(most.sum()) + 1, self._index),
             resident_count=np.zeros(groups, np.int64),

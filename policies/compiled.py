@@ -150,7 +150,7 @@ def is_foreign(module: ModuleType, roots: set[str]) -> bool:
     return root in sys.stdlib_module_names or (installed and root not in roots)
 
 
-def reads(policy: type[Policy], attribute: str) -> bool:
+def mentions(policy: type[Policy], attribute: str) -> bool:
     """Whether a method of the policy, or a function it may call, names `attribute`: what none names need not be kept.
 
     A method of a base class that the policy overrides does not count.
