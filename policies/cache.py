@@ -13,7 +13,7 @@ from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
-from policies.state import PINNED, Batch, CacheState
+from policies.state import MOST_VISITS, PINNED, Batch, CacheState
 from tracekit.errors import CapacityError, PolicyError
 
 
@@ -123,6 +123,10 @@ class ExpertCache:
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
         first = int(self.state.clock[0])
+        if first + len(batch.layer) > MOST_VISITS:
+            raise PolicyError(
+                f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
+            )
         buffer = event_buffer(
             len(batch.demand),
             len(batch.layer),

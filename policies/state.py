@@ -10,6 +10,8 @@ PINNED = 8  # may never be evicted
 FLAGS = 15
 SLOT = 4  # bits to shift
 
+MOST_VISITS = (1 << 32) - 1  # what `seen` can tell apart
+
 
 def as_key(number: int) -> int:
     """A key that a policy named, as a number of the type of all other keys (u32 where compiled).

@@ -17,6 +17,7 @@ from tests.helpers.reference_cache import (
     ReferenceCache,
 )
 from tests.helpers.scenarios import Recorded, decisions, random_scenario
+from tracekit.errors import PolicyError
 
 SEEDS = st.integers(0, 2**32 - 1)
 EVICTION = ("lru", "lfu", "lfu-perfect", "belady")
@@ -163,3 +164,12 @@ def test_demand_takes_the_buffer_of_the_oldest_prefetch() -> None:
     cache = small_cache("lru", 0, layers=3, prefetch="gate", distance=2, staging=2)
     assert events_of(cache, 0, [0], hint=[0, 1]) == [(STREAM, 0), (PREFETCH, 8), (PREFETCH, 9)]
     assert events_of(cache, 1, [0]) == [(DROP, 8), (STREAM, 4)]
+
+
+def test_more_visits_than_can_be_told_apart_are_refused() -> None:
+    """The mark of a visit has 32 bits: were it to wrap around, a visit's own experts would lose their protection."""
+    cache = small_cache("lru", 2)
+    cache.state.clock[0] = 2**32 - 2
+    assert events_of(cache, 0, [1])
+    with pytest.raises(PolicyError, match="at most 4294967295 visits"):
+        cache.visit(0, [1])
