@@ -20,8 +20,9 @@ Check = Callable[[NDArray[Any], int], None]
 class Blocks:
     """One array column of the routing shards: `experts` or `weights`.
 
-    A shard is checked against its digest when the first block of it is read: a flipped byte becomes an error, never
-    an answer. The last block stays in memory, so reading forwards decodes everything once.
+    A shard is checked against its digest again when the first block of it is read, which may be long after the trace
+    was opened: a flipped byte becomes an error, never an answer. The last block stays in memory, so reading forwards
+    decodes everything once.
     """
 
     def __init__(self, path: Path, manifest: Manifest, column: Literal["experts", "weights"], check: Check) -> None:
@@ -63,7 +64,7 @@ class Blocks:
     def _load(self, shard: Shard, start: int, inside: int, count: int) -> NDArray[Any]:
         file = self._path / shard.name
         if shard.name not in self._sound:
-            shard_files.check_digest(file, shard_files.file_digest(file), shard)
+            shard_files.check_digest(file, shard)
             self._sound.add(shard.name)
         block = shard_files.read_block(file, shard, self._manifest, self._column, inside, count)
         try:

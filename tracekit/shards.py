@@ -79,9 +79,9 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_digest(path: Path, digest: str, shard: Shard) -> None:
-    """Raise TraceError unless a shard's content is what the manifest recorded."""
-    if digest != shard.sha256:
+def check_digest(path: Path, shard: Shard) -> None:
+    """Raise TraceError unless the content of the shard at `path` is what the manifest recorded."""
+    if file_digest(path) != shard.sha256:
         raise TraceError(f"{path} is truncated or damaged: not the sha256 its manifest lists; copy the trace again")
 
 

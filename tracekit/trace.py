@@ -45,19 +45,20 @@ class Trace:
     def open(cls, path: str | Path, *, verify: bool = False) -> "Trace":
         """Open the trace directory `path`.
 
-        Checked at once: the manifest, the columns, shapes and row counts of the routing shards, the range of every
-        value but the experts'. A shard's digest, and the range of its experts, are checked when its routing is first
-        read. `verify` reads and checks everything now: also the digests of logits and lookahead shards (which are
-        otherwise mapped unread), the weights, and that no token chose an expert twice.
+        Checked at once: the manifest, the digests, columns, shapes and row counts of the routing shards, the range of
+        every value but the experts'. These are checked when they are first read, and the digest again. `verify` reads
+        and checks everything now: also the digests of logits and lookahead shards (which are otherwise mapped unread),
+        the weights, and that no token chose an expert twice.
 
         Raises TraceError, in one line, when anything is missing, truncated, damaged or of another version.
         """
         path = Path(path)
         manifest = load_manifest(path)
         shard_files.check_memory(path, manifest, routing=False)
-        if verify:
-            for shard in manifest.shards:
-                shard_files.check_digest(path / shard.name, shard_files.file_digest(path / shard.name), shard)
+        # Before polars decodes anything: it may abort the process over a damaged file.
+        for shard in manifest.shards:
+            if verify or shard.kind == "routing":
+                shard_files.check_digest(path / shard.name, shard)
         columns, has_weights = _read_columns(path, manifest)
         try:
             check_columns(columns)

@@ -224,7 +224,7 @@ class TraceWriter:
         kinds: set[str] = {shard.kind for shard in found.shards} - {"routing"}
         for shard in found.shards:
             path = self.path / shard.name
-            shard_files.check_digest(path, shard_files.file_digest(path), shard)
+            shard_files.check_digest(path, shard)
             if shard.kind == "routing":
                 columns, weighted = shard_files.read_columns(path, shard, found)
                 self._requests.update(np.unique(columns["request"]).tolist())

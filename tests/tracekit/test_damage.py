@@ -237,6 +237,18 @@ def test_a_flipped_byte_anywhere(path: Path, number: int) -> None:
     Trace.open(path, verify=True)
 
 
+def test_a_shard_is_digested_before_it_is_decoded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over some flipped bytes the decoder aborts the process; over others it gives columns that nobody recorded, and
+    a slice or a comparison may look at no more of a shard than its columns."""
+    file = path / "routing-00000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    file.write_bytes(data)
+    monkeypatch.setattr(shards, "read_columns", lambda *arguments: pytest.fail("a damaged shard was decoded"))
+    with pytest.raises(TraceError, match=rf"{file.name} is truncated or damaged"):
+        Trace.open(path)
+
+
 def table(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> bytes:
     changed = path / "changed"
     change(pl.read_parquet(path / "routing-00000.parquet")).write_parquet(changed)

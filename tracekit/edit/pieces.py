@@ -35,7 +35,12 @@ class Piece:
 
 
 def pieces(trace: Trace, keep: NDArray[np.bool_] | None = None) -> Iterator[Piece]:
-    """All rows in order, or those to `keep` [tokens]; with memory for one piece of about 64 MiB, or one step."""
+    """All rows in order, or those to `keep` [tokens]; with memory for one piece of about 64 MiB, or one step.
+
+    Raises TraceError, before any piece, when a shard's digest is not its manifest's.
+    """
+    for shard in trace.manifest.shards:  # what is written gets a digest of its own: damage would look sound
+        shard_files.check_digest(trace.path / shard.name, shard)
     readers = {kind: DenseReader(trace, kind) for kind in {shard.kind for shard in trace.manifest.shards} - {"routing"}}
     starts = step_starts(trace.step)
     width = 17 + 8 * trace.layers * trace.top_k + sum(reader.bytes_per_row for reader in readers.values())

@@ -123,6 +123,24 @@ def test_a_damaged_part_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.trace", "b.trace"]
 
 
+@pytest.mark.parametrize("kind", ["logits", "lookahead-2"])
+def test_damage_is_not_copied_to_where_it_looks_sound(tmp_path: Path, kind: str) -> None:
+    """Logits and lookahead stay undigested where they are only looked at; a copy would have a digest that agrees."""
+    trace = full(tmp_path / "a.trace")
+    (shard,) = trace.path.glob(f"{kind}-*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    damaged = Trace.open(trace.path)
+    for write in (
+        lambda: merge([damaged, damaged], tmp_path / "c.trace"),
+        lambda: slice_trace(damaged, Selection(steps="5:6"), tmp_path / "c.trace"),
+    ):
+        with pytest.raises(TraceError, match=rf"{kind}-00000\.safetensors is truncated or damaged"):
+            write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.trace"]
+
+
 @given(
     st.sampled_from([None, "4:5", "5:", ":6", "0:100"]),
     st.sampled_from([None, "5:9", ":7", "10:", "0:99"]),
