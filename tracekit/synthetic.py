@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
-from tracekit.manifest import MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
+from tracekit.manifest import MAX_BYTES, MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
@@ -56,14 +56,17 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             "layers": MAX_LAYERS,
             "experts": MAX_EXPERTS,
             "top_k": MAX_TOP_K,
-            "domains": _MOST_DEALT // max(1, self.layers * self.experts),
+            "domains": _MOST_DEALT,
+            "shift_every": MAX_COUNT,
+            "request_tokens": MAX_COUNT,
+            "expert_bytes": MAX_BYTES,
         }
         for name, most in limits.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise TraceError(f"{name} is {getattr(self, name)}, expected 1 to {most}")
-        for name in ("shift_every", "request_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise TraceError(f"{name} is {value}, expected 1 or more")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise TraceError(f"{name} is {value}, expected 1 to {most}")
+        if (dealt := self.domains * self.layers * self.experts) > _MOST_DEALT:
+            raise TraceError(f"domains x layers x experts is {dealt}, expected at most {_MOST_DEALT}")
         if not 0 <= self.persistence <= 1:
             raise TraceError(f"persistence is {self.persistence}, expected 0 to 1")
         if not 0 <= self.zipf <= 10:
