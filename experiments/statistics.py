@@ -19,6 +19,8 @@ LEAST_EFFECT = 0.01
 """The difference that a comparison without a result should have shown."""
 POWER = 0.8
 BATCH = 200
+SWAPS = 10
+"""Times the fewest permutations with which a probability can be small enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,15 @@ def compare(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    family: int = 1,
 ) -> Comparison:
     """Compare two plans by the costs of each request: time, or bytes; [requests] each, in the same order.
 
     The interval is a paired bootstrap over requests, bias-corrected and accelerated (Efron 1987). The probability is of
     a permutation test: were the plans alike, each request might as well have had its two costs the other way round.
+
+    `family` is how many comparisons are judged together: so much smaller a probability has to be told apart from 0, and
+    so many more requests are needed for it.
 
     Raises StudyError when the costs are not of the same requests.
     """
@@ -109,12 +115,16 @@ def compare(
             of_permutation,
             permutation_type="samples",
             vectorized=True,
-            n_resamples=resamples,
+            n_resamples=max(resamples, math.ceil(SWAPS * family / (1 - level))),
             batch=BATCH,
             rng=rng,
         ).pvalue
     )
-    needed = (stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(POWER)) * float(boot.standard_error) / LEAST_EFFECT
+    needed = (
+        (stats.norm.ppf(1 - (1 - level) / 2 / family) + stats.norm.ppf(POWER))
+        * float(boot.standard_error)
+        / LEAST_EFFECT
+    )
     more = max(0, math.ceil(count * (needed**2 - 1)))
     return Comparison(first[0], second[0], quantity, count, effect, low, high, p, wins, size, more)
 
@@ -125,7 +135,8 @@ def judge(family: Sequence[Comparison], *, level: float = 0.95) -> list[Comparis
     A difference counts if the corrected probability is at most 1 - `level` and the interval leaves 0 out.
     """
     corrected = holm([found.p for found in family])
-    return [_judged(found, p, 1 - level) for found, p in zip(family, corrected, strict=True)]
+    least = fewest_requests(1 - (1 - level) / max(1, len(family)))
+    return [_judged(found, p, 1 - level, least) for found, p in zip(family, corrected, strict=True)]
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
@@ -168,14 +179,13 @@ def _effect(ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, axis: int 
     return (b - a) / np.maximum(np.maximum(a, b), np.finfo(float).tiny)  # type: ignore[no-any-return]
 
 
-def _judged(found: Comparison, corrected: float, alpha: float) -> Comparison:
+def _judged(found: Comparison, corrected: float, alpha: float, least: int) -> Comparison:
     first, second = found.first, found.second
     outcome: Outcome = "none"
     if found.size is None and found.effect == 0 and found.p == 1.0:
         outcome = "identical"
         words = f"no difference: {first} and {second} cost the same on every request"
         return replace(found, corrected=corrected, outcome=outcome, verdict=words)
-    least = fewest_requests(1 - alpha)
     if found.requests < least or found.low is None or found.high is None:
         words = f"{first} against {second}: {_amount(found, found.effect)}, but {_requests(found.requests)} "
         words += f"cannot tell; at least {least} are needed"

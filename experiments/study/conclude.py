@@ -192,6 +192,7 @@ def against(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> 
             level=options.level,
             resamples=options.resamples,
             seed=options.seed,
+            family=len(chosen),
         )
         for one in chosen.values()
         if one.costs is not None

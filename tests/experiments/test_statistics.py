@@ -101,6 +101,26 @@ def test_many_comparisons_ask_for_more() -> None:
     assert corrected.outcome == "none" and "among so many comparisons that may be chance" in corrected.verdict
 
 
+def test_a_hundred_comparisons_still_show_what_is_certain() -> None:
+    """Permutations are enough in number for the smallest probability that so many comparisons ask for."""
+    a = costs(25)
+    noise = np.random.default_rng(7).normal(1.1, 0.01, 25)
+    found = judge([compare(("A", a), ("B", a * noise), "tokens/s", family=100)] * 100)
+    assert {one.outcome for one in found} == {"better"}
+
+
+def test_many_comparisons_need_more_requests() -> None:
+    """Seven requests can be swapped in 128 ways: among nine comparisons no probability is small enough."""
+    found = judge([compare(("A", costs(7)), ("B", costs(7) * 2), "tokens/s", family=9)] * 9)
+    assert {one.outcome for one in found} == {"too few"}
+    assert found[0].verdict.endswith("cannot tell; at least 9 are needed")
+    a, b = costs(30), costs(30) * np.random.default_rng(1).normal(1, 0.05, 30)
+    alone, among = (compare(("A", a), ("B", b), "tokens/s", family=family).more_requests for family in (1, 9))
+    assert alone is not None and among is not None
+    # (z of 0.05 / 9 / 2 + z of 0.8)^2 over (z of 0.05 / 2 + z of 0.8)^2
+    assert (30 + among) / (30 + alone) == pytest.approx((2.7729 + 0.8416) ** 2 / (1.9600 + 0.8416) ** 2, rel=0.01)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_holm(p: list[float]) -> None:
