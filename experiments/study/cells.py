@@ -20,7 +20,13 @@ from tracekit import Trace
 from tracekit.errors import PlanError
 
 RESULTS = 1
-"""Version of what a cell's row means. A change of the simulator, of a bound or of a column's meaning raises it."""
+"""Version of what a cell's row means."""
+SOURCES = (
+    *("tracekit", "tracekit/stats", "policies"),
+    *("engine", "engine/hardware", "engine/shapes", "engine/simulator", "engine/stack"),
+    "experiments/study",
+)
+"""Folders of the source that rows follow from; the policies of a plan are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ def cell_key(
     meaning: dict[str, Any] = {
         "results": RESULTS,
         "version": own_version(),
+        "sources": sources_digest(),
         "policies": policies_digest(plan.eviction.policy, plan.prefetch.predictor),
         "trace": routing.digest,
         "batch": routing.batch,
@@ -103,6 +110,16 @@ def own_version() -> str:
 @cache
 def _profile_digest(path: str) -> str:
     return Trace.open(path).digest
+
+
+@cache
+def sources_digest() -> str:
+    """A digest of the source that replays, times and bounds: what an edited simulator finds is another result."""
+    home = Path(__file__).resolve().parents[2]
+    found = hashlib.sha256(policies_digest("belady-bypass", "none").encode())  # it decides the bounds
+    for path in sorted(path for folder in SOURCES for path in (home / folder).glob("*.py")):
+        found.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
+from experiments.study.cells import sources_digest
 from experiments.study.workers import Item, Work, cores
 from experiments.study.workshop import Workshop
 from tracekit.errors import StudyError
@@ -38,7 +39,7 @@ class Cluster:
             while True:
                 room = IN_FLIGHT * max(1, sum(client.nthreads().values()))
                 while len(item_of) < room and (item := next(waiting, None)) is not None:
-                    future = client.submit(partial(at_worker, work), item, pure=False)
+                    future = client.submit(partial(at_worker, work, sources_digest()), item, pure=False)
                     item_of[future.key] = item
                     running.add(future)
                 if not item_of:
@@ -80,8 +81,10 @@ class _Own:
         self._cluster.close()
 
 
-def at_worker(work: Work, item: Any) -> Any:
-    """Runs on a worker."""
+def at_worker(work: Work, sources: str, item: Any) -> Any:
+    """Runs on a worker, whose source must be the one that names the results."""
+    if sources != sources_digest():
+        raise StudyError("a Dask worker has another version of moe-tracekit: install the same everywhere")
     return work(workshop(), item, None)
 
 

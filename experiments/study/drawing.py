@@ -22,8 +22,7 @@ from experiments.report import (
 from experiments.statistics import rate_intervals
 from experiments.study import store as files
 from experiments.study.grid import eviction_name, prefetch_name
-from experiments.study.schema import CURVES, REGRET
-from experiments.study.store import read_results, read_table
+from experiments.study.store import read_study
 from policies.registry import eviction_policy
 
 MOST_PLANS = 2000
@@ -32,9 +31,8 @@ FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
 
 def report_content(folder: Path) -> ReportContent:
     """What the report of the study in `folder` says. Raises StudyError when there is none, or it is unfinished."""
-    rows, summary = read_results(folder)
-    curves = read_table(folder, files.CURVES, CURVES)
-    regret = read_table(folder, files.REGRET, REGRET)
+    tables, summary = read_study(folder)
+    rows, curves, regret = (tables[name] for name in (files.RESULTS, files.CURVES, files.REGRET))
     sound = rows.filter(pl.col("error").is_null())
     settings = []
     for found in summary["settings"]:

@@ -13,8 +13,9 @@ model_shape = "mixtral-8x7b"
 """
 
 import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"statistics.level = {self.level}: give 0.5 or more, and less than 1")
         if not 100 <= self.resamples <= 1_000_000:
             raise ValueError(f"statistics.resamples = {self.resamples}: give 100 to 1000000")
+        if self.seed < 0:
+            raise ValueError(f"statistics.seed = {self.seed}: give 0 or more")
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,9 +111,17 @@ def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path =
             raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
     if "capacity" not in file.grid:
         raise StudyError(f'{label}: grid.capacity says how many experts the device holds, such as "4/layer"')
+    traces = [file.traces] if isinstance(file.traces, str) else file.traces
+    if not traces:
+        raise StudyError(f"{label}: traces is empty")
+    count = len(traces) * math.prod(_choices(label, axis, file.grid[axis]) for axis in file.grid)
+    if count > MOST_CELLS:
+        raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
     try:
         machines = tuple(load_hardware(_place(name, folder)) for name in _texts(label, file.grid, "hardware"))
         shapes = tuple(load_shape(_place(name, folder)) for name in _texts(label, file.grid, "model_shape"))
+        _check_names("hardware", machines)
+        _check_names("model_shape", shapes)
         plans = tuple(_plans(label, file.grid, folder))
         limit = file.max_device_bytes
         if isinstance(limit, str):
@@ -118,40 +129,32 @@ def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path =
             if parsed.unit != "bytes" or parsed.per_layer:
                 raise StudyError(f'max_device_bytes = {limit!r}: give bytes, such as "12GiB"')
             limit = int(parsed.amount)
-        if file.baseline is not None:
-            eviction_policy(file.baseline)
+        baseline = None if file.baseline is None else _place(file.baseline, folder)
+        if baseline is not None:
+            eviction_policy(baseline)
             named = [plan.eviction.policy for plan in plans]
-            if file.baseline not in named:
-                raise StudyError(
-                    f"baseline {file.baseline!r} is not in grid.eviction{did_you_mean(file.baseline, named)}"
-                )
+            if baseline not in named:
+                raise StudyError(f"baseline {baseline!r} is not in grid.eviction{did_you_mean(baseline, named)}")
     except TracekitError as error:
         text = str(error)
         raise (error if text.startswith(label) else type(error)(f"{label}: {text}")) from None
     objective = file.objective or ("tokens_per_second" if machines else "bytes")
     if objective != "bytes" and not machines:
         raise StudyError(f'{label}: objective = "{objective}" is about time: give grid.hardware')
-    traces = [file.traces] if isinstance(file.traces, str) else file.traces
-    if not traces:
-        raise StudyError(f"{label}: traces is empty")
-    study = Study(
+    return Study(
         label=label,
         traces=tuple(dict.fromkeys(_place(name, folder, always=True) for name in traces)),
         objective=objective,
         max_device_bytes=limit,
         bounds=file.bounds,
         regret=file.regret,
-        baseline=file.baseline,
+        baseline=baseline,
         statistics=file.statistics,
         plans=plans,
         machines=machines or (None,),
         shapes=shapes or (None,),
         batches=_batches(label, file.grid),
     )
-    count = len(study.traces) * len(plans) * len(study.machines) * len(study.shapes) * len(study.batches)
-    if count > MOST_CELLS:
-        raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
-    return study
 
 
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
@@ -196,8 +199,6 @@ def _brackets(values: dict[str, Any]) -> str:
 def _plans(label: str, grid: dict[str, Any], folder: Path) -> Iterator[Plan]:
     """Every plan of the grid, once, in the order of the file."""
     capacities = _texts(label, grid, "capacity")
-    if not capacities:
-        raise StudyError(f"{label}: grid.capacity is empty")
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
@@ -221,6 +222,26 @@ def _plans(label: str, grid: dict[str, Any], folder: Path) -> Iterator[Plan]:
             seen.add(known)
             _check_policies(plan)
             yield plan
+
+
+def _choices(label: str, axis: str, given: Any) -> int:
+    """How many values an axis has, before any is made. An empty list would leave out what it is meant to vary."""
+    if given == []:
+        raise StudyError(f"{label}: grid.{axis} is empty")
+    count = 0
+    for value in _values(given):
+        table = value if isinstance(value, dict) else {}
+        if empty := [key for key, item in table.items() if item == []]:
+            raise StudyError(f"{label}: grid.{axis}: {empty[0]} is empty")
+        count += math.prod(len(_values(item)) for item in table.values())
+    return count
+
+
+def _check_names(axis: str, found: Sequence[HardwareProfile | ModelShape]) -> None:
+    """Results are told apart by these names."""
+    names = [one.name for one in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StudyError(f"two of grid.{axis} are named {twice[0]!r}: give one another name in its file")
 
 
 def _check_policies(plan: Plan) -> None:
@@ -271,5 +292,7 @@ def _values(value: Any) -> list[Any]:
 
 def _place(name: str, folder: Path, *, always: bool = False) -> str:
     """A path in the study's file, as seen from here; names of shipped things stay names."""
+    if "\0" in name:
+        raise StudyError(f"{name!r} is no path: it holds a null byte")
     is_path = always or "/" in name or name.endswith(".toml") or ".py:" in name
     return os.path.normpath(folder / name) if is_path else name

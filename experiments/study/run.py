@@ -16,7 +16,7 @@ from experiments.study import store as files
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
 from experiments.study.conclude import conclude
 from experiments.study.grid import Study
-from experiments.study.measure import costs_of, measure
+from experiments.study.measure import costs_of, described, measure
 from experiments.study.schema import CURVES, REGRET, SCHEMA
 from experiments.study.store import Store
 from experiments.study.workers import Workers
@@ -45,10 +45,13 @@ def run_study(
     with Store(folder) as store:
         store.text(files.COPY, source)
         rows = _rows(store, cells, workers, progress)
-        store.frame(files.RESULTS, rows)
-        store.frame(files.CURVES, _curves(cells, workers))
-        store.frame(files.REGRET, _regrets(study, store, cells, rows, workers))
-        summary = summarise(study, cells, rows)
+        tables = {
+            files.RESULTS: rows,
+            files.CURVES: _curves(cells, workers),
+            files.REGRET: _regrets(study, store, cells, rows, workers),
+        }
+        written = {name: store.frame(name, table) for name, table in tables.items()}
+        summary = summarise(study, cells, rows) | {"files": written}
         store.text(files.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
         winner = next((setting for setting in summary["settings"] if setting["plan_toml"] is not None), None)
         if winner is None:
@@ -75,9 +78,10 @@ def _rows(store: Store, cells: Sequence[Cell], workers: Workers, progress: Say |
         if progress is not None:
             progress(len(group))
     done = pl.concat([store.pieces(files.PIECES, SCHEMA), pl.DataFrame(failed, schema=SCHEMA)])
-    order = pl.DataFrame({"cell": [cell.key for cell in cells], "trace": [cell.routing.path for cell in cells]})
-    # The place of a trace is no part of its content: results name it as this study does.
-    found = order.join(done.drop("trace"), on="cell", how="left", maintain_order="left")
+    # Where traces, policies and profiles lie is no part of the key: results name them as this study does.
+    named = [described(cell) for cell in cells]
+    order = pl.DataFrame(named, schema={name: SCHEMA[name] for name in named[0]})
+    found = order.join(done.drop(set(named[0]) - {"cell"}), on="cell", how="left", maintain_order="left")
     return found.select(list(SCHEMA)).rechunk()
 
 

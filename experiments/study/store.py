@@ -1,5 +1,7 @@
 """What a study leaves in its folder. Every file is there whole or not at all, so a killed study resumes."""
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -8,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from experiments.study.schema import CURVES as CURVE_SCHEMA
+from experiments.study.schema import REGRET as REGRET_SCHEMA
 from experiments.study.schema import SCHEMA
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
@@ -21,6 +25,7 @@ RESULTS, CURVES, REGRET, SUMMARY, WINNER, COPY = (
     "winner.plan.toml",
     "study.toml",
 )
+TABLES = {RESULTS: SCHEMA, CURVES: CURVE_SCHEMA, REGRET: REGRET_SCHEMA}
 
 
 class Store:
@@ -51,28 +56,35 @@ class Store:
         found = []
         for path in sorted((self.folder / kind).glob("*.parquet")):
             try:
-                found.append(pl.read_parquet(path, glob=False))
-            except (pl.exceptions.PolarsError, OSError):  # damaged: as if it had never been
+                data = path.read_bytes()
+            except OSError:
                 continue
-            if dict(found[-1].schema) != schema:
-                found.pop()
+            if path.name.split(".")[1] != sha256(data)[:32]:  # damaged: as if it had never been
+                continue
+            frame = pl.read_parquet(io.BytesIO(data))
+            if dict(frame.schema) == schema:
+                found.append(frame)
         return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=schema)
 
     def add(self, kind: str, name: str, rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> None:
-        """Write a finished piece."""
-        self.frame(f"{kind}/{name}.parquet", pl.DataFrame(list(rows), schema=schema))
+        """Write a finished piece. Its name ends with what it holds: polars may crash on a damaged file."""
+        data = parquet(pl.DataFrame(list(rows), schema=schema))
+        self._write(f"{kind}/{name}.{sha256(data)[:32]}.parquet", data)
 
-    def frame(self, name: str, frame: pl.DataFrame) -> None:
-        """Write a table."""
-        path = self.folder / name
-        with reporting(path):
-            write_synced(path, lambda file: frame.write_parquet(file, compression="zstd", statistics=False))
+    def frame(self, name: str, frame: pl.DataFrame) -> str:
+        """Write a table; returns the sha256 of the file."""
+        data = parquet(frame)
+        self._write(name, data)
+        return sha256(data)
 
     def text(self, name: str, text: str) -> None:
         """Write a text file."""
+        self._write(name, text.encode())
+
+    def _write(self, name: str, data: bytes) -> None:
         path = self.folder / name
         with reporting(path):
-            write_synced(path, lambda file: file.write(text.encode()))
+            write_synced(path, lambda file: file.write(data))
 
     def remove(self, name: str) -> None:
         """A file of an earlier study that this one does not write."""
@@ -80,28 +92,40 @@ class Store:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def read_results(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """A finished study's rows and its summary. Raises StudyError when `folder` holds none."""
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    """A table as a Parquet file."""
+    file = io.BytesIO()
+    frame.write_parquet(file, compression="zstd", statistics=False)
+    return file.getvalue()
+
+
+def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """A finished study's tables by file name, and its summary. Raises StudyError when `folder` holds none."""
+    again = "run tracekit study again"
     try:
-        frame = pl.read_parquet(folder / RESULTS, glob=False)
+        data = {}
+        for name in TABLES:
+            data[name] = (folder / name).read_bytes()
+            if not data[name].startswith(b"PAR1"):
+                raise StudyError(f"{folder}: the study's results cannot be read: {name} is no Parquet file; {again}")
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
     except FileNotFoundError as missing:
-        unfinished = " (it is unfinished: run tracekit study again)" if (folder / PIECES).is_dir() else ""
-        name = Path(missing.filename or RESULTS).name
+        unfinished = f" (it is unfinished: {again})" if (folder / PIECES).is_dir() else ""
+        name = Path(missing.filename).name
         raise StudyError(f"{folder} holds no finished study{unfinished}: no {name}") from None
-    except (pl.exceptions.PolarsError, OSError, ValueError) as problem:
+    except (OSError, ValueError) as problem:
         raise StudyError(f"{folder}: the study's results cannot be read: {problem}") from None
-    lacking = sorted(set(SCHEMA) - set(frame.columns))
-    if lacking:
-        raise StudyError(f"{folder}: the results are of another version: no column {lacking[0]!r}")
-    return frame, summary
-
-
-def read_table(folder: Path, name: str, schema: dict[str, Any]) -> pl.DataFrame:
-    """Another table of a study, empty where there is none."""
-    try:
-        return pl.read_parquet(folder / name, glob=False)
-    except FileNotFoundError:
-        return pl.DataFrame(schema=schema)
-    except (pl.exceptions.PolarsError, OSError) as problem:
-        raise StudyError(f"{folder / name} cannot be read: {problem}") from None
+    known = summary.get("files") if isinstance(summary, dict) else None
+    for name in TABLES:
+        # Damaged, or left behind by a study that was interrupted: not what the summary speaks of.
+        if not isinstance(known, dict) or known.get(name) != sha256(data[name]):
+            raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
+    tables = {name: pl.read_parquet(io.BytesIO(data[name])) for name in TABLES}
+    for name, schema in TABLES.items():
+        if dict(tables[name].schema) != schema:
+            raise StudyError(f"{folder}: {name} is of another version: {again}")
+    return tables, summary

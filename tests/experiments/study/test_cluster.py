@@ -67,6 +67,13 @@ def test_a_local_cluster_leaves_the_same_bytes(folder: Path, tmp_path: Path, cap
     assert contents(tmp_path / "out") == contents(folder / "threads")
 
 
+def test_a_worker_of_another_version_is_refused(folder: Path) -> None:
+    from experiments.study.cluster import at_worker
+
+    with pytest.raises(StudyError, match="another version"):
+        at_worker(lambda *_: pytest.fail("it worked"), "0" * 64, None)
+
+
 def test_workers_die_and_join(folder: Path, tmp_path: Path) -> None:
     """One worker is killed at its first task and another joins: the study ends as if nothing had been."""
     scheduler_file = tmp_path / "scheduler.json"

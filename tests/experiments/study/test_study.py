@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,43 @@ def test_an_edited_policy_is_another_policy(folder: Path, tmp_path: Path) -> Non
     assert done.stdout.strip() != before.key
 
 
+@pytest.mark.parametrize("module", ["engine.simulator.timeline", "engine.bounds", "policies.eviction.belady_bypass"])
+def test_an_edited_simulator_gives_another_result(module: str, folder: Path, monkeypatch: Any) -> None:
+    from experiments.study import cells
+
+    tables = {"traces": "a.trace", "grid": {"capacity": "2/layer"}}
+    (before,) = cells_of(study_from_dict(tables, folder=folder))
+    edited = ROOT / f"{module.replace('.', '/')}.py"
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"\n# edited" if path == edited else b""))
+    for digest in (cells.sources_digest, cells.policies_digest):
+        digest.cache_clear()
+    (after,) = cells_of(study_from_dict(tables, folder=folder))
+    monkeypatch.undo()
+    for digest in (cells.sources_digest, cells.policies_digest):
+        digest.cache_clear()
+    assert after.key != before.key
+    assert cells_of(study_from_dict(tables, folder=folder))[0].key == before.key
+
+
+def test_where_a_policy_lies_does_not_show(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Resumed from another folder, with one more trace: the same plan, under the path it has from there."""
+    (tmp_path / "mine.py").write_text((ROOT / "policies" / "eviction" / "lfu.py").read_text())
+    tables: dict[str, Any] = {"traces": [str(folder / "a.trace")], "baseline": "./mine.py:Lfu"}
+    tables["grid"] = {"capacity": "2/layer", "eviction": ["./mine.py:Lfu", "lru"]}
+    monkeypatch.chdir(tmp_path.parent)
+    run_study(study_from_dict(tables, folder=Path(tmp_path.name)), tmp_path / "out", Threads(1))
+    assert set(pl.read_parquet(tmp_path / "out" / "results.parquet")["eviction"]) == {
+        "lru",
+        f"{tmp_path.name}/mine.py:Lfu",
+    }
+    monkeypatch.chdir(tmp_path)
+    tables["traces"].append(str(folder / "b.trace"))
+    summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
+    assert set(pl.read_parquet(tmp_path / "out" / "results.parquet")["eviction"]) == {"lru", "mine.py:Lfu"}
+    assert summary["settings"][0]["contestants"] == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -281,15 +319,36 @@ def test_an_edited_policy_is_another_policy(folder: Path, tmp_path: Path) -> Non
         ({"max_device_bytes": "4/layer"}, 'give bytes, such as "12GiB"'),
         ({"baseline": "lfu"}, "not in grid.eviction"),
         ({"statistics": {"level": 2}}, "statistics.level"),
+        ({"statistics": {"seed": -1}}, "statistics.seed = -1"),
+        ({"grid": {"capacity": "4/layer", "eviction": []}}, "grid.eviction is empty"),
+        ({"grid": {"capacity": "4/layer", "eviction": {"policy": "lru-k", "k": []}}}, "grid.eviction: k is empty"),
+        ({"grid": {"capacity": "4/layer", "eviction": "a\0b.py:Mine"}}, "holds a null byte"),
+        ({"grid": {"capacity": "4/layer", "hardware": ["t4", "./t4.toml"]}}, "two of grid.hardware are named 't4'"),
+        (
+            {"grid": {"capacity": "4/layer", "model_shape": ["mixtral-8x7b", "./mixtral.toml"]}},
+            "two of grid.model_shape are named 'mixtral-8x7b'",
+        ),
         ({"traces": []}, "traces is empty"),
     ],
 )
 def test_a_mistake_is_one_line(change: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
     tables = {"traces": "a.trace", "grid": {"capacity": "4/layer"}} | change
+    for profile, copy in (("hardware/profiles/t4", "t4"), ("shapes/models/mixtral-8x7b", "mixtral")):
+        shutil.copy(ROOT / "engine" / f"{profile}.toml", folder / f"{copy}.toml")
     with pytest.raises(TracekitError) as error:
         run_study(study_from_dict(tables, "study s.toml", folder), tmp_path / "out", Threads(1))
     assert message in str(error.value)
     assert isinstance(error.value, StudyError | PlanError | PolicyError | TracekitError)
+
+
+def test_a_huge_grid_is_refused_before_it_is_made() -> None:
+    many = list(range(1, 3000))
+    grid = {"capacity": "4/layer", "eviction": {"policy": "lru-k", "k": many}}
+    grid["prefetch"] = {"predictor": "gate", "count": many, "staging": many}
+    start = time.monotonic()
+    with pytest.raises(StudyError, match=f"the grid has {2999**3} cells, more than 1000000"):
+        study_from_dict({"traces": "a.trace", "grid": grid})
+    assert time.monotonic() - start < 5
 
 
 def test_a_folder_of_something_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -354,9 +413,10 @@ def test_killed_again_and_again_it_ends_the_same(finished: Path, folder: Path, t
 def test_damaged_pieces_are_computed_again(finished: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_study(load_study(folder / "study.toml"), out, Threads(1))
-    first, second, *_ = sorted(out.glob("cells/*.parquet"))
+    first, second, third, *_ = sorted(out.glob("cells/*.parquet"))
     first.write_bytes(first.read_bytes()[:100])
     second.write_bytes(b"")
+    pl.read_parquet(third).with_columns(pl.col("hits") + 1).write_parquet(third)
     (out / "cells" / "x.parquet.writing").write_bytes(b"half")
     run_study(load_study(folder / "study.toml"), out, Threads(1))
     assert contents(out) == contents(finished)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -122,6 +123,24 @@ def test_what_is_no_study_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "results.parquet").write_bytes(b"nothing of the kind")
     assert cli(["report", str(tmp_path)]) == 2
     assert "the study's results cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "curves.parquet", "regret.parquet", "study.json"])
+def test_files_of_two_studies_are_not_drawn_together(
+    name: str, studied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an interruption may leave them; or a file with a flipped bit, on which polars may crash."""
+    shutil.copytree(studied, tmp_path / "study")
+    file = tmp_path / "study" / name
+    if name == "study.json":
+        file.write_text("{}")
+    else:
+        data = bytearray(file.read_bytes())
+        data[-20] ^= 1
+        file.write_bytes(data)
+    assert cli(["report", str(tmp_path / "study"), "--output", str(tmp_path / "r.html")]) == 2
+    said = capsys.readouterr().err
+    assert "do not belong together: run tracekit study again" in said and said.count("\n") == 1
 
 
 def test_hostile_names_stay_text() -> None:
