@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
-from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
 
 Check = Callable[[NDArray[Any], int], None]
@@ -67,8 +66,5 @@ class Blocks:
             shard_files.check_digest(file, shard)
             self._sound.add(shard.name)
         block = shard_files.read_block(file, shard, self._manifest, self._column, inside, count)
-        try:
-            self._check(block, start + inside)
-        except TraceError as error:
-            raise TraceError(f"{self._path} is damaged: {error}") from None
+        self._check(block, start + inside)
         return block

@@ -14,11 +14,16 @@ TEMPORARY = ".writing"  # suffix of a file that is not finished
 def write_synced(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file through `fill` under a temporary name, sync it, rename it to `path`, sync the rename."""
     temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if os.name == "posix":  # elsewhere a directory cannot be opened, and renames are journalled
         directory = os.open(path.parent, os.O_RDONLY)
         try:

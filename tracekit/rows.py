@@ -1,7 +1,9 @@
 """The rows of a trace and the rules they keep, checked when they are written and again when they are read."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,6 +57,15 @@ def join_columns(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]
     for column in columns.values():
         column.flags.writeable = False
     return columns
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Let what a check of values read from `path` raises say where they were read."""
+    try:
+        yield
+    except TraceError as error:
+        raise TraceError(f"{path} is damaged: {error}") from None
 
 
 def check_rows(rows: Rows, experts_per_layer: list[int]) -> None:

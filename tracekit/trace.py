@@ -11,7 +11,17 @@ from tracekit import shards as shard_files
 from tracekit.blocks import Blocks
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, load_manifest, lookahead_distance
-from tracekit.rows import DECODE, PREFILL, UNUSED, check_columns, check_distinct, check_ids, check_weights, join_columns
+from tracekit.rows import (
+    DECODE,
+    PREFILL,
+    UNUSED,
+    check_columns,
+    check_distinct,
+    check_ids,
+    check_weights,
+    damaged,
+    join_columns,
+)
 from tracekit.tensorfile import map_tensor
 
 if TYPE_CHECKING:
@@ -60,10 +70,8 @@ class Trace:
             if verify or shard.kind == "routing":
                 shard_files.check_digest(path / shard.name, shard)
         columns, has_weights = _read_columns(path, manifest)
-        try:
+        with damaged(path):
             check_columns(columns)
-        except TraceError as error:
-            raise TraceError(f"{path} is damaged: {error}") from None
         step = columns["step"]
         counts = {"steps": len(step) and 1 + np.count_nonzero(step[1:] != step[:-1]), "requests": _distinct(columns)}
         for name, count in counts.items():
@@ -180,20 +188,22 @@ class Trace:
         return f"Trace({str(self.path)!r}: {self.tokens} tokens, {self.layers} MoE layers, top-{self.top_k})"
 
     def _check_experts(self, experts: NDArray[np.uint16], first: int) -> None:
-        check_ids(experts, self.manifest.experts_per_layer, first)
+        with damaged(self.path):
+            check_ids(experts, self.manifest.experts_per_layer, first)
 
     def _check_weights(self, weights: NDArray[np.float16], first: int) -> None:
-        check_weights(weights, self.experts_of(first, first + len(weights)), first)
+        experts = self.experts_of(first, first + len(weights))
+        with damaged(self.path):
+            check_weights(weights, experts, first)
 
     def _verify(self) -> None:
         """Read every row once."""
         rows = shard_files.block_rows(self.manifest)
         for first in range(0, self.tokens, rows):
             last = min(first + rows, self.tokens)
-            try:
-                check_distinct(self.experts_of(first, last), first)
-            except TraceError as error:
-                raise TraceError(f"{self.path} is damaged: {error}") from None
+            experts = self.experts_of(first, last)
+            with damaged(self.path):
+                check_distinct(experts, first)
             self.weights_of(first, last)
 
     def _dense_array(self, kind: str) -> NDArray[np.float16] | None:

@@ -16,6 +16,7 @@ from tracekit.demand import step_starts
 from tracekit.durable import reporting
 from tracekit.errors import TraceError
 from tracekit.manifest import lookahead_distance
+from tracekit.rows import check_distinct, damaged
 from tracekit.tensorfile import map_tensor
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
@@ -113,14 +114,16 @@ def _columns(
     trace: Trace, readers: dict[str, DenseReader], first: int, last: int, rows: NDArray[np.intp]
 ) -> dict[str, Any]:
     inside = rows - first
-    weights = trace.weights_of(first, last)
+    experts, weights = trace.experts_of(first, last), trace.weights_of(first, last)
+    with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
+        check_distinct(experts, first)
     columns: dict[str, Any] = {
         "step": trace.step[rows].astype(np.int64),
         "request": trace.request[rows].astype(np.int64),
         "position": trace.position[rows],
         "phase": trace.phase[rows],
         "token_id": trace.token_id[rows],
-        "experts": trace.experts_of(first, last)[inside],
+        "experts": experts[inside],
         "weights": None if weights is None else weights[inside],
     }
     lookahead = {}

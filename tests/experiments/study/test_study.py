@@ -21,6 +21,7 @@ from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.cells import cells_of, groups
 from experiments.study.measure import measure
+from experiments.study.passes import Course
 from experiments.study.schema import COLUMNS, SCHEMA
 from experiments.study.workers import Workers
 from tests.helpers.traces import make_trace, random_experts
@@ -281,6 +282,72 @@ def test_an_edited_simulator_gives_another_result(module: str, folder: Path, mon
         digest.cache_clear()
     assert after.key != before.key
     assert cells_of(study_from_dict(tables, folder=folder))[0].key == before.key
+
+
+def test_whatever_a_row_follows_from_is_in_its_key(folder: Path) -> None:
+    def key(**other: Any) -> str:
+        grid = {"capacity": "2/layer", "hardware": "t4", "model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
+        top = {"bounds": other.pop("bounds")} if "bounds" in other else {}
+        (cell,) = cells_of(study_from_dict({"traces": "a.trace", **top, "grid": grid | other}, folder=folder))
+        return cell.key
+
+    changes: list[dict[str, Any]] = [
+        *({"bounds": False}, {"batch": 2}, {"hardware": "h100"}, {"model_shape": "mixtral-8x22b"}),
+        *({"weights": "hqq-4bit"}, {"cpu_experts": "auto"}, {"capacity": "3/layer"}, {"eviction": "lfu"}),
+        {"prefetch": "popular"},
+    ]
+    keys = [key(), *(key(**change) for change in changes)]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_what_each_request_cost(share: float, folder: Path) -> None:
+    """Against plain loops over the tokens; of both objectives that compare times."""
+    trace = Trace.open(folder / "a.trace")
+    course = Course.of(trace)
+    of_step = np.random.default_rng(2).integers(1, 10**9, len(course.phase))
+    costs: dict[int, list[float]] = {}
+    parts: dict[int, float] = {}
+    for step, request, phase in zip(trace.step, trace.request, trace.phase, strict=True):
+        if phase == 1:
+            costs.setdefault(int(request), []).append(float(of_step[step]))
+            parts[int(request)] = parts.get(int(request), 0) + of_step[step] / (trace.step == step).sum()
+    assert course.requests.tolist() == sorted(costs)
+    of_each = [np.percentile(costs[name], 100 * share) * 4 for name in sorted(costs)]
+    assert course.percentile(of_step, share, 4.0).tolist() == pytest.approx(of_each, abs=1)
+    assert course.shared(of_step, 4.0).tolist() == pytest.approx([parts[name] * 4 for name in sorted(parts)], abs=1)
+
+
+def test_what_the_winner_is_compared_with(folder: Path, tmp_path: Path) -> None:
+    """The baseline, however slow; costs as the objective asks; no plan that one of the traces refuses."""
+    grid: dict[str, Any] = {"capacity": "2/layer", "hardware": "t4", "model_shape": "mixtral-8x7b"}
+    policies = ["lru", "lfu", "lfu-perfect", "lfu-aging", "fifo", *({"policy": "lru-k", "k": k} for k in (2, 3, 4))]
+    grid |= {"weights": "hqq-2bit", "eviction": [*policies, "random"]}
+    grid["prefetch"] = ["none", "popular", "gate"]
+    tables = {"traces": "a.trace", "objective": "p99", "regret": 0, "bounds": False, "grid": grid}
+    for baseline in ("lru", "random"):
+        study = study_from_dict(tables | {"baseline": baseline}, folder=folder)
+        (setting,) = run_study(study, tmp_path / "out", Threads(1))["settings"]
+        first = setting["comparisons"][0]
+        assert first["second"].startswith(f"{baseline}, 2/layer") or setting["winner"].startswith(f"{baseline},")
+        rows = {
+            row["plan"].removesuffix(", hqq-2bit"): row
+            for row in pl.read_parquet(tmp_path / "out" / "results.parquet").to_dicts()
+        }
+        for found in setting["comparisons"]:
+            ours, theirs = (sum(rows[found[name]]["request_p99_ns"]) for name in ("first", "second"))
+            assert found["effect"] == pytest.approx((theirs - ours) / max(ours, theirs))
+
+
+def test_a_plan_that_one_trace_refuses_does_not_win(folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    make_trace(tmp_path / "plain.trace", random_experts(rng, 40, layers=3), num_experts=8, request=np.arange(40) % 8)
+    grid = {"capacity": "2/layer", "prefetch": ["none", "gate"], "hardware": "t4", "model_shape": "mixtral-8x7b"}
+    tables = {"traces": [str(folder / "a.trace"), str(tmp_path / "plain.trace")], "regret": 0, "grid": grid}
+    grid["weights"] = "hqq-2bit"
+    summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
+    assert summary["failed"] == 1
+    assert summary["settings"][0]["contestants"] == 1 and "gate" not in summary["settings"][0]["winner"]
 
 
 def test_where_a_policy_lies_does_not_show(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
