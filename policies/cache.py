@@ -16,6 +16,8 @@ from policies.registry import eviction_policy, prefetcher
 from policies.state import MOST_VISITS, PINNED, Batch, CacheState
 from tracekit.errors import CapacityError, PolicyError
 
+NO_SIGNAL = np.empty(0, np.float64)
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
@@ -112,6 +114,9 @@ class ExpertCache:
             self._prefetcher = suggester.interpreted(self._prefetcher)
         if suggester is NoPrefetch:
             self._prefetcher = None
+        # What one visit hands to the kernel is small: making it anew would take longer than deciding.
+        self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
+        self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
 
     def _pin(self, key: int) -> None:
         group = int(self.state.group_of[key // self.spec.experts])
@@ -134,21 +139,22 @@ class ExpertCache:
             len(self.state.staged),
             len(self.state.suggestion),
         )
-        batch = batch._replace(
-            demand=batch.demand.astype(self._index, copy=False), recency=batch.recency.astype(self._index, copy=False)
-        )
+        if batch.demand.dtype != self._index or batch.recency.dtype != self._index:
+            batch = batch._replace(demand=batch.demand.astype(self._index), recency=batch.recency.astype(self._index))
         try:
             count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
         except NumbaError as error:
             raise PolicyError(
                 f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
             ) from error
-        for fault, name, named in zip(
-            self.state.fault, (self.spec.eviction, self.spec.prefetch), ("a victim", "a suggestion"), strict=True
-        ):
-            if fault:
-                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
-        return Events(buffer.code[:count], buffer.start, first)
+        if self.state.fault[0] or self.state.fault[1]:
+            name, named = (
+                (self.spec.eviction, "a victim") if self.state.fault[0] else (self.spec.prefetch, "a suggestion")
+            )
+            raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
+        # One visit's events are kept by the engine for long: not as a view of room for the worst case.
+        code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
+        return Events(code, buffer.start, first)
 
     def visit(
         self,
@@ -168,16 +174,23 @@ class ExpertCache:
             signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
         """
         base = layer * self.spec.experts
-        keys = np.asarray(demand, np.uint32) + np.uint32(base)
-        order = keys if recency is None else np.asarray(recency, np.uint32) + np.uint32(base)
-        hints = np.full((1, max(self.spec.count, 1)), -1, np.int32)
-        ranked = np.asarray(hint[: hints.shape[1]], np.int32)
-        hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
-        by_demand = np.asarray(signal, np.float64)
-        known = dict(zip(keys.tolist(), by_demand.tolist(), strict=False))
-        by_recency = np.array([known[key] for key in order.tolist()]) if known else by_demand
+        keys = self._keys(base, demand)
+        order = keys if recency is None or recency is demand else self._keys(base, recency)
+        hints = self._no_hint
+        if len(hint):
+            ranked = np.array(hint[: hints.shape[1]], np.int32)
+            hints = hints.copy()
+            hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
+        by_demand = by_recency = NO_SIGNAL
+        if len(signal):
+            by_demand = np.array(signal, np.float64)
+            known = dict(zip(keys.tolist(), by_demand.tolist(), strict=True))
+            by_recency = np.array([known[key] for key in order.tolist()])
         start = np.array([0, len(keys)], np.int64)
-        return self.run(Batch(np.array([layer], np.int32), start, keys, order, by_demand, by_recency, hints))
+        return self.run(Batch(self._layer[layer], start, keys, order, by_demand, by_recency, hints))
+
+    def _keys(self, base: int, experts: Sequence[int]) -> np.ndarray:
+        return np.array([base + expert for expert in experts], self._index)
 
 
 def allocated(policy: Any, layout: Layout, parameters: Mapping[str, Value] | None) -> Any:

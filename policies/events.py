@@ -78,6 +78,10 @@ class Events:
         """i32 [events]: the slot that the expert is in, comes to or leaves."""
         return (self.code >> SLOT_SHIFT & SLOT_MASK).astype(np.int32)
 
+    def unpacked(self) -> list[tuple[int, int, int]]:
+        """Kind, expert and slot of each event: for few events the quickest way to read them."""
+        return [(code >> KIND_SHIFT, code & KEY_MASK, code >> SLOT_SHIFT & SLOT_MASK) for code in self.code.tolist()]
+
     def rows(self) -> list[tuple[int, int, int, int]]:
         """Visit, kind, expert and slot of each event."""
         columns = (self.visit, self.kind, self.expert, self.slot)

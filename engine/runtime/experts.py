@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.runtime.layout import expert_parameters
-from engine.runtime.routing import Routing, sort_by_expert
+from engine.runtime.routing import Routing, TokenRouting, sort_by_expert
 from tracekit.errors import ModelError
 
 IMPLEMENTATION = "tracekit-offload"
@@ -59,21 +59,32 @@ def eager_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     return own(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
 
 
-def expert_forward(module: Any, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-    """One expert of `module` on rows [n, hidden], its tensors given by parameter name. Returns [n, hidden]."""
-    if module.has_gate:
-        inner = module._apply_gate(_project(module, weights, "gate_up_proj", rows))  # [n, intermediate]
-    else:
-        inner = module.act_fn(_project(module, weights, "up_proj", rows))  # [n, intermediate]
-    out = _project(module, weights, "down_proj", inner)  # [n, hidden]
-    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""(an expert's tensors by parameter name, rows [n, hidden]) -> [n, hidden]"""
 
 
-def _project(module: Any, weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
-    weight = weights[name]
-    out = rows @ weight if module.is_transposed else functional.linear(rows, weight)
-    bias = weights.get(f"{name}_bias")
-    return out if bias is None else out + bias  # a fused addition would round once where the families round twice
+def expert_forward(module: Any) -> Forward:
+    """How one expert of `module` computes. What the module says of itself is asked here, once."""
+    project = _transposed if module.is_transposed else functional.linear
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    activate = module._apply_gate if module.has_gate else module.act_fn  # to [n, intermediate]
+    norm = module.post_expert_norm if module.has_post_expert_norm else None
+
+    def forward(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        # Biases are added apart: a fused addition would round once where the families round twice.
+        inner = project(rows, weights[first])
+        if (bias := weights.get(f"{first}_bias")) is not None:
+            inner = inner + bias
+        out = project(activate(inner), weights["down_proj"])
+        if (bias := weights.get("down_proj_bias")) is not None:
+            out = out + bias
+        return out if norm is None else norm(out)
+
+    return forward
+
+
+def _transposed(rows: Tensor, weight: Tensor) -> Tensor:
+    return rows @ weight
 
 
 def compute(
@@ -81,17 +92,46 @@ def compute(
     compute_expert: ComputeExpert,
     hidden: Tensor,
     top_k_weights: Tensor,
-    routing: Routing,
+    routing: Routing | TokenRouting,
     accumulate: str = "hidden",
 ) -> Tensor:
     """The weighted sum of experts for each token, computed in the given order and added in ascending order.
 
-    An expert's result waits until all smaller ones have been added. `accumulate` is the type of the sum:
-    "hidden", "weights" or "float32". hidden [tokens, hidden], top_k_weights [tokens, k]. Returns [tokens,
-    hidden].
+    `accumulate` is the type of the sum: "hidden", "weights" or "float32". hidden [tokens, hidden], top_k_weights
+    [tokens, k]. Returns [tokens, hidden].
     """
     dtype = {"hidden": hidden.dtype, "weights": top_k_weights.dtype, "float32": torch.float32}[accumulate]
     total = torch.zeros_like(hidden, dtype=dtype)
+    if isinstance(routing, TokenRouting):
+        _add_token(total, order, compute_expert, hidden, top_k_weights, routing)
+    else:
+        _add_tokens(total, order, compute_expert, hidden, top_k_weights, routing)
+    return total if dtype is hidden.dtype else total.to(hidden.dtype)
+
+
+def _add_token(
+    total: Tensor,
+    order: Iterable[int],
+    compute_expert: ComputeExpert,
+    hidden: Tensor,
+    top_k_weights: Tensor,
+    routing: TokenRouting,
+) -> None:
+    factors = top_k_weights.view(-1, 1).unbind(0)  # k of [1]
+    found = {expert: compute_expert(expert, hidden) * factors[routing.place[expert]] for expert in order}
+    for expert in sorted(found):
+        total += found[expert] if total.dtype is found[expert].dtype else found[expert].to(total.dtype)
+
+
+def _add_tokens(
+    total: Tensor,
+    order: Iterable[int],
+    compute_expert: ComputeExpert,
+    hidden: Tensor,
+    top_k_weights: Tensor,
+    routing: Routing,
+) -> None:
+    """An expert's result waits until all smaller ones have been added."""
     factors = top_k_weights.reshape(-1)[routing.choice, None]  # [assignments, 1]
     waiting: dict[int, Tensor] = {}
     ascending = deque(routing.span)
@@ -101,8 +141,7 @@ def compute(
         waiting[expert] = out * factors[span]
         while ascending and ascending[0] in waiting:
             smallest = ascending.popleft()
-            total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest).to(dtype))
-    return total.to(hidden.dtype)
+            total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest).to(total.dtype))
 
 
 def accumulation(experts: Any) -> str:
@@ -116,19 +155,20 @@ def accumulation(experts: Any) -> str:
         raise ModelError(f"{type(experts).__name__} holds {', '.join(stacked)}: no layout of experts that is known")
     hidden, ids, factors = _probe(first.shape[1 if experts.is_transposed else 2], experts.num_experts, first)
 
-    def compute_expert(expert: int, rows: Tensor) -> Tensor:
-        return expert_forward(experts, {name: stacked[name][expert] for name in stacked}, rows)
+    forward = expert_forward(experts)
 
-    routing = sort_by_expert(ids.cpu().numpy().astype("uint16"), experts.num_experts, first.device)
+    def compute_expert(expert: int, rows: Tensor) -> Tensor:
+        return forward({name: stacked[name][expert] for name in stacked}, rows)
+
+    def agree(accumulate: str, rows: slice, factors: Tensor) -> bool:
+        routing = sort_by_expert(ids[rows].cpu().numpy().astype("uint16"), experts.num_experts, first.device)
+        given = compute(routing.demand, compute_expert, hidden[rows], factors[rows], routing, accumulate)
+        return torch.equal(given, eager_experts(experts, hidden[rows], ids[rows], factors[rows]))
+
+    tries = [(rows, w) for rows in (slice(0, 4), slice(0, 1)) for w in (factors.to(hidden.dtype), factors)]
     with torch.no_grad():
         for accumulate in ("hidden", "weights", "float32"):
-            if all(
-                torch.equal(
-                    compute(routing.demand, compute_expert, hidden, weights, routing, accumulate),
-                    eager_experts(experts, hidden, ids, weights),
-                )
-                for weights in (factors.to(hidden.dtype), factors)
-            ):
+            if all(agree(accumulate, *given) for given in tries):
                 return accumulate
     raise ModelError(
         f"{type(experts).__name__} computes its experts in a way of its own, which the engine cannot equal "

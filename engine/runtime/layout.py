@@ -41,7 +41,7 @@ class Layout(Protocol):
     def views(self, slab: Tensor) -> dict[str, Tensor]:
         """The stored tensors within a slab u8 [bytes], or of n slabs [n, bytes] at once, typed."""
 
-    def weights(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def weights(self, views: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors an expert computes with, by parameter name, from the views of its slab."""
 
     def pack(self, name: str, stacked: Tensor, slabs: Tensor, device: torch.device | None = None) -> None:
@@ -78,8 +78,8 @@ class PlainLayout:
     def views(self, slab: Tensor) -> dict[str, Tensor]:
         return field_views(self.fields, slab)
 
-    def weights(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(views)
+    def weights(self, views: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return views
 
     def pack(self, name: str, stacked: Tensor, slabs: Tensor, device: torch.device | None = None) -> None:
         self.views(slabs)[name].copy_(stacked)

@@ -6,7 +6,7 @@ from engine.runtime.disk_store import DiskStore
 from engine.runtime.link import Link, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.store import ExpertStore
-from policies.events import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 
 KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
 
@@ -34,8 +34,8 @@ class Loader:
         here: list[int] = []
         late: list[int] = []
         loads: list[int] = []
-        for kind, key, slot in zip(events.kind.tolist(), events.expert.tolist(), events.slot.tolist(), strict=True):
-            if kind in (HIT, HIT_PINNED, HIT_PREFETCHED):
+        for kind, key, slot in events.unpacked():
+            if kind <= HIT_PREFETCHED:
                 self._slot[key] = slot
                 self._taken.add(slot)
                 (here if self._has_arrived(key) else late).append(key)
@@ -64,7 +64,8 @@ class Loader:
     def done(self, key: int) -> None:
         """The expert has been computed: its slot may be overwritten."""
         self._taken.discard(self._slot.pop(key))
-        self._ask()
+        if self._held:
+            self._ask()
 
     def forget(self) -> None:
         """Give up all copies, as before a cache that starts empty."""

@@ -23,7 +23,8 @@ class SlotPool:
             raise HardwareError(
                 f"{device} cannot hold {slots} slots of {slab_bytes} bytes: give the cache less capacity ({error})"
             ) from error
-        self._views: dict[tuple[int, Layout], dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by slot and id of the layout
+        self._layouts: dict[int, Layout] = {}  # those whose ids are in use
 
     def slab(self, slot: int, size: int) -> Tensor:
         """The first `size` bytes of a slot, u8 [size]."""
@@ -31,7 +32,10 @@ class SlotPool:
 
     def views(self, slot: int, layout: Layout) -> dict[str, Tensor]:
         """The tensors of the expert in `slot`, as it is stored: the same tensors whoever moves in."""
-        key = (slot, layout)
-        if key not in self._views:
-            self._views[key] = layout.views(self._buffer[slot, : layout.bytes])
-        return self._views[key]
+        # By identity: a layout's hash goes through all of its fields, at each expert of each token.
+        key = (slot, id(layout))
+        found = self._views.get(key)
+        if found is None:
+            self._layouts[id(layout)] = layout
+            found = self._views[key] = layout.views(self._buffer[slot, : layout.bytes])
+        return found

@@ -24,23 +24,38 @@ class Routing:
     span: dict[int, slice]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRouting:
+    """The assignments of a visit of one token, which chose no expert twice: `place[e]` is the choice that fell on e.
+
+    A decode step has nothing to sort, and on small models sorting would take as long as computing.
+    """
+
+    demand: list[int]
+    place: dict[int, int]
+
+    @property
+    def recency(self) -> list[int]:
+        return self.demand
+
+
 def read_back(
     top_k_index: Tensor, weights: Tensor | None, lookahead: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """The gate's choices u16 [tokens, k], their weights f16 [tokens, k] and lookahead logits f16 [tokens, experts].
 
-    In one copy to the host. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
+    From a device in one copy. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
     """
+    halves = [None if part is None else part.to(torch.float16) for part in (weights, lookahead)]
+    if top_k_index.device.type == "cpu":
+        found = [None if half is None else half.numpy() for half in halves]
+        return top_k_index.numpy().astype(np.uint16), found[0], found[1]
     parts = [top_k_index.to(torch.int16)]  # [tokens, k]; ids above 32767 wrap, and wrap back as u16
-    parts += [part.to(torch.float16).view(torch.int16) for part in (weights, lookahead) if part is not None]
+    parts += [half.view(torch.int16) for half in halves if half is not None]
     host = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).cpu().numpy()
-    ids, *halves = np.split(host, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
-    found = iter([np.ascontiguousarray(half).view(np.float16) for half in halves])
-    return (
-        np.ascontiguousarray(ids).view(np.uint16),
-        None if weights is None else next(found),
-        None if lookahead is None else next(found),
-    )
+    ids, *rest = np.split(host, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+    found = [None if half is None else np.ascontiguousarray(rest.pop(0)).view(np.float16) for half in halves]
+    return np.ascontiguousarray(ids).view(np.uint16), found[0], found[1]
 
 
 def weight_of(ids: np.ndarray, weights: np.ndarray, demand: list[int]) -> list[float]:
@@ -52,9 +67,13 @@ def weight_of(ids: np.ndarray, weights: np.ndarray, demand: list[int]) -> list[f
     return [total[expert] for expert in demand]
 
 
-def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> Routing:
+def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> Routing | TokenRouting:
     """Sort choices u16 [tokens, k] by expert; ids of `num_experts` or more mark choices that do not count."""
     tokens, k = ids.shape
+    if tokens == 1:
+        place = {expert: c for c, expert in enumerate(ids[0].tolist()) if expert < num_experts}
+        if len(place) == k or len(place) == np.count_nonzero(ids < num_experts):
+            return TokenRouting(list(place), place)
     chosen = [expert for expert in ids.ravel().tolist() if expert < num_experts]
     demand = list(dict.fromkeys(chosen))
     recency = list(dict.fromkeys(reversed(chosen)))[::-1]

@@ -60,6 +60,7 @@ class OffloadState:
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
         self._loader = Loader(store, pool, link)
+        self._forward = [expert_forward(layer.experts) for layer in layers]
         self._clock = Clock()
         self._events: list[Events] = []
         self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
@@ -137,7 +138,6 @@ class OffloadState:
             raise
 
     def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        experts, base = self.layers[layer].experts, layer * self.spec.experts
         if self.forced is not None:
             top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
@@ -146,17 +146,17 @@ class OffloadState:
         signal = () if weights is None else weight_of(ids, weights, routing.demand)
         events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead), signal)
         self._events.append(events)
-        order = self._loader.begin(events)
+        loader, pool, base = self._loader, self.pool, layer * self.spec.experts
+        order = loader.begin(events)
+        forward, layout = self._forward[layer], self.store.layouts[layer]
         waited = 0
 
         def compute_expert(expert: int, rows: Tensor) -> Tensor:
             nonlocal waited
             key = base + expert
-            waited += self._loader.arrive(key)
-            layout = self.store.layouts[layer]
-            weights = layout.weights(self.pool.views(self._loader.slot(key), layout))
-            out = expert_forward(experts, weights, rows)
-            self._loader.done(key)
+            waited += loader.arrive(key)
+            out = forward(layout.weights(pool.views(loader.slot(key), layout)), rows)
+            loader.done(key)
             return out
 
         local = [key - base for key in order]

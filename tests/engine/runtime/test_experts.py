@@ -3,12 +3,13 @@
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from engine.runtime.experts import accumulation, compute, eager_experts, expert_forward  # noqa: E402  # needs torch
-from engine.runtime.routing import sort_by_expert  # noqa: E402
+from engine.runtime.routing import Routing, TokenRouting, sort_by_expert  # noqa: E402
 from tracekit.errors import ModelError  # noqa: E402
 
 
@@ -42,8 +43,10 @@ def test_how_a_family_adds_up_is_found(package: str, name: str, dtype: str, expe
     routing = sort_by_expert(ids.numpy().astype("uint16"), 8, hidden.device)
     stacked = dict(module.named_parameters())
 
+    forward = expert_forward(module)
+
     def one(expert: int, rows: Any) -> Any:
-        return expert_forward(module, {name: stacked[name][expert] for name in stacked}, rows)
+        return forward({name: stacked[name][expert] for name in stacked}, rows)
 
     for order in (routing.demand, routing.demand[::-1]):
         with torch.no_grad():
@@ -71,8 +74,18 @@ def test_choices_are_sorted_as_the_eager_loop_visits_them() -> None:
     assert routing.choice.tolist() == [4, 1, 0, 3, 5]
 
 
-def test_nothing_chosen_is_nothing_demanded() -> None:
-    routing = sort_by_expert(torch.tensor([[8, 9]]).numpy().astype("uint16"), 8, torch.device("cpu"))
-    assert (routing.demand, routing.recency, routing.span) == ([], [], {})
-    hidden = torch.ones(1, 4)
-    assert torch.equal(compute([], lambda expert, rows: rows, hidden, torch.ones(1, 2), routing), torch.zeros(1, 4))
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_nothing_chosen_is_nothing_demanded(tokens: int) -> None:
+    routing = sort_by_expert(np.array([[8, 9]] * tokens, np.uint16), 8, torch.device("cpu"))
+    assert routing.demand == routing.recency == []
+    hidden, weights = torch.ones(tokens, 4), torch.ones(tokens, 2)
+    assert not compute([], lambda expert, rows: rows, hidden, weights, routing).any()
+
+
+def test_one_token_is_sorted_only_if_it_chose_an_expert_twice() -> None:
+    alone = sort_by_expert(np.array([[5, 9, 2]], np.uint16), 9, torch.device("cpu"))
+    assert isinstance(alone, TokenRouting)
+    assert (alone.demand, alone.recency, alone.place) == ([5, 2], [5, 2], {5: 0, 2: 2})
+    twice = sort_by_expert(np.array([[5, 2, 5]], np.uint16), 9, torch.device("cpu"))
+    assert isinstance(twice, Routing)
+    assert (twice.demand, twice.recency, twice.choice.tolist()) == ([5, 2], [2, 5], [1, 0, 2])
