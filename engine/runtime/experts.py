@@ -11,6 +11,7 @@ rows.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -63,12 +64,14 @@ Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(an expert's tensors by parameter name, rows [n, hidden]) -> [n, hidden]"""
 
 
-def expert_forward(module: Any) -> Forward:
-    """How one expert of `module` computes. What the module says of itself is asked here, once."""
+def expert_forward(module: Any, device: str | None = None) -> Forward:
+    """How one expert of `module` computes, on its own device or another. What the module says is asked here, once."""
     project = _transposed if module.is_transposed else functional.linear
     first = "gate_up_proj" if module.has_gate else "up_proj"
     activate = module._apply_gate if module.has_gate else module.act_fn  # to [n, intermediate]
     norm = module.post_expert_norm if module.has_post_expert_norm else None
+    if norm is not None and device is not None:
+        norm = deepcopy(norm).to(device)
 
     def forward(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         # Biases are added apart: a fused addition would round once where the families round twice.
@@ -137,7 +140,7 @@ def _add_tokens(
     ascending = deque(routing.span)
     for expert in order:
         span = routing.span[expert]
-        out = compute_expert(expert, hidden[routing.token[span]])  # [n, hidden]
+        out = compute_expert(expert, routing.rows(hidden, expert))  # [n, hidden]
         waiting[expert] = out * factors[span]
         while ascending and ascending[0] in waiting:
             smallest = ascending.popleft()

@@ -1,14 +1,18 @@
 """`Loader`: turns the decisions of a visit into copies, in the order of the decisions."""
 
+from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 
 from engine.runtime.disk_store import DiskStore
-from engine.runtime.link import Link, Ticket
+from engine.runtime.link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.store import ExpertStore
 from policies.events import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 
 KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
+
+Divert = Callable[[list[int], list[tuple[int, int]]], Iterable[int]]
+"""(keys that need no copy, (key, kind) of what is missing) -> keys of the missing that somebody else computes"""
 
 
 class Loader:
@@ -29,8 +33,12 @@ class Loader:
         self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
         self._taken: set[int] = set()  # slots of those whose copy has left or was never needed
 
-    def begin(self, events: Events) -> list[int]:
-        """Ask for what a visit loads; returns the keys it demands, what is on the device first."""
+    def begin(self, events: Events, divert: Divert | None = None) -> list[int]:
+        """Ask for what a visit loads; returns the keys it demands, what is on the device first.
+
+        `divert` may take some of the missing experts out: they are not computed on the device, hence not in the list
+        returned. What was only to be streamed is then not copied.
+        """
         here: list[int] = []
         late: list[int] = []
         loads: list[int] = []
@@ -46,7 +54,14 @@ class Loader:
                 if kind != PREFETCH:
                     self._slot[key] = slot
                     loads.append(key)
-        self._ask()
+        if divert is not None and loads:
+            for key in divert(here + late, [(key, self._held[key][1]) for key in loads]):
+                loads.remove(key)
+                del self._slot[key]
+                if self._held[key][1] == STREAM:
+                    del self._held[key]
+        if self._held:
+            self._ask()
         return here + late + loads
 
     def arrive(self, key: int) -> int:
@@ -56,6 +71,11 @@ class Loader:
         start = perf_counter_ns()
         self.link.wait(self._tickets.pop(key)[0])
         return perf_counter_ns() - start
+
+    def backlog(self) -> int:
+        """Bytes that the link still has to copy before another demanded expert."""
+        ahead = [ticket for ticket, _ in self._tickets.values() if ticket.demand or ticket.progress is Progress.STARTED]
+        return sum(ticket.source.numel() for ticket in ahead if ticket.progress < Progress.DONE)
 
     def slot(self, key: int) -> int:
         """Where a demanded expert is, between `begin` and `done`."""
@@ -93,7 +113,7 @@ class Loader:
             ticket = self.link.copy(source, self.pool.slab(slot, source.numel()), demand=kind != PREFETCH)
             self._tickets[key] = (ticket, kind)
             self.bytes[KINDS[kind]] += source.numel()
-            if kind != PREFETCH:
+            if key in self._slot:
                 self._taken.add(slot)
 
     def _give_up(self, key: int) -> None:

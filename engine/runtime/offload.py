@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from engine.decisions import cache_spec as spec_of
+from engine.hardware import HardwareProfile
 from engine.plan import Plan
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
+from engine.runtime.cpu_lane import CpuLane, check_lane
 from engine.runtime.cuda_link import CudaLink
 from engine.runtime.disk_store import DiskStore, open_slabs, write_slabs
 from engine.runtime.experts import accumulation, register
@@ -41,6 +43,7 @@ def offload(
     slabs: str | Path | None = None,
     memory: int | None = None,
     random_experts: int | None = None,
+    hardware: HardwareProfile | None = None,
 ) -> Model:
     """Move the experts of `model` to host memory and serve them by `plan`; everything else moves to `device`.
 
@@ -57,6 +60,7 @@ def offload(
         random_experts: a seed; experts are filled with random numbers, and the model's own need no storage.
         memory: bytes of device memory that slots and all other weights may take; None is what is free there. A plan
             that needs more is refused, and capacity `auto` is as much as fits.
+        hardware: how fast this machine is, which a plan with `compute.cpu_experts = "auto"` weighs.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
@@ -64,11 +68,9 @@ def offload(
     """
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
-    if plan.compute.cpu_experts != "never":
-        raise PlanError(
-            f"compute.cpu_experts = {plan.compute.cpu_experts!r}: the engine has no CPU lane, only the simulator; "
-            'set it to "never"'
-        )
+    with_lane = plan.compute.cpu_experts != "never"
+    if with_lane:
+        check_lane(hardware)
     target = _device(model, device)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
@@ -116,7 +118,8 @@ def offload(
         # Looked up again: what a gate knows of its router is where the router now is.
         layers = moe_layers(model)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
-        state = OffloadState(model, layers, spec, store, pool, link, accumulate, emulate_link)
+        lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
+        state = OffloadState(model, layers, spec, store, pool, link, accumulate, emulate_link, lane)
     setattr(model, STATE, state)
     return model
 

@@ -23,6 +23,15 @@ class Routing:
     choice: Tensor
     span: dict[int, slice]
 
+    def rows(self, hidden: Tensor, expert: int) -> Tensor:
+        """What the expert computes: the rows of `hidden` [tokens, hidden] that chose it."""
+        return hidden[self.token[self.span[expert]]]
+
+    def count(self, expert: int) -> int:
+        """How many tokens chose the expert."""
+        span = self.span[expert]
+        return int(span.stop - span.start)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRouting:
@@ -37,6 +46,12 @@ class TokenRouting:
     @property
     def recency(self) -> list[int]:
         return self.demand
+
+    def rows(self, hidden: Tensor, expert: int) -> Tensor:
+        return hidden
+
+    def count(self, expert: int) -> int:
+        return 1
 
 
 def read_back(

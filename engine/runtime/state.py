@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from engine.runtime.cpu_lane import CpuLane
 from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import compute, expert_forward, take_seat
 from engine.runtime.forced import ForcedRouting
@@ -21,6 +22,7 @@ from engine.runtime.routing import read_back, sort_by_expert, weight_of
 from engine.runtime.store import ExpertStore
 from engine.runtime.thread_link import EmulatedLink
 from engine.runtime.timing import Clock, Timings
+from engine.runtime.turn import Turn
 from policies.cache import CacheSpec, ExpertCache
 from policies.events import Events
 from policies.ranking import rank_lookahead
@@ -35,7 +37,8 @@ class OffloadState:
     """What `offloaded(model)` returns.
 
     `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
-    only emulated (every result must say so) or None. One model, one thread, one CUDA stream at a time.
+    only emulated (every result must say so) or None, `lane` the CPU's, if the plan wants one. One model, one thread,
+    one CUDA stream at a time.
 
     Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
     is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
@@ -53,9 +56,10 @@ class OffloadState:
         link: Link,
         accumulate: Sequence[str],
         emulated: EmulatedLink | None,
+        lane: CpuLane | None = None,
     ) -> None:
         self.layers, self.spec, self.accumulate = tuple(layers), spec, tuple(accumulate)
-        self.store, self.pool, self.link = store, pool, link
+        self.store, self.pool, self.link, self.lane = store, pool, link, lane
         self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
@@ -93,6 +97,8 @@ class OffloadState:
     def reset(self) -> None:
         """Start again: an empty cache, log and clock. Also what makes a model usable after a failure."""
         self._loader.forget()
+        if self.lane is not None:
+            self.lane.forget()
         self.cache = check_policies(self.spec)
         self._clock = Clock()
         self._events = []
@@ -106,6 +112,8 @@ class OffloadState:
         for hook in self._hooks:
             hook.remove()
         self._loader.forget()
+        if self.lane is not None:
+            self.lane.close()
         self.link.close()
         self.store.close()
 
@@ -146,22 +154,11 @@ class OffloadState:
         signal = () if weights is None else weight_of(ids, weights, routing.demand)
         events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead), signal)
         self._events.append(events)
-        loader, pool, base = self._loader, self.pool, layer * self.spec.experts
-        order = loader.begin(events)
-        forward, layout = self._forward[layer], self.store.layouts[layer]
-        waited = 0
-
-        def compute_expert(expert: int, rows: Tensor) -> Tensor:
-            nonlocal waited
-            key = base + expert
-            waited += loader.arrive(key)
-            out = forward(layout.weights(pool.views(loader.slot(key), layout)), rows)
-            loader.done(key)
-            return out
-
-        local = [key - base for key in order]
-        out = compute(local, compute_expert, hidden, top_k_weights, routing, self.accumulate[layer])
-        self._clock.add_visit(layer, start, waited)
+        base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
+        turn = Turn(self._loader, self.pool, self.lane, base, layout, forward)
+        order = turn.begin(layer, events, routing, hidden)
+        out = compute(order, turn.compute, hidden, top_k_weights, routing, self.accumulate[layer])
+        self._clock.add_visit(layer, start, turn.waited)
         return out
 
     def _read_back(
