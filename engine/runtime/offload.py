@@ -109,7 +109,6 @@ def offload(
         elif not written:
             write_slabs(path, model, layers, accumulate, formats, target)
             store = open_slabs(path, model, layers, formats)
-        model.requires_grad_(False)
         if formats[1] is not None and not attention_bytes(model):
             quantise_attention(model, formats[1], target)
         _move_rest(model, target)

@@ -139,7 +139,11 @@ class OffloadState:
         if self._failure is not None:
             raise ModelError(f"the offloaded model cannot run: {self._failure}")
         try:
-            return self._visit(layer, hidden, top_k_index, top_k_weights)
+            if not torch.is_grad_enabled():
+                return self._visit(layer, hidden, top_k_index, top_k_weights)
+            # Weights elsewhere keep asking for gradients, since torch picks other kernels where none does.
+            with torch.no_grad():
+                return self._visit(layer, hidden, top_k_index, top_k_weights)
         except BaseException as error:
             # The cache believes that loads have happened which now may not.
             self._failure = f"a visit failed ({type(error).__name__}: {error}); call offloaded(model).reset()"

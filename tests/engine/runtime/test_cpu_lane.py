@@ -36,9 +36,7 @@ def machine(copy_ns: int, cpu_ns: int, expert_ns: int = 0) -> HardwareProfile:
         device=Device(memory_bytes=1 << 30, memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18),
         link=Link(host_to_device_bytes_per_s=10**15, latency_ns=copy_ns, copy_engines=1),
         overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0, per_expert_ns=expert_ns),
-        cpu=Cpu(
-            memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18, per_expert_ns=cpu_ns, transfer_ns=0
-        ),
+        cpu=Cpu(memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18, per_expert_ns=cpu_ns, transfer_ns=0),
     )
 
 
