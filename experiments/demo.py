@@ -15,6 +15,7 @@ from engine.result import Result
 from experiments.curve import CurvePoint, curve
 from experiments.reference_model import CHECKPOINTS, NAMES
 from experiments.validate import Validation, validate
+from experiments.validation_report import panel
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import TracekitError
@@ -213,18 +214,7 @@ def write(
                 content.HeatMap(model=name, shares=expert_shares(trace))
                 for name, trace in zip(NAMES, traces, strict=True)
             ),
-            validation=content.Validation(
-                decisions_identical=validation.decisions.identical,
-                decisions=validation.decisions.entries,
-                tokens_identical=validation.tokens.identical,
-                tokens=validation.tokens.compared,
-                time_error_median=time.step_error_median,
-                time_error_limit=None,
-                simulated_tokens_per_second=time.simulated_tokens_per_second,
-                measured_tokens_per_second=time.measured_tokens_per_second,
-                simulated_ms=tuple(time.simulated_step_ms),
-                measured_ms=tuple(time.measured_step_ms),
-            ),
+            validation=panel(validation),
             warnings=(
                 *winner.result.warnings,
                 f"The validation ran {winner.title} on {NAMES[0]} itself, on this machine's CPU, over a link that was "

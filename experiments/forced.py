@@ -17,6 +17,7 @@ from experiments.validate import (
     Validation,
     calibration_plan,
     compare_logs,
+    fates_of,
     profile_warnings,
     time_error,
     verdict,
@@ -54,6 +55,7 @@ def validate_routing(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.calibrate import calibrate
+    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.forced import ForcedRouting, forced_steps, random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
@@ -66,8 +68,11 @@ def validate_routing(
 
     def offloaded_model(by: Plan) -> Any:
         made = random_model(config, chosen, seed)
-        return offload(made, by, device=device, emulate_link=emulate_link, random_experts=seed)
+        return offload(made, by, device=device, emulate_link=emulate_link, random_experts=seed, **lane)
 
+    lane: dict[str, Any] = {}
+    if plan.compute.cpu_experts != "never":
+        lane = {"hardware": check_lane(hardware)}
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
@@ -87,7 +92,7 @@ def validate_routing(
             state.reset()
             for _ in forced_steps(made, forced, count, seed):
                 pass
-        timings, log, layers = state.timings, state.log, len(state.layers)
+        timings, log, layers, fates = state.timings, state.log, len(state.layers), state.prefetches
         sizes = {
             "expert_bytes": state.expert_bytes,
             "expert_params": [layer.expert_params for layer in state.layers],
@@ -97,7 +102,8 @@ def validate_routing(
     routing.manifest = msgspec.structs.replace(routing.manifest, **sizes)
     as_stored = msgspec.structs.replace(plan, weights=WeightsPlan())
     decisions = compare_logs(simulated_events(routing, as_stored, count * layers), log)
-    simulated = first_steps(run(routing, as_stored, model_costs(routing.manifest, hardware, None, None, None)), count)
+    costs = model_costs(routing.manifest, hardware, None, None, None, plan.compute.cpu_experts)
+    simulated = first_steps(run(routing, as_stored, costs), count)
     time = time_error(routing, timings, simulated, hardware, calibrated_here, emulate_link)
     tokens = Tokens(compared=0, identical=True)
     slow = threshold is not None and time.step_error_median > threshold
@@ -107,6 +113,7 @@ def validate_routing(
         decisions=decisions,
         tokens=tokens,
         time=time,
+        prefetches=fates_of(simulated, fates) if count == forced.steps else None,
         threshold=threshold,
         passed=decisions.identical and not slow,
         verdict=verdict(decisions, tokens, time, threshold),

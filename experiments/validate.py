@@ -11,9 +11,10 @@ import numpy as np
 
 from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
-from engine.passes import run
+from engine.passes import Replayed, run
 from engine.plan import CachePlan, Plan, WeightsPlan
 from engine.simulator.costs import model_costs
+from engine.simulator.timeline import LATE, USEFUL, WASTED
 from engine.weights import WeightFormat
 from policies.events import Events
 from tracekit import Trace
@@ -33,6 +34,13 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
 
     compared: int
     identical: bool
+
+
+class Prefetches(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of prefetches: {"useful", "late", "wasted"} in the simulator and in the engine."""
+
+    simulated: dict[str, int]
+    measured: dict[str, int]
 
 
 class TimeError(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +71,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     decisions: Decisions
     tokens: Tokens
     time: TimeError
+    prefetches: Prefetches | None
     threshold: float | None
     passed: bool
     verdict: str
@@ -100,6 +109,7 @@ def validate(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.calibrate import calibrate
+    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.rounding import rounded
     from tracekit.recorder.models import load_model, parse_device
     from tracekit.recorder.options import RecordOptions
@@ -110,6 +120,9 @@ def validate(
         raise ModelError("there are no prompts to validate on")
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
+    lane: dict[str, Any] = {}
+    if plan.compute.cpu_experts != "never":
+        lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
     say, tables = progress or (lambda text: None), plan.to_dict()
     placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs}
     # On the host: what the device cannot hold is why the model is offloaded.
@@ -137,7 +150,7 @@ def validate(
     if device != "cpu" or quantised:
         loaded, tokenizer = load_model(model, dtype, "cpu")
 
-    offload(loaded, plan, device=device, **placed)
+    offload(loaded, plan, device=device, **placed, **lane)
     state = offloaded(loaded)
     with tempfile.TemporaryDirectory() as folder, state:
         say("recording the offloaded model")
@@ -150,7 +163,7 @@ def validate(
         say("timing the offloaded model")
         state.reset()
         generated = _generate(loaded, encoded, max_new_tokens, stop)
-        timings, timed = state.timings, state.log
+        timings, timed, fates = state.timings, state.log, state.prefetches
 
         say("simulating")
         # The trace counts what the model was loaded with, the engine what it stores.
@@ -164,7 +177,7 @@ def validate(
                     again, first_difference=f"the engine differs from its own first run: {again.first_difference}"
                 )
         tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
-        costs = model_costs(trace.manifest, hardware, None, None, None)
+        costs = model_costs(trace.manifest, hardware, None, None, None, plan.compute.cpu_experts)
         simulated = run(trace, plan, costs)
         time = time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
     slow = threshold is not None and time.step_error_median > threshold
@@ -175,6 +188,7 @@ def validate(
         decisions=decisions,
         tokens=tokens,
         time=time,
+        prefetches=fates_of(simulated, fates),
         threshold=threshold,
         passed=passed,
         verdict=verdict(decisions, tokens, time, threshold),
@@ -271,6 +285,14 @@ def time_error(
         measured_step_ms=(measured / 1e6).round(4).tolist(),
         simulated_step_ms=(modelled / 1e6).round(4).tolist(),
     )
+
+
+def fates_of(simulated: Replayed, measured: dict[str, int]) -> Prefetches:
+    """The simulator's counts beside the engine's."""
+    assert simulated.timeline is not None
+    counts = simulated.timeline.prefetches
+    names = {"useful": USEFUL, "late": LATE, "wasted": WASTED}
+    return Prefetches(simulated={name: int(counts[place]) for name, place in names.items()}, measured=measured)
 
 
 def verdict(decisions: Decisions, tokens: Tokens, time: TimeError, threshold: float | None) -> str:

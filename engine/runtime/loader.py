@@ -28,6 +28,9 @@ class Loader:
     def __init__(self, store: ExpertStore | DiskStore, pool: SlotPool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
+        # What became of prefetches: copied when demanded, still on their way, or given up unused.
+        self.prefetches = dict.fromkeys(("useful", "late", "wasted"), 0)
+        self._unused: set[int] = set()  # prefetched and not yet demanded
         self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link
         self._tickets: dict[int, tuple[Ticket, int]] = {}  # key -> (ticket, kind): asked, not yet waited for
         self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
@@ -46,12 +49,21 @@ class Loader:
             if kind <= HIT_PREFETCHED:
                 self._slot[key] = slot
                 self._taken.add(slot)
-                (here if self._has_arrived(key) else late).append(key)
+                there = self._has_arrived(key)
+                (here if there else late).append(key)
+                if kind == HIT_PREFETCHED:
+                    self._unused.discard(key)
+                    self.prefetches["useful" if there else "late"] += 1
             elif kind in (EVICT, DROP):
                 self._give_up(key)
+                if key in self._unused:
+                    self._unused.discard(key)
+                    self.prefetches["wasted"] += 1
             else:
                 self._held[key] = (slot, kind)
-                if kind != PREFETCH:
+                if kind == PREFETCH:
+                    self._unused.add(key)
+                else:
                     self._slot[key] = slot
                     loads.append(key)
         if divert is not None and loads:
@@ -94,7 +106,9 @@ class Loader:
         self._held.clear()
         self._slot.clear()
         self._taken.clear()
+        self._unused.clear()
         self.bytes = dict.fromkeys(KINDS.values(), 0)
+        self.prefetches = dict.fromkeys(self.prefetches, 0)
 
     def _has_arrived(self, key: int) -> bool:
         if key not in self._tickets:

@@ -90,6 +90,11 @@ class OffloadState:
         return dict(self._loader.bytes)
 
     @property
+    def prefetches(self) -> dict[str, int]:
+        """How many prefetches were "useful" (copied when demanded), "late" (on their way) and "wasted" (given up)."""
+        return dict(self._loader.prefetches)
+
+    @property
     def expert_bytes(self) -> list[int]:
         """Bytes of one expert of each layer, as stored: what a load copies and what capacities in bytes count."""
         return [layout.bytes for layout in self.store.layouts]

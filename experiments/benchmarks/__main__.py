@@ -7,7 +7,18 @@ from experiments.benchmarks.measure import Row
 from experiments.cli import console
 from tracekit.errors import TracekitError, did_you_mean
 
-BENCHMARKS = ("decisions", "timeline", "peers", "curves", "commands", "long", "engine", "recording", "studies")
+BENCHMARKS = (
+    "decisions",
+    "timeline",
+    "peers",
+    "curves",
+    "commands",
+    "long",
+    "engine",
+    "offloading",
+    "recording",
+    "studies",
+)
 
 
 def main(names: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli import console
-from tracekit.errors import ModelError, TraceError
+from tracekit.errors import ModelError, PlanError, TraceError
 
 if TYPE_CHECKING:
     from tracekit.recorder.prompts import Prompt
@@ -109,6 +109,8 @@ def _run(
         from tracekit.recorder.models import parse_device
 
         chosen, target = load_plan(plan), parse_device(device)
+        if chosen.compute.cpu_experts != "never":
+            raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
     loaded, tokenizer = load_model(model, dtype, device if plan is None else "cpu", trust)
     before = load_manifest(output).tokens if options.resume and (output / "manifest.json").exists() else 0
     start = time.perf_counter()

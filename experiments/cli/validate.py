@@ -1,7 +1,8 @@
 """`tracekit validate`: a plan in the engine and in the simulator, compared."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +10,7 @@ from tracekit.errors import PlanError, TraceError
 
 
 def command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")],
     prompts: Annotated[Path | None, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}')] = None,
     routing: Annotated[
@@ -47,6 +49,7 @@ def command(
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="keep the engine's own trace here")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="write a page that shows both sides (HTML)")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Run a plan in the engine and in the simulator; compare decisions, tokens and time. Exit code 1 if it fails.
@@ -66,6 +69,8 @@ def command(
 
     if output is not None:
         check_output(output)
+    if report is not None:
+        check_parent(report)
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
     requests = [] if prompts is None else read_prompts(prompts)
@@ -113,6 +118,10 @@ def command(
             keep_trace=output,
             progress=progress,
         )
+    if report is not None:
+        from experiments.validation_report import write
+
+        write(report, result, command_line(context))
     if json:
         console.emit_json(msgspec.to_builtins(result))
     else:
@@ -128,6 +137,7 @@ def command(
             ("decode steps timed", str(time.steps)),
             ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}"),
             ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}"),
+            *fate_rows(result.prefetches),
             ("time per token, median error", f"{100 * time.step_error_median:.1f} %"),
             ("time per layer, median error", f"{100 * time.layer_error_median:.1f} %"),
             ("total time, error", f"{100 * time.total_error:+.1f} %"),
@@ -138,6 +148,16 @@ def command(
         typer.echo(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def fate_rows(prefetches: Any) -> list[tuple[str, str]]:
+    """What became of prefetches on both sides; nothing where there were none."""
+    if prefetches is None or not any(prefetches.measured.values()):
+        return []
+    return [
+        (f"prefetches, {fate}", f"{count} in the engine, {prefetches.simulated[fate]} simulated")
+        for fate, count in prefetches.measured.items()
+    ]
 
 
 def token_verdict(compared: int, *, identical: bool) -> str:
@@ -172,5 +192,24 @@ def check_output(output: Path) -> None:
     """Refuse at once, before anything is measured, what could not be written in the end."""
     if output.exists():
         raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
+    check_parent(output)
+
+
+def check_parent(output: Path) -> None:
+    """Refuse a file in a directory that is not there."""
     if not output.absolute().parent.is_dir():
         raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
+
+
+def command_line(context: typer.Context) -> str:
+    """The command that was given, as it can be given again."""
+    words = ["tracekit", "validate"]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.default:
+            continue
+        if parameter.param_type_name == "option":
+            words.append(parameter.opts[0])
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)

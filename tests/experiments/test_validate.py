@@ -18,6 +18,7 @@ from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validate import calibration_plan, compare_logs, profile_warnings, validate  # noqa: E402
 from policies.events import Events  # noqa: E402
 from tracekit import Trace  # noqa: E402
+from tracekit.errors import PlanError  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 
 PROMPTS = (
@@ -112,6 +113,36 @@ def test_a_threshold_fails_by_exit_code(tmp_path: Path, capsys: pytest.CaptureFi
     assert not found["passed"] and "ABOVE" in found["verdict"]
     assert len(found["warnings"]) == 1 and "'rtx3060' was not measured" in found["warnings"][0]
     assert found["decisions"]["identical"] and found["tokens"]["identical"]
+
+
+def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, page = tmp_path / "p.jsonl", tmp_path / "v.html"
+    prompts.write_text(json.dumps({"id": "a", "prompt": "The module"}) + "\n")
+    arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
+    arguments += ["--dtype", "float32", "--hardware", "t4", "--max-new-tokens", "6", "--prefetch", "gate"]
+    assert run([*arguments, "--report", str(tmp_path / "no" / "v.html")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert run([*arguments, "--json", "--report", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)["prefetches"]
+    assert found["simulated"].keys() == found["measured"].keys() == {"useful", "late", "wasted"}
+    # Whether a prefetch is used at all is a decision; whether it is there in time is time.
+    for side in found.values():
+        assert side["useful"] + side["late"] > 0
+    assert found["simulated"]["wasted"] == found["measured"]["wasted"]
+    assert sum(found["simulated"].values()) == sum(found["measured"].values())
+    text = page.read_text()
+    assert "Simulation and engine decide alike" in text and "prefetch.predictor = gate" in text
+    assert f"--prompts {prompts} --hardware t4 --capacity 4/layer --prefetch gate --max-new-tokens 6" in text
+
+
+def test_the_cpu_lane_is_validated_with_a_profile_that_knows_the_cpu(tmp_path: Path) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "compute": {"cpu_experts": "auto"}})
+    with pytest.raises(PlanError, match="give --hardware"):
+        validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], dtype="float32", max_new_tokens=4)
+    profile = load_hardware("rtx3060")
+    assert profile.cpu is not None
+    result = validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], hardware=profile, dtype="float32", max_new_tokens=6)
+    assert result.passed and result.tokens.compared == 6
 
 
 def test_a_profile_of_another_machine_is_doubted() -> None:
