@@ -120,7 +120,7 @@ def _add_token(
     top_k_weights: Tensor,
     routing: TokenRouting,
 ) -> None:
-    factors = top_k_weights.view(-1, 1).unbind(0)  # k of [1]
+    factors = top_k_weights.reshape(-1, 1).unbind(0)  # k of [1]
     found = {expert: compute_expert(expert, hidden) * factors[routing.place[expert]] for expert in order}
     for expert in sorted(found):
         total += found[expert] if total.dtype is found[expert].dtype else found[expert].to(total.dtype)

@@ -61,7 +61,7 @@ def read_back(
 
     From a device in one copy. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
     """
-    halves = [None if part is None else part.to(torch.float16) for part in (weights, lookahead)]
+    halves = [None if part is None else part.detach().to(torch.float16) for part in (weights, lookahead)]
     if top_k_index.device.type == "cpu":
         found = [None if half is None else half.numpy() for half in halves]
         return top_k_index.numpy().astype(np.uint16), found[0], found[1]
