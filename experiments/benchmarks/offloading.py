@@ -31,8 +31,9 @@ NAIVE = "layer by layer"
 HELD_OUT: list[dict[str, dict[str, Any]]] = [
     {"cache": {"capacity": capacity}, "eviction": {"policy": policy}, "prefetch": {"predictor": prefetch, "count": 2}}
     for prefetch in ("none", "gate")
-    for capacity, policy in (("2/layer", "lru"), ("3/layer", "lfu"), ("4/layer", "lru"), ("5/layer", "lru"))
+    for capacity, policy in (("2/layer", "lru"), ("3/layer", "lfu"), ("4/layer", "lru"))
 ]
+HELD_OUT_ROUNDS = 3
 TO_REACH = 0.15
 
 
@@ -122,10 +123,17 @@ def layer_by_layer(model: Any, link: Any) -> Iterator[None]:
 
 
 def held_out() -> list[Row]:
-    """The simulator's median error of the time per token, on plans that were not calibrated on."""
-    found = {
-        f"{tables['cache']['capacity']} {tables['prefetch']['predictor']}": error_of(tables) for tables in HELD_OUT
-    }
+    """The simulator's median error of the time per token, on plans that were not calibrated on.
+
+    Each plan is measured in every round, right after its calibration: a machine that other work slows down meanwhile
+    spoils a round, not the plan's median.
+    """
+    errors: dict[str, list[float]] = {}
+    for _ in range(HELD_OUT_ROUNDS):
+        for tables in HELD_OUT:
+            name = f"{tables['cache']['capacity']} {tables['eviction']['policy']} {tables['prefetch']['predictor']}"
+            errors.setdefault(name, []).append(error_of(tables))
+    found = {name: median(each) for name, each in errors.items()}
     middle = median(found.values())
     each = ", ".join(f"{name} {100 * error:.0f} %" for name, error in found.items())
     return [
@@ -154,7 +162,7 @@ def error_of(tables: dict[str, Any]) -> float:
         plan,
         prompts[1:],
         calibration_prompts=prompts[:1],
-        max_new_tokens=48,
+        max_new_tokens=32,
         dtype="float32",
         emulate_link=EmulatedLink(bytes_per_s=LINK_BYTES_PER_S),
     )
