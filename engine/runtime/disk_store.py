@@ -12,10 +12,36 @@ from torch import Tensor, nn
 from engine.runtime import slab_files
 from engine.runtime.attention import quantise_attention
 from engine.runtime.layout import Layout, expert_parameters, layout_of
+from engine.runtime.origin import Origin, accumulations
 from engine.runtime.slab_files import Index
 from tracekit.errors import ModelError
 from tracekit.recorder.describe import config_digest
+from tracekit.recorder.models import (
+    check_experts,
+    empty_model,
+    find_model,
+    load_config,
+    load_generation_config,
+    parse_dtype,
+)
 from tracekit.recorder.seam import MoeLayer, moe_layers
+
+
+class SlabExperts:
+    """An `Origin` that reads the slabs of a directory back into memory, each checked against its digest."""
+
+    def __init__(self, store: "DiskStore") -> None:
+        self.store = store
+
+    def accumulate(self, layer: MoeLayer) -> str:
+        return self.store.index.layers[layer.index].accumulate
+
+    def fill(self, layer: MoeLayer, layout: Layout, slabs: Tensor, device: torch.device | None) -> None:
+        for expert, slab in enumerate(slabs):
+            try:
+                self.store.read(layer.index * self.store.experts + expert, slab)
+            except OSError as error:
+                raise ModelError(str(error)) from None
 
 
 class DiskSlab:
@@ -105,20 +131,20 @@ def write_slabs(
     path: Path,
     model: nn.Module,
     layers: Sequence[MoeLayer],
-    accumulate: Sequence[str],
+    origin: Origin,
     formats: tuple[str | None, str | None],
     device: torch.device | None = None,
 ) -> None:
-    """Move the experts of `model` into a new directory of slabs, layer by layer, and copy the rest beside them.
+    """Store the experts of `model` in a new directory of slabs, layer by layer, and copy the rest beside them.
 
-    Afterwards its experts have no storage and its attention is in its format. Raises ModelError.
+    Afterwards its attention is in its format. Raises ModelError.
     """
     config: Any = model.config
     source = slab_files.fingerprint(_checkpoint(config))
     with slab_files.new_directory(path) as folder:
         found = [
-            slab_files.write_layer(folder, layer, layout_of(layer.experts, formats[0]), how, device)
-            for layer, how in zip(layers, accumulate, strict=True)
+            slab_files.write_layer(folder, layer, layout_of(layer.experts, formats[0]), how, origin, device)
+            for layer, how in zip(layers, accumulations(layers, origin), strict=True)
         ]
         if formats[1] is not None:
             quantise_attention(model, formats[1], device or torch.device("cpu"))
@@ -154,26 +180,18 @@ def open_slabs(
     return DiskStore(path, index, layouts)
 
 
-def load_slabs(path_or_id: str | Path, slabs: str | Path) -> tuple[Any, Any]:
-    """The model at `path_or_id` and its tokenizer, from a directory of slabs: everything but its experts.
-
-    `offload(model, plan, host="disk", slabs=slabs)` then serves it. Raises ModelError.
-    """
-    import transformers
-
-    from tracekit.recorder.models import check_experts, find_model, load_config, load_tokenizer
-
+def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -> Any:
+    """The model at `path_or_id` from a directory of slabs: everything but its experts. Raises ModelError."""
     directory, path = find_model(path_or_id), Path(slabs)
     index = slab_files.read_index(path)
     config = load_config(directory)
     check_experts(config, directory)
-    tokenizer = load_tokenizer(directory)
-    dtype = getattr(torch, index.dtype, None)
-    if not isinstance(dtype, torch.dtype):
+    stored, asked = getattr(torch, index.dtype, None), parse_dtype(dtype)
+    if not isinstance(stored, torch.dtype):
         raise ModelError(f"{path / slab_files.INDEX} is damaged: {index.dtype!r} is no type")
-    causal: Any = transformers.AutoModelForCausalLM  # which transformers leaves untyped
-    with torch.device("meta"):
-        model = causal.from_config(config, dtype=dtype)
+    if asked not in ("auto", stored):
+        raise ModelError(f"{path} holds the model in {index.dtype}, not in {dtype}: choose another --slabs")
+    model: Any = empty_model(config, directory, stored)
     if index.attention is not None:
         quantise_attention(model, index.attention, torch.device("meta"))
     for name, tensor in slab_files.read_rest(path, index).items():
@@ -184,10 +202,10 @@ def load_slabs(path_or_id: str | Path, slabs: str | Path) -> tuple[Any, Any]:
     missing = sorted(name for name, tensor in tensors.items() if tensor.is_meta and name not in served)
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: write it again")
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+    if model.can_generate():
+        model.generation_config = load_generation_config(directory)
     model.train(False)
-    return model, tokenizer
+    return model
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, path: Path) -> None:

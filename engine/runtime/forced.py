@@ -5,6 +5,7 @@ shapes, routed as that model was, copy the same bytes and run the same kernels i
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.runtime.layout import Layout, PlainLayout, QuantisedLayout, expert_parameters
-from engine.runtime.memory import without_weights
+from engine.runtime.memory import dtype_of
 from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.errors import ModelError, PlanError
-from tracekit.recorder.seam import moe_layers
+from tracekit.recorder.models import empty_model
+from tracekit.recorder.seam import MoeLayer, moe_layers
 
 SCALE = 0.02  # of random weights
 
@@ -84,7 +86,7 @@ class ForcedRouting:
 
 def random_model(config: Any, dtype: torch.dtype | str, seed: int) -> Any:
     """A model of random weights and the shapes of a configuration, its experts on the meta device. Deterministic."""
-    model = without_weights(config, dtype)
+    model: Any = empty_model(config, Path(str(config.name_or_path)), dtype_of(config, dtype))
     served = {id(p) for layer in moe_layers(model) for p in expert_parameters(layer.experts).values()}
     generator = torch.Generator().manual_seed(seed)
     filled: dict[int, Tensor] = {}
@@ -105,6 +107,19 @@ def random_model(config: Any, dtype: torch.dtype | str, seed: int) -> Any:
             if id(module) not in experts:
                 model._init_weights(module)  # what is no random number: norms, frequencies of positions
     return model.train(False)
+
+
+class RandomExperts:
+    """An `Origin` of random experts, the same for a seed; the model's own need no storage."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def accumulate(self, layer: MoeLayer) -> str:
+        return "hidden"
+
+    def fill(self, layer: MoeLayer, layout: Layout, slabs: Tensor, device: torch.device | None) -> None:
+        random_slabs(layout, slabs, self.seed)
 
 
 def random_slabs(layout: Layout, slabs: Tensor, seed: int) -> None:

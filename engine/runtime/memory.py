@@ -112,12 +112,15 @@ def fit_checkpoint(
     `limit` is the device memory to use; None is what is free, on the CPU less what the experts themselves take there.
     Without a limit only `auto` and CUDA are checked: free memory of a host is no hard limit.
     """
-    from tracekit.recorder.models import find_model, load_config, parse_device, parse_dtype
+    from tracekit.recorder.models import check_experts, empty_model, find_model, load_config, parse_device, parse_dtype
 
     place = parse_device(device)
     if limit is None and place.type == "cpu" and plan.capacity.unit != "auto":
         return plan
-    model = without_weights(load_config(find_model(path_or_id)), parse_dtype(dtype))
+    directory = find_model(path_or_id)
+    config = load_config(directory)
+    check_experts(config, directory)
+    model = empty_model(config, directory, dtype_of(config, parse_dtype(dtype)))
     where = str(place) if limit is None else f"--memory on {place}"
     if limit is None:
         limit = free_bytes(place)
@@ -126,14 +129,11 @@ def fit_checkpoint(
     return fit(model, plan, limit, where)
 
 
-def without_weights(config: Any, dtype: torch.dtype | str) -> Any:
-    """The model of a configuration on the meta device: shapes without memory."""
-    import transformers
-
-    chosen = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else dtype
-    causal: Any = transformers.AutoModelForCausalLM  # which transformers leaves untyped
-    with torch.device("meta"):
-        return causal.from_config(config, dtype=chosen)
+def dtype_of(config: Any, asked: torch.dtype | str) -> torch.dtype:
+    """The type of a model's weights: as asked for, or, where that is "auto", as its configuration says."""
+    stated = getattr(config, "dtype", None) if isinstance(asked, str) else asked
+    stated = getattr(torch, stated, None) if isinstance(stated, str) else stated
+    return stated if isinstance(stated, torch.dtype) else torch.float32
 
 
 def parse_memory(text: str | None) -> int | None:

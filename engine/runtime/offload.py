@@ -1,9 +1,9 @@
-"""Offloading a model: `offload(model, plan) -> model`, the same object served from host memory."""
+"""Offloading a model: `offload(model, plan) -> model`, served from host memory; a model, or the path of one."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import nn
@@ -14,12 +14,14 @@ from engine.plan import Plan
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.cpu_lane import CpuLane, check_lane
 from engine.runtime.cuda_link import CudaLink
-from engine.runtime.disk_store import DiskStore, open_slabs, write_slabs
-from engine.runtime.experts import accumulation, register
-from engine.runtime.forced import random_slabs
+from engine.runtime.disk_store import DiskStore, SlabExperts, load_slabs, open_slabs, write_slabs
+from engine.runtime.experts import register
+from engine.runtime.forced import RandomExperts
 from engine.runtime.layout import layout_of
+from engine.runtime.loading import opened_checkpoint
 from engine.runtime.measure import free_bytes
-from engine.runtime.memory import fit, footprint
+from engine.runtime.memory import fit, fit_checkpoint, footprint
+from engine.runtime.origin import Loaded, Origin, accumulations
 from engine.runtime.pool import SlotPool
 from engine.runtime.state import STATE, OffloadState, check_policies
 from engine.runtime.store import ExpertStore, check_storable
@@ -32,8 +34,31 @@ from tracekit.recorder.seam import MoeLayer, moe_layers
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class Options(TypedDict, total=False):
+    """The options of `offload`, which says what they mean."""
+
+    device: str | torch.device | None
+    emulate_link: EmulatedLink | None
+    cache_spec: CacheSpec | None
+    host: str
+    slabs: str | Path | None
+    memory: int | None
+    dtype: str
+    random_experts: int | None
+    hardware: HardwareProfile | None
+    say: Callable[[str], object]
+
+
+@overload
+def offload(model: Model, plan: Plan, **options: Unpack[Options]) -> Model: ...
+
+
+@overload
+def offload(model: str | Path, plan: Plan, **options: Unpack[Options]) -> Any: ...
+
+
 def offload(
-    model: Model,
+    model: Any,
     plan: Plan,
     *,
     device: str | torch.device | None = None,
@@ -42,29 +67,38 @@ def offload(
     host: str = "memory",
     slabs: str | Path | None = None,
     memory: int | None = None,
+    dtype: str = "auto",
     random_experts: int | None = None,
     hardware: HardwareProfile | None = None,
-) -> Model:
-    """Move the experts of `model` to host memory and serve them by `plan`; everything else moves to `device`.
+    say: Callable[[str], object] = lambda text: None,
+) -> Any:
+    """Serve the experts of `model` from host memory by `plan`; everything else lives on `device`.
 
-    The model keeps its type, its `generate` and, bit for bit, its output (see `OffloadState` on padded
+    Given a checkpoint, a directory or a hub name in the local cache, it is loaded shard by shard: what is no expert
+    goes to the device, each expert to its slab, and nothing is in memory twice. Given a model, its experts are moved
+    out of it, and it is what is returned.
+
+    The model has its type, its `generate` and, bit for bit, its output (see `OffloadState` on padded
     batches). It is for inference only from here on: no gradients, no saving. `offloaded(model)` tells what
     happens inside, and its `close()` ends it.
 
     Args:
-        model: a transformers MoE model, loaded without quantisation, preferably on the CPU.
-        device: where the slots and all other parameters live; by default where the model is.
+        model: a checkpoint, or a transformers MoE model, loaded without quantisation, preferably on the CPU.
+        device: where the slots and all other parameters live; by default where the model is, or the CPU.
         emulate_link: slow copies down to a link that this machine does not have; CPU only.
-        host: where experts lie: "memory", or "disk", in the directory `slabs`. That is written if it is not there
-            yet; if it is, experts are neither loaded nor stored again, and need not have been (`load_slabs`).
+        host: where experts lie: in "memory", or on "disk", in the directory `slabs`.
+        slabs: a directory of experts as the plan stores them. It is written if it is not there yet; if it is, nothing
+            is converted again, and experts are read from there, into memory or slot by slot.
         random_experts: a seed; experts are filled with random numbers, and the model's own need no storage.
         memory: bytes of device memory that slots and all other weights may take; None is what is free there. A plan
             that needs more is refused, and capacity `auto` is as much as fits.
         hardware: how fast this machine is, which a plan with `compute.cpu_experts = "auto"` weighs.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
+        dtype: of a checkpoint: auto (as stored), float32, bfloat16 or float16.
+        say: is told in one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
-    Experts are moved only after everything that can be checked beforehand has been checked.
+    Experts are moved, and a checkpoint's weights read, only after everything that can be checked beforehand has been.
     """
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
@@ -75,52 +109,46 @@ def offload(
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
     path = _slabs(host, slabs)
-    formats = (plan.weights.experts, plan.weights.attention)
-    with torch.inference_mode(False), torch.no_grad():
-        layers = moe_layers(model)
-        written = path is not None and path.exists()
-        if random_experts is not None:
-            if path is not None:
-                raise PlanError("random experts lie in memory, not on disk")
-            check_attention(model, plan.weights.attention)
-        elif not written:
-            for layer in layers:
-                check_storable(layer, plan.weights.experts)
-            check_attention(model, plan.weights.attention)
-        if cache_spec is None:
-            plan = _fitted(model, plan, target, memory, on_disk=path is not None)
-        sizes = expert_bytes(layers, plan.weights.experts)
+    if random_experts is not None and (path is not None or isinstance(model, str | Path)):
+        raise PlanError("random experts lie in memory, in a model's shapes: without slabs and checkpoint")
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as files:
+        loaded: Any = model
+        origin: Origin | None = None if random_experts is None else RandomExperts(random_experts)
+        if isinstance(model, str | Path):
+            if cache_spec is None:  # before anything is read
+                plan = fit_checkpoint(
+                    model, plan, dtype=dtype, device=str(target), limit=memory, on_disk=host == "disk"
+                )
+            if path is not None and path.exists():
+                loaded = load_slabs(model, path, dtype)
+            else:
+                loaded, origin = files.enter_context(opened_checkpoint(model, dtype, target, say))
+        elif cache_spec is None:
+            plan = _fitted(loaded, plan, target, memory, on_disk=host == "disk")
+        layers, formats = moe_layers(loaded), (plan.weights.experts, plan.weights.attention)
+        if path is None or not path.exists():
+            for layer in layers if random_experts is None else ():
+                check_storable(layer, formats[0], loaded=origin is None)
+            check_attention(loaded, formats[1])
+        sizes = expert_bytes(layers, formats[0])
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
-        store: ExpertStore | DiskStore
-        if path is not None and written:
-            store = open_slabs(path, model, layers, formats)
-            accumulate = [layer.accumulate for layer in store.index.layers]
-        elif random_experts is not None:
-            accumulate = ["hidden"] * len(layers)
-        else:
-            accumulate = _accumulations(layers)
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
-        if path is None:
-            fill = None if random_experts is None else partial(random_slabs, seed=random_experts)
-            store = ExpertStore(layers, formats[0], device=target, fill=fill)
-        elif not written:
-            write_slabs(path, model, layers, accumulate, formats, target)
-            store = open_slabs(path, model, layers, formats)
-        if formats[1] is not None and not attention_bytes(model):
-            quantise_attention(model, formats[1], target)
-        _move_rest(model, target)
+        store, accumulate = _stored(loaded, layers, formats, origin or Loaded(), path, host, target)
+        if formats[1] is not None and not attention_bytes(loaded):
+            quantise_attention(loaded, formats[1], target)
+        _move_rest(loaded, target)
         if target.type == "cuda":
             store.pin()
         # Looked up again: what a gate knows of its router is where the router now is.
-        layers = moe_layers(model)
+        layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
-        state = OffloadState(model, layers, spec, store, pool, link, accumulate, emulate_link, lane)
-    setattr(model, STATE, state)
-    return model
+        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane)
+    setattr(loaded, STATE, state)
+    return loaded
 
 
 def offloaded(model: nn.Module) -> OffloadState:
@@ -150,18 +178,30 @@ def _slabs(host: str, slabs: str | Path | None) -> Path | None:
         raise PlanError(f"experts lie in 'memory' or on 'disk', not in {host!r}")
     if host == "disk" and slabs is None:
         raise PlanError("experts on disk need a directory for their slabs: --slabs DIR")
-    if host == "memory" and slabs is not None:
-        raise PlanError("a directory of slabs is for experts on disk: give --host disk")
     return None if slabs is None else Path(slabs)
 
 
-def _accumulations(layers: Sequence[MoeLayer]) -> list[str]:
-    """How the experts of each layer add up."""
-    families: dict[type[nn.Module], str] = {}
-    for layer in layers:
-        if type(layer.experts) not in families:
-            families[type(layer.experts)] = accumulation(layer.experts)
-    return [families[type(layer.experts)] for layer in layers]
+def _stored(
+    model: nn.Module,
+    layers: Sequence[MoeLayer],
+    formats: tuple[str | None, str | None],
+    origin: Origin,
+    path: Path | None,
+    host: str,
+    target: torch.device,
+) -> tuple[ExpertStore | DiskStore, list[str]]:
+    """The experts where they shall lie, and how those of each layer add up."""
+    if path is None:
+        accumulate = accumulations(layers, origin)
+        return ExpertStore(layers, formats[0], device=target, origin=origin), accumulate
+    if not path.exists():
+        write_slabs(path, model, layers, origin, formats, target)
+    disk = open_slabs(path, model, layers, formats)
+    accumulate = [layer.accumulate for layer in disk.index.layers]
+    if host == "disk":
+        return disk, accumulate
+    with closing(disk):
+        return ExpertStore(layers, formats[0], device=target, origin=SlabExperts(disk)), accumulate
 
 
 def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
@@ -179,7 +219,9 @@ def _move_rest(model: nn.Module, target: torch.device) -> None:
         raise HardwareError(f"{target} cannot hold the model beside its experts: give them less capacity") from error
 
 
-def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+def _device(model: Any, device: str | torch.device | None) -> torch.device:
+    if device is None and not isinstance(model, nn.Module):
+        return torch.device("cpu")
     if device is None:
         return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:

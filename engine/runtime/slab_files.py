@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine.runtime.layout import Layout, aligned, expert_parameters
+from engine.runtime.layout import Layout, aligned
+from engine.runtime.origin import Origin
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import MoeLayer
 
@@ -100,16 +101,12 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def write_layer(
-    folder: Path, layer: MoeLayer, layout: Layout, accumulate: str, device: torch.device | None
+    folder: Path, layer: MoeLayer, layout: Layout, accumulate: str, origin: Origin, device: torch.device | None
 ) -> LayerFile:
-    """Write one layer's slabs, leaving its parameters without storage. At no time are there two copies of them."""
+    """Write one layer's slabs. At no time are there two copies of them."""
     stride = aligned(layout.bytes)
     slabs = torch.zeros(layer.num_experts, stride, dtype=torch.uint8)
-    parameters = expert_parameters(layer.experts)
-    for name in list(parameters):
-        parameter = parameters.pop(name).detach()
-        layout.pack(name, parameter, slabs[:, : layout.bytes], device)
-        setattr(layer.experts, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+    origin.fill(layer, layout, slabs[:, : layout.bytes], device)
     file = f"layer-{layer.index:05d}.slabs"
     with (folder / file).open("wb") as target:
         target.write(slabs.numpy().data)

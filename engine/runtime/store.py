@@ -4,9 +4,10 @@ import weakref
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.runtime.layout import Layout, aligned, expert_parameters, layout_of
+from engine.runtime.origin import Loaded, Origin
 from engine.runtime.quantise import quantizer_of_hqq
 from engine.weights import WeightFormat
 from tracekit.errors import HardwareError, ModelError, PlanError
@@ -18,12 +19,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class ExpertStore:
     """The experts of all MoE layers in one host buffer; `key` is layer * experts + expert, as in the cache.
 
-    Building it *moves* the experts out of the model: a parameter is copied into the buffer, quantised on the way
-    if `weights` says so, and replaced by one without storage before the next one's turn, so there are never two
-    copies. `device` is where quantising is done. With `fill` nothing is moved:
-    it is called for each layer and fills slabs u8 [experts, bytes]. Raises
-    PlanError for a weight format that the engine cannot serve, ModelError for a model without weights,
-    HardwareError when the host's memory is too small.
+    `origin` fills it layer by layer, by default out of the model, quantised on the way if `weights` says so, and holds
+    nothing twice. `device` is where quantising is done. Raises PlanError for a weight format that the engine cannot
+    serve, ModelError for a model without weights, HardwareError when the host's memory is too small.
     """
 
     def __init__(
@@ -32,10 +30,12 @@ class ExpertStore:
         weights: str | None = None,
         *,
         device: torch.device | None = None,
-        fill: Callable[[Layout, Tensor], None] | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        for layer in layers if fill is None else ():
-            check_storable(layer, weights)
+        if origin is None:
+            origin = Loaded()
+            for layer in layers:
+                check_storable(layer, weights)
         self.experts = max(layer.num_experts for layer in layers)
         self.layouts = [layout_of(layer.experts, weights) for layer in layers]
         sizes = [layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, self.layouts, strict=True)]
@@ -48,10 +48,7 @@ class ExpertStore:
         self._unpin: Callable[[], object] | None = None
         for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
             slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
-            if fill is None:
-                _move(layer.experts, layout, slabs[:, : layout.bytes], device)
-            else:
-                fill(layout, slabs[:, : layout.bytes])
+            origin.fill(layer, layout, slabs[:, : layout.bytes], device)
 
     @property
     def slab_bytes(self) -> int:
@@ -93,22 +90,16 @@ class ExpertStore:
             self._unpin()
 
 
-def _move(experts: nn.Module, layout: Layout, slabs: Tensor, device: torch.device | None) -> None:
-    """Store the experts of one layer in slabs [experts, bytes]; leave parameters without storage behind."""
-    parameters = expert_parameters(experts)
-    for name in list(parameters):
-        parameter = parameters.pop(name).detach()
-        layout.pack(name, parameter, slabs, device)
-        setattr(experts, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
+def check_storable(layer: MoeLayer, weights: str | None, *, loaded: bool = True) -> None:
+    """Raise PlanError for experts in a format that the engine cannot serve, ModelError where there are none.
 
-
-def check_storable(layer: MoeLayer, weights: str | None) -> None:
-    """Raise PlanError for experts in a format that the engine cannot serve, ModelError where there are none."""
+    Not `loaded`: their weights are elsewhere, and parameters need only shapes.
+    """
     parameters = expert_parameters(layer.experts)
     if not parameters:
         raise ModelError(f"{layer.name} has no parameters with one entry per expert: already offloaded?")
     for name, parameter in parameters.items():
-        if parameter.is_meta:
+        if parameter.is_meta and loaded:
             raise ModelError(f"{layer.name}.{name} has no weights (meta device): load the model before offloading it")
         if parameter.dtype not in _DTYPES.values():
             raise PlanError(

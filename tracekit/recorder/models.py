@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -63,7 +64,7 @@ def load_model(
     check_weights(directory)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
-    with _quiet(), _reporting(directory):
+    with quietly(directory):
         loaded, report = _auto_class(config).from_pretrained(
             directory,
             config=config,
@@ -72,12 +73,10 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported here, by name
             **placement,
         )
-        if report["missing_keys"]:
-            # transformers would fill them with random numbers and only warn.
-            names = sorted(report["missing_keys"])
-            raise ModelError(f"{directory} lacks {len(names)} of the model's weights, such as {names[0]}")
+        check_complete(report, directory)
         model = cast(PreTrainedModel, loaded.to(place))
         model.train(False)
         if not _grouped_mm_can_serve(model):
@@ -116,12 +115,22 @@ def find_model(path_or_id: str | Path) -> Path:
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers configuration of a local model."""
     _read_json(directory / "config.json")
-    with _quiet(), _reporting(directory):
+    with quietly(directory):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
         raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
     return config
+
+
+def load_generation_config(directory: Path) -> GenerationConfig:
+    """The settings of generation of a local model: a file of their own, else what its configuration says of them."""
+    with quietly(directory):
+        try:
+            return GenerationConfig.from_pretrained(directory, local_files_only=True)
+        except OSError:
+            settings: Any = {"config_file_name": "config.json", "_from_model_config": True}
+            return GenerationConfig.from_pretrained(directory, local_files_only=True, **settings)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -138,12 +147,31 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 
 def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
-    with _quiet(), _reporting(directory), torch.device("meta"):
-        model = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    if count_routed_layers(model) == 0:
+    if count_routed_layers(empty_model(config, directory, trust_remote_code=trust_remote_code)) == 0:
         raise ModelError(
             f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
             "can be recorded or offloaded"
+        )
+
+
+def empty_model(
+    config: Any, directory: Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes without memory. ModelError naming `directory`."""
+    with quietly(directory), torch.device("meta"):
+        made = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return cast(PreTrainedModel, made)
+
+
+def check_complete(report: dict[str, Any], directory: Path) -> None:
+    """Raise ModelError where transformers' report on loading names weights that it has filled at random."""
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers only warns
+        raise ModelError(f"{directory} lacks {len(missing)} of the model's weights, such as {missing[0]}")
+    for name, stored, expected in sorted(report.get("mismatched_keys") or ()):
+        raise ModelError(
+            f"{directory} holds {name} as {'x'.join(map(str, stored))}, but its config.json makes it "
+            f"{'x'.join(map(str, expected))}: the two do not belong together"
         )
 
 
@@ -233,6 +261,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return value
+
+
+@contextmanager
+def quietly(directory: Path) -> Iterator[None]:
+    """Let transformers work on a model: what it has to say is not heard, and whatever it raises is a ModelError."""
+    with _quiet(), _reporting(directory):
+        yield
 
 
 @contextmanager
