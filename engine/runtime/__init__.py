@@ -1,16 +1,14 @@
 """Doing it on hardware: experts in host memory, copied to the device as a plan decides. Needs torch.
 
 from engine.runtime import offload, offloaded
-model, tokenizer = load_model("mistralai/Mixtral-8x7B-v0.1")
-offload(model, load_plan("p.toml"), device="cuda")
+model = offload("mistralai/Mixtral-8x7B-v0.1", load_plan("p.toml"), device="cuda")
 model.generate(...)
 offloaded(model).log
 """
 
-from engine.runtime.disk_store import load_slabs
 from engine.runtime.offload import offload, offloaded
 from engine.runtime.state import OffloadState
 from engine.runtime.thread_link import EmulatedLink
 from engine.runtime.timing import Timings
 
-__all__ = ["EmulatedLink", "OffloadState", "Timings", "load_slabs", "offload", "offloaded"]
+__all__ = ["EmulatedLink", "OffloadState", "Timings", "offload", "offloaded"]

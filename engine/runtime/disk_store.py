@@ -21,7 +21,7 @@ from tracekit.recorder.models import (
     empty_model,
     find_model,
     load_config,
-    load_generation_config,
+    load_generation_settings,
     parse_dtype,
 )
 from tracekit.recorder.seam import MoeLayer, moe_layers
@@ -202,8 +202,7 @@ def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -
     missing = sorted(name for name, tensor in tensors.items() if tensor.is_meta and name not in served)
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}: write it again")
-    if model.can_generate():
-        model.generation_config = load_generation_config(directory)
+    load_generation_settings(model, directory)
     model.train(False)
     return model
 

@@ -26,7 +26,7 @@ from tracekit.recorder.models import (
     empty_model,
     find_model,
     load_config,
-    load_generation_config,
+    load_generation_settings,
     load_model,
     parse_dtype,
     quietly,
@@ -67,8 +67,7 @@ def opened_checkpoint(
             model, report = type(empty).from_pretrained(None, config=config, state_dict=promises, **options)
         check_complete(report, directory)
         model.config.name_or_path = str(directory)
-        if model.can_generate():
-            model.generation_config = load_generation_config(directory)
+        load_generation_settings(model, directory)
         model.train(False)
         origin.model = model
         yield model, origin

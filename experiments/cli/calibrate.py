@@ -48,7 +48,7 @@ def command(
     from engine.runtime import offload, offloaded
     from engine.runtime.machine import STAGES, calibrate_machine, summary
     from experiments.reference_model import CHECKPOINTS, NAMES
-    from tracekit.recorder.models import load_model, parse_device, parse_dtype
+    from tracekit.recorder.models import find_model, load_tokenizer, parse_device, parse_dtype
     from tracekit.recorder.prompts import Prompt, encode_prompts
 
     if threads is not None:
@@ -61,10 +61,12 @@ def command(
         raise HardwareError(
             f"--dtype {dtype} is not what compute can be measured in: give float32, bfloat16 or float16"
         )
-    loaded, tokenizer = load_model(model or CHECKPOINTS / NAMES[0], str(chosen).removeprefix("torch."), "cpu")
+    directory = find_model(model or CHECKPOINTS / NAMES[0])
+    tokenizer = load_tokenizer(directory)
     prompts = encode_prompts([Prompt(id=str(i), prompt=text) for i, text in enumerate(PROMPTS)], tokenizer)
     # Some hits, some loads, and prefetches, so that each has its share in what a visit takes.
-    offload(loaded, plan_from_dict({"cache": {"capacity": "50%/layer"}}), device=place)
+    half = plan_from_dict({"cache": {"capacity": "50%/layer"}})
+    loaded = offload(directory, half, device=place, dtype=str(chosen).removeprefix("torch."))
     with offloaded(loaded), console.progress("measuring", STAGES) as advance:
         found = calibrate_machine(
             loaded,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ def command(
     plan: Annotated[
         Path | None,
         typer.Option("--plan", help="Record from the engine, offloading by this plan: models larger than --device."),
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt that are read at a time, each a step; all without.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace at OUTPUT.")] = False,
     score: Annotated[bool, typer.Option("--score", help="Route the given text, generate nothing.")] = False,
@@ -68,6 +71,7 @@ def command(
         resume=resume,
         score=score,
         shard_rows=shard_rows,
+        prefill_chunk=prefill_chunk,
     )
     # Everything cheap is refused before torch is imported and a model is loaded.
     requests = read_prompts(prompts)
@@ -103,21 +107,29 @@ def _run(
     from tracekit.recorder.recorder import record
 
     assert isinstance(options, RecordOptions)
-    if plan is not None:
+    if plan is None:
+        loaded, tokenizer = load_model(model, dtype, device, trust)
+    else:
         from engine.plan import load_plan
         from engine.runtime import offload, offloaded
-        from tracekit.recorder.models import parse_device
+        from tracekit.recorder.models import find_model, load_tokenizer, parse_device
 
-        chosen, target = load_plan(plan), parse_device(device)
+        chosen, target = load_plan(plan), str(parse_device(device))
         if chosen.compute.cpu_experts != "never":
             raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
-    loaded, tokenizer = load_model(model, dtype, device if plan is None else "cpu", trust)
+        placed: dict[str, Any] = {"device": target, "say": lambda text: typer.echo(text, err=True)}
+        if trust:  # code of the model's own builds it
+            loaded, tokenizer = load_model(model, dtype, "cpu", trust)
+            offload(loaded, chosen, **placed)
+        else:
+            directory = find_model(model)
+            tokenizer = load_tokenizer(directory)
+            loaded = offload(directory, chosen, dtype=dtype, **placed)
     before = load_manifest(output).tokens if options.resume and (output / "manifest.json").exists() else 0
     start = time.perf_counter()
     try:
         with ExitStack() as stack:
             if plan is not None:
-                offload(loaded, chosen, device=str(target))
                 stack.enter_context(offloaded(loaded))
             report = stack.enter_context(_meter("recording"))
             record(loaded, tokenizer, requests, output, options, report)

@@ -51,6 +51,9 @@ class Translating(Decoding):
     The positions of the decoder's tokens go on behind those of the text; its start token counts as prompt.
     """
 
+    def check_chunks(self, chunk: int) -> None:
+        raise ModelError(f"{type(self.model).__name__} reads a prompt at once: leave out the prefill chunk")
+
     def passes(self) -> Iterator[Forward]:
         """Make the passes one by one; each is yielded once made and its new tokens are in `generated`."""
         encoding = Encoding(self.model, self.prompts)

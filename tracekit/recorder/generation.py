@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from tracekit.errors import ModelError
 from tracekit.rows import DECODE, PREFILL
 
+UNDIVIDED = ("doge", "jamba", "unlimited_ocr")
+"""Families that continue a text token by token only: fed several tokens behind a cache, transformers' code for them
+takes what came before for absent, or for masked, without a word."""
+PREFILL_CHUNK = (
+    2048  # long enough that an expert copied for a chunk has work to do, short enough for what a layer holds
+)
 PADDING = 0  # any valid id does: padding is masked and never recorded
 
 
@@ -31,6 +37,13 @@ class Forward:
     position: NDArray[np.int32]
     token_id: NDArray[np.int32]
     rows: NDArray[np.intp]
+
+
+def default_chunk(model: nn.Module) -> int | None:
+    """Tokens of a prompt to read at a time where nothing else is said: None, all of them, where there is no choice."""
+    config: Any = getattr(model, "config", None)
+    undivided = getattr(config, "model_type", "") in UNDIVIDED or getattr(config, "is_encoder_decoder", False)
+    return None if undivided else PREFILL_CHUNK
 
 
 class Sampler:
@@ -103,6 +116,16 @@ class Batch:
             )
         return cache
 
+    def check_chunks(self, chunk: int) -> None:
+        """Raise ModelError where prompts of this batch are longer than a chunk, and the model cannot take chunks."""
+        config: Any = getattr(self.model, "config", None)
+        family = getattr(config, "model_type", "")
+        if family in UNDIVIDED and max(map(len, self.prompts)) > chunk:
+            raise ModelError(
+                f"transformers does not compute {family} models in chunks of a prompt: give a chunk of at least "
+                f"{max(map(len, self.prompts))} tokens, the longest text"
+            )
+
     def keep(self, live: Sequence[int]) -> None:
         """Drop all but the given batch rows from the cache."""
         if not hasattr(self.cache, "reorder_cache"):
@@ -114,7 +137,8 @@ class Batch:
 
 
 class Decoding(Batch):
-    """A batch of prompts, left-padded, being continued: one prefill pass, then a pass per new token.
+    """A batch of prompts, left-padded, being continued: one prefill pass, or one per `chunk` tokens, then a pass per
+    new token.
 
     `generated` holds the new tokens of each request so far. A request stops at `max_new_tokens` or after a
     token of `stop`, which is kept; its last token is never fed, and it takes no part in later passes. Greedy
@@ -129,8 +153,12 @@ class Decoding(Batch):
         max_new_tokens: int,
         stop: Collection[int] = (),
         samplers: Sequence[Sampler] | None = None,
+        chunk: int | None = None,
     ) -> None:
         super().__init__(model, prompts)
+        self.chunk = chunk
+        if chunk is not None:
+            self.check_chunks(chunk)
         self.generated: list[list[int]] = [[] for _ in self.prompts]
         self.max_new_tokens = max_new_tokens
         self._stop = frozenset(stop)
@@ -153,17 +181,22 @@ class Decoding(Batch):
         live = np.arange(len(self.prompts))
         phase = PREFILL
         while len(live):
-            rows = np.flatnonzero(mask[:, -ids.shape[1] :])
-            logits = self._forward(ids, None if mask.all() else mask, positions)
-            self.choose(live, logits)
-            request = np.repeat(live, ids.shape[1])
-            yield Forward(
-                phase,
-                request[rows].astype(np.int32),
-                positions.reshape(-1)[rows].astype(np.int32),
-                ids.reshape(-1)[rows].astype(np.int32),
-                rows,
-            )
+            count = ids.shape[1]
+            for start in range(0, count, self.chunk or count):
+                end = min(start + (self.chunk or count), count)
+                fed, where = ids[:, start:end], positions[:, start:end]
+                seen = mask[:, : mask.shape[1] - count + end]
+                logits = self._forward(fed, None if seen.all() else seen, where)
+                if end == count:
+                    self.choose(live, logits)
+                rows = np.flatnonzero(seen[:, start - end :])
+                yield Forward(
+                    phase,
+                    np.repeat(live, end - start)[rows].astype(np.int32),
+                    where.reshape(-1)[rows].astype(np.int32),
+                    fed.reshape(-1)[rows].astype(np.int32),
+                    rows,
+                )
             staying = np.array([not self.is_finished(int(request)) for request in live])
             if not staying.all() and staying.any():
                 self.keep(np.flatnonzero(staying).tolist())
@@ -198,6 +231,7 @@ class Scoring(Batch):
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], *, chunk: int) -> None:
         super().__init__(model, prompts)
         self.chunk = chunk
+        self.check_chunks(chunk)
 
     def passes(self) -> Iterator[Forward]:
         """Make the passes one by one; each is yielded once made."""

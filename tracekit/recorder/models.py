@@ -1,5 +1,6 @@
 """Loading a model that lies on this machine; nothing is fetched. Every failure is one line."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -123,14 +123,23 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def load_generation_config(directory: Path) -> GenerationConfig:
-    """The settings of generation of a local model: a file of their own, else what its configuration says of them."""
+def load_generation_settings(model: Any, directory: Path) -> None:
+    """Give a model its settings of generation: a file of their own, else what its configuration says of them."""
+    if not model.can_generate():
+        return
+    nowhere: dict[str, Any] = dict.fromkeys(("cache_dir", "proxies", "token", "revision"))
     with quietly(directory):
-        try:
-            return GenerationConfig.from_pretrained(directory, local_files_only=True)
-        except OSError:
-            settings: Any = {"config_file_name": "config.json", "_from_model_config": True}
-            return GenerationConfig.from_pretrained(directory, local_files_only=True, **settings)
+        model.adjust_generation_fn(
+            generation_config=None,
+            from_auto_class=False,
+            from_pipeline=None,
+            pretrained_model_name_or_path=directory,
+            force_download=False,
+            local_files_only=True,
+            subfolder="",
+            trust_remote_code=False,
+            **nowhere,
+        )
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -159,7 +168,8 @@ def empty_model(
 ) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without memory. ModelError naming `directory`."""
     with quietly(directory), torch.device("meta"):
-        made = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        # A copy: the configuration is told what type the model was made in.
+        made = _auto_class(config).from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code)
     return cast(PreTrainedModel, made)
 
 

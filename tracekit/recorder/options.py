@@ -11,7 +11,8 @@ class RecordOptions:
     """The options of one recording.
 
     `max_new_tokens` per request (ignored with `score`, which routes the given text and generates nothing,
-    `chunk` tokens of each request at a time). `lookahead` distances in MoE layers. Sampling is greedy unless
+    `chunk` tokens of each request at a time). `prefill_chunk`: prompts are read so many tokens at a time, each a
+    step; None reads them at once. `lookahead` distances in MoE layers. Sampling is greedy unless
     `do_sample`; then request r draws from its own generator, seeded by (`seed`, r), so batches and resuming
     change nothing. A shard is flushed at the first batch boundary after `shard_rows` rows. Raises ModelError
     for an impossible value.
@@ -28,12 +29,17 @@ class RecordOptions:
     resume: bool = False
     score: bool = False
     chunk: int = 512
+    prefill_chunk: int | None = None
     shard_rows: int = 1024
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size", "chunk", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise ModelError(f"prefill_chunk must be at least 1, not {self.prefill_chunk}")
+        if self.prefill_chunk is not None and self.score:
+            raise ModelError("a prefill chunk is for generating: --score reads in chunks of its own")
         if any(distance < 1 for distance in self.lookahead):
             raise ModelError(f"lookahead distances must be at least 1, not {min(self.lookahead)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -53,6 +59,8 @@ class RecordOptions:
             "max_new_tokens": self.max_new_tokens,
             "do_sample": self.do_sample,
         }
+        if self.prefill_chunk is not None:
+            settings["prefill_chunk"] = self.prefill_chunk
         if self.do_sample:
             settings |= {"temperature": self.temperature, "top_p": self.top_p}
         return settings

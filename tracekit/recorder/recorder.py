@@ -198,7 +198,14 @@ def _passes(
     if options.do_sample:
         seeds = [np.random.default_rng([options.seed, base + request]) for request in range(len(prompts))]
         samplers = [Sampler(options.temperature, options.top_p, rng) for rng in seeds]
-    batch = writes(model, prompts, max_new_tokens=options.max_new_tokens, stop=stop, samplers=samplers)
+    batch = writes(
+        model,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        stop=stop,
+        samplers=samplers,
+        chunk=options.prefill_chunk,
+    )
     for forward in batch.passes():
         yield (
             forward,

@@ -135,7 +135,7 @@ def test_weights_of_another_shape(saved):
     config = json.loads((saved / "config.json").read_text())
     config["intermediate_size"] = 40
     (saved / "config.json").write_text(json.dumps(config))
-    refused("cannot be loaded", saved)
+    refused("but its config.json makes it", saved)
 
 
 def test_pickled_weights_are_not_read(saved):
