@@ -5,6 +5,7 @@ place of tensors: one for a tensor of the rest reads it and puts it on the devic
 a shape and nothing more.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,10 @@ class CheckpointExperts:
         self._groups: dict[str, Group] = {
             name: group for group in groups if group not in mixed for name in group.targets
         }
+        for name, group in self._groups.items():
+            experts = model.get_parameter(name).shape[0]
+            if group.kept(experts, checkpoint) == "listed" or any(len(names) > 1 for names in group.sources.values()):
+                _check_alike(group, experts, checkpoint)
         self.streamed = {name for group in self._groups.values() for name in group.names}
 
     def accumulate(self, layer: MoeLayer) -> str:
@@ -163,6 +168,21 @@ class CheckpointExperts:
         if made is None or made.shape != ((layer.num_experts if expert is None else 1), *parameter.shape[1:]):
             raise ModelError(f"{group.names[0]} and what belongs to it do not make up {layer.name}.{name}")
         return made
+
+
+def _check_alike(group: Group, experts: int, checkpoint: Checkpoint) -> None:
+    """Raise ModelError unless there is a tensor for each expert, all of one shape: transformers would not say which."""
+    for pattern, names in group.sources.items():
+        if len(names) != experts:
+            raise ModelError(
+                f"{checkpoint.directory} has {len(names)} of {pattern} for the {experts} experts of "
+                f"{group.targets[0]}: {abs(experts - len(names))} are {'missing' if len(names) < experts else 'too many'}"
+            )
+        shapes = Counter(checkpoint[name].shape for name in names)
+        usual = shapes.most_common(1)[0][0]
+        odd = next((checkpoint[name] for name in names if checkpoint[name].shape != usual), None)
+        if odd is not None:
+            raise ModelError(f"{odd.file} holds {odd.name} as {list(odd.shape)}, the other experts' are {list(usual)}")
 
 
 def _must_be_whole(config: Any) -> str:
