@@ -142,10 +142,14 @@ def write_slabs(
     config: Any = model.config
     source = slab_files.fingerprint(_checkpoint(config))
     with slab_files.new_directory(path) as folder:
+        layouts = [layout_of(layer.experts, formats[0]) for layer in layers]
+        # One for all layers: memory that is freed does not always go back to the system.
+        room = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
         found = [
-            slab_files.write_layer(folder, layer, layout_of(layer.experts, formats[0]), how, origin, device)
-            for layer, how in zip(layers, accumulations(layers, origin), strict=True)
+            slab_files.write_layer(folder, layer, layout, how, origin, room, device)
+            for layer, layout, how in zip(layers, layouts, accumulations(layers, origin), strict=True)
         ]
+        del room
         if formats[1] is not None:
             quantise_attention(model, formats[1], device or torch.device("cpu"))
         index = Index(

@@ -173,10 +173,11 @@ class CheckpointExperts:
 def _check_alike(group: Group, experts: int, checkpoint: Checkpoint) -> None:
     """Raise ModelError unless there is a tensor for each expert, all of one shape: transformers would not say which."""
     for pattern, names in group.sources.items():
-        if len(names) != experts:
+        lacking = experts - len(names)
+        if lacking:
             raise ModelError(
                 f"{checkpoint.directory} has {len(names)} of {pattern} for the {experts} experts of "
-                f"{group.targets[0]}: {abs(experts - len(names))} are {'missing' if len(names) < experts else 'too many'}"
+                f"{group.targets[0]}: {abs(lacking)} are {'missing' if lacking > 0 else 'too many'}"
             )
         shapes = Counter(checkpoint[name].shape for name in names)
         usual = shapes.most_common(1)[0][0]

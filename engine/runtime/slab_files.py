@@ -21,7 +21,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from engine.runtime.layout import Layout, aligned
 from engine.runtime.origin import Origin
@@ -100,12 +100,23 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def layer_bytes(layer: MoeLayer, layout: Layout) -> int:
+    """Bytes of the slabs of one layer."""
+    return layer.num_experts * aligned(layout.bytes)
+
+
 def write_layer(
-    folder: Path, layer: MoeLayer, layout: Layout, accumulate: str, origin: Origin, device: torch.device | None
+    folder: Path,
+    layer: MoeLayer,
+    layout: Layout,
+    accumulate: str,
+    origin: Origin,
+    room: Tensor,
+    device: torch.device | None,
 ) -> LayerFile:
-    """Write one layer's slabs. At no time are there two copies of them."""
+    """Write one layer's slabs, which are put together in `room`, u8 [`layer_bytes` at least]."""
     stride = aligned(layout.bytes)
-    slabs = torch.zeros(layer.num_experts, stride, dtype=torch.uint8)
+    slabs = room[: layer_bytes(layer, layout)].zero_().view(layer.num_experts, stride)
     origin.fill(layer, layout, slabs[:, : layout.bytes], device)
     file = f"layer-{layer.index:05d}.slabs"
     with (folder / file).open("wb") as target:
