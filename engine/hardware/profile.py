@@ -25,6 +25,17 @@ SMALLEST_CHUNK = 1 << 18
 _SECOND_NS = 1_000_000_000
 
 
+class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What expanding quantised experts into the type of the arithmetic takes: a kernel is no mere read of memory."""
+
+    bits: Literal[2, 3, 4, 8]
+    """Of the stored codes."""
+    weights_per_s: Annotated[int, msgspec.Meta(ge=1_000, le=10**15)]
+    """Weights that are expanded per second."""
+    per_expert_ns: Nanoseconds = 0
+    """Fixed time of expanding one expert (kernel launches)."""
+
+
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The accelerator itself."""
 
@@ -34,6 +45,14 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Rate at which the device reads its own memory."""
     compute_flops_per_s: FlopsPerSecond
     """Dense fp16 or bf16 matrix rate with fp32 accumulation; a multiply-add is two operations."""
+    expansions: list[Expansion] = []
+    """Measured expansion by bits; where there is none of a format's bits, the nearest counts. Empty: it is taken to
+    read and write memory at its bandwidth."""
+
+    def __post_init__(self) -> None:
+        bits = [one.bits for one in self.expansions]
+        if len(set(bits)) < len(bits):
+            raise ValueError(f"device.expansions: more than one for {max(bits, key=bits.count)} bits")
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,6 +198,13 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             _ceil_ns(flops, self.device.compute_flops_per_s),
             _ceil_ns(bytes_read, self.device.memory_bandwidth_bytes_per_s),
         )
+
+    def expand_ns(self, bits: int, weights: int, moved_bytes: int) -> int:
+        """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up."""
+        if not self.device.expansions:
+            return self.compute_ns(0, moved_bytes)
+        nearest = min(self.device.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
+        return nearest.per_expert_ns + _ceil_ns(weights, nearest.weights_per_s)
 
     def to_toml(self) -> str:
         """The profile as TOML text that `load_hardware` reads back equal."""

@@ -151,7 +151,8 @@ def model_costs(
 
     Roofline model: work takes the longer of its memory traffic and its arithmetic. Quantised experts are expanded
     to 16 bits before use (as HQQ does): a kernel of its own reads them and writes the expanded weights, which the
-    arithmetic then reads. The CPU lane reads weights as they are stored.
+    arithmetic then reads; it takes what the profile says of it, else what its traffic takes. The CPU lane reads
+    weights as they are stored.
 
     `cpu_experts` is the plan's `compute.cpu_experts`. Raises PlanError, HardwareError.
     """
@@ -164,7 +165,8 @@ def model_costs(
             f'compute.cpu_experts = "auto" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
             'add one or use "never"'
         )
-    quantised = experts_format is not None and WeightFormat.parse(experts_format).quantised
+    stored = None if experts_format is None else WeightFormat.parse(experts_format)
+    quantised = stored is not None and stored.quantised
     if shape is None:
         model = _Model(manifest.expert_params or [size // 2 for size in expert_bytes])
     else:
@@ -181,7 +183,12 @@ def model_costs(
     return Costs(
         dense_ns=each([hardware.compute_ns(0, model.dense_bytes)] * len(expert_bytes)),
         expert_ns=each([hardware.compute_ns(0, wide or size) for size, wide in sizes]),
-        dequant_ns=each([hardware.compute_ns(0, size + wide if wide else 0) for size, wide in sizes]),
+        dequant_ns=each(
+            [
+                hardware.expand_ns(stored.bits, wide // 2, size + wide) if stored is not None and wide else 0
+                for size, wide in sizes
+            ]
+        ),
         expert_token_ps=-(-arithmetic // device.compute_flops_per_s),
         expert_overhead_ns=overhead.per_expert_ns,
         dense_token_ps=-(-2 * model.dense_params * 1000 * SECOND // device.compute_flops_per_s),

