@@ -111,7 +111,7 @@ def validate(
     from engine.runtime.calibrate import calibrate
     from engine.runtime.cpu_lane import check_lane
     from engine.runtime.rounding import rounded
-    from tracekit.recorder.models import load_model, parse_device
+    from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import encode_prompts
     from tracekit.recorder.recorder import record, stop_tokens
@@ -124,21 +124,23 @@ def validate(
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
     say, tables = progress or (lambda text: None), plan.to_dict()
-    placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs}
-    # On the host: what the device cannot hold is why the model is offloaded.
     parse_device(device)
-    loaded, tokenizer = load_model(model, dtype, "cpu")
+    directory = find_model(model)
+    tokenizer = load_tokenizer(directory)
+    placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs, "dtype": dtype, "say": say}
     encoded = encode_prompts(prompts, tokenizer)
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        offload(loaded, calibration_plan(plan), device=device, **placed)
+        loaded = offload(directory, calibration_plan(plan), device=device, **placed)
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
         hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
         offloaded(loaded).close()
-        loaded, tokenizer = load_model(model, dtype, "cpu")
+        del loaded
 
     say("generating without offloading")
+    # On the host: what the device cannot hold is why the model is offloaded.
+    loaded, _ = load_model(directory, dtype, "cpu")
     loaded.set_experts_implementation("eager")
     stop = stop_tokens(loaded, tokenizer)
     stored = (plan.weights.experts, plan.weights.attention)
@@ -147,10 +149,9 @@ def validate(
         # Formats round weights: what the engine must equal is the model with its weights as they are stored.
         loaded = rounded(loaded, plan.weights, parse_device(device))
     plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop)
-    if device != "cpu" or quantised:
-        loaded, tokenizer = load_model(model, dtype, "cpu")
+    del loaded  # before another copy
 
-    offload(loaded, plan, device=device, **placed, **lane)
+    loaded = offload(directory, plan, device=device, **placed, **lane)
     state = offloaded(loaded)
     with tempfile.TemporaryDirectory() as folder, state:
         say("recording the offloaded model")
@@ -177,7 +178,7 @@ def validate(
                     again, first_difference=f"the engine differs from its own first run: {again.first_difference}"
                 )
         tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
-        costs = model_costs(trace.manifest, hardware, None, None, None, plan.compute.cpu_experts)
+        costs = model_costs(trace.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored[0])
         simulated = run(trace, plan, costs)
         time = time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
     slow = threshold is not None and time.step_error_median > threshold

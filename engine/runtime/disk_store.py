@@ -222,7 +222,8 @@ def _place(model: nn.Module, name: str, tensor: Tensor, path: Path) -> None:
     if not isinstance(old, Tensor) or old.shape != tensor.shape:
         raise ModelError(f"{path} holds {name} in another shape than the model's: it is of another model")
     if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        # As transformers loads it: torch picks other kernels where no weight asks for gradients.
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     else:
         module._buffers[leaf] = tensor
 

@@ -3,27 +3,32 @@
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
-from engine.runtime import measure
+from engine.runtime import measure, measure_host
 from engine.runtime.calibrate import calibrate
+from engine.runtime.expansion import by_bits, check_formats, expanding
 from engine.runtime.measure import SECOND, Figure
 from engine.runtime.offload import offloaded
-from engine.runtime.quantise import dequantise, quantise
-from engine.weights import WeightFormat
-from tracekit.errors import HardwareError, PlanError
+from engine.runtime.power import power
+from tracekit.errors import HardwareError
 
 COPY_SIZES = tuple(1 << power for power in (8, 14, 16, 18, 20, 22, 24, 26))
 """256 bytes, which is all latency, and 16 KiB to 64 MiB."""
 TOKENS = (1, 4, 16, 64, 256)
-STAGES = 6
+STAGES = 8
+ON_CPU = (
+    "the link is a thread that copies with memcpy",
+    "the CPU lane was measured alone: here it shares its cores with the device",
+)
 OVERHEADS = ("per_layer_ns", "per_step_ns", "per_expert_ns", "per_copy_ns")
 
 
@@ -41,6 +46,7 @@ def calibrate_machine(
     *,
     dtype: torch.dtype,
     formats: Sequence[str] = (),
+    disk: Path | None = None,
     name: str = "this-machine",
     rounds: int = 3,
     repeats: int = 21,
@@ -52,15 +58,14 @@ def calibrate_machine(
     """Measure this machine; overheads on `model`, which is offloaded (its device is what is measured).
 
     Every probe is repeated `repeats` times, the model's overhead `rounds` times; figures are medians. `formats` are
-    quantised weight formats whose expansion is measured too. `advance` is called after each of `STAGES` stages.
+    quantised weight formats whose expansion is measured too, `disk` a directory whose disk is. `advance` is called
+    after each of `STAGES` stages.
 
     Raises HardwareError when a measurement makes no sense, PlanError for an unknown format.
     """
     state = offloaded(model)
     device = state.device
-    for word in formats:  # before minutes of measuring
-        if not WeightFormat.parse(word).quantised:
-            raise PlanError(f"{word} needs no expansion: give quantised formats, such as hqq-4bit")
+    check_formats(formats)  # before minutes of measuring
     link_figures = measure.copies(device, copy_sizes, repeats)
     pageable = measure.copies(device, copy_sizes[-1:], repeats, pinned=False)[0] if device.type == "cuda" else None
     advance()
@@ -72,6 +77,14 @@ def calibrate_machine(
     experts = measure.experts(device, dtype, tokens, repeats)
     advance()
     expanded = [expanding(device, dtype, word, repeats) for word in formats]
+    advance()
+    lane_figures, cpu = measure_host.lane(device, dtype, repeats)
+    advance()
+    disk_figures, read, disk_note = (
+        ([], None, "disk: not measured") if disk is None else measure_host.disk(disk, repeats)
+    )
+    matrix = torch.randn(measure.WIDTH, measure.WIDTH, device=device, dtype=dtype)
+    watts, power_note = power(device, lambda: matrix @ matrix)
     advance()
     found = [calibrate(model, prompts, max_new_tokens=max_new_tokens).overhead for _ in range(rounds)]
     overheads = {
@@ -87,8 +100,9 @@ def calibrate_machine(
     dense_bytes = sum(p.numel() * p.element_size() for p in _layer_of(model, layer.name).parameters() if not p.is_meta)
     per_layer = overheads["per_layer_ns"].ns - dense_bytes * SECOND / bandwidth
     per_expert = overheads["per_expert_ns"].ns - layer.expert_bytes * SECOND / bandwidth
-    figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts, *expanded)
-    figures = (*figures, readback, *overheads.values())
+    figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts)
+    figures = (*figures, *(figure for large, small, _ in expanded for figure in (large, small)))
+    figures = (*figures, *lane_figures, *disk_figures, readback, *overheads.values())
     profile = HardwareProfile(
         name=name,
         description=f"{describe_device(device)}, measured {datetime.now(UTC):%Y-%m-%d} with {versions()}",
@@ -99,13 +113,24 @@ def calibrate_machine(
             f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less what "
             "its weights take at the measured bandwidth",
             *(["the link is a thread that copies with memcpy"] if device.type == "cpu" else []),
+            *(
+                ["the CPU lane was measured alone: here it shares its cores with the device"]
+                if device.type == "cpu"
+                else []
+            ),
+            disk_note,
+            power_note,
             *(str(figure) for figure in figures),
         ],
         device=Device(
             memory_bytes=_clamp(memory_bytes(device), 1 << 20, 1 << 50),
             memory_bandwidth_bytes_per_s=_clamp(bandwidth, 1_000, 10**15),
             compute_flops_per_s=_clamp(flops, 10**6, 10**18),
+            expansions=by_bits([expansion for _, _, expansion in expanded]),
         ),
+        disk=read,
+        cpu=cpu,
+        power=watts,
         link=Link(
             host_to_device_bytes_per_s=rates[-1].bytes_per_s,
             latency_ns=latency,
@@ -180,16 +205,6 @@ def memory_bytes(device: torch.device) -> int:
     return measure.meminfo("MemTotal")
 
 
-def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> Figure:
-    """Expanding one stored matrix into `dtype`, as the engine does it before use. PlanError for an unknown format."""
-    parsed, width = WeightFormat.parse(word), measure.WIDTH
-    stored = quantise(torch.randn(width, width, device=device) / 64, parsed)
-    times = measure.sample(device, lambda _: dequantise(stored, parsed, width, width).to(dtype), repeats)
-    moved = parsed.tensor_bytes(width, width) + width * width * dtype.itemsize
-    figure = Figure.of(f"expanding {word}, {width} x {width}", times)
-    return replace(figure, what=f"{figure.what}, {figure.rate(moved) / 1e9:.2f} GB/s read and written")
-
-
 def _layer_of(model: Any, experts_name: str) -> nn.Module:
     """The decoder layer that holds the experts of that name."""
     parts = experts_name.split(".")
@@ -207,7 +222,7 @@ def summary(calibration: Calibration) -> list[tuple[str, str]]:
     link = calibration.profile.link
     rows = [("link latency", measure.time_text(link.latency_ns))]
     for figure in calibration.figures:
-        size = re.fullmatch(r"(?:copy of|reading) (\d+) bytes.*", figure.what)
+        size = re.fullmatch(r"(?:copy of|reading|disk, reading) (\d+) bytes.*", figure.what)
         rows.append((figure.what, figure.time if size is None else figure.gigabytes(int(size[1]))))
     device = calibration.profile.device
     rows.append(("memory bandwidth", f"{device.memory_bandwidth_bytes_per_s / 1e9:.2f} GB/s (dense, 1 tokens)"))

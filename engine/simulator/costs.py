@@ -146,6 +146,7 @@ def model_costs(
     experts_format: str | None,
     attention_format: str | None,
     cpu_experts: str = "never",
+    stored: str | None = None,
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
@@ -154,7 +155,8 @@ def model_costs(
     arithmetic then reads; it takes what the profile says of it, else what its traffic takes. The CPU lane reads
     weights as they are stored.
 
-    `cpu_experts` is the plan's `compute.cpu_experts`. Raises PlanError, HardwareError.
+    `cpu_experts` is the plan's `compute.cpu_experts`. `stored` is the format that the trace's experts are in already,
+    as an engine stores them: its bytes are what a load copies. Raises PlanError, HardwareError.
     """
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != len(manifest.experts_per_layer):
@@ -165,8 +167,9 @@ def model_costs(
             f'compute.cpu_experts = "auto" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
             'add one or use "never"'
         )
-    stored = None if experts_format is None else WeightFormat.parse(experts_format)
-    quantised = stored is not None and stored.quantised
+    word = stored or experts_format
+    weight_format = None if word is None else WeightFormat.parse(word)
+    quantised = weight_format is not None and weight_format.quantised
     if shape is None:
         model = _Model(manifest.expert_params or [size // 2 for size in expert_bytes])
     else:
@@ -185,7 +188,7 @@ def model_costs(
         expert_ns=each([hardware.compute_ns(0, wide or size) for size, wide in sizes]),
         dequant_ns=each(
             [
-                hardware.expand_ns(stored.bits, wide // 2, size + wide) if stored is not None and wide else 0
+                hardware.expand_ns(weight_format.bits, wide // 2, size + wide) if weight_format and wide else 0
                 for size, wide in sizes
             ]
         ),

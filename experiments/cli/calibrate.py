@@ -28,6 +28,9 @@ def command(
         str | None,
         typer.Option("--weights", help="quantised formats whose expansion to measure, such as hqq-4bit,hqq-2bit"),
     ] = None,
+    disk: Annotated[
+        Path | None, typer.Option("--disk", help="a directory whose disk to measure, where slabs are to lie")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="times that the model's overhead is measured")] = 3,
     repeats: Annotated[int, typer.Option(min=3, max=10_000, help="times that everything else is measured")] = 21,
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="threads that torch computes with")] = None,
@@ -35,7 +38,8 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="replace an existing file")] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
-    """Measure this machine: copies by size, memory, compute by tokens, overheads; write a hardware profile.
+    """Measure this machine: copies by size, memory, compute by tokens, expansion, the host as a lane, disk, overheads,
+    and power where it is reported; write a hardware profile.
 
     Nothing else should run meanwhile. Each figure is printed with its spread, which also stands in the profile.
 
@@ -44,6 +48,8 @@ def command(
     from experiments.cli import console
 
     check_output(output, force=force)
+    if disk is not None and not disk.is_dir():
+        raise HardwareError(f"--disk {disk} is no directory: give one on the disk that slabs are to lie on")
     from engine.plan import plan_from_dict
     from engine.runtime import offload, offloaded
     from engine.runtime.machine import STAGES, calibrate_machine, summary
@@ -73,6 +79,7 @@ def command(
             prompts,
             dtype=chosen,
             formats=[word for word in (weights or "").split(",") if word],
+            disk=disk,
             name=name,
             rounds=rounds,
             repeats=repeats,

@@ -77,6 +77,7 @@ def test_a_family_is_loaded_as_transformers_loads_it(package: str, found: dict[s
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert (ours[name].dtype, ours[name].shape, ours[name].is_meta) == (tensor.dtype, tensor.shape, tensor.is_meta)
+        assert tensor.is_meta or ours[name].requires_grad == tensor.requires_grad
         assert tensor.is_meta or torch.equal(ours[name].nan_to_num(), tensor.nan_to_num()), name
     for settings in ("config", "generation_config"):
         mine, others = getattr(streamed, settings, None), getattr(whole, settings, None)
