@@ -141,8 +141,9 @@ def write_slabs(
     """
     config: Any = model.config
     source = slab_files.fingerprint(_checkpoint(config))
-    with slab_files.new_directory(path) as folder:
-        layouts = [layout_of(layer.experts, formats[0]) for layer in layers]
+    layouts = [layout_of(layer.experts, formats[0]) for layer in layers]
+    size = sum(map(slab_files.layer_bytes, layers, layouts))
+    with slab_files.new_directory(path, size + sum(one.nbytes for one in slab_files.rest_of(model).values())) as folder:
         # One for all layers: memory that is freed does not always go back to the system.
         room = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
         found = [

@@ -8,6 +8,7 @@ A directory is written under a temporary name and renamed when complete. Opening
 slab's digest is checked when the slab is first read.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -83,21 +84,64 @@ def fingerprint(directory: Path | None) -> str | None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which takes the name `path` when the block ends well and is removed when it does not."""
+def new_directory(path: Path, size: int) -> Iterator[Path]:
+    """A directory to fill with `size` bytes, which takes the name `path` when the block ends well, and else is removed.
+
+    What a killed process has left of one is removed first. ModelError when the disk is full, or another is at work.
+    """
     if path.exists():
         raise ModelError(f"{path} exists: choose another directory for the slabs, or remove it")
     if not path.absolute().parent.is_dir():
         raise ModelError(f"cannot write {path}: there is no directory {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(path)
-    except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror or error}") from None
+        with _locked(temporary, path):
+            try:
+                _empty(temporary)
+                free = shutil.disk_usage(temporary).free
+                if free < size:
+                    raise ModelError(f"cannot write {path}: it takes {size} bytes, and the disk has {free} left")
+                yield temporary
+                sync(temporary)
+                temporary.rename(path)
+                sync(path.absolute().parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ModelError(f"cannot write {path}: {reason}") from None
+
+
+@contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    """Make a directory and hold it: a lock goes with the process, whatever ends it."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(descriptor).st_ino == folder.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ModelError(f"{path} is being written by another process: wait for it")
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        left.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file or directory on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def layer_bytes(layer: MoeLayer, layout: Layout) -> int:
@@ -121,8 +165,7 @@ def write_layer(
     file = f"layer-{layer.index:05d}.slabs"
     with (folder / file).open("wb") as target:
         target.write(slabs.numpy().data)
-        target.flush()
-        os.fsync(target.fileno())
+    sync(folder / file)
     return LayerFile(
         name=layer.name,
         file=file,
@@ -142,15 +185,30 @@ def fields_of(layout: Layout) -> list[tuple[str, str, list[int], int]]:
 
 def write_rest(folder: Path, model: nn.Module) -> str:
     """Write every parameter and buffer that has values; returns the file's sha256."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    kept = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items() if not t.is_meta}
+    kept: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in rest_of(model).items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.nbytes() != value.nbytes or storage.data_ptr() in places:  # which the format cannot hold
+            value = value.clone()
+        places.add(value.untyped_storage().data_ptr())
+        kept[name] = value
     save_file(kept, folder / REST)
+    sync(folder / REST)
     return file_digest(folder / REST)
+
+
+def rest_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer that has values, each once."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
 
 
 def write_index(folder: Path, index: Index) -> None:
     """Write the index, which makes the directory complete."""
     (folder / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1))
+    sync(folder / INDEX)
 
 
 def read_index(path: Path) -> Index:

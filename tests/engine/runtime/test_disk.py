@@ -1,9 +1,14 @@
 """Experts on disk: the same output from a directory of slabs, reopened without loading experts, and never trusted."""
 
+import fcntl
 import json
+import os
+import resource
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +19,8 @@ from tests.engine.runtime.models import FAMILIES, answer, same
 from tracekit.errors import ModelError, PlanError
 
 torch = pytest.importorskip("torch")
+from safetensors import SafetensorError  # noqa: E402  # needs torch
+
 from engine.runtime.disk_store import DiskStore  # noqa: E402  # needs torch
 from engine.runtime.rounding import rounded  # noqa: E402
 from engine.runtime.store import ExpertStore  # noqa: E402
@@ -176,14 +183,89 @@ def test_nothing_is_left_of_a_directory_that_could_not_be_written(
 ) -> None:
     from engine.runtime import slab_files
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(slab_files, "write_rest", full)
-    with pytest.raises(ModelError, match="No space left on device"):
-        offload(make_model(), plan_of(), host="disk", slabs=tmp_path / "x.slabs")
+    reasons: list[BaseException] = [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+    ]
+    for name in ("write_layer", "write_rest", "write_index"):
+        for reason in reasons:
+            monkeypatch.setattr(slab_files, name, lambda *_, reason=reason: throw(reason))
+            with pytest.raises(ModelError, match="No space left on device"):
+                offload(make_model(), plan_of(), host="disk", slabs=tmp_path / "x.slabs")
+            assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(slab_files, name, lambda *_: throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            offload(MINI, plan_of(), host="disk", slabs=tmp_path / "x.slabs")
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.undo()
+    monkeypatch.setattr(slab_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ModelError, match=r"it takes \d+ bytes, and the disk has 1000 left"):
+        offload(MINI, plan_of(), host="disk", slabs=tmp_path / "x.slabs")
+    monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ModelError, match="there is no directory"):
         offload(make_model(), plan_of(), host="disk", slabs=tmp_path / "no" / "x.slabs")
     with pytest.raises(PlanError, match="disk"):
         offload(make_model(), plan_of(), host="disk")
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+def test_a_disk_that_takes_no_more_is_said_and_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """The system stops writing in the middle of a file; then one finds what a process that was killed had written."""
+    path = tmp_path / "x.slabs"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(ModelError, match="cannot write .*: File too large"):
+            offload(MINI, plan_of(), host="disk", slabs=path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    left = tmp_path / ".x.slabs.partial"
+    left.mkdir()
+    (left / "layer-00000.slabs").write_bytes(b"half")
+    held = os.open(left, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ModelError, match="is being written by another process"):
+            offload(MINI, plan_of(), host="disk", slabs=path)
+        assert (left / "layer-00000.slabs").read_bytes() == b"half"
+    finally:
+        os.close(held)
+    with offloaded(offload(MINI, plan_of(), host="disk", slabs=path)) as state:
+        assert isinstance(state.store, DiskStore)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_change_while_a_model_runs_end_the_step_and_not_the_model(slabs: Path, tmp_path: Path) -> None:
+    """Within a minute: nobody waits for a copy that will not come. Once the file is whole again, so is the model."""
+    copy = tmp_path / "copy.slabs"
+    shutil.copytree(slabs, copy)
+    model = offload(MINI, plan_of(), host="disk", slabs=copy)
+    whole = (copy / "layer-00001.slabs").read_bytes()
+    with offloaded(model) as state:
+        expected = answer(model)
+        os.truncate(copy / "layer-00001.slabs", len(whole) // 2)
+        state.reset()
+        found: list[BaseException] = []
+        runner = threading.Thread(target=lambda: found.append(failure(lambda: answer(model))), daemon=True)
+        runner.start()
+        runner.join(60)
+        assert not runner.is_alive()
+        assert isinstance(found[0], ModelError) and "has become shorter" in str(found[0])
+        with pytest.raises(ModelError, match=r"call offloaded\(model\).reset\(\)"):
+            answer(model)
+        (copy / "layer-00001.slabs").write_bytes(whole)
+        state.reset()
+        assert same(answer(model), expected)
+
+
+def failure(work: Callable[[], object]) -> BaseException:
+    try:
+        work()
+    except BaseException as error:
+        return error
+    return AssertionError("it did not fail")
