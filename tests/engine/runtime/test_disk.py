@@ -219,7 +219,7 @@ def test_a_disk_that_takes_no_more_is_said_and_what_a_killed_process_left_is_rem
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(ModelError, match="cannot write .*: File too large"):
+        with pytest.raises(ModelError, match=r"cannot write .*: File too large"):
             offload(MINI, plan_of(), host="disk", slabs=path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
