@@ -92,6 +92,7 @@ def validate(
     emulate_link: Any = None,
     host: str = "memory",
     slabs: Path | None = None,
+    prefill_chunk: int | None = None,
     threshold: float | None = None,
     keep_trace: Path | None = None,
     progress: Callable[[str], object] | None = None,
@@ -102,6 +103,7 @@ def validate(
         hardware: what the simulator assumes; None measures this machine first, with another cache size, on
             `calibration_prompts` (default: the first prompt).
         host, slabs: where experts lie, as `offload` takes it.
+        prefill_chunk: tokens of a prompt that are read at a time, each a step; None reads them at once.
         threshold: the largest median step error that passes, as a share; None lets any pass.
         keep_trace: where to keep the engine's own trace; None discards it.
 
@@ -148,7 +150,7 @@ def validate(
     if quantised:
         # Formats round weights: what the engine must equal is the model with its weights as they are stored.
         loaded = rounded(loaded, plan.weights, parse_device(device))
-    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop)
+    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk)
     del loaded  # before another copy
 
     loaded = offload(directory, plan, device=device, **placed, **lane)
@@ -157,13 +159,13 @@ def validate(
         say("recording the offloaded model")
         path = keep_trace or Path(folder) / "engine.trace"
         ahead = (plan.prefetch.distance,) if state.cache.prefetch_class.reads == "lookahead" else ()
-        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead)
+        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk)
         trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
         recorded = state.log
 
         say("timing the offloaded model")
         state.reset()
-        generated = _generate(loaded, encoded, max_new_tokens, stop)
+        generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk)
         timings, timed, fates = state.timings, state.log, state.prefetches
 
         say("simulating")
@@ -241,12 +243,14 @@ def _on(model: Any, device: str) -> Any:
         ) from None
 
 
-def _generate(model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int]) -> list[list[int]]:
+def _generate(
+    model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int], chunk: int | None
+) -> list[list[int]]:
     from tracekit.recorder.generation import Decoding
 
     found = []
     for prompt in encoded:
-        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop)
+        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop, chunk=chunk)
         for _ in decoding.passes():
             pass
         found.append(decoding.generated[0])

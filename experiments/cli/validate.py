@@ -36,7 +36,7 @@ def command(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
     slabs: Annotated[
-        Path | None, typer.Option("--slabs", help="with --host disk: their directory, written if it is not there yet")
+        Path | None, typer.Option("--slabs", help="a directory of converted experts, written if it is not there yet")
     ] = None,
     memory: Annotated[
         str | None,
@@ -44,6 +44,9 @@ def command(
     ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None, typer.Option(min=1, help="tokens of a prompt that are read at a time; all without it")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
@@ -114,6 +117,7 @@ def command(
             emulate_link=link,
             host=host,
             slabs=slabs,
+            prefill_chunk=prefill_chunk,
             threshold=threshold,
             keep_trace=output,
             progress=progress,

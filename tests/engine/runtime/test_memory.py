@@ -12,13 +12,14 @@ from engine.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
 from tests.engine.runtime.models import FAMILIES, answer
-from tracekit.errors import CapacityError, PlanError
+from tracekit.errors import CapacityError, ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from engine.runtime.layout import aligned  # noqa: E402  # needs torch
 from engine.runtime.memory import footprint, parse_memory  # noqa: E402
 from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
+from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
 
 
 @pytest.mark.parametrize("word", [None, "hqq-4bit-g16"])
@@ -151,3 +152,60 @@ def test_there_are_never_two_copies_of_a_model(word: str, host: str, tmp_path: P
     assert peak < 0.6 * size, "offloading held a second copy"
     if word != "none" or host == "disk":
         assert after < 0, "what was moved out of the model was not given back"
+
+
+@pytest.mark.parametrize("host", ["memory", "disk"])
+def test_a_checkpoint_is_held_to_its_budget_before_it_is_read(host: str, tmp_path: Path) -> None:
+    """To the byte, wherever experts lie: what is needed is enough, a byte less is refused, weights or no weights."""
+    plan = plan_from_dict({"cache": {"capacity": "3/layer"}})
+    mini = CHECKPOINTS / NAMES[0]
+    config = load_config(mini)
+    need = footprint(empty_model(config, mini, config.dtype), plan)
+    slots = 3 * need.layers + need.staging
+    placed: dict[str, Any] = {"host": host, "slabs": tmp_path / "m.slabs" if host == "disk" else None}
+    served = offload(mini, plan, memory=need.device(slots), **placed)
+    with offloaded(served) as state:
+        kept = sum(tensor.nbytes for tensor in (*served.parameters(), *served.buffers()) if not tensor.is_meta)
+        assert kept + state.pool._buffer.nbytes == need.device(slots)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((mini / "config.json").read_bytes())
+    with pytest.raises(CapacityError, match="the largest that fits is 2/layer"):
+        offload(bare, plan, memory=need.device(slots) - 1, **placed)
+    with pytest.raises(ModelError, match=r"model.safetensors"):
+        offload(bare, plan, memory=need.device(slots), **(placed | {"host": "memory", "slabs": None}))
+    auto = plan_from_dict({"cache": {"capacity": "auto"}})
+    room = need.device(slots) * 10 // 9
+    with offloaded(offload(mini, auto, memory=room, **placed)) as state:
+        assert kept + state.pool.bytes <= room
+
+
+def test_auto_works_in_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, prompts, mini = tmp_path / "p.toml", tmp_path / "p.jsonl", str(CHECKPOINTS / NAMES[0])
+    plan.write_text('cache.capacity = "auto"\n')
+    prompts.write_text('{"id": "a", "prompt": "The list"}\n')
+    short = ["--max-new-tokens", "3", "--json", "--device", "cpu"]
+    recorded = ["record", mini, "--prompts", str(prompts), "--output", str(tmp_path / "t.trace")]
+    checked = ["validate", mini, "--prompts", str(prompts), "--hardware", "t4"]
+    for command in (["generate", mini, "The list"], recorded, checked):
+        assert run([*command, "--plan", str(plan), *short]) == 0, capsys.readouterr().err
+        capsys.readouterr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("source", ["checkpoint", "model"])
+def test_the_allocators_peak_is_what_the_plan_says(source: str) -> None:
+    """On a GPU, while loading; the allocator rounds each tensor up to 512 bytes."""
+    plan = plan_from_dict({"cache": {"capacity": "3/layer"}})
+    mini = CHECKPOINTS / NAMES[0]
+    model = load_model(mini)[0]
+    need = footprint(model, plan)
+    tensors = len(list(model.parameters())) + len(list(model.buffers()))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    served = offload(mini if source == "checkpoint" else model, plan, device="cuda")
+    with offloaded(served) as state:
+        peak = torch.cuda.max_memory_allocated() - before
+        assert peak <= need.device(state.pool.slots) + 512 * (tensors + 1)
