@@ -102,8 +102,9 @@ def validate_routing(
     routing.manifest = msgspec.structs.replace(routing.manifest, **sizes)
     as_stored = msgspec.structs.replace(plan, weights=WeightsPlan())
     decisions = compare_logs(simulated_events(routing, as_stored, count * layers), log)
-    lane, stored = plan.compute.cpu_experts, plan.weights.experts
-    costs = model_costs(routing.manifest, hardware, None, None, None, lane, stored)
+    costs = model_costs(
+        routing.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored=plan.weights.experts
+    )
     simulated = first_steps(run(routing, as_stored, costs), count)
     time = time_error(routing, timings, simulated, hardware, calibrated_here, emulate_link)
     tokens = Tokens(compared=0, identical=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tracekit.errors import ModelError
-from tracekit.recorder.models import check_weights, weight_files
+from tracekit.recorder.files import check_weights, weight_files
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.hardware import HardwareProfile
 from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import expert_forward
+from engine.runtime.layout import QuantisedLayout
 from engine.runtime.link import TIMEOUT_S
 from engine.runtime.store import ExpertStore
 from policies.events import LOAD
@@ -118,8 +119,12 @@ class CpuLane:
             return out
 
     def _device_ns(self, layer: int, tokens: int) -> int:
-        work = self.hardware.compute_ns(2 * self._params[layer] * tokens, self.store.layouts[layer].bytes)
-        return work + self.hardware.overhead.per_expert_ns
+        weights, layout = self._params[layer], self.store.layouts[layer]
+        read, expanding = layout.bytes, 0
+        if isinstance(layout, QuantisedLayout):  # as the simulator has it: expanded to 16 bits, then read
+            read = 2 * weights
+            expanding = self.hardware.expand_ns(layout.format.bits, weights, layout.bytes + read)
+        return self.hardware.compute_ns(2 * weights * tokens, read) + expanding + self.hardware.overhead.per_expert_ns
 
     def _cpu_ns(self, layer: int, tokens: int) -> int:
         arithmetic = 2 * self._params[layer] * tokens * 10**9 // self.cpu.compute_flops_per_s

@@ -68,7 +68,7 @@ def fingerprint(directory: Path | None) -> str | None:
 
     Samples, since all of a large checkpoint takes minutes; whoever trains a model further changes them too.
     """
-    from tracekit.recorder.models import weight_files
+    from tracekit.recorder.files import weight_files
 
     if directory is None or not directory.is_dir():
         return None

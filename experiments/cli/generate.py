@@ -47,6 +47,9 @@ def command(
         str | None,
         typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free"),
     ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
+    ] = None,
     emulate_link: Annotated[
         float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
     ] = None,
@@ -57,6 +60,7 @@ def command(
     Text goes to stdout as it comes. Example:
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
+    from engine.hardware import load_hardware
     from engine.plan import Plan
     from experiments.cli import console
     from experiments.cli.links import emulated_link
@@ -64,7 +68,7 @@ def command(
     from tracekit.recorder.prompts import Prompt, read_prompts
 
     chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
-    link = emulated_link(emulate_link)
+    link, profile = emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
     if (prompts is None) == (not texts):
         raise ImportFormatError("generate continues texts: give one or more, or --prompts FILE")
     asked = [Prompt(id=index, prompt=text) for index, text in enumerate(texts or [])]
@@ -93,6 +97,7 @@ def command(
         chosen,
         device=device,
         emulate_link=link,
+        hardware=profile,
         host=host,
         slabs=slabs,
         memory=limit,

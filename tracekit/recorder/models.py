@@ -1,7 +1,6 @@
 """Loading a model that lies on this machine; nothing is fetched. Every failure is one line."""
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,7 +9,6 @@ from typing import Any, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,6 +22,7 @@ from transformers import (
 )
 
 from tracekit.errors import ModelError, did_you_mean
+from tracekit.recorder.files import check_weights, read_json, short
 from tracekit.recorder.layers import count_routed_layers
 from tracekit.recorder.seam import is_experts
 
@@ -43,8 +42,6 @@ _AUTO: tuple[Any, ...] = (
     AutoModel,
 )
 _LOGGING: Any = transformers.utils.logging
-_INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 << 20
 _MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
 
 
@@ -114,7 +111,7 @@ def find_model(path_or_id: str | Path) -> Path:
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
     """The transformers configuration of a local model."""
-    _read_json(directory / "config.json")
+    read_json(directory / "config.json")
     with quietly(directory):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -150,7 +147,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
                 directory, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # foreign files, foreign code: it fails in any way
-        raise ModelError(f"{directory} has no tokenizer that can be loaded: {_short(error)}") from None
+        raise ModelError(f"{directory} has no tokenizer that can be loaded: {short(error)}") from None
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -192,35 +189,6 @@ def _auto_class(config: Any) -> Any:
     return next((auto for auto in _AUTO if type(config) in auto._model_mapping), _AUTO[0])
 
 
-def check_weights(directory: Path) -> None:
-    """Raise ModelError unless every safetensors file that the model needs is there, whole and well-formed."""
-    for path in weight_files(directory):
-        if not path.is_file():
-            raise ModelError(f"{path} is missing: the model's weights are incomplete")
-        try:
-            with safe_open(path, framework="pt"):  # checks the header and that it accounts for every byte
-                pass
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path} is truncated or damaged: {_short(error)}") from None
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a local model, in order; they need not exist when an index names them."""
-    index = directory / _INDEX
-    if index.is_file():
-        shards = _read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise ModelError(f"{index} has no weight_map")
-        names = sorted({str(name) for name in shards.values()})
-        if any(Path(name).name != name for name in names):
-            raise ModelError(f"{index} names a file outside the model's directory")
-        return [directory / name for name in names]
-    single = directory / "model.safetensors"
-    if single.is_file():
-        return [single]
-    raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
-
-
 def parse_dtype(dtype: str) -> torch.dtype | str:
     """A torch dtype, or "auto", from its name."""
     name = _SHORT_DTYPES.get(dtype, dtype)
@@ -259,20 +227,6 @@ def _grouped_mm_can_serve(model: PreTrainedModel) -> bool:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a model's file")
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {_short(error)}") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return value
-
-
 @contextmanager
 def quietly(directory: Path) -> Iterator[None]:
     """Let transformers work on a model: what it has to say is not heard, and whatever it raises is a ModelError."""
@@ -303,9 +257,4 @@ def _reporting(directory: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
     except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
-        raise ModelError(f"{directory} cannot be loaded: {_short(error)}") from None
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+        raise ModelError(f"{directory} cannot be loaded: {short(error)}") from None

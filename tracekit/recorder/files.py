@@ -1,0 +1,62 @@
+"""The files of a local model: which hold its weights, whether they are whole, and its JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tracekit.errors import ModelError
+
+_INDEX = "model.safetensors.index.json"
+_MAX_JSON_BYTES = 64 << 20
+
+
+def check_weights(directory: Path) -> None:
+    """Raise ModelError unless every safetensors file that the model needs is there, whole and well-formed."""
+    for path in weight_files(directory):
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: the model's weights are incomplete")
+        try:
+            with safe_open(path, framework="pt"):  # checks the header and that it accounts for every byte
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is truncated or damaged: {short(error)}") from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a local model, in order; they need not exist when an index names them."""
+    index = directory / _INDEX
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f"{index} has no weight_map")
+        names = sorted({str(name) for name in shards.values()})
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{index} names a file outside the model's directory")
+        return [directory / name for name in names]
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ModelError for anything else."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a model's file")
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {short(error)}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return value
+
+
+def short(error: BaseException) -> str:
+    """What an error says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
