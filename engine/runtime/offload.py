@@ -98,7 +98,7 @@ def offload(
         say: is told in one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
-    Experts are moved, and a checkpoint's weights read, only after everything that can be checked beforehand has been.
+    Experts are moved, or read, only after everything that can be checked beforehand has been checked.
     """
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "long",
     "engine",
     "offloading",
+    "loading",
     "recording",
     "studies",
 )
