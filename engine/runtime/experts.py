@@ -21,6 +21,7 @@ from torch.nn import functional
 from engine.runtime.layout import expert_parameters
 from engine.runtime.routing import Routing, TokenRouting, sort_by_expert
 from tracekit.errors import ModelError
+from tracekit.recorder.seam import has_gate
 
 IMPLEMENTATION = "tracekit-offload"
 SEAT = "_tracekit_seat"  # the attribute of an experts module that says who serves it
@@ -67,9 +68,10 @@ Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 def expert_forward(module: Any, device: str | None = None) -> Forward:
     """How one expert of `module` computes, on its own device or another. What the module says is asked here, once."""
     project = _transposed if module.is_transposed else functional.linear
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    activate = module._apply_gate if module.has_gate else module.act_fn  # to [n, intermediate]
-    norm = module.post_expert_norm if module.has_post_expert_norm else None
+    gated = has_gate(module)
+    first = "gate_up_proj" if gated else "up_proj"
+    activate = module._apply_gate if gated else module.act_fn  # to [n, intermediate]
+    norm = module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None
     if norm is not None and device is not None:
         norm = deepcopy(norm).to(device)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine.runtime.quantise import dequantise, quantise
 from engine.weights import WeightFormat
+from tracekit.recorder.seam import has_gate, is_concatenated
 
 ALIGNMENT = 64  # of slabs, and of the tensors that kernels read: a cache line, what vectorised kernels like best
 
@@ -126,7 +127,7 @@ class QuantisedLayout:
                 continue
             rows, cols = parameter.shape[1:][::-1] if experts.is_transposed else parameter.shape[1:]
             # Checkpoints hold gate and up apart, and transformers puts one below the other.
-            parts = 2 if experts.has_gate and experts.is_concatenated and name == "gate_up_proj" else 1
+            parts = 2 if has_gate(experts) and is_concatenated(experts) and name == "gate_up_proj" else 1
             for part in range(parts):
                 matrix = Matrix(name, part * rows // parts, rows // parts, cols)
                 matrices.append(matrix)

@@ -16,7 +16,7 @@ from tracekit.recorder.gate import Gate, find_gate
 
 MAX_EXPERTS = 65534  # ids are stored as u16 and 65535 marks an unused slot
 
-_SEAM_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
+_SEAM_ATTRIBUTES = ("num_experts", "has_bias", "is_transposed", "_apply_gate")
 ROUTER_NAMES = ("router", "gate")
 _TOP_K_NAMES = (
     "top_k",
@@ -67,6 +67,16 @@ class MoeLayer:
 def is_experts(module: nn.Module) -> bool:
     """Whether `module` serves experts through the seam."""
     return all(hasattr(module, name) for name in _SEAM_ATTRIBUTES)
+
+
+def has_gate(experts: nn.Module) -> bool:
+    """Whether experts have gate and up projections in one; transformers 5.0 did not say."""
+    return bool(getattr(experts, "has_gate", hasattr(experts, "gate_up_proj")))
+
+
+def is_concatenated(experts: nn.Module) -> bool:
+    """Whether gate stands before up, not row by row between; transformers 5.0 had the latter where it transposed."""
+    return bool(getattr(experts, "is_concatenated", not experts.is_transposed))
 
 
 def count_moe_layers(model: nn.Module) -> int:

@@ -278,3 +278,17 @@ def test_options_that_do_not_go_together() -> None:
         offload("./nowhere", plan_of())
     layers = moe_layers(offload(CHECKPOINTS / NAMES[0], plan_of()))
     assert all(parameter.is_meta for layer in layers for parameter in layer.experts.parameters())
+
+
+def test_with_an_older_transformers_models_are_loaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.runtime import loading
+
+    said: list[str] = []
+    in_parts = offload(CHECKPOINTS / NAMES[0], plan_of(), dtype="float32", say=said.append)
+    assert said == []
+    version = loading.metadata.version
+    monkeypatch.setattr(loading.metadata, "version", lambda name: "5.17.0" if name == "transformers" else version(name))
+    whole = offload(CHECKPOINTS / NAMES[0], plan_of(), dtype="float32", say=said.append)
+    assert len(said) == 1 and "is loaded whole: transformers 5.17.0 is installed" in said[0]
+    with offloaded(in_parts), offloaded(whole):
+        assert same(answer(in_parts, [1, 2, 3], 3), answer(whole, [1, 2, 3], 3))
