@@ -72,15 +72,17 @@ def iter_decisions(
     compiled: bool = True,
     reshape: Callable[[Demand], Demand] | None = None,
     demands: Iterable[Demand] | None = None,
+    hints: Iterable[np.ndarray] | None = None,
 ) -> Iterator[tuple[Demand, Events]]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
     `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand from
-    its first step on, where it is at hand already. Raises PolicyError for an unknown policy, PlanError when the trace
-    lacks what the prefetcher reads.
+    its first step on, where it is at hand already, and `hints` what `iter_hints` makes of these for `count` or more.
+    Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads.
     """
     cache = ExpertCache(spec, compiled=compiled)
-    hints = _Hints(trace, spec, cache.prefetch_class.reads)
+    known = _Hints(trace, spec, cache.prefetch_class.reads)
+    ranked = None if hints is None else iter(hints)
     if spec.prefetch != "none":
         # Room for hints and events grows with what may be suggested.
         chunk = max(1, chunk * trace.top_k // max(trace.top_k, min(spec.count, spec.experts)))
@@ -88,6 +90,7 @@ def iter_decisions(
     if reshape is not None:
         pieces = map(reshape, pieces)
     for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, pieces):
+        hint = known.of(demand) if ranked is None else np.ascontiguousarray(next(ranked)[:, : known.count])
         batch = Batch(
             demand.layer,
             demand.start,
@@ -95,9 +98,19 @@ def iter_decisions(
             demand.recency,
             signal,
             signal_recency,
-            hints.of(demand),
+            hint,
         )
         yield demand, cache.run(batch)
+
+
+def iter_hints(trace: Trace, spec: CacheSpec, demands: Iterable[Demand]) -> Iterator[np.ndarray]:
+    """What a prefetcher that reads lookahead is told, for each piece of demand: i32 [visits, count], best first.
+
+    Ranking takes far longer than deciding, and follows from distance and count alone: plans may share it. Raises
+    PlanError when the trace lacks the lookahead.
+    """
+    known = _Hints(trace, spec, "lookahead")
+    return map(known.of, demands)
 
 
 class _Hints:

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.decisions import iter_hints
 from experiments.study.cells import Cell, groups
 from experiments.study.measure import prepared
 from experiments.study.passes import time_all
 from experiments.study.workshop import Bench, Workshop
+from policies.registry import prefetcher
 from tracekit.demand import Demand
 from tracekit.errors import TracekitError
 
 MOST_KINDS = 24
+MOST_PIECES = 64
 SAMPLE_S = 0.3
 
 
@@ -26,7 +29,10 @@ class Estimate:
 
 
 def estimate(cells: Sequence[Cell]) -> Estimate:
-    """Time the beginning of one pass of each kind: routing, eviction, prefetcher. Bounds and verdicts come on top."""
+    """Time the beginning of one pass of each kind: routing, eviction, prefetcher.
+
+    What is done once for many passes comes on top: bounds, ranking lookahead, verdicts.
+    """
     workshop = Workshop()
     work = groups(cells)
     found: dict[Any, float | None] = {}
@@ -53,16 +59,19 @@ def seconds_of(workshop: Workshop, group: Sequence[Cell]) -> float | None:
         if not pieces:
             return None
         spec, targets = ready[0][0], [target for _, target in ready]
+        reads_lookahead = prefetcher(spec.prefetch).reads == "lookahead"
+        hints = list(iter_hints(bench.trace, spec, pieces[:MOST_PIECES])) if reads_lookahead else None
 
         def seconds(count: int) -> float:
             start = time.perf_counter()
-            time_all(bench.trace, spec, targets, bench.course, pieces[:count])
+            time_all(bench.trace, spec, targets, bench.course, pieces[:count], None, hints)
             return time.perf_counter() - start
 
         seconds(1)  # compiles, or reads what was compiled
         count = 1
-        while (took := seconds(count)) < SAMPLE_S and count < len(pieces):
-            count = min(4 * count, len(pieces))
+        most = min(len(pieces), MOST_PIECES)
+        while (took := seconds(count)) < SAMPLE_S and count < most:
+            count = min(4 * count, most)
         return took * all_pieces(bench, pieces) / count
     except TracekitError:
         return None

@@ -49,7 +49,8 @@ def measure(workshop: Workshop, cells: Sequence[Cell], on_piece: Callable[[], ob
                 for cell, _, target in found:
                     rows[cell.key] |= stacked(bench, cell, spec, target, scope)
                 continue
-            done = time_all(bench.trace, spec, [target for *_, target in found], bench.course, bench.demands, on_piece)
+            targets, hints = [target for *_, target in found], bench.hints(spec)
+            done = time_all(bench.trace, spec, targets, bench.course, bench.demands, on_piece, hints)
             for (cell, _, target), (replayed, loaded) in zip(found, done, strict=True):
                 rows[cell.key] |= timed(bench, cell, spec, target, replayed, loaded)
         except TracekitError as error:

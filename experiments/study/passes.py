@@ -74,8 +74,11 @@ def time_all(
     course: Course,
     demands: Iterable[Demand] | None = None,
     on_piece: Callable[[], object] | None = None,
+    hints: Iterable[np.ndarray] | None = None,
 ) -> list[tuple[Replayed, np.ndarray]]:
     """Decide once; count and time as each of `targets`. For each: the replay, and the bytes of each step [steps].
+
+    `demands` and `hints` are as `iter_decisions` takes them.
 
     `visit_end` and `spent` by step are left out of the replays: they would take memory for every machine.
     """
@@ -87,7 +90,7 @@ def time_all(
     ]
     ends = [np.zeros(steps, np.int64) for _ in targets]
     nothing = np.zeros(spec.layers, np.int64)
-    for demand, events in iter_decisions(trace, spec, demands=demands):
+    for demand, events in iter_decisions(trace, spec, demands=demands, hints=hints):
         first, last = demand.first_step, demand.first_step + demand.steps
         place = np.arange(demand.steps)
         unused = np.zeros(demand.steps, np.int64)

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.bounds import free_prefill
+from engine.decisions import iter_hints
 from engine.replay import BOUNDED_LOOKUPS
 from engine.stack import STACK_CURVES, Scope, StackCurve
 from experiments.study.cells import Routing
 from experiments.study.passes import Course, Target, demand_loads, time_all
 from policies.cache import CacheSpec
 from policies.events import HIT_PREFETCHED, STREAM
+from policies.registry import prefetcher
 from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import StudyError
@@ -87,6 +89,20 @@ class Bench:
         if self.trace.tokens * self.trace.layers * self.trace.top_k > SHARED_LOOKUPS:
             return None
         return self._shared.get((self.routing, "demand"), lambda: [compact(d) for d in iter_demand(self.trace)])
+
+    def hints(self, spec: CacheSpec) -> list[np.ndarray] | None:
+        """Ranked lookahead for a prefetcher that reads it; None for another, or where it is too much to keep.
+
+        Ranked once for all plans of a distance that suggest about as many: a longer ranking begins with the shorter.
+        """
+        demands = self.demands
+        if demands is None or prefetcher(spec.prefetch).reads != "lookahead":
+            return None
+        most = 1 << max(2, (spec.count - 1).bit_length())
+        return self._shared.get(
+            (self.routing, "hints", spec.distance, most),
+            lambda: list(iter_hints(self.trace, replace(spec, count=most), demands)),
+        )
 
     @property
     def independent(self) -> bool | None:
