@@ -10,7 +10,7 @@ from typing import Any, Protocol
 class Advance(Protocol):
     """Reports that `amount` more of the work is done."""
 
-    def __call__(self, amount: int = 1) -> None: ...
+    def __call__(self, amount: float = 1) -> None: ...
 
 
 def emit_json(value: Any) -> None:

@@ -43,8 +43,9 @@ def command(
     from experiments.cli import console
     from experiments.study import run_study
     from experiments.study.cells import cells_of
+    from experiments.study.search import work
 
-    total = len(cells_of(loaded))
+    total = round(work(loaded, len(cells_of(loaded))))
     try:
         with console.progress("replaying", total) as advance:
             summary = run_study(
@@ -78,10 +79,13 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     from experiments.cli import console
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
+    from experiments.study.search import shares, work
     from experiments.study.workers import cores
 
     found_out = estimate(cells_of(study))
-    seconds = found_out.seconds
+    lengths, seconds = shares(study.search), found_out.seconds
+    if seconds is not None:
+        seconds *= work(study, found_out.cells) / max(found_out.cells, 1)
     threads = workers or cores()
     found: dict[str, Any] = {
         "traces": len(study.traces),
@@ -89,6 +93,7 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         "machines": len([machine for machine in study.machines if machine is not None]),
         "cells": found_out.cells,
         "passes": found_out.passes,
+        "search": lengths,
         "seconds": None if seconds is None else round(seconds / threads, 3),
         "workers": threads,
     }
@@ -103,8 +108,28 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         "passes": "decision passes, each timed on every machine",
     }
     rows = [(words, str(found[name])) for name, words in names.items()]
+    if lengths:
+        rows.append(
+            ("search: rounds on this share of the traces first", ", ".join(f"{100 * s:.3g} %" for s in lengths))
+        )
     rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds / threads)))
     console.table(study.label, ["what", "value"], rows)
+
+
+def _show_search(rounds: list[dict[str, Any]]) -> None:
+    """What a search pruned, round by round."""
+    if not rounds:
+        return
+    from experiments.cli import console
+
+    columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
+    rows = []
+    for found in rounds:
+        ends = [found[name] for name in ("last_kept", "first_pruned")]
+        named = ["-" if end is None else f"{end['plan']} ({end['value']:.4g})" for end in ends]
+        counts = [f"{found[name]:,}" for name in ("plans", "kept", "pruned", "too_large", "failed")]
+        rows.append([f"first {100 * found['share']:.3g} %", *counts, *named])
+    console.table("Search", columns, rows)
 
 
 def duration(seconds: float) -> str:
@@ -123,6 +148,7 @@ def _show(summary: dict[str, Any], output: Path) -> None:
             typer.echo(f"  {found['verdict']}")
         for note in setting["notes"]:
             typer.echo(f"  note: {note}")
+        _show_search(setting["search"])
     for warning in summary["warnings"]:
         typer.echo(f"warning: {warning}")
     if any(setting["winner"] is not None for setting in summary["settings"]):

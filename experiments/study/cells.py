@@ -18,6 +18,7 @@ from policies.compiled import source_modules
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import PlanError
+from tracekit.prefix import PrefixTrace
 
 RESULTS = 1
 """Version of what a cell's row means."""
@@ -31,21 +32,23 @@ SOURCES = (
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The routing of a cell: a trace, perhaps as if its requests had been batched."""
+    """The routing of a cell: a trace, perhaps as if its requests had been batched, perhaps only its beginning."""
 
     path: str
     batch: int | None
     digest: str
     """Of the trace as recorded."""
+    steps: int | None = None
+    """Only so many steps of it."""
 
     def open(self) -> Trace:
         """The trace, as it is to be replayed."""
         trace = Trace.open(self.path)
-        if self.batch is None:
-            return trace
-        from tracekit.batched import batched
+        if self.batch is not None:
+            from tracekit.batched import batched
 
-        return batched(trace, self.batch)
+            trace = batched(trace, self.batch)
+        return trace if self.steps is None else PrefixTrace(trace, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def cell_key(
         "policies": policies_digest(plan.eviction.policy, plan.prefetch.predictor),
         "trace": routing.digest,
         "batch": routing.batch,
+        "steps": routing.steps,
         "plan": tables,
         "hardware": msgspec.to_builtins(machine),
         "shape": msgspec.to_builtins(shape),

@@ -48,7 +48,7 @@ class Contestant:
 
 
 def conclude(study: Study, rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """A summary of each setting, in the order of the study's file."""
+    """A summary of each setting, in the order of the study's file. `rows` are of the traces' full length."""
     found = []
     for (_, *setting), part in rows.group_by("hardware_digest", *SETTING[1:], maintain_order=True):
         setting = [part["hardware"][0], *setting]
@@ -59,7 +59,7 @@ def conclude(study: Study, rows: pl.DataFrame) -> list[dict[str, Any]]:
 def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
     everyone = contestants(study, rows)
     real = [one for one in everyone if not one.needs_future]
-    memory = _memory(study, rows["hardware"][0])
+    memory = memory_of(study, rows["hardware"][0])
     fitting = [one for one in real if fits(one, study.max_device_bytes, memory)]
     if not fitting:
         reason = (
@@ -79,7 +79,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "share_of_bound": winner.share_of_bound,
         "contestants": len(fitting),
         "too_large": len(real) - len(fitting),
-        "statement": statement(winner, len(fitting)),
+        "statement": statement(winner, len(fitting), searched=study.search is not None),
         "comparisons": [msgspec.to_builtins(found) for found in comparisons],
         "notes": notes(study, fitting, comparisons),
     }
@@ -152,7 +152,7 @@ def _about(plan: Plan) -> tuple[str, str, str, str]:
     return eviction, prefetch, plan.cache.capacity, weights + plan.compute.cpu_experts
 
 
-def _memory(study: Study, hardware: str | None) -> int | None:
+def memory_of(study: Study, hardware: str | None) -> int | None:
     """The device's memory; None without a machine."""
     return next((m.device.memory_bytes for m in study.machines if m is not None and m.name == hardware), None)
 
@@ -200,10 +200,11 @@ def against(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> 
     return judge(family, level=options.level)
 
 
-def statement(winner: Contestant, count: int) -> str:
+def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:
     """Who won."""
     value = f"{winner.value:.3f}" if winner.value < 1000 else f"{winner.value:,.0f}"
-    words = f"best of {count} plans: {winner.plan}, with {value} {winner.unit}"
+    which = f"{count} plans at full length" if searched else f"{count} plans"
+    words = f"best of {which}: {winner.plan}, with {value} {winner.unit}"
     if winner.share_of_bound is not None:
         words += f", {100 * winner.share_of_bound:.0f} % of what clairvoyant decisions allow with that cache"
     return words

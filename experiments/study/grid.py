@@ -52,6 +52,25 @@ class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"statistics.seed = {self.seed}: give 0 or more")
 
 
+class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`search`: successive halving: most plans are replayed on a beginning of each trace only (`.search`)."""
+
+    # how many rounds on ever longer beginnings come before the full length
+    rounds: int = 2
+    # the share of plans that goes on after each round; a beginning is this share of the next round's
+    keep: float = 0.25
+    # in each setting so many plans go on at least
+    least: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= 8:
+            raise ValueError(f"search.rounds = {self.rounds}: give 1 to 8")
+        if not 0.01 <= self.keep <= 0.9:
+            raise ValueError(f"search.keep = {self.keep}: give 0.01 to 0.9")
+        if not 1 <= self.least <= MOST_CELLS:
+            raise ValueError(f"search.least = {self.least}: give 1 or more")
+
+
 class Study(msgspec.Struct, frozen=True, kw_only=True):
     """A study's file, validated. `grid` holds the axes as lists of values."""
 
@@ -63,6 +82,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     regret: int
     baseline: str | None
     statistics: Statistics
+    search: Search | None
     plans: tuple[Plan, ...]
     machines: tuple[HardwareProfile | None, ...]
     shapes: tuple[ModelShape | None, ...]
@@ -84,6 +104,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     # the eviction policy that the winner is also compared with; None: the first of the grid
     baseline: str | None = None
     statistics: Statistics = Statistics()
+    # most plans on a beginning of the traces only; None: all at full length
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.regret <= 1000:
@@ -150,6 +172,7 @@ def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path =
         regret=file.regret,
         baseline=baseline,
         statistics=file.statistics,
+        search=file.search,
         plans=plans,
         machines=machines or (None,),
         shapes=shapes or (None,),

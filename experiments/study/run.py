@@ -14,17 +14,19 @@ from engine.regret import find_regret
 from engine.stack import STACK_CURVES
 from experiments.study import store as files
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
+from experiments.study.conclude import SETTING as NAMED
 from experiments.study.conclude import conclude
 from experiments.study.grid import Study
 from experiments.study.measure import costs_of, described, measure
-from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.schema import CURVES, REGRET, SCHEMA, SEARCH
+from experiments.study.search import search, told, words
 from experiments.study.store import Store
 from experiments.study.workers import Workers
 from experiments.study.workshop import Workshop
 from tracekit.errors import TracekitError
 
 CURVE_POINTS = 64
-Say = Callable[[int], object]
+Say = Callable[[float], object]
 
 
 def run_study(
@@ -33,25 +35,33 @@ def run_study(
     """Run `study` into `folder`, or go on with what is there; returns the summary (study.json).
 
     Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
-    results.parquet, curves.parquet, regret.parquet, study.json and winner.plan.toml.
+    results.parquet, curves.parquet, regret.parquet, search.parquet, study.json and winner.plan.toml.
 
     Args:
         source: the study's file as text, kept in the folder.
-        progress: called with the number of cells just finished, those found finished included.
+        progress: called with the number of cells just finished, those found finished included; a cell on a beginning of
+            the traces counts as that share of one.
 
     Raises TracekitError when the study as a whole is impossible; a plan that is becomes a row with an `error`.
     """
     cells = cells_of(study)
     with Store(folder) as store:
         store.text(files.COPY, source)
-        rows = _rows(store, cells, workers, progress)
+
+        def replay(some: Sequence[Cell], share: float) -> pl.DataFrame:
+            return _rows(store, some, workers, None if progress is None else lambda done: progress(done * share))
+
+        cells, rounds = search(study, cells, replay)
+        rows = replay(cells, 1.0)
+        searched = pl.DataFrame(rounds, schema=SEARCH)
         tables = {
             files.RESULTS: rows,
+            files.SEARCH: searched,
             files.CURVES: _curves(cells, workers),
             files.REGRET: _regrets(study, store, cells, rows, workers),
         }
         written = {name: store.frame(name, table) for name, table in tables.items()}
-        summary = summarise(study, cells, rows) | {"files": written}
+        summary = summarise(study, cells, rows, searched) | {"files": written}
         store.text(files.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
         winner = next((setting for setting in summary["settings"] if setting["plan_toml"] is not None), None)
         if winner is None:
@@ -161,7 +171,7 @@ def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | 
     return {"cell": cell.key} | msgspec.structs.asdict(regret)
 
 
-def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame) -> dict[str, Any]:
+def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame, searched: pl.DataFrame) -> dict[str, Any]:
     """study.json: who won, what failed, and what it all was made from."""
     failed = rows.filter(pl.col("error").is_not_null())
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
@@ -174,9 +184,10 @@ def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame) -> dict[s
         "cells": len(cells),
         "failed": len(failed),
         "errors": [{"error": error, "cells": count, "first_plan": plan} for error, count, plan in reasons.iter_rows()],
-        "settings": conclude(study, rows),
+        "settings": [setting | _searched(setting, searched) for setting in conclude(study, rows)],
         "warnings": list(dict.fromkeys(warnings)),
         "statistics": msgspec.to_builtins(study.statistics),
+        "search": msgspec.to_builtins(study.search),
         "provenance": {
             "moe_tracekit": own_version(),
             "results_version": RESULTS,
@@ -185,6 +196,14 @@ def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame) -> dict[s
             "model_shapes": [shape.name for shape in study.shapes if shape is not None],
         },
     }
+
+
+def _searched(setting: dict[str, Any], searched: pl.DataFrame) -> dict[str, Any]:
+    """What the search did in one setting, and a note of it."""
+    own = searched.filter(pl.all_horizontal(pl.col(name).eq_missing(pl.lit(setting[name])) for name in NAMED))
+    rounds = told(own)
+    note = words(rounds)
+    return {"search": rounds, "notes": [*setting["notes"], *([note] if note else [])]}
 
 
 def winning_plan(setting: dict[str, Any]) -> str:

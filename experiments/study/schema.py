@@ -111,3 +111,19 @@ REGRET = {
     },
 }
 """Regret of the best cells (engine.result.Regret)."""
+
+SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
+    ("round", INT, "from 1"),
+    ("share", REAL, "of each trace's decode steps that were replayed"),
+    ("hardware", TEXT, "as in results.parquet"),
+    ("hardware_digest", TEXT, "as in results.parquet"),
+    ("model_shape", TEXT, "as in results.parquet"),
+    ("batch", INT, "as in results.parquet"),
+    ("plan", TEXT, "the plan in a few words"),
+    ("plan_toml", TEXT, "the plan as a file"),
+    ("value", REAL, "what the objective asks for, on this beginning; missing: could not be replayed on every trace"),
+    ("place", INT, "from 1, among the plans that fit and need no foresight"),
+    ("outcome", TEXT, "kept, baseline (kept to compare with), bound (kept), pruned, too large, or failed"),
+)
+SEARCH = {name: kind for name, kind, _ in SEARCH_COLUMNS}
+"""What a search made of each plan in each round (experiments.study.search)."""

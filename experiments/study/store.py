@@ -13,19 +13,21 @@ import polars as pl
 from experiments.study.schema import CURVES as CURVE_SCHEMA
 from experiments.study.schema import REGRET as REGRET_SCHEMA
 from experiments.study.schema import SCHEMA
+from experiments.study.schema import SEARCH as SEARCH_SCHEMA
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
 
 PIECES, REGRETS = "cells", "regrets"
-RESULTS, CURVES, REGRET, SUMMARY, WINNER, COPY = (
+RESULTS, CURVES, REGRET, SEARCH, SUMMARY, WINNER, COPY = (
     "results.parquet",
     "curves.parquet",
     "regret.parquet",
+    "search.parquet",
     "study.json",
     "winner.plan.toml",
     "study.toml",
 )
-TABLES = {RESULTS: SCHEMA, CURVES: CURVE_SCHEMA, REGRET: REGRET_SCHEMA}
+TABLES = {RESULTS: SCHEMA, CURVES: CURVE_SCHEMA, REGRET: REGRET_SCHEMA, SEARCH: SEARCH_SCHEMA}
 
 
 class Store:

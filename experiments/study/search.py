@@ -1,0 +1,160 @@
+"""Searching a large grid: successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943) on beginnings of traces.
+
+Every plan is replayed on a beginning of each trace. In each setting (machine, shape, batch) the best share goes on to a
+beginning so much longer, and after the last round to the full length. Only what was replayed at full length is
+concluded from. With the plans that are kept go the bounds, and the best plan of the policy to compare with.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from experiments.study.cells import Cell, cell_key
+from experiments.study.conclude import Contestant, contestants, fits, memory_of
+from experiments.study.grid import Search, Study
+from tracekit.prefix import prefix_steps
+
+LEAST_STEPS = 32
+"""Decode steps of a beginning, at least: fewer say nothing."""
+SETTING = ("hardware_digest", "model_shape", "batch")
+KEPT = ("kept", "baseline", "bound")
+
+Row = dict[str, Any]
+
+
+def shares(search: Search | None) -> list[float]:
+    """The share of each trace's decode steps in each round; the full length comes after."""
+    return [] if search is None else [search.keep ** (search.rounds - number) for number in range(search.rounds)]
+
+
+def work(study: Study, cells: int) -> float:
+    """About how many cells of full length the study is as much work as."""
+    keep = 1.0 if study.search is None else study.search.keep
+    return sum(share * max(1, cells * keep**number) for number, share in enumerate([*shares(study.search), 1.0]))
+
+
+def search(
+    study: Study, cells: Sequence[Cell], replay: Callable[[Sequence[Cell], float], pl.DataFrame]
+) -> tuple[list[Cell], list[Row]]:
+    """The cells that are worth the full length, in order; and what became of each plan in each round (`SEARCH`).
+
+    `replay` gives the rows of cells in their order, and is told the share of the traces that they replay. A cell that
+    fails is among those returned: the study reports it as it reports all that fail.
+    """
+    left = list(cells)
+    rounds: list[Row] = []
+    lengths = _Lengths()
+    for number, share in enumerate(shares(study.search), 1):
+        short = [lengths.shortened(cell, share) for cell in left]
+        if all(cell.routing.steps is None for cell in short):
+            break  # that short are these traces: the full length is next
+        rows = replay(short, share)
+        outcomes: dict[tuple[Any, ...], str] = {}
+        for _, part in rows.group_by(*SETTING, maintain_order=True):
+            found = _outcomes(study, part)
+            rounds += [{"round": number, "share": share} | row for row in found]
+            outcomes |= {(*(row[name] for name in SETTING), row["plan_toml"]): row["outcome"] for row in found}
+        on = []
+        for cell, row in zip(left, rows.select(*SETTING, "plan_toml", "error").iter_rows(), strict=True):
+            if outcomes[row[:4]] in KEPT or row[4] is not None:
+                on.append(cell)
+        left = on
+    return left, rounds
+
+
+class _Lengths:
+    """How many steps a share of a routing is; each routing is opened once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def shortened(self, cell: Cell, share: float) -> Cell:
+        """The cell on a beginning of its routing, without bounds; on all of it where that is no shorter."""
+        routing = cell.routing
+        if (routing, share) not in self._known:
+            trace = routing.open()
+            steps = prefix_steps(trace, share, LEAST_STEPS)
+            self._known[routing, share] = replace(routing, steps=steps if steps < trace.manifest.steps else None)
+        begun = self._known[routing, share]
+        key = cell_key(begun, cell.plan, cell.machine, cell.shape, False)
+        return Cell(key, begun, cell.plan, cell.machine, cell.shape, False)
+
+
+def _outcomes(study: Study, rows: pl.DataFrame) -> list[Row]:
+    """What becomes of each plan of one setting, in the order of the file."""
+    assert study.search is not None
+    everyone = contestants(study, rows)
+    known = {one.toml: one for one in everyone}
+    real = [one for one in everyone if not one.needs_future]
+    memory = memory_of(study, rows["hardware"][0])
+    fitting = [one for one in real if fits(one, study.max_device_bytes, memory)]
+    ranked = sorted(fitting or real, key=lambda one: (-one.score, one.device_bytes or 0))
+    count = max(study.search.least, math.ceil(study.search.keep * len(ranked)))
+    outcome = {one.toml: "kept" if place < count else "pruned" for place, one in enumerate(ranked)}
+    outcome |= {one.toml: "bound" for one in everyone if one.needs_future}
+    rival = next((one for one in ranked if _is_baseline(study, one)), None)
+    if rival is not None and outcome[rival.toml] == "pruned":
+        outcome[rival.toml] = "baseline"
+    places = {one.toml: place for place, one in enumerate(ranked, 1)}
+    failed = set(rows.filter(pl.col("error").is_not_null())["plan_toml"])
+    found = []
+    for part in rows.unique("plan_toml", keep="first", maintain_order=True).iter_rows(named=True):
+        toml = part["plan_toml"]
+        otherwise = "failed" if toml in failed or toml not in known else "too large"
+        found.append(
+            {name: part[name] for name in ("hardware", *SETTING, "plan", "plan_toml")}
+            | {
+                "value": known[toml].value if toml in known else None,
+                "place": places.get(toml),
+                "outcome": outcome.get(toml, otherwise),
+            }
+        )
+    return found
+
+
+def _is_baseline(study: Study, one: Contestant) -> bool:
+    name = study.baseline or study.plans[0].eviction.policy
+    return f"'policy': '{name}'" in one.about[0]
+
+
+def told(rounds: pl.DataFrame) -> list[Row]:
+    """One setting's rounds, for people: how many plans there were, what became of them, and where the cut was."""
+    found = []
+    for part in rounds.partition_by("round", maintain_order=True):
+        counts = dict(part["outcome"].value_counts().iter_rows())
+        ranked = part.filter(pl.col("place").is_not_null()).sort("place")
+        last = ranked.filter(pl.col("outcome") == "kept").tail(1)
+        first = ranked.filter(pl.col("outcome").is_in(["pruned", "baseline"])).head(1)
+        found.append(
+            {
+                "round": part["round"][0],
+                "share": part["share"][0],
+                "plans": len(part),
+                "kept": sum(counts.get(name, 0) for name in KEPT),
+                "pruned": counts.get("pruned", 0),
+                "too_large": counts.get("too large", 0),
+                "failed": counts.get("failed", 0),
+                "last_kept": _named(last),
+                "first_pruned": _named(first),
+            }
+        )
+    return found
+
+
+def _named(row: pl.DataFrame) -> Row | None:
+    return {"plan": row["plan"][0], "value": row["value"][0]} if len(row) else None
+
+
+def words(rounds: Sequence[Row]) -> str:
+    """What a search pruned in one setting, as a note beside its winner; nothing where it did nothing."""
+    pruned = sum(found["pruned"] for found in rounds)
+    if not rounds or not pruned:
+        return ""
+    lengths = " and ".join(f"{100 * found['share']:.3g} %" for found in rounds)
+    return (
+        f"search: {pruned:,} of {rounds[0]['plans']:,} plans were pruned on the first {lengths} of the decode steps; "
+        "what they would have done at full length is not known"
+    )
