@@ -14,60 +14,16 @@ import numpy as np
 from engine.plan import load_plan
 from engine.replay import replay
 from engine.simulator import log
-from engine.simulator.timeline import CAUSES
+from experiments.bars import COLOURS, LANES, bars
 from experiments.timeline import timeline_window
 from tracekit import Trace
 from tracekit.demand import step_starts
-
-WORK = {
-    log.DENSE_PART: ("compute", "dense part"),
-    log.OVERHEAD_PART: ("compute", "overhead, readback"),
-    log.ASKING: ("compute", "overhead, readback"),
-    log.EXPERT: ("compute", "expert"),
-    log.CPU_EXPERT: ("CPU", "expert"),
-    log.DISK_READ: ("disk", "read"),
-}
-# Okabe & Ito, "Color Universal Design" (2008).
-COLOURS = {
-    "dense part": "#56B4E9",
-    "overhead, readback": "#b7bcc1",
-    "expert": "#0072B2",
-    "wait": "#f3f1ec",
-    "demand copy": "#D55E00",
-    "prefetch": "#009E73",
-    "prefetch, demanded meanwhile": "#E69F00",
-    "read": "#CC79A7",
-}
-COPY = {
-    log.COPY_DEMAND: "demand copy",
-    log.COPY_AHEAD: "prefetch",
-    log.COPY_LATE: "prefetch, demanded meanwhile",
-}
-
-
-def bars(rows: np.ndarray, experts: int) -> list[dict[str, Any]]:
-    """One record per row of the log: lane, kind, label, begin and end in milliseconds from the first."""
-    found = []
-    origin = int(rows[:, log.BEGIN].min(initial=2**62))
-    for row in rows.tolist():
-        what, key = row[log.WHAT], row[log.KEY]
-        if what == log.COPY:
-            lane, kind = "link", COPY[row[log.KIND]]
-        elif what == log.WAIT:
-            lane, kind = "compute", "wait"
-        else:
-            lane, kind = WORK[what]
-        label = CAUSES[row[log.KIND]].split("_")[0] if what == log.WAIT else str(key % experts) if key >= 0 else ""
-        begin, end = ((row[column] - origin) / 1e6 for column in (log.BEGIN, log.END))
-        place = {"begin": begin, "end": end, "middle": (begin + end) / 2}
-        found.append({"lane": lane, "kind": kind, "label": label} | place)
-    return found
 
 
 def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> Any:
     """The chart: lanes over time, a rule where each visit begins. `rows` is the simulator's log."""
     records = bars(rows, experts)
-    lanes = [lane for lane in ("compute", "CPU", "link", "disk") if any(r["lane"] == lane for r in records)]
+    lanes = [lane for lane in LANES if any(r["lane"] == lane for r in records)]
     length = max((r["end"] for r in records), default=1.0)
     first = rows[rows[:, log.WHAT] == log.DENSE_PART]
     origin = int(rows[:, log.BEGIN].min(initial=2**62))

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.gantt import bars, main, picture
+from experiments.bars import bars
+from experiments.gantt import main, picture
 from tests.experiments.test_timeline import ROWS
 from tests.helpers.traces import make_trace, random_experts
 
