@@ -9,20 +9,31 @@ import typer
 def command(
     study: Annotated[Path, typer.Argument(help="the folder of a finished study")],
     output: Annotated[Path, typer.Option(help="the file to write")] = Path("report.html"),
+    validation: Annotated[
+        Path | None, typer.Option(help="what `tracekit validate --json` printed; default: validation.json in the study")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="folder for every figure as a picture, too, for papers")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
-    """Draw a study: who won and how surely, speed against bounds and memory, prefetches, regret, hit-ratio curves.
+    """Draw a study: who won and how surely, speed against bounds and memory, prefetches, regret, one token, hit-ratio
+    curves, the use of experts; and, where the winner was run in the engine, simulated against measured time.
 
     The file is complete in itself and opens offline. Needs the extra: pip install 'moe-tracekit[report]'
 
     Example: tracekit report study --output report.html
     """
     from experiments.cli import console
-    from experiments.report import write_report
+    from experiments.report import write_figures, write_report
     from experiments.study.drawing import report_content
+    from experiments.study.validated import read_validation
 
-    written = write_report(output, report_content(study))
+    content = report_content(study, read_validation(study, validation))
+    written = write_report(output, content)
+    figures = {} if png is None else write_figures(png, content)
     if json:
-        console.emit_json({"report": str(written), "bytes": written.stat().st_size})
+        found = {"report": str(written), "bytes": written.stat().st_size}
+        console.emit_json(found | ({} if png is None else {"figures": {str(png / n): w for n, w in figures.items()}}))
     else:
         typer.echo(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        if png is not None:
+            typer.echo(f"figures: {png} ({len(figures)} pictures)")

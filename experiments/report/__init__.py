@@ -7,11 +7,14 @@ from experiments.report.content import (
     PolicyRow,
     RegretRow,
     ReportContent,
+    SearchRound,
     Setting,
+    TokenTimeline,
     Validation,
     Verdict,
+    Work,
 )
-from experiments.report.page import write_report
+from experiments.report.page import write_figures, write_report
 
 __all__ = [
     "CurvePoint",
@@ -20,8 +23,12 @@ __all__ = [
     "PolicyRow",
     "RegretRow",
     "ReportContent",
+    "SearchRound",
     "Setting",
+    "TokenTimeline",
     "Validation",
     "Verdict",
+    "Work",
+    "write_figures",
     "write_report",
 ]

@@ -75,7 +75,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         domain=names, range=[list(look[name].dash) or [1, 0] for name in names]
     )
     ratio = alt.Axis(format=".3~%", tickCount=5)
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = shown(alt.Chart(alt.InlineData(values=rows))).encode(
         x=alt.X("held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)).scale(
             domain=[0, max(point.share_held for point in points)]
         ),
@@ -107,7 +107,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
 def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     """Decode tokens per second, a bar per row, and each row's bound as a mark across it."""
     timed = by_speed(rows)
-    shown = timed[:MOST_BARS]
+    chosen = timed[:MOST_BARS]
     values = [
         {
             "label": label,
@@ -118,11 +118,11 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
             "text": _of_bound(row),
             "colour": look[row.name].colour,
         }
-        for label, row in shown
+        for label, row in chosen
     ]
-    order = [label for label, _ in shown]
+    order = [label for label, _ in chosen]
     # Label and number stand above their bar, so that nothing is cut off on a narrow screen.
-    base = alt.Chart(alt.InlineData(values=values)).encode(
+    base = shown(alt.Chart(alt.InlineData(values=values))).encode(
         y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1),
         opacity=dimmed(1.0),
         tooltip=[
@@ -144,21 +144,21 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     names = names.encode(x=alt.value(0), text="label:N")
     numbers = base.mark_text(align="right", yOffset=-8, fontSize=12, style="muted", aria=False)
     numbers = numbers.encode(x=alt.value(alt.ExprRef("width")), text="text:N")
-    bounded = any(row.bound_tokens_per_second is not None for _, row in shown)
+    bounded = any(row.bound_tokens_per_second is not None for _, row in chosen)
     sentence = "Decode tokens per second, fastest first."
     if bounded:
         sentence += " The upright mark is each row's bound: what clairvoyant decisions would allow with that cache "
         sentence += "on that machine."
-    if any(row.is_bound for _, row in shown):
+    if any(row.is_bound for _, row in chosen):
         sentence += " Grey bars know the future."
-    if len(shown) < len(timed):
-        sentence += f" The {len(shown)} fastest of {len(timed)} are drawn."
+    if len(chosen) < len(timed):
+        sentence += f" The {len(chosen)} fastest of {len(timed)} are drawn."
     drawn = [bars, limits, names, numbers]
-    if any(row.low is not None for _, row in shown):
+    if any(row.low is not None for _, row in chosen):
         drawn.insert(1, spans)
         sentence += " The line through a bar's end is the interval that its requests leave open."
     layers = alt.layer(*drawn)
-    return Chart(finish(layers, 46 * len(shown), sentence, highlight=True), sentence)
+    return Chart(finish(layers, 46 * len(chosen), sentence, highlight=True), sentence)
 
 
 def heat(found: HeatMap) -> Chart:
@@ -215,7 +215,7 @@ def heat(found: HeatMap) -> Chart:
     )
     height = min(max(10 * layers, 100), 520)
     # Thousands of cells: a canvas draws them without thousands of elements in the page.
-    return Chart(finish(chart, height, sentence, highlight=False), sentence, renderer="canvas")
+    return Chart(finish(chart, height, sentence), sentence, renderer="canvas")
 
 
 def steps(validation: Validation) -> Chart:
@@ -250,7 +250,7 @@ def steps(validation: Validation) -> Chart:
     if len(kept) < count:
         sentence += f" {len(kept):,} of {count:,} steps are drawn."
     layers = alt.layer(agreed.encode(x=x, y=y), dots)
-    return Chart(finish(layers, 340, sentence, highlight=False), sentence)
+    return Chart(finish(layers, 340, sentence), sentence)
 
 
 def dimmed(full: float) -> Any:
@@ -268,9 +268,19 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, step))
 
 
-def finish(chart: Any, height: int, description: str, *, highlight: bool) -> dict[str, Any]:
+def shown(chart: Any) -> Any:
+    """The chart without the policies that the page's filter leaves out."""
+    return chart.transform_filter("indexof(hidden, datum.policy) < 0")
+
+
+def finish(
+    chart: Any, height: int, description: str, *, highlight: bool = False, filtered: bool = False
+) -> dict[str, Any]:
+    """The specification, with the parameters that the page sets."""
     if highlight:
         chart = chart.add_params(alt.param(name="highlight", value=""))
+    if highlight or filtered:
+        chart = chart.add_params(alt.param(name="hidden", value=[]))
     chart = chart.properties(width="container", height=height, description=description)
     spec: dict[str, Any] = chart.to_dict()
     # The page brings the configuration, and names no address that a reader could take for a download.

@@ -5,8 +5,8 @@ class refuses numbers that could not be drawn (StudyError), so the page never sh
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,9 @@ class PolicyRow:
     def __post_init__(self) -> None:
         _named("a policy row", self.name)
         where = f"policy row {self.name!r}"
-        for field in ("hit_ratio", "decode_hit_ratio", "hits_prefetched"):
-            _within(where, field, getattr(self, field), 1.0)
-        for field in (
+        for name in ("hit_ratio", "decode_hit_ratio", "hits_prefetched"):
+            _within(where, name, getattr(self, name), 1.0)
+        for name in (
             "tokens_per_second",
             "bound_tokens_per_second",
             "bytes_loaded_per_token",
@@ -52,7 +52,7 @@ class PolicyRow:
             "high",
             "device_bytes",
         ):
-            _within(where, field, getattr(self, field))
+            _within(where, name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,7 @@ class HeatMap:
     model: str
     shares: NDArray[np.floating]
     layers: tuple[int, ...] = ()
+    again: str = ""
 
     def __post_init__(self) -> None:
         _named("a heat map", self.model)
@@ -126,10 +127,13 @@ class Validation:
 
     def __post_init__(self) -> None:
         where = "validation"
-        for field in ("time_error_median", "time_error_limit"):
-            _within(where, field, getattr(self, field))
-        for field in ("simulated_tokens_per_second", "measured_tokens_per_second"):
-            _within(where, field, getattr(self, field))
+        for name in (
+            "time_error_median",
+            "time_error_limit",
+            "simulated_tokens_per_second",
+            "measured_tokens_per_second",
+        ):
+            _within(where, name, getattr(self, name))
         if len(self.simulated_ms) != len(self.measured_ms):
             raise StudyError(
                 f"{where}: {len(self.simulated_ms)} simulated steps for {len(self.measured_ms)} measured ones"
@@ -150,6 +154,7 @@ class RegretRow:
 
     label: str
     parts: tuple[tuple[str, float], ...]
+    policy: str = ""
 
     def __post_init__(self) -> None:
         _named("a regret row", self.label)
@@ -166,8 +171,45 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRound:
+    """What a search made of the plans on a beginning of the traces: `share` of their decode steps."""
+
+    share: float
+    plans: int
+    kept: int
+    pruned: int
+    too_large: int
+    failed: int
+    last_kept: str
+    first_pruned: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A bar of a token's timeline: what ran in which lane, in milliseconds; `label` an expert or a wait's cause."""
+
+    lane: str
+    kind: str
+    label: str
+    layer: int
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTimeline:
+    """One decode step under one plan, or its first layers."""
+
+    title: str
+    bars: tuple[Work, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a study found on one machine: who won (`statement`), against whom, and every plan's row."""
+    """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
+
+    `again` says how to make a figure again, by the figure's kind: "speed", "memory", "fates", "regret", "timeline".
+    """
 
     title: str
     statement: str = ""
@@ -175,6 +217,9 @@ class Setting:
     notes: tuple[str, ...] = ()
     rows: tuple[PolicyRow, ...] = ()
     regrets: tuple[RegretRow, ...] = ()
+    search: tuple[SearchRound, ...] = ()
+    timeline: TokenTimeline | None = None
+    again: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _named("a setting", self.title)
@@ -186,6 +231,7 @@ class CurveSet:
 
     title: str
     points: tuple[CurvePoint, ...]
+    again: str = ""
 
     def __post_init__(self) -> None:
         _distinct(self.points)

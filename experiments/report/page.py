@@ -2,10 +2,32 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from experiments.report.content import ReportContent
+from tracekit.durable import write_synced
 from tracekit.errors import StudyError, TracekitError
+
+
+def write_figures(folder: Path, content: ReportContent) -> dict[str, str]:
+    """Write every chart of the report as a PNG into `folder`; returns what each file shows, in a sentence.
+
+    The same content gives the same bytes (with the same Vega). Raises TracekitError as `write_report` does.
+    """
+    with _drawing():
+        from experiments.report.figures import pictures
+    drawn = pictures(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (data, _) in drawn.items():
+            write_synced(folder / name, partial(_write, data))
+    except OSError as error:
+        raise StudyError(f"cannot write figures to {folder}: {error.strerror}") from None
+    return {name: sentence for name, (_, sentence) in drawn.items()}
 
 
 def write_report(path: Path, content: ReportContent) -> Path:
@@ -36,16 +58,26 @@ def write_report(path: Path, content: ReportContent) -> Path:
     return path
 
 
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
+
+
 def _page(content: ReportContent) -> str:
-    # Drawing is an optional extra: everything else of this package works without it.
-    try:
+    with _drawing():
         import vl_convert
 
         from experiments.report.render import render
+    return render(content, str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Drawing is an optional extra: everything else of this package works without it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("altair", "vl_convert"):
             raise
         raise TracekitError(
             f"a report needs {error.name}, which is not installed: pip install 'moe-tracekit[report]'"
         ) from None
-    return render(content, str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")))

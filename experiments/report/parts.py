@@ -1,5 +1,6 @@
 """Pieces of the page that several sections are made of."""
 
+from collections.abc import Iterable
 from html import escape
 
 from experiments.report.charts import Chart, Look
@@ -22,14 +23,31 @@ def section(name: str, title: str, inner: str) -> str:
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{inner}</section>'
 
 
-def chart_of(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
-    """A chart with its sentence, its legend, and its numbers to unfold; added to `drawn`."""
+def chart_of(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "", again: str = "") -> str:
+    """A chart with its sentence, its legend, its numbers and how to make it again to unfold; added to `drawn`."""
     drawn[f"chart-{name}"] = chart
     return (
         f"<p>{escape(chart.sentence)}</p>\n{legend}"
         f'<div class="chart" id="chart-{name}" style="min-height:{chart.spec["height"] + 50}px"></div>\n'
-        f"<details><summary>The numbers</summary>{numbers}</details>"
+        f"<details><summary>The numbers</summary>{numbers}</details>{made_again(again)}"
     )
+
+
+def made_again(commands: str) -> str:
+    """How to make a figure again, to unfold."""
+    if not commands:
+        return ""
+    label = 'role="region" tabindex="0" aria-label="Commands"'
+    return f"<details><summary>This figure again</summary><pre {label}><code>{escape(commands)}</code></pre></details>"
+
+
+def policy_filter(policies: Iterable[str]) -> str:
+    """Boxes that show and hide policies in every chart and table."""
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-shown="{escape(name)}">{escape(name)}</label>' for name in policies
+    )
+    buttons = '<button type="button" id="show-all">All</button><button type="button" id="show-none">None</button>'
+    return f'<fieldset class="filter" id="filter"><legend>Policies shown</legend>{boxes}{buttons}</fieldset>'
 
 
 def legend(looks: dict[str, Look]) -> str:

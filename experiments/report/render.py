@@ -12,15 +12,14 @@ from experiments.report.charts import Chart, Look
 from experiments.report.content import PolicyRow, ReportContent, Validation
 from experiments.report.parts import chart_of as _chart
 from experiments.report.parts import legend as _legend
+from experiments.report.parts import policy_filter
 from experiments.report.parts import section as _section
 from tracekit.errors import TracekitError
 
 
 def render(content: ReportContent, bundle: str) -> str:
     """The page's HTML, with `bundle` as the script that defines `vegaEmbed`."""
-    look = charts.looks(content.policies())
-    drawn: dict[str, Chart] = {}
-    body = "\n".join(_sections(content, look, drawn))
+    body, drawn = sections_of(content)
     data = json.dumps(
         {name: {"renderer": chart.renderer, "spec": chart.spec} for name, chart in drawn.items()},
         ensure_ascii=True,
@@ -44,6 +43,15 @@ def render(content: ReportContent, bundle: str) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
+def sections_of(content: ReportContent) -> tuple[str, dict[str, Chart]]:
+    """The page's sections as HTML, and its charts by the name of the place where each is drawn."""
+    policies = content.policies()
+    drawn: dict[str, Chart] = {}
+    sections = _sections(content, charts.looks(policies), drawn)
+    several = [policy_filter(policies)] if len(policies) > 1 and drawn else []
+    return "\n".join([*several, *sections]), drawn
+
+
 def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
     sections = []
     if content.rows:
@@ -56,7 +64,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
     for index, found in enumerate(content.curve_sets):
         chart = charts.curves(found.points, look)
         shown = {point.policy: look[point.policy] for point in found.points}
-        figure = _chart(f"curves-{index}", chart, tables.curve_table(found.points), drawn, _legend(shown))
+        figure = _chart(f"curves-{index}", chart, tables.curve_table(found.points), drawn, _legend(shown), found.again)
         title = "Hit ratio against cache size" if not index else ""
         sections.append(_section(f"sizes-{index}", title, f'<h3 class="model">{escape(found.title)}</h3>{figure}'))
     if content.curves:
@@ -67,7 +75,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         sections.append(_figure("curves", title, chart, numbers, drawn, legend=_legend(shown)))
     for index, heat in enumerate(content.heat_maps):
         title = "Which experts are used" if not index else ""
-        figure = _chart(f"heat-{index}", charts.heat(heat), tables.heat_table(heat), drawn)
+        figure = _chart(f"heat-{index}", charts.heat(heat), tables.heat_table(heat), drawn, "", heat.again)
         figure = f'<h3 class="model">{escape(heat.model)}</h3>{figure}'
         sections.append(_section(f"experts-{index}", title, figure))
     if content.validation is not None:

@@ -13,27 +13,45 @@ MOST_ROWS = 200
 def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
     """The sections of one setting; what is not known of it is left out."""
     found = [section(f"setting-{index}", setting.title, _verdicts(setting))]
-    rows = setting.rows
+    rows, again = setting.rows, setting.again
     looks = {row.name: look[row.name] for row in rows}
     timed = [row for row in rows if row.tokens_per_second is not None]
     if timed:
         chart = charts.speeds(rows, look)
-        figure = chart_of(f"speed-{index}", chart, tables.speed_table(_fastest(timed)), drawn, legend(looks))
+        figure = chart_of(
+            f"speed-{index}", chart, tables.speed_table(_fastest(timed)), drawn, legend(looks), again.get("speed", "")
+        )
         found.append(section("", "", f"<h3>Tokens per second</h3>{figure}"))
     sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
     if len({row.device_bytes for row in sized}) > 1:
         chart = study_charts.memory(sized, look)
-        figure = chart_of(f"memory-{index}", chart, study_charts.memory_table(sized), drawn)
+        figure = chart_of(
+            f"memory-{index}", chart, study_charts.memory_table(sized), drawn, "", again.get("memory", "")
+        )
         found.append(section("", "", f"<h3>Speed against memory</h3>{figure}"))
     fetched = [row for row in rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)
-        figure = chart_of(f"fates-{index}", chart, study_charts.fates_table(fetched), drawn)
+        figure = chart_of(f"fates-{index}", chart, study_charts.fates_table(fetched), drawn, "", again.get("fates", ""))
         found.append(section("", "", f"<h3>What became of prefetches</h3>{figure}"))
     if setting.regrets:
         chart = study_charts.regret(setting.regrets)
-        figure = chart_of(f"regret-{index}", chart, study_charts.regret_table(setting.regrets), drawn)
+        figure = chart_of(
+            f"regret-{index}", chart, study_charts.regret_table(setting.regrets), drawn, "", again.get("regret", "")
+        )
         found.append(section("", "", f"<h3>What keeps a step from the speed of computing alone</h3>{figure}"))
+    if setting.timeline is not None and setting.timeline.bars:
+        chart = study_charts.timeline(setting.timeline)
+        table = study_charts.timeline_table(setting.timeline)
+        figure = chart_of(f"timeline-{index}", chart, table, drawn, "", again.get("timeline", ""))
+        found.append(section("", "", f"<h3>One token</h3>{figure}"))
+    if setting.search:
+        text = (
+            "Most plans were replayed on a beginning of the traces only, and the best of each round went on. Nothing "
+            "is concluded from a beginning: what was pruned might have won."
+        )
+        inner = f"<h3>What the search pruned</h3><p>{text}</p>{study_charts.search_table(setting.search)}"
+        found.append(section("", "", inner))
     if rows:
         shown = _fastest(timed) or list(rows[:MOST_ROWS])
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."

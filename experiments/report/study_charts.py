@@ -6,9 +6,10 @@ from typing import Any
 
 import altair as alt
 
+from experiments.bars import COLOURS, LANES
 from experiments.report import tables
-from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish
-from experiments.report.content import PolicyRow, RegretRow
+from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, shown
+from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
 from experiments.report.tables import number, percent, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
@@ -61,7 +62,7 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
         interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 4], style="muted", aria=False
     )
     dots = (
-        alt.Chart(alt.InlineData(values=values(fastest)))
+        shown(alt.Chart(alt.InlineData(values=values(fastest))))
         .mark_point(filled=True, size=60)
         .encode(
             x=x,
@@ -92,14 +93,27 @@ def memory_table(rows: Sequence[PolicyRow]) -> str:
         ]
         for label, row in zip(row_labels(best), best, strict=True)
     ]
-    return table("", ["Plan", "Device memory", "Tokens/s"], cells, label="Fastest plans by memory")
+    return table(
+        "",
+        ["Plan", "Device memory", "Tokens/s"],
+        cells,
+        label="Fastest plans by memory",
+        policies=[row.name for row in best],
+    )
 
 
 def fates(rows: Sequence[PolicyRow]) -> Chart:
     """Of each prefetching plan, the shares of prefetches that were in time, late and wasted."""
     chosen = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_BARS]
     values = [
-        {"label": label, "fate": fate, "order": place, "share": count / sum(row.fates or (1,)), "count": count}
+        {
+            "policy": row.name,
+            "label": label,
+            "fate": fate,
+            "order": place,
+            "share": count / sum(row.fates or (1,)),
+            "count": count,
+        }
         for label, row in zip(row_labels(chosen), chosen, strict=True)
         for place, ((fate, _), count) in enumerate(zip(FATES, row.fates or (), strict=True))
     ]
@@ -118,14 +132,20 @@ def fates_table(rows: Sequence[PolicyRow]) -> str:
         counts = row.fates or (0, 0, 0)
         total = sum(counts)
         cells.append([escape(label), *(number(count, f"{count:,} ({percent(count / total)})") for count in counts)])
-    return table("", ["Plan", "Useful", "Late", "Wasted"], cells, label="What became of prefetches")
+    return table(
+        "",
+        ["Plan", "Useful", "Late", "Wasted"],
+        cells,
+        label="What became of prefetches",
+        policies=[row.name for row in rows],
+    )
 
 
 def regret(rows: Sequence[RegretRow]) -> Chart:
     """Milliseconds of a step beyond computing alone, by cause; what wins time goes to the left."""
     chosen = rows[:MOST_BARS]
     values = [
-        {"label": row.label, "cause": cause, "order": place, "share": value}
+        {"policy": row.policy, "label": row.label, "cause": cause, "order": place, "share": value}
         for row in chosen
         for place, (cause, value) in enumerate(row.parts)
         if value
@@ -149,7 +169,88 @@ def regret_table(rows: Sequence[RegretRow]) -> str:
         + [number(sum(value for _, value in row.parts), f"{sum(value for _, value in row.parts):.2f}")]
         for row in rows
     ]
-    return tables.table("", ["Plan", *causes, "Total, ms"], cells, label="Regret, milliseconds per step")
+    return table(
+        "",
+        ["Plan", *causes, "Total, ms"],
+        cells,
+        label="Regret, milliseconds per step",
+        policies=[row.policy for row in rows],
+    )
+
+
+def timeline(found: TokenTimeline) -> Chart:
+    """What ran where and when while one token was made."""
+    values = [
+        {
+            "lane": bar.lane,
+            "kind": bar.kind,
+            "label": bar.label,
+            "layer": bar.layer,
+            "begin": bar.begin,
+            "end": bar.end,
+            "ms": bar.end - bar.begin,
+        }
+        for bar in found.bars
+    ]
+    lanes = [lane for lane in LANES if any(bar.lane == lane for bar in found.bars)]
+    kinds = [kind for kind in COLOURS if any(bar.kind == kind for bar in found.bars)]
+    length = max(bar.end for bar in found.bars)
+    colours = [NEUTRAL if kind == "wait" else COLOURS[kind] for kind in kinds]
+    legend = alt.Legend(orient="top", title=None, columns=3, symbolType="square")
+    bars = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_bar(height=30, style="edge")
+        .encode(
+            x=alt.X("begin:Q", title="milliseconds", axis=alt.Axis(tickCount=6, grid=False)).scale(
+                domain=[0, length], nice=False
+            ),
+            x2="end:Q",
+            y=alt.Y("lane:N", sort=lanes, title=None, axis=alt.Axis(ticks=False)),
+            color=alt.Color("kind:N", legend=legend, sort=None).scale(domain=kinds, range=colours),
+            opacity=alt.condition("datum.kind === 'wait'", alt.value(0.3), alt.value(1)),
+            tooltip=[
+                alt.Tooltip("kind:N", title="what"),
+                alt.Tooltip("label:N", title="expert, or cause"),
+                alt.Tooltip("layer:O", title="MoE layer"),
+                alt.Tooltip("begin:Q", title="begins, ms", format=".3~f"),
+                alt.Tooltip("ms:Q", title="takes, ms", format=".3~f"),
+            ],
+        )
+    )
+    sentence = f"{found.title}. Each bar is one piece of work in the lane that did it."
+    return Chart(finish(bars, 52 * len(lanes) + 40, sentence), sentence)
+
+
+def timeline_table(found: TokenTimeline) -> str:
+    """Every bar."""
+    cells = [
+        [
+            escape(bar.lane),
+            escape(bar.kind),
+            escape(bar.label) or tables.NONE,
+            str(bar.layer),
+            number(bar.begin, f"{bar.begin:.3f}"),
+            number(bar.end, f"{bar.end:.3f}"),
+        ]
+        for bar in found.bars
+    ]
+    columns = ["Lane", "What", "Expert, or cause", "MoE layer", "Begins, ms", "Ends, ms"]
+    return table("", columns, cells, label="A token's timeline")
+
+
+def search_table(rounds: Sequence[SearchRound]) -> str:
+    """What a search pruned, round by round."""
+    cells = [
+        [
+            f"first {percent(found.share)}",
+            *(f"{count:,}" for count in (found.plans, found.kept, found.pruned, found.too_large, found.failed)),
+            escape(found.last_kept) or tables.NONE,
+            escape(found.first_pruned) or tables.NONE,
+        ]
+        for found in rounds
+    ]
+    columns = ["Of the decode steps", "Plans", "Kept", "Pruned", "Too large", "Failed", "Last kept", "First pruned"]
+    return table("", columns, cells, label="What the search pruned")
 
 
 def _stacked(
@@ -162,7 +263,7 @@ def _stacked(
     sentence: str,
 ) -> dict[str, Any]:
     """Horizontal stacked bars with the label above each; parts in the order of `colours`."""
-    base = alt.Chart(alt.InlineData(values=values)).encode(
+    base = shown(alt.Chart(alt.InlineData(values=values))).encode(
         y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1)
     )
     legend = alt.Legend(orient="top", title=None, columns=4, symbolType="square")
@@ -182,4 +283,4 @@ def _stacked(
         align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef("width"), aria=False
     )
     names = names.encode(x=alt.value(0), text="label:N")
-    return finish(alt.layer(bars, names), 46 * len(order) + 30, sentence, highlight=False)
+    return finish(alt.layer(bars, names), 46 * len(order) + 30, sentence, filtered=True)

@@ -41,12 +41,24 @@ def number(value: float | None, shown: str) -> Cell:
     return f'<data value="{float(value)!r}">{escape(shown)}</data>' if value is not None else NONE
 
 
-def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: str) -> str:
-    """A table that scrolls sideways inside its own frame. The first cell of a row is its heading."""
+def table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    label: str,
+    policies: Sequence[str] | None = None,
+) -> str:
+    """A table that scrolls sideways inside its own frame. The first cell of a row is its heading.
+
+    `policies` names the policy of each row, for the page's filter.
+    """
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    listed = list(rows)
+    marks = [""] * len(listed) if policies is None else [f' data-row="{escape(name)}"' for name in policies]
     body = "\n".join(
-        f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
-        for cells in rows
+        f'<tr{mark}><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
+        for mark, cells in zip(marks, listed, strict=True)
     )
     shown = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
@@ -84,7 +96,8 @@ def policy_table(rows: Sequence[PolicyRow]) -> str:
         "of bound",
         "Loaded per token",
     ]
-    return table("", columns, [_policy_cells(row) for row in rows], label="Policies, scrolls sideways")
+    names = [row.name for row in rows]
+    return table("", columns, [_policy_cells(row) for row in rows], label="Policies, scrolls sideways", policies=names)
 
 
 def _policy_cells(row: PolicyRow) -> list[Cell]:
@@ -116,7 +129,8 @@ def speed_table(rows: Sequence[PolicyRow]) -> str:
         ]
         for label, row in by_speed(rows)
     ]
-    return table("", ["Policy", "Tokens/s", "Bound"], shown, label="Tokens per second")
+    names = [row.name for _, row in by_speed(rows)]
+    return table("", ["Policy", "Tokens/s", "Bound"], shown, label="Tokens per second", policies=names)
 
 
 def by_speed(rows: Sequence[PolicyRow]) -> list[tuple[str, PolicyRow]]:

@@ -13,11 +13,16 @@ from engine.plan import Plan, plan_from_dict
 from experiments.report import (
     CurvePoint,
     CurveSet,
+    HeatMap,
     PolicyRow,
     RegretRow,
     ReportContent,
+    SearchRound,
     Setting,
+    TokenTimeline,
+    Validation,
     Verdict,
+    Work,
 )
 from experiments.statistics import rate_intervals
 from experiments.study import store as files
@@ -29,8 +34,11 @@ MOST_PLANS = 2000
 FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
 
 
-def report_content(folder: Path) -> ReportContent:
-    """What the report of the study in `folder` says. Raises StudyError when there is none, or it is unfinished."""
+def report_content(folder: Path, validation: Validation | None = None) -> ReportContent:
+    """What the report of the study in `folder` says, and of its winner in the engine.
+
+    Raises StudyError when there is no study, or it is unfinished.
+    """
     tables, summary = read_study(folder)
     rows, curves, regret = (tables[name] for name in (files.RESULTS, files.CURVES, files.REGRET))
     sound = rows.filter(pl.col("error").is_null())
@@ -41,7 +49,7 @@ def report_content(folder: Path) -> ReportContent:
             & pl.col("model_shape").eq_missing(pl.lit(found["model_shape"]))
             & pl.col("batch").eq_missing(pl.lit(found["batch"], pl.Int64))
         )
-        settings.append(_setting(found, chosen, regret, summary))
+        settings.append(_setting(found, chosen, regret, summary, tables[files.TIMELINE]))
     traces = list(dict.fromkeys(rows["trace"]))
     warnings = list(summary["warnings"])
     warnings += [
@@ -62,12 +70,16 @@ def report_content(folder: Path) -> ReportContent:
         ),
         settings=tuple(settings),
         curve_sets=tuple(_curve_sets(curves, sound)),
+        heat_maps=tuple(_heat_maps(tables[files.EXPERTS])),
+        validation=validation,
         warnings=tuple(warnings),
         reproduce=_commands(folder, summary),
     )
 
 
-def _setting(found: dict[str, Any], rows: pl.DataFrame, regret: pl.DataFrame, summary: dict[str, Any]) -> Setting:
+def _setting(
+    found: dict[str, Any], rows: pl.DataFrame, regret: pl.DataFrame, summary: dict[str, Any], timelines: pl.DataFrame
+) -> Setting:
     plans = rows.partition_by("plan_toml", maintain_order=True)
     traces = max((len(part) for part in plans), default=0)
     whole = [part for part in plans if len(part) == traces]
@@ -91,7 +103,86 @@ def _setting(found: dict[str, Any], rows: pl.DataFrame, regret: pl.DataFrame, su
             _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
         ),
         regrets=tuple(_regrets(rows, regret)),
+        search=tuple(_round(one) for one in found["search"]),
+        timeline=_timeline(found, timelines),
+        again=_again(found, rows),
     )
+
+
+def _round(found: dict[str, Any]) -> SearchRound:
+    ends = {
+        name: "" if found[name] is None else f"{found[name]['plan']} ({found[name]['value']:.4g})"
+        for name in ("last_kept", "first_pruned")
+    }
+    return SearchRound(**{name: value for name, value in found.items() if name != "round"} | ends)
+
+
+def _timeline(found: dict[str, Any], timelines: pl.DataFrame) -> TokenTimeline | None:
+    own = timelines.filter(
+        pl.all_horizontal(pl.col(name).eq_missing(pl.lit(found[name])) for name in ("hardware", "model_shape", "batch"))
+    )
+    if len(own) == 0:
+        return None
+    first = own.row(0, named=True)
+    part = "" if first["layers"] == first["of_layers"] else f", its first {first['layers']} of {first['of_layers']}"
+    part += " MoE layers" if part else ""
+    title = f"Decode step {first['step']} of {Path(first['trace']).name} under {first['plan']}{part}"
+    return TokenTimeline(
+        title=title,
+        bars=tuple(
+            Work(
+                lane=row["lane"],
+                kind=row["kind"],
+                label=row["label"],
+                layer=row["layer"],
+                begin=row["begin_ms"],
+                end=row["end_ms"],
+            )
+            for row in own.iter_rows(named=True)
+        ),
+    )
+
+
+def _heat_maps(experts: pl.DataFrame) -> list[HeatMap]:
+    """Which experts each trace uses."""
+    found = []
+    for part in experts.partition_by("trace", maintain_order=True):
+        layers = part["layer"].unique(maintain_order=True).to_list()
+        shares = np.full((len(layers), int(max(part["expert"])) + 1), np.nan)
+        place = part["layer"].replace_strict(layers, range(len(layers)), return_dtype=pl.Int64).to_numpy()
+        shares[place, part["expert"].to_numpy()] = part["share"].to_numpy()
+        trace = part["trace"][0]
+        title = f"{part['model'][0]} ({Path(trace).name})"
+        found.append(
+            HeatMap(model=title, shares=shares, layers=tuple(layers), again=f"tracekit info {trace}\n{FIGURE}")
+        )
+    return found
+
+
+FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --png FIGURES"
+
+
+def _again(found: dict[str, Any], rows: pl.DataFrame) -> dict[str, str]:
+    """How to make the figures of one setting again."""
+    if found["winner"] is None or len(rows) == 0:
+        return {}
+    own = rows.filter(pl.col("plan_toml") == found["plan_toml"])
+    trace = own["trace"][0] if len(own) else rows["trace"][0]
+    options = "".join(
+        f" --{option} {found[name]}"
+        for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch"))
+        if found[name] is not None
+    )
+    replayed = f"tracekit replay {trace} --plan PLAN.toml{options}"
+    where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
+    one = f"{where}\n{replayed}"
+    return {
+        "speed": f"# a bar; its interval is of request_ns in results.parquet\n{one}",
+        "memory": f"# a point\n{one}",
+        "fates": f"# a bar\n{one}",
+        "regret": f"# a bar, as `regret`\n{one} --json",
+        "timeline": f"# in ui.perfetto.dev, with all layers\n{one} --timeline T.json.gz",
+    }
 
 
 def _rate(part: pl.DataFrame, column: str, otherwise: Any = None) -> Any:
@@ -158,7 +249,8 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
             for name in regret.columns
             if name.endswith("_ns") and name != "total_ns"
         ]
-        found.append(RegretRow(label=label, parts=tuple(parts)))
+        policy = eviction_name(plan_from_dict(tomllib.loads(row["plan_toml"])))
+        found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
     return found
 
 
@@ -198,7 +290,9 @@ def _curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
                 )
         title = Path(trace).name + (f", batches of {batch}" if batch is not None else "")
         title += ", a cache for each layer" if scope == "layer" else ", one cache for all layers"
-        sets.append(CurveSet(title=title, points=tuple(points.values())))
+        again = f"tracekit curve {trace} --policy lru,belady --scope {scope}"
+        again += "\n# other policies: rows of results.parquet without prefetching"
+        sets.append(CurveSet(title=title, points=tuple(points.values()), again=again))
     return sets
 
 

@@ -18,7 +18,8 @@ from experiments.study.conclude import SETTING as NAMED
 from experiments.study.conclude import conclude
 from experiments.study.grid import Study
 from experiments.study.measure import costs_of, described, measure
-from experiments.study.schema import CURVES, REGRET, SCHEMA, SEARCH
+from experiments.study.pictures import expert_rows, timeline_rows, winners
+from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
 from experiments.study.search import search, told, words
 from experiments.study.store import Store
 from experiments.study.workers import Workers
@@ -35,7 +36,7 @@ def run_study(
     """Run `study` into `folder`, or go on with what is there; returns the summary (study.json).
 
     Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
-    results.parquet, curves.parquet, regret.parquet, search.parquet, study.json and winner.plan.toml.
+    study.json, winner.plan.toml and every .parquet file (experiments.study.schema).
 
     Args:
         source: the study's file as text, kept in the folder.
@@ -59,9 +60,11 @@ def run_study(
             files.SEARCH: searched,
             files.CURVES: _curves(cells, workers),
             files.REGRET: _regrets(study, store, cells, rows, workers),
+            files.EXPERTS: pl.DataFrame(expert_rows(study.traces), schema=EXPERTS),
         }
-        written = {name: store.frame(name, table) for name, table in tables.items()}
-        summary = summarise(study, cells, rows, searched) | {"files": written}
+        summary = summarise(study, cells, rows, searched)
+        tables[files.TIMELINE] = pl.DataFrame(_timelines(cells, summary["settings"]), schema=TIMELINE)
+        summary |= {"files": {name: store.frame(name, table) for name, table in tables.items()}}
         store.text(files.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
         winner = next((setting for setting in summary["settings"] if setting["plan_toml"] is not None), None)
         if winner is None:
@@ -169,6 +172,16 @@ def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | 
     except TracekitError:
         return None
     return {"cell": cell.key} | msgspec.structs.asdict(regret)
+
+
+def _timelines(cells: Sequence[Cell], settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A token under each winner."""
+    shop = Workshop()
+    found = []
+    for setting, cell in winners(cells, settings):
+        about = {name: setting[name] for name in NAMED} | {"plan": setting["winner"], "trace": cell.routing.path}
+        found += [about | row for row in timeline_rows(cell, shop.bench(cell.routing))]
+    return found
 
 
 def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame, searched: pl.DataFrame) -> dict[str, Any]:

@@ -127,3 +127,13 @@ SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
 )
 SEARCH = {name: kind for name, kind, _ in SEARCH_COLUMNS}
 """What a search made of each plan in each round (experiments.study.search)."""
+
+EXPERTS = {"trace": TEXT, "model": TEXT, "layer": INT, "expert": INT, "lookups": INT, "share": REAL}
+"""Of each trace as recorded: how often each expert is looked up, and its share of its layer's lookups."""
+
+TIMELINE = {
+    **{"hardware": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
+    **{"step": INT, "layer": INT, "layers": INT, "of_layers": INT, "lane": TEXT, "kind": TEXT, "label": TEXT},
+    **{"begin_ms": REAL, "end_ms": REAL},
+}
+"""One decode step under each winner: what ran where and when, of its first `layers` layers."""

@@ -10,24 +10,32 @@ from typing import Any
 
 import polars as pl
 
-from experiments.study.schema import CURVES as CURVE_SCHEMA
-from experiments.study.schema import REGRET as REGRET_SCHEMA
-from experiments.study.schema import SCHEMA
-from experiments.study.schema import SEARCH as SEARCH_SCHEMA
+from experiments.study import schema
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
 
 PIECES, REGRETS = "cells", "regrets"
-RESULTS, CURVES, REGRET, SEARCH, SUMMARY, WINNER, COPY = (
+RESULTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
     "results.parquet",
     "curves.parquet",
     "regret.parquet",
     "search.parquet",
+    "experts.parquet",
+    "timeline.parquet",
     "study.json",
     "winner.plan.toml",
     "study.toml",
 )
-TABLES = {RESULTS: SCHEMA, CURVES: CURVE_SCHEMA, REGRET: REGRET_SCHEMA, SEARCH: SEARCH_SCHEMA}
+VALIDATION = "validation.json"
+"""Not written by a study: what `tracekit validate --json` printed of its winner, where somebody put it there."""
+TABLES = {
+    RESULTS: schema.SCHEMA,
+    CURVES: schema.CURVES,
+    REGRET: schema.REGRET,
+    SEARCH: schema.SEARCH,
+    EXPERTS: schema.EXPERTS,
+    TIMELINE: schema.TIMELINE,
+}
 
 
 class Store:
@@ -53,7 +61,7 @@ class Store:
         if self._lock is not None:
             os.close(self._lock)
 
-    def pieces(self, kind: str, schema: dict[str, Any]) -> pl.DataFrame:
+    def pieces(self, kind: str, columns: dict[str, Any]) -> pl.DataFrame:
         """Every row of every finished piece; a cell's first if it was computed twice."""
         found = []
         for path in sorted((self.folder / kind).glob("*.parquet")):
@@ -64,13 +72,13 @@ class Store:
             if path.name.split(".")[1] != sha256(data)[:32]:  # damaged: as if it had never been
                 continue
             frame = pl.read_parquet(io.BytesIO(data))
-            if dict(frame.schema) == schema:
+            if dict(frame.schema) == columns:
                 found.append(frame)
-        return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=schema)
+        return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=columns)
 
-    def add(self, kind: str, name: str, rows: Iterable[dict[str, Any]], schema: dict[str, Any]) -> None:
+    def add(self, kind: str, name: str, rows: Iterable[dict[str, Any]], columns: dict[str, Any]) -> None:
         """Write a finished piece. Its name ends with what it holds: polars may crash on a damaged file."""
-        data = parquet(pl.DataFrame(list(rows), schema=schema))
+        data = parquet(pl.DataFrame(list(rows), schema=columns))
         self._write(f"{kind}/{name}.{sha256(data)[:32]}.parquet", data)
 
     def frame(self, name: str, frame: pl.DataFrame) -> str:
@@ -127,7 +135,7 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         if not isinstance(known, dict) or known.get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
     tables = {name: pl.read_parquet(io.BytesIO(data[name])) for name in TABLES}
-    for name, schema in TABLES.items():
-        if dict(tables[name].schema) != schema:
+    for name, columns in TABLES.items():
+        if dict(tables[name].schema) != columns:
             raise StudyError(f"{folder}: {name} is of another version: {again}")
     return tables, summary

@@ -1,0 +1,36 @@
+"""A validation of a study's winner, as `tracekit validate --json` printed it, for the study's report."""
+
+from pathlib import Path
+
+import msgspec
+
+from experiments import report
+from experiments.study.store import VALIDATION
+from experiments.validate import Validation
+from tracekit.errors import StudyError
+
+
+def read_validation(study: Path, given: Path | None) -> report.Validation | None:
+    """The validation in the file `given`, or in the study's folder if there is one. Raises StudyError."""
+    path = study / VALIDATION if given is None else given
+    if given is None and not path.exists():
+        return None
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Validation)
+    except OSError as problem:
+        raise StudyError(f"cannot read the validation {path}: {problem.strerror}") from None
+    except msgspec.MsgspecError as problem:
+        raise StudyError(f"{path} is not what tracekit validate --json prints: {problem}") from None
+    time = found.time
+    return report.Validation(
+        decisions_identical=found.decisions.identical,
+        decisions=found.decisions.entries,
+        tokens_identical=found.tokens.identical if found.tokens.compared else None,
+        tokens=found.tokens.compared,
+        time_error_median=time.step_error_median,
+        time_error_limit=found.threshold,
+        simulated_tokens_per_second=time.simulated_tokens_per_second,
+        measured_tokens_per_second=time.measured_tokens_per_second,
+        simulated_ms=tuple(time.simulated_step_ms),
+        measured_ms=tuple(time.measured_step_ms),
+    )
