@@ -196,7 +196,7 @@ def timeline(found: TokenTimeline) -> Chart:
     kinds = [kind for kind in COLOURS if any(bar.kind == kind for bar in found.bars)]
     length = max(bar.end for bar in found.bars)
     colours = [NEUTRAL if kind == "wait" else COLOURS[kind] for kind in kinds]
-    legend = alt.Legend(orient="top", title=None, columns=3, symbolType="square")
+    legend = alt.Legend(orient="top", title=None, columns=2, symbolType="square")
     bars = (
         alt.Chart(alt.InlineData(values=values))
         .mark_bar(height=30, style="edge")

@@ -60,8 +60,10 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
     machines = summary["provenance"]["hardware"]
     if assumed := [machine["name"] for machine in machines if not machine.get("calibrated", False)]:
         warnings.append(f"data sheets and stated assumptions, not measurements: {', '.join(assumed)}")
+    plans, searched = len(set(rows["plan_toml"])), len(set(tables[files.SEARCH]["plan_toml"]))
     return ReportContent(
-        title=f"Expert offloading: {len(set(rows['plan_toml'])):,} plans compared",
+        title="Expert offloading: "
+        + (f"{searched:,} plans searched, {plans:,} compared" if searched else f"{plans:,} plans compared"),
         subtitle=(
             ("traces", ", ".join(Path(trace).name for trace in traces)),
             ("machines", ", ".join(machine["name"] for machine in machines) or "none: hits and bytes only"),

@@ -368,6 +368,36 @@ def test_where_a_policy_lies_does_not_show(folder: Path, tmp_path: Path, monkeyp
     assert summary["settings"][0]["contestants"] == 2
 
 
+def test_a_known_answer_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
+    """A copy of LRU is LRU on every request; half the cache is worse on every request: said so, in these words."""
+    rng = np.random.default_rng(8)
+    tokens, requests = 600, 12
+    make_trace(
+        tmp_path / "t.trace",
+        random_experts(rng, tokens, layers=3),
+        num_experts=8,
+        request=np.arange(tokens) * requests // tokens,
+        phase=1,
+    )
+    (tmp_path / "copy.py").write_text((ROOT / "policies" / "eviction" / "lru.py").read_text())
+    grid = {"capacity": ["3/layer", "6/layer"], "eviction": ["lru", "./copy.py:Lru"], "hardware": "t4"}
+    grid |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
+    tables = {"traces": "t.trace", "regret": 0, "bounds": False, "grid": grid}
+    summary = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))
+    (setting,) = summary["settings"]
+    # Of equals the first of the file.
+    assert setting["winner"] == "lru, 6/layer, hqq-2bit"
+    same, dominated = (
+        next(found for found in setting["comparisons"] if found["second"] == name)
+        for name in (f"{tmp_path}/copy.py:Lru, 6/layer", "lru, 3/layer")
+    )
+    copy = f"{tmp_path}/copy.py:Lru, 6/layer"
+    assert same["verdict"] == f"no difference: lru, 6/layer and {copy} cost the same on every request"
+    assert (same["outcome"], same["effect"], same["wins"]) == ("identical", 0.0, 0)
+    assert dominated["verdict"].startswith("lru, 6/layer beats lru, 3/layer by ") and dominated["low"] > 0
+    assert (dominated["outcome"], dominated["wins"], dominated["requests"]) == ("better", 12, 12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
