@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -20,11 +20,16 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m experiments.benchmarks
 
+# A site that opens from the disk: site/index.html. Nothing is fetched, neither to build it nor to read it.
+docs: $(READY)
+	$(BIN)/python -m experiments.reference docs/reference
+	$(BIN)/mkdocs build --quiet --strict
+
 # constraints.txt holds the exact versions that were tested; pyproject.toml the ranges that users may choose from.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,report,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,report,cluster,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
