@@ -57,9 +57,9 @@ def commands() -> str:
             parts.append(f"\n```text\n{example}\n```\n")
         parts.append("\n| argument or option | default | what |\n|---|---|---|\n")
         hints = typing.get_type_hints(function, include_extras=True)
-        parts += [
-            _option(parameter, hints[parameter.name]) for parameter in inspect.signature(function).parameters.values()
-        ]
+        for parameter in inspect.signature(function).parameters.values():
+            if typing.get_args(hints[parameter.name]):  # what Typer itself hands over has no help
+                parts.append(_option(parameter, hints[parameter.name]))
     return "".join(parts)
 
 

@@ -7,6 +7,7 @@ import msgspec
 from experiments import report
 from experiments.study.store import VALIDATION
 from experiments.validate import Validation
+from experiments.validation_report import panel
 from tracekit.errors import StudyError
 
 
@@ -21,16 +22,4 @@ def read_validation(study: Path, given: Path | None) -> report.Validation | None
         raise StudyError(f"cannot read the validation {path}: {problem.strerror}") from None
     except msgspec.MsgspecError as problem:
         raise StudyError(f"{path} is not what tracekit validate --json prints: {problem}") from None
-    time = found.time
-    return report.Validation(
-        decisions_identical=found.decisions.identical,
-        decisions=found.decisions.entries,
-        tokens_identical=found.tokens.identical if found.tokens.compared else None,
-        tokens=found.tokens.compared,
-        time_error_median=time.step_error_median,
-        time_error_limit=found.threshold,
-        simulated_tokens_per_second=time.simulated_tokens_per_second,
-        measured_tokens_per_second=time.measured_tokens_per_second,
-        simulated_ms=tuple(time.simulated_step_ms),
-        measured_ms=tuple(time.measured_step_ms),
-    )
+    return panel(found)

@@ -1,0 +1,169 @@
+"""The documentation: commands of tutorial and recipes run as they stand, the reference is current, the site is whole.
+
+The laptop's half runs where torch and transformers cannot be imported.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from experiments.cli.main import COMMANDS
+from experiments.reference import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+# Python reads it when it starts, before anything of ours.
+BLOCKER = """
+import sys
+from importlib.machinery import PathFinder
+
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in ("torch", "transformers", "tokenizers"):
+            return PathFinder.find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the reader sits: a clone's folder, as far as the tutorial looks at it."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    (folder / "blocked").mkdir()
+    (folder / "blocked" / "sitecustomize.py").write_text(BLOCKER)
+    return folder
+
+
+def scripts(page: str, heading: str | None = None) -> str:
+    """The shell commands of a page, of one section if named, one after the other."""
+    text = (DOCS / page).read_text("utf-8")
+    if heading is not None:
+        (text,) = [part for part in re.split(r"^## ", text, flags=re.MULTILINE) if part.startswith(heading + "\n")]
+    found = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found, (page, heading)
+    return "".join(found)
+
+
+def follow(script: str, place: Path, *, torch: bool) -> str:
+    """Run commands in a shell that stops at the first that fails; returns what they printed."""
+    path = [str(ROOT)] if torch else [str(place / "blocked"), str(ROOT)]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(path),
+        "OMP_NUM_THREADS": "1",  # two threads on two busy cores wait for each other
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def recorded(place: Path) -> str:
+    return follow(scripts("tutorial.md", "On the machine with the model: record"), place, torch=True)
+
+
+@pytest.fixture(scope="module")
+def studied(recorded: str, place: Path) -> str:
+    return follow(scripts("tutorial.md", "On the laptop: study"), place, torch=False)
+
+
+def test_the_tutorial_records(recorded: str, place: Path) -> None:
+    assert (place / "my.trace" / "manifest.json").exists()
+    assert "mixtral-mini" in recorded
+
+
+def test_torch_is_really_absent_on_the_laptop(place: Path) -> None:
+    with pytest.raises(AssertionError, match="No module named 'torch'"):
+        follow("python -c 'import torch'", place, torch=False)
+
+
+def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
+    assert "winner: study/winner.plan.toml" in studied and "best of 12 plans" in studied
+    assert (place / "report.html").read_text("utf-8").count("window.vegaEmbed") == 1
+    assert len(list((place / "figures").glob("*.png"))) == 12
+
+
+def test_the_recipes_work_without_torch(studied: str, place: Path) -> None:
+    said = follow(scripts("howto.md"), place, torch=False)
+    assert "tokens_per_second" in said and "Search" in said
+    assert pl.read_parquet(place / "large" / "search.parquet")["outcome"].to_list().count("pruned") > 0
+
+
+def test_the_tutorial_validates(studied: str, place: Path) -> None:
+    heading = "On the machine with the model again: validate"
+    said = follow(scripts("tutorial.md", heading), place, torch=True)
+    assert "def read(path):" in said or said.strip()
+    assert "Simulation and engine decide alike" in (place / "report.html").read_text("utf-8")
+
+
+def test_the_reference_is_current() -> None:
+    found = {path.name: path.read_text("utf-8") for path in sorted((DOCS / "reference").glob("*.md"))}
+    assert found == pages(), "run: python -m experiments.reference docs/reference"
+
+
+def test_the_reference_names_everything() -> None:
+    made = pages()
+    for name in COMMANDS:
+        assert f"\n## tracekit {name}\n" in made["commands.md"]
+    for option in ("--max-new-tokens", "--dask", "--png", "--timeline"):
+        assert f"`{option}`" in made["commands.md"]
+    for key in ("capacity", "distance", "cpu_experts"):
+        assert f"| `{key}` |" in made["plan.md"]
+    assert "| `copy_engines` | whole number, 1 to 2 | required |" in made["hardware.md"]
+    # Every option is explained.
+    assert not re.findall(r"^\| `[^|]*\|[^|]*\|\s*\|$", made["commands.md"], re.MULTILINE)
+
+
+def test_the_site_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'moe-tracekit[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    class Page(HTMLParser):
+        """What a browser would fetch, and where links lead."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.fetched: list[str] = []
+            self.links: list[str] = []
+            self.feed(text)
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found = dict(attrs)
+            if tag == "link" or "src" in found:
+                self.fetched.append(found.get("src") or found.get("href") or "")
+            elif tag == "a" and found.get("href"):
+                self.links.append(found["href"] or "")
+
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= len(list(DOCS.rglob("*.md")))
+    for path in pages:
+        if path.name == "404.html":
+            continue
+        page = Page(path.read_text("utf-8"))
+        for address in page.fetched:
+            assert "//" not in address and (path.parent / address.partition("?")[0]).is_file(), (path.name, address)
+        for address in page.links:
+            target = address.partition("#")[0]
+            outside = "//" in address or not target or target.startswith(("../LICENSE", "../experiments", "../README"))
+            assert outside or (path.parent / target).is_file(), (path.name, address)
+    styles = "".join(path.read_text("utf-8") for path in (tmp_path / "site").rglob("*.css"))
+    assert not re.findall(r"url\(['\"]?(?:https?:)?//", styles)
