@@ -1,6 +1,7 @@
-"""Studies: cells per second with two threads against one, and how long 1,000 plans on four machines would take.
+"""Studies: cells per second with two threads against one and with two Dask workers against one, and how long 1,000
+plans on four machines would take.
 
-The second is measured on a smaller grid and two shorter traces, and scaled: what is fixed by the number of passes, the
+The last is measured on a smaller grid and two shorter traces, and scaled: what is fixed by the number of passes, the
 rest by that and the number of lookups. Bounds (two passes for each capacity) and verdicts come on top.
 """
 
@@ -18,7 +19,7 @@ from experiments.benchmarks.measure import Row, medians
 from experiments.study.cells import Cell, cells_of, groups
 from experiments.study.grid import study_from_dict
 from experiments.study.measure import measure
-from experiments.study.workers import Threads
+from experiments.study.workers import Threads, Workers
 from tracekit import Manifest, TraceWriter
 from tracekit.manifest import ModelInfo
 
@@ -57,9 +58,9 @@ def grid(trace: Path) -> list[Cell]:
     return cells_of(study_from_dict({"traces": str(trace), "bounds": False, "grid": GRID}))
 
 
-def replay_all(threads: Threads, cells: list[Cell]) -> None:
+def replay_all(workers: Workers, cells: list[Cell]) -> None:
     """Everything that a study's workers do."""
-    rows = [row for _, found in threads.run(measure, groups(cells)) for row in found]
+    rows = [row for _, found in workers.run(measure, groups(cells)) for row in found]
     if len(rows) != len(cells) or any(row.get("error") for row in rows):
         raise AssertionError("a cell could not be replayed")
 
@@ -80,6 +81,7 @@ def rows() -> list[Row]:
             processor.append((time.process_time() - start) / passes)
         replay_all(two, cells)
         both, alone = medians(lambda: replay_all(two, cells), lambda: replay_all(one, cells), repeats=3)
+        dask = on_dask(cells)
     print(
         f"load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; two processes that only count are "
         f"{possible_speedup():.2f}x as fast as one after the other",
@@ -98,6 +100,16 @@ def rows() -> list[Row]:
             alone / both,
             ">= 1.7x",
         ),
+        *(
+            Row(
+                f"the same on Dask, local: 2 workers, against 1{what}",
+                f"{len(cells) / two_s:.0f}/s",
+                f"{len(cells) / one_s:.0f}/s",
+                one_s / two_s,
+                target,
+            )
+            for what, two_s, one_s, target in dask
+        ),
         Row(
             f"{PLANS:,} plans x {len(MACHINES)} machines on {LOOKUPS / 1e6:.0f} M lookups, scaled from "
             f"{passes} plans: processor time over 2 cores, against 10 minutes",
@@ -107,6 +119,26 @@ def rows() -> list[Row]:
             ">= 1x",
         ),
     ]
+
+
+def on_dask(cells: list[Cell]) -> list[tuple[str, float, float, str]]:
+    """Seconds of two local Dask workers and of one, once they are up and have the demand in memory."""
+    try:
+        import distributed
+    except ModuleNotFoundError:
+        print("distributed is not installed: no comparison with Dask", file=sys.stderr)
+        return []
+    from experiments.study.cluster import Cluster
+
+    library: Any = distributed
+    options = {"threads_per_worker": 1, "dashboard_address": None}
+    with library.LocalCluster(n_workers=2, **options) as two, library.LocalCluster(n_workers=1, **options) as one:
+        clusters = [Cluster(cluster.scheduler_address) for cluster in (two, one)]
+        for cluster in clusters:
+            for _ in range(2):  # each worker meets the trace, whatever the scheduler gives it first
+                replay_all(cluster, cells)
+        both, alone = medians(lambda: replay_all(clusters[0], cells), lambda: replay_all(clusters[1], cells), repeats=3)
+    return [("", both, alone, ">= 1.6x")]
 
 
 def possible_speedup() -> float:
