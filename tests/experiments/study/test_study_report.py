@@ -235,6 +235,7 @@ def validation_json() -> bytes:
             measured_step_ms=measured,
             simulated_step_ms=[0.979 * step for step in measured],
         ),
+        prefetches=None,
         threshold=0.15,
         passed=True,
         verdict="identical",
