@@ -29,8 +29,8 @@ class Scores:
         self._lookahead = trace.lookahead(self.card.distance) if "lookahead" in self.card.blocks else None
         if "lookahead" in self.card.blocks and self._lookahead is None:
             raise PlanError(
-                f"predictor {artefact.path} reads lookahead logits at distance {self.card.distance}, which {trace.path} "
-                f"does not hold: record with --lookahead {self.card.distance}, or fit one that does not"
+                f"predictor {artefact.path} reads lookahead logits at distance {self.card.distance}, which "
+                f"{trace.path} does not hold: record with --lookahead {self.card.distance}, or fit one that does not"
             )
         if "weights" in self.card.blocks and not trace.has_weights:
             raise PlanError(f"predictor {artefact.path} reads gate weights, which {trace.path} does not hold")
@@ -64,7 +64,7 @@ class Scores:
             state = outputs[1] if size else state
             scores = outputs[0]
             if not card.own_layer:
-                scores = np.where(piece.real[layer][:, None], scores, np.nan)
+                scores[~piece.real[layer]] = np.nan
             found.append(scores)
         return found, starts - starts[0]
 

@@ -14,9 +14,9 @@ from engine.evidence import check_evidence
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
+from engine.predictor_costs import with_predictors
 from engine.regret import find_regret, regret_passes
 from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
-from engine.predictor_costs import with_predictors
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED

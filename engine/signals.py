@@ -22,8 +22,8 @@ def with_signals(
 ) -> Iterator[tuple[Demand, Signal]]:
     """Each piece of demand with the signal that a policy `reads`.
 
-    "nothing", "next-use" (needs all pieces at once), "gate-weight" or "predicted-use" (of the `spec`'s estimator). Raises
-    PlanError when the trace lacks it, PolicyError when the estimator is not for this trace's model.
+    "nothing", "next-use" (needs all pieces at once), "gate-weight" or "predicted-use" (of the `spec`'s estimator).
+    Raises PlanError when the trace lacks it, PolicyError when the estimator is not for this trace's model.
     """
     if reads == "nothing":
         for demand in demands:
@@ -42,7 +42,9 @@ def with_signals(
         for demand in demands:
             yield demand, outlook.signal(demand)
     else:
-        raise PlanError(f"no signal {reads!r}: an eviction policy reads nothing, gate-weight, predicted-use or next-use")
+        raise PlanError(
+            f"no signal {reads!r}: an eviction policy reads nothing, gate-weight, predicted-use or next-use"
+        )
 
 
 def next_use(demands: Sequence[Demand]) -> list[Signal]:

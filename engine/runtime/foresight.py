@@ -1,7 +1,8 @@
 """A plan's fitted predictors at work in the engine: hints and signals of each visit, from what has been read back.
 
 They run on the host, where the gate's choice has just arrived and the decisions are made: for the few rows of a decode
-step that takes less than launching their operations on a device would. `policies.learned.session` takes arrays on either.
+step that takes less than launching their operations on a device would. `policies.learned.session` takes arrays on
+either.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ class Foresight:
         for artefact in used:
             artefact.check_layers(self._experts_per_layer)
             if artefact.card.top_k != top_k:
-                raise PlanError(f"predictor {artefact.path} is for top-{artefact.card.top_k}, the model has top-{top_k}")
+                raise PlanError(
+                    f"predictor {artefact.path} is for top-{artefact.card.top_k}, the model has top-{top_k}"
+                )
         self.works = bool(used)
         self.reads = {block for artefact in used for block in artefact.card.blocks}
         self.reset()
@@ -63,6 +66,8 @@ class Foresight:
                 ranked = self._ranking.of(scores[:, :target], np.array([0, len(scores)], np.int64))[0]
                 hint = [expert for expert in ranked.tolist() if expert >= 0]
         if self._outlook is not None:
-            steps = steps_until(self._outlook.visit(layer, ids, weights, None, tokens))
+            scores = self._outlook.visit(layer, ids, weights, None, tokens)
+            assert scores is not None  # of its own layer there always are
+            steps = steps_until(scores)
             signal = [float(steps[expert]) for expert in demand]
         return hint, signal

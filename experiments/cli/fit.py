@@ -21,7 +21,8 @@ def command(
         str | None, typer.Option(metavar="NUMBERS", help="instead: these requests, such as 3,6,9:12")
     ] = None,
     hold_out_domain: Annotated[
-        str | None, typer.Option(metavar="NAME", help="instead: requests whose prompt's id begins with it; give --prompts")
+        str | None,
+        typer.Option(metavar="NAME", help="instead: requests whose prompt's id begins with it; give --prompts"),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="the prompts that were recorded, one per request")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, max=100_000, help="passes over the examples")] = None,
@@ -89,10 +90,14 @@ def command(
     ]
     for name, value in card.held_out.items():
         for m, share in value.items() if isinstance(value, dict) else [("", value)]:
-            rows.append((f"{name.replace('_', ' ')} {m}".strip(), f"{share:.4f}" if isinstance(share, float) else str(share)))
+            rows.append(
+                (f"{name.replace('_', ' ')} {m}".strip(), f"{share:.4f}" if isinstance(share, float) else str(share))
+            )
     console.table(str(output), ["what", "value"], rows)
     if tested:
-        typer.echo(f"replay it on what it has not seen: tracekit slice {trace} --requests {tested} --output held-out.trace")
+        typer.echo(
+            f"replay it on what it has not seen: tracekit slice {trace} --requests {tested} --output held-out.trace"
+        )
 
 
 def chosen_requests(

@@ -44,7 +44,7 @@ def vocabulary(trace: Trace, most: int) -> np.ndarray:
 
 
 def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.ndarray) -> Data:
-    """Examples of a whole trace; distance 0 is for eviction, with an example per step. PolicyError if it lacks a block."""
+    """Examples of a whole trace; distance 0 is for eviction, an example per step. PolicyError if it lacks a block."""
     own, layers, experts = distance == 0, trace.layers, trace.num_experts
     lookahead = trace.lookahead(distance) if "lookahead" in blocks else None
     if "lookahead" in blocks and lookahead is None:
@@ -92,11 +92,10 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
             found[3].append(used[kept])
         else:
             wanted = np.stack([piece.chosen[layer + distance][kept] > 0 for layer in range(sources)], axis=1)
-            real = np.stack(
-                [piece.real[layer][kept] & piece.real[layer + distance][kept] for layer in range(sources)], axis=1
-            )
+            both = [piece.real[layer] & piece.real[layer + distance] for layer in range(sources)]
+            real: np.ndarray = np.stack([rows[kept] for rows in both], axis=1)
             found[2].append(wanted.astype(np.float32))
-            exists = np.arange(experts) < np.array(trace.manifest.experts_per_layer)[distance:, None]
+            exists: np.ndarray = np.arange(experts) < np.array(trace.manifest.experts_per_layer)[distance:, None]
             found[3].append(real[:, :, None] & exists)
         found[4].append(trace.request[place[kept]])
     return Data(*(np.concatenate(parts) for parts in found))

@@ -55,7 +55,7 @@ def export(modules: Sequence[Predictor], index: np.ndarray) -> tuple[Program, di
 def _trace(module: Predictor) -> tuple[Program, dict[str, np.ndarray]]:
     name = type(module).__name__
     try:
-        graph = fx.Tracer().trace(module.eval())  # type: ignore[no-untyped-call]
+        graph = fx.Tracer().trace(module.eval())
     except Exception as error:  # a user's forward may fail in any way
         raise PolicyError(f"{name}.forward cannot be traced: {type(error).__name__}: {error}") from None
     operations: list[Operation] = []
@@ -114,14 +114,14 @@ def _convert(
         return _operation(kind, node, list(arguments[0]), alias)
     if kind == "slice" and len(nodes) == 1 and isinstance(arguments[1], tuple) and len(arguments[1]) == 2:
         columns = arguments[1][1]
-        if arguments[1][0] == slice(None) and isinstance(columns, slice) and columns.step is None:
-            if isinstance(columns.start, int | None) and isinstance(columns.stop, int):
-                return _operation(kind, node, nodes, alias, numbers=[columns.start or 0, columns.stop])
+        plain = arguments[1][0] == slice(None) and isinstance(columns, slice) and columns.step is None
+        if plain and isinstance(columns.start, int | None) and isinstance(columns.stop, int):
+            return _operation(kind, node, nodes, alias, numbers=[columns.start or 0, columns.stop])
     if (kind == "relu" and len(nodes) == 1) or (kind in ("add", "subtract") and len(nodes) == len(arguments) == 2):
         return _operation(kind, node, nodes, alias)
     raise PolicyError(
-        f"{name}.forward does {getattr(node.target, '__name__', node.target)}, which has no exact counterpart: there are "
-        "Linear, Embedding, ReLU, clamp (both bounds), +, -, cat (of columns) and x[:, first:last]"
+        f"{name}.forward does {getattr(node.target, '__name__', node.target)}, which has no exact counterpart: "
+        "there are Linear, Embedding, ReLU, clamp (both bounds), +, -, cat (of columns) and x[:, first:last]"
     )
 
 
@@ -151,4 +151,4 @@ def _bounds(given: Sequence[Any]) -> list[int]:
 def _rounded(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise PolicyError("fitting gave weights that are no numbers: fit with a smaller learning rate")
-    return np.rint(values)
+    return np.rint(values)  # type: ignore[no-any-return]

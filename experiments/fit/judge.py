@@ -65,8 +65,8 @@ def _judge_prefetch(artefact: Artefact, trace: Trace) -> dict[str, Any]:
     return {
         "distance": card.distance,
         "lookups": chosen,
-        "recall": {str(m): float(h / max(chosen, 1)) for m, h in zip(counts, hits, strict=True)},
-        "precision": {str(m): float(h / max(s, 1)) for m, h, s in zip(counts, hits, suggested, strict=True)},
+        "recall": dict(zip(map(str, counts), (hits / max(chosen, 1)).tolist(), strict=True)),
+        "precision": dict(zip(map(str, counts), (hits / np.maximum(suggested, 1)).tolist(), strict=True)),
         "calibration": float(np.abs(believed - true).sum() / max(held.sum(), 1)),
     }
 
@@ -112,7 +112,7 @@ def measure_visit(artefact: Artefact, trace: Trace) -> int:
             ahead = None if lookahead is None else lookahead[row : row + 1, layer]
             own = None if weights is None else weights[:, layer]
             start = time.perf_counter_ns()
-            scores = session.visit(layer, experts[:, layer], own, ahead, trace.token_id[row : row + 1])
+            scores: Any = session.visit(layer, experts[:, layer], own, ahead, trace.token_id[row : row + 1])
             if card.own_layer:
                 steps_until(scores)
             else:

@@ -1,7 +1,7 @@
 """The predictors that there are, as torch modules of one source layer each, and the contract of a user's own.
 
-A module is made of what `experiments.fit.export` can make exact: Linear, Embedding, ReLU, clamp, sums, parts and joins of
-columns. Its numbers are those of training; what serves is its rounding to whole numbers.
+A module is made of what `experiments.fit.export` can make exact: Linear, Embedding, ReLU, clamp, sums, parts and joins
+of columns. Its numbers are those of training; what serves is its rounding to whole numbers.
 """
 
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ class Shape:
 class Predictor(nn.Module):
     """Base of predictors: `forward(x)` gives log odds [rows, experts] of the experts of the layer ahead.
 
-    x [rows, features] holds `blocks` side by side (`policies.learned.features`). `forward` may also name `token` [rows],
-    rows of an embedding, and `state` [rows, `state`], zero at the first layer; then it returns (scores, next state). For
-    eviction (`purpose`) rows are visits, and scores log2 of the steps until each expert's next use.
+    x [rows, features] holds `blocks` side by side (`policies.learned.features`). `forward` may also name `token`
+    [rows], rows of an embedding, and `state` [rows, `state`], zero at the first layer; then it returns (scores, next
+    state). For eviction (`purpose`) rows are visits, and scores log2 of the steps until each expert's next use.
 
-    `begin` may look at the examples before training, which `epochs = 0` leaves out. Everything else that `__init__` takes
-    beside the shape is a hyperparameter with a default.
+    `begin` may look at the examples before training, which `epochs = 0` leaves out. Everything else that `__init__`
+    takes beside the shape is a hyperparameter with a default.
     """
 
     purpose: ClassVar[str] = "prefetch"
@@ -91,7 +91,7 @@ class Mlp(Predictor):
 
 
 class Recurrent(Predictor):
-    """A state handed from layer to layer within a step: MoE-Beyond's job (arXiv 2508.17137) at a fraction of its size."""
+    """A state handed from layer to layer of a step: MoE-Beyond's job (arXiv 2508.17137) at a fraction of its size."""
 
     blocks = ("recent", "chosen", "weights", "lookahead")
     state = 32
@@ -141,7 +141,7 @@ class ReuseDistance(Predictor):
     """Regression of the steps until an expert's next use: the job of CECAR's and FlashMoE's feed-forward nets."""
 
     purpose = "eviction"
-    blocks = ("recent", "chosen", "weights")
+    blocks: ClassVar[tuple[str, ...]] = ("recent", "chosen", "weights")
 
     def __init__(self, shape: Shape, hidden: int = 32) -> None:
         super().__init__()

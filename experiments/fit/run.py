@@ -200,7 +200,9 @@ def check_steps(artefact: Artefact, trace: Trace) -> None:
                 continue
             wanted = whole[layer][step] if card.own_layer else whole[layer][rows]
             if not np.array_equal(found, wanted, equal_nan=True):
-                raise PolicyError(f"predictor {artefact.path} does not serve as it replays (step {step}, layer {layer})")
+                raise PolicyError(
+                    f"predictor {artefact.path} does not serve as it replays (step {step}, layer {layer})"
+                )
 
 
 def _multiplied(program: Any, tensors: dict[str, np.ndarray]) -> int:

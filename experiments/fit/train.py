@@ -31,7 +31,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
 
 
-def make_modules(kind: type[Predictor], shape: Shape, sources: int, seed: int, given: dict[str, object]) -> nn.ModuleList:
+def make_modules(
+    kind: type[Predictor], shape: Shape, sources: int, seed: int, given: dict[str, object]
+) -> nn.ModuleList:
     """A fresh module for each source layer; `given` are its hyperparameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,9 +65,7 @@ def train(
         for source, module in enumerate(_predictors(modules)):
             with torch.no_grad():
                 module.begin(own[0][:, source], own[1], own[2][:, source], own[3][:, source], shape)
-        optimiser = torch.optim.AdamW(
-            modules.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        optimiser = torch.optim.AdamW(modules.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         losses = [_loss_of(modules, test)]
         best = _snapshot(modules)
         if checkpoint is not None and options.epochs:

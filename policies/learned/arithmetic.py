@@ -1,8 +1,9 @@
 """Exact arithmetic: small networks over whole numbers, so that every executor computes the same bits.
 
-Numbers are whole, held in float64, in units of 1 / UNIT. As long as no sum exceeds 2^53 float64 adds and multiplies them
-exactly, in whatever order: one row or a million, numpy or torch, CPU or CUDA, with or without fused multiply-adds. After
-each product the result is cut back to whole units and to +-LIMIT; `Program.check` refuses weights that could reach 2^53.
+Numbers are whole, held in float64, in units of 1 / UNIT. As long as no sum exceeds 2^53 float64 adds and multiplies
+them exactly, in whatever order: one row or a million, numpy or torch, CPU or CUDA, with or without fused multiply-
+adds. After each product the result is cut back to whole units and to +-LIMIT; `Program.check` refuses weights that
+could reach 2^53.
 
 Everything here is written for arrays of numpy and of torch alike, and imports only the former.
 """
@@ -29,9 +30,9 @@ Array = Any
 class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One operation on named values: `output` = `kind` of `inputs`, with `tensors` or `numbers`.
 
-    linear: x [rows, n] -> x W' + b, tensors W [layers, m, n] and b [layers, m]. embedding: token [rows] -> row of a table
-    [layers, tokens, m]; tensors index [largest token id + 2] and table. relu, clamp (numbers low, high, in units), add,
-    subtract: element by element. cat: side by side. slice (numbers first, last): columns.
+    linear: x [rows, n] -> x W' + b, tensors W [layers, m, n] and b [layers, m]. embedding: token [rows] -> row of a
+    table [layers, tokens, m]; tensors index [largest token id + 2] and table. relu, clamp (numbers low, high, in
+    units), add, subtract: element by element. cat: side by side. slice (numbers first, last): columns.
     """
 
     kind: Literal["linear", "embedding", "relu", "clamp", "add", "subtract", "cat", "slice"]
@@ -113,9 +114,7 @@ def _float64(array: Array) -> Any:
     return array.double().dtype
 
 
-def _width(
-    operation: Operation, widths: Mapping[str, int], tensors: Mapping[str, np.ndarray], layers: int
-) -> int:
+def _width(operation: Operation, widths: Mapping[str, int], tensors: Mapping[str, np.ndarray], layers: int) -> int:
     """Columns of what the operation gives; ValueError where it cannot be, or might not be exact."""
     kind = operation.kind
     inputs = [widths[name] for name in operation.inputs]

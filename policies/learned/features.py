@@ -108,8 +108,8 @@ def assemble(blocks: tuple[str, ...], known: dict[str, Array], rows: int, like: 
 class Piece:
     """Features of whole steps of a trace at once, layer by layer; `memory` goes on from piece to piece.
 
-    experts [rows, layers, k]; weights the same or None; `ahead(layer)` gives the logits of the layer that lookahead is of,
-    [rows, its experts]; starts [steps + 1] rows.
+    experts [rows, layers, k]; weights the same or None; `ahead(layer)` gives the logits of the layer that lookahead is
+    of, [rows, its experts]; starts [steps + 1] rows.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Piece:
         if self.own_layer:
             for block in set(known) - {"recent"}:
                 known[block] = self._shared(layer, known[block])
-            return assemble(self.blocks, known, len(self.recent), self.recent)
+            return assemble(self.blocks, known, len(self.recent), self.recent)  # type: ignore[no-any-return]
         if "recent" in known:
             known["recent"] = known["recent"][self.step]
-        return assemble(self.blocks, known, len(self.step), self.recent)
+        return assemble(self.blocks, known, len(self.step), self.recent)  # type: ignore[no-any-return]

@@ -16,7 +16,9 @@ class Session:
     float64, and `tensors` are the artefact's as that kind.
     """
 
-    def __init__(self, artefact: Artefact, tensors: Mapping[str, Array] | None = None, zeros: object = np.zeros) -> None:
+    def __init__(
+        self, artefact: Artefact, tensors: Mapping[str, Array] | None = None, zeros: object = np.zeros
+    ) -> None:
         self.card, self._zeros = artefact.card, zeros
         self._tensors = artefact.tensors if tensors is None else tensors
         experts = self.card.num_experts
@@ -27,8 +29,9 @@ class Session:
     def visit(
         self, layer: int, ids: Array, weights: Array | None, lookahead: Array | None, tokens: Array
     ) -> Array | None:
-        """Scores in units: [tokens, experts] of the layer ahead, NaN for tokens that chose nothing; None beyond the last.
+        """Scores in units: [tokens, experts] of the layer ahead, NaN for tokens that chose nothing.
 
+        None where there is no layer so far ahead.
         For eviction [experts] of this layer. ids [tokens, k], those of `experts_per_layer` or more are none; weights
         [tokens, k] and lookahead [tokens, experts] in half precision, if the predictor reads them; tokens [tokens].
         """

@@ -34,8 +34,10 @@ class Selection:
         """Whether each row is selected, [tokens]; TraceError for a range that cannot be read."""
         keep = np.ones(trace.tokens, np.bool_)
         if self.requests is not None:
-            ranges = [_range("requests", f"{part}:{int(part) + 1}" if _NUMBER.fullmatch(part) else part)
-                      for part in self.requests.split(",")]
+            ranges = [
+                _range("requests", f"{part}:{int(part) + 1}" if _NUMBER.fullmatch(part) else part)
+                for part in self.requests.split(",")
+            ]
             edges = np.array(sorted(ranges))
             last = np.maximum.accumulate(edges[:, 1])
             place = np.searchsorted(edges[:, 0], trace.request, side="right") - 1
