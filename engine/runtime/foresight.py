@@ -6,8 +6,10 @@ either.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
+from torch import nn
 
 from engine.foresight import Ranking, estimator_of, predictor_of
 from policies.cache import ExpertCache
@@ -15,12 +17,13 @@ from policies.learned.session import Session
 from policies.learned.verdict import steps_until
 from tracekit.demand import ABSENT
 from tracekit.errors import PlanError
+from tracekit.recorder.describe import config_digest, identity
 
 
 class Foresight:
     """Sessions of the predictors that a cache's policies read; there may be none."""
 
-    def __init__(self, cache: ExpertCache, experts_per_layer: Sequence[int], top_k: int) -> None:
+    def __init__(self, cache: ExpertCache, model: nn.Module, experts_per_layer: Sequence[int], top_k: int) -> None:
         spec = cache.spec
         self._predictor = predictor_of(spec) if cache.prefetch_class.reads == "predicted" else None
         self._estimator = estimator_of(spec) if cache.eviction_class.reads == "predicted-use" else None
@@ -29,9 +32,11 @@ class Foresight:
         used = [artefact for artefact in (self._predictor, self._estimator) if artefact is not None]
         for artefact in used:
             artefact.check_layers(self._experts_per_layer)
-            if artefact.card.top_k != top_k:
+            name, config = identity(model)[0], config_digest(cast(Any, model).config.to_dict())
+            if not artefact.is_of(name, config, top_k):
                 raise PlanError(
-                    f"predictor {artefact.path} is for top-{artefact.card.top_k}, the model has top-{top_k}"
+                    f"predictor {artefact.path} was fitted on {artefact.card.fitted.model}, the model is "
+                    f"{type(model).__name__} {name} (top-{top_k}): fit one on its routing"
                 )
         self.works = bool(used)
         self.reads = {block for artefact in used for block in artefact.card.blocks}

@@ -64,7 +64,7 @@ class OffloadState:
         self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
-        self._foresight = Foresight(self.cache, [layer.num_experts for layer in self.layers], self.top_k)
+        self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
         self._tokens: Tensor | None = None  # vocabulary ids of this step [tokens]
         self._loader = Loader(store, pool, link)
         self._forward = [expert_forward(layer.experts) for layer in layers]

@@ -5,7 +5,7 @@ anything else is refused, in a line that names what.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,13 @@ _METHODS = {"relu": "relu", "clamp": "clamp", "clip": "clamp", "add": "add", "su
 INDEX = "index"
 
 
-def export(modules: Sequence[Predictor], index: np.ndarray) -> tuple[Program, dict[str, np.ndarray]]:
+def export(modules: Iterable[nn.Module], index: np.ndarray) -> tuple[Program, dict[str, np.ndarray]]:
     """The modules of all source layers, alike but for their weights, as one program and its tensors i32.
 
     Raises PolicyError for an operation that has no exact counterpart, or a weight that is too large for one.
     """
-    programs, parts = zip(*(_trace(module) for module in modules), strict=True)
+    traced = [_trace(module) for module in modules if isinstance(module, Predictor)]
+    programs, parts = [program for program, _ in traced], [tensors for _, tensors in traced]
     if any(program != programs[0] for program in programs):
         raise PolicyError("the modules of different layers do different things: their forward may not depend on layers")
     tensors = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
@@ -83,7 +84,7 @@ def _trace(module: Predictor) -> tuple[Program, dict[str, np.ndarray]]:
 def _convert(
     name: str, module: Predictor, node: fx.Node, alias: dict[str, str], tensors: dict[str, np.ndarray]
 ) -> Operation | None:
-    arguments = [*node.args, *node.kwargs.values()]
+    arguments: list[Any] = [*node.args, *node.kwargs.values()]
     if node.op == "call_module":
         part = module.get_submodule(str(node.target))
         if isinstance(part, nn.Dropout | nn.Identity):

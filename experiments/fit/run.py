@@ -1,15 +1,18 @@
 """`fit`: a predictor from a trace, tested on requests that it was not fitted on."""
 
+import contextlib
 import hashlib
 import inspect
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from torch import nn
 
 from engine.foresight import Scores
 from experiments.fit.data import FAR, make_data, vocabulary
@@ -60,15 +63,13 @@ def fit(
     fitted = [request for request in everyone if request not in set(held_out)]
     if not fitted:
         raise PolicyError(f"{trace.path} has no request to fit on beside those held out: give more, or hold out fewer")
-    with reporting(output):
-        output.mkdir(parents=True, exist_ok=True)
-    lock_directory(output)
-    with tempfile.TemporaryDirectory() as folder:
+    with _alone(output), tempfile.TemporaryDirectory() as folder:
         own = part_of(trace, fitted, Path(folder) / "own.trace")
         index = vocabulary(own, MOST_TOKENS)
         shape = Shape(kind.blocks, trace.num_experts, int(index.max(initial=0)) + 1)
         sources = trace.layers - distance
         modules = make_modules(kind, shape, sources, options.seed, given)
+        check_exportable(modules, shape, index, sources)
         data = make_data(own, kind.blocks, distance, index)
         identity = _identity(kind, trace, fitted, distance, options, given)
         train(
@@ -80,7 +81,7 @@ def fit(
             identity=identity,
             progress=progress,
         )
-        program, tensors = export([module for module in modules if isinstance(module, Predictor)], index)
+        program, tensors = export(modules, index)
         weights = [(name, tensor) for name, tensor in tensors.items() if name != "index"]
         card = Card(
             predictor=predictor if predictor in PREDICTORS else kind.__name__,
@@ -123,6 +124,19 @@ def fit(
     return load_artefact(output, card.purpose).card
 
 
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """The directory, made if need be, with no other process writing to it."""
+    with reporting(output):
+        output.mkdir(parents=True, exist_ok=True)
+    held = lock_directory(output)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
 def find_predictor(name: str) -> type[Predictor]:
     """The class behind a name or `path.py:Class`. Raises PolicyError."""
     if name in PREDICTORS:
@@ -140,6 +154,14 @@ def find_predictor(name: str) -> type[Predictor]:
     if not {"x", "token"} & set(forward_names(found)):
         raise PolicyError(f"predictor {name!r}: write forward(self, x), or with state or token")
     return found
+
+
+def check_exportable(modules: nn.ModuleList, shape: Shape, index: np.ndarray, sources: int) -> None:
+    """Raise PolicyError now, before any training, unless the modules can be made exact and give scores of experts."""
+    program, tensors = export(modules, index)
+    program.check(
+        {name: tensor.astype(np.float64) for name, tensor in tensors.items()}, sources, shape.features, shape.experts
+    )
 
 
 def checked_hyperparameters(kind: type[Predictor], given: dict[str, str]) -> dict[str, Any]:

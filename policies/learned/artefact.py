@@ -96,14 +96,19 @@ class Artefact:
     def check_model(self, manifest: Manifest, where: str) -> None:
         """Raise PolicyError unless the routing is of the model that it was fitted on."""
         self.check_layers(manifest.experts_per_layer)
-        ours, model = self.card.fitted, manifest.model
-        digests = (ours.config_sha256, model.config_sha256)
-        same = digests[0] == digests[1] if all(digests) else ours.model == model.id
-        if not same or self.card.top_k != manifest.top_k:
+        model = manifest.model
+        if not self.is_of(model.id, model.config_sha256, manifest.top_k):
             raise PolicyError(
-                f"predictor {self.path} was fitted on {ours.model} (top-{self.card.top_k}), {where} is of {model.id} "
-                f"(top-{manifest.top_k}): fit one on this model's routing"
+                f"predictor {self.path} was fitted on {self.card.fitted.model} (top-{self.card.top_k}), {where} is of "
+                f"{model.id} (top-{manifest.top_k}): fit one on this model's routing"
             )
+
+    def is_of(self, model: str, config_sha256: str | None, top_k: int) -> bool:
+        """Whether it was fitted on this model, told by its configuration where that is known, else by its name."""
+        fitted = self.card.fitted
+        digests = (fitted.config_sha256, config_sha256)
+        same = digests[0] == digests[1] if all(digests) else fitted.model == model
+        return same and self.card.top_k == top_k
 
 
 def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) -> Artefact:
