@@ -47,6 +47,8 @@ PREFETCH = {
     "markov": "policies.prefetch.markov:Markov",
     "history": "policies.prefetch.history:History",
     "learned": "policies.prefetch.learned:LearnedPrefetch",
+    "gate-adaptive": "policies.prefetch.adaptive:AdaptiveGate",
+    "learned-adaptive": "policies.prefetch.adaptive:AdaptiveLearned",
     "oracle": "policies.prefetch.oracle:OraclePrefetch",
 }
 

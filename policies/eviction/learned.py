@@ -1,5 +1,7 @@
 """Farthest predicted next use: Belady's rule on a fitted predictor's word."""
 
+from typing import Any
+
 import numpy as np
 
 from policies.eviction.base import EvictionPolicy
@@ -12,6 +14,8 @@ class Learned(EvictionPolicy):
     The predictor says at each use in how many steps the next one will come; experts of a layer that comes soon are
     needed sooner by so many visits. What has not been used for longer will hardly come sooner: each visit of its layer
     without a use puts the next one off by `aging` steps.
+
+    With `bypass` an expert that is expected later than every other is streamed instead of kept.
     """
 
     name = "learned"
@@ -20,6 +24,7 @@ class Learned(EvictionPolicy):
     reads = "predicted-use"
 
     aging = parameter(1.0, low=0)
+    bypass = parameter(False)
 
     steps = per_expert(np.float64)
     at = per_expert(np.int64)
@@ -31,6 +36,19 @@ class Learned(EvictionPolicy):
     def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
         self.steps[expert] = signal
         self.at[expert] = now
+
+    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+        best = -1
+        best_rank = self.rank(incoming, group, now) if self.bypass else np.inf
+        first = cache.first[group]
+        for position in range(first, first + cache.resident_count[group]):
+            expert = cache.resident[position]
+            if cache.seen[expert] == now:
+                continue
+            rank = self.rank(expert, group, now)
+            if rank < best_rank or (best >= 0 and rank == best_rank and self.last_use[expert] < self.last_use[best]):
+                best, best_rank = expert, rank
+        return best
 
     def rank(self, expert: int, group: int, now: int) -> float:
         current = (now - 1) % self.layers
