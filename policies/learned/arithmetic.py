@@ -77,15 +77,15 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def _apply(operation: Operation, inputs: Sequence[Array], held: Sequence[Array], layer: int) -> Array:
     kind, x = operation.kind, inputs[0]
     if kind == "linear":
-        weight, bias = (tensor[min(layer, len(tensor) - 1)] for tensor in held)
-        return whole((x @ weight.T + bias) * (1 / FINE)).clip(-LIMIT, LIMIT)
+        weight, bias = held[0][min(layer, len(held[0]) - 1)], held[1][min(layer, len(held[1]) - 1)]
+        return bounded(whole((x @ weight.T + bias) * (1 / FINE)), -LIMIT, LIMIT)
     if kind == "embedding":
         index, table = held
-        return table[min(layer, len(table) - 1)][index[(x + 1).clip(0, len(index) - 1)]]
+        return table[min(layer, len(table) - 1)][index[bounded(x + 1, 0, len(index) - 1)]]
     if kind == "relu":
-        return x.clip(0, LIMIT)
+        return bounded(x, 0, LIMIT)
     if kind == "clamp":
-        return x.clip(*operation.numbers)
+        return bounded(x, *operation.numbers)
     if kind == "cat":
         wide = sum(part.shape[1] for part in inputs)
         joined = empty_like(x, (len(x), wide))
@@ -97,12 +97,19 @@ def _apply(operation: Operation, inputs: Sequence[Array], held: Sequence[Array],
     if kind == "slice":
         return x[:, operation.numbers[0] : operation.numbers[1]]
     both = x + inputs[1] if kind == "add" else x - inputs[1]
-    return both.clip(-LIMIT, LIMIT)
+    return bounded(both, -LIMIT, LIMIT)
 
 
 def whole(values: Array) -> Array:
     """Rounded down to whole numbers."""
     return np.floor(values) if isinstance(values, np.ndarray) else values.floor()
+
+
+def bounded(values: Array, low: float, high: float) -> Array:
+    """Cut off at both ends; NaN is taken for the lower."""
+    if isinstance(values, np.ndarray):  # the same as clip, without its ten microseconds
+        return np.minimum(np.fmax(values, low), high)
+    return values.nan_to_num(nan=low).clamp(low, high)
 
 
 def empty_like(array: Array, shape: tuple[int, ...]) -> Array:

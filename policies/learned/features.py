@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from policies.learned.arithmetic import UNIT, Array, empty_like, whole
+from policies.learned.arithmetic import UNIT, Array, bounded, empty_like, whole
 
 BLOCKS = ("recent", "chosen", "weights", "earlier", "lookahead")
 RATES = (0, 2, 5)
 """Decay of the memory: each step leaves 1 - 2^-rate of it; 0 keeps the last step only."""
+_KEPT = np.array([[1 / (1 << rate)] for rate in RATES])  # powers of two: products are exact
 FAR = 64.0
 """Logits are cut off at this."""
 
@@ -37,9 +38,7 @@ def width(block: str, experts: int) -> int:
 def in_units(values: Array) -> Array:
     """Half-precision numbers as whole units in float64, rounded half up; NaN is -FAR."""
     values = values.astype(np.float64) if isinstance(values, np.ndarray) else values.double()
-    values = whole(values * UNIT + 0.5).clip(-FAR * UNIT, FAR * UNIT)
-    values[values != values] = -FAR * UNIT
-    return values
+    return bounded(whole(values * UNIT + 0.5), -FAR * UNIT, FAR * UNIT)
 
 
 def many_hot(ids: Array, values: Array | None, experts: int) -> Array:
@@ -67,10 +66,8 @@ def _many_hot(ids, values, out):  # type: ignore[no-untyped-def]
 
 def remembered(memory: Array) -> Array:
     """What `recent` says, from the memory [..., rates, experts]."""
-    found = empty_like(memory, memory.shape)
-    for number, rate in enumerate(RATES):
-        found[..., number, :] = whole(memory[..., number, :] * (1 / (1 << rate)))
-    return found
+    kept = _KEPT if isinstance(memory, np.ndarray) else memory.new_tensor(_KEPT.tolist())
+    return whole(memory * kept)
 
 
 def remember(memory: Array, share: Array) -> Array:
