@@ -8,6 +8,7 @@ here.
 import argparse
 import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,14 @@ def alone(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any]])
     found: dict[str, Measured] = {}
     for name, table in predictors.items():
         seen = [foreseen(parts.test, table, m) for m in counts]
-        found[name] = measure(parts.test, setting.shape, setting.capacity, {}, {**table, "count": k})
+        found[name] = measure(parts.test, setting, {}, {**table, "count": k})
         cells = [f"{recall:.3f}" for recall, _ in seen] + [f"{seen[1][1]:.3f}"]
         cells += [f"{found[name].result.phases.decode.hit_ratio:.3f}", f"{found[name].rate:.3f}"]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    none = measure(parts.test, setting.shape, setting.capacity, {}, {})
+    none = measure(parts.test, setting, {}, {})
     dashes = " | -" * (len(counts) + 1)
     print(f"| none{dashes} | {none.result.phases.decode.hit_ratio:.3f} | {none.rate:.3f} |")
-    again = measure(parts.test, setting.shape, setting.capacity, {}, {**predictors["gate"], "count": k})
+    again = measure(parts.test, setting, {}, {**predictors["gate"], "count": k})
     same = np.array_equal(again.by_request, found["gate"].by_request)
     print(f"sentinel (gate once more): {'identical' if same else 'DIFFERENT'}")
     costs = {name: one.by_request.astype(np.float64) for name, one in found.items() if name != "oracle"}
@@ -141,12 +142,10 @@ def combined(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any
     }
 
     def run(trace: Trace, plan: tuple[str, str]) -> Measured:
-        return measure(trace, setting.shape, setting.capacity, evictions[plan[0]], prefetches[plan[1]])
+        return measure(trace, setting, evictions[plan[0]], prefetches[plan[1]])
 
     tuned = {plan: run(parts.tune, plan).rate for plan in itertools.product(evictions, prefetches)}
-    print(
-        "\ntuning requests, tokens/s:\n\n| | " + " | ".join(prefetches) + " |\n" + "|---" * (len(prefetches) + 1) + "|"
-    )
+    print(f"\ntuning requests, tokens/s:\n\n{heading(prefetches)}")
     for name in evictions:
         print(f"| {name} | " + " | ".join(f"{tuned[name, ahead]:.3f}" for ahead in prefetches) + " |")
     base = max((plan for plan in tuned if plan[0] == "lru" and plan[1].startswith("gate ")), key=tuned.__getitem__)
@@ -181,14 +180,13 @@ def phone(route: Path, folder: Path) -> None:
     print("\n## Qwen3-30B-A3B on a phone: one request, so verdicts are of blocks of its steps, not of requests")
     evictions = ("lru", "layer-aware", "score", "lfu-perfect")
     prefetches = ("none", "previous-token", "markov", "history")
-    for capacity in ("2000MiB", "4000MiB"):
+    for capacity in ("768", "1536"):  # slots of 48 layers of 128 experts, in one global cache
+        setting = Setting("qwen3-30b-a3b", "qwen3-30b-a3b", capacity, "hqq-4bit")
         found = {
-            (e, p): measure(trace, None, capacity, {"policy": e}, {"predictor": p, "count": trace.top_k})
+            (e, p): measure(trace, setting, {"policy": e}, {"predictor": p, "count": trace.top_k})
             for e, p in itertools.product(evictions, prefetches)
         }
-        print(
-            f"\n{capacity}, tokens/s:\n\n| | " + " | ".join(prefetches) + " |\n" + "|---" * (len(prefetches) + 1) + "|"
-        )
+        print(f"\n{capacity} slots, tokens/s:\n\n{heading(prefetches)}")
         for e in evictions:
             print(f"| {e} | " + " | ".join(f"{found[e, p].rate:.3f}" for p in prefetches) + " |")
         base = max((plan for plan in found if plan[0] == "lru"), key=lambda plan: found[plan].rate)
@@ -197,6 +195,12 @@ def phone(route: Path, folder: Path) -> None:
         (one,) = judge([compare((" + ".join(best), ours), (" + ".join(base), theirs), "tokens/s")])
         words = f"{one.verdict} (p {one.p:.4f}, {one.requests} blocks of {BLOCK} steps"
         print(f"\n- {words}; the best was chosen on the same blocks)")
+
+
+def heading(columns: Iterable[str]) -> str:
+    """The first two lines of a table."""
+    names = list(columns)
+    return "| | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|"
 
 
 def blocks(of_step: np.ndarray) -> np.ndarray:

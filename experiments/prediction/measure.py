@@ -10,11 +10,11 @@ from engine.passes import Replayed
 from engine.plan import plan_from_dict
 from engine.replay import replay
 from engine.result import Result
+from experiments.prediction.traces import Setting
 from experiments.study.passes import Course
 from tracekit import Trace
 
 HARDWARE = "rtx3060"
-WEIGHTS = {"experts": "hqq-2bit", "attention": "hqq-4bit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +32,20 @@ class Measured:
         return self.result.time.tokens_per_second
 
 
-def measure(
-    trace: Trace, shape: str | None, capacity: str, eviction: Mapping[str, Any], prefetch: Mapping[str, Any]
-) -> Measured:
+def measure(trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetch: Mapping[str, Any]) -> Measured:
     """Replay one plan on the modelled machine."""
     course, kept = Course.of(trace), []
     tables = {
-        "cache": {"capacity": capacity},
+        "cache": {"capacity": setting.capacity},
         "eviction": dict(eviction),
         "prefetch": dict(prefetch),
-        "weights": WEIGHTS,
+        "weights": {"experts": setting.experts, "attention": "hqq-4bit"},
     }
 
     def keep(done: Replayed) -> None:
         kept.append(done.step_ns)
 
-    result = replay(trace, plan_from_dict(tables), HARDWARE, shape=shape, bounds=False, on_done=keep)
+    result = replay(trace, plan_from_dict(tables), HARDWARE, shape=setting.shape, bounds=False, on_done=keep)
     assert result.time is not None
     of_step = np.rint(kept[0][course.phase == 1] * result.time.scale)
     return Measured(result, course.shared(kept[0], result.time.scale), of_step)

@@ -19,11 +19,12 @@ DISTANCES = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A reference model, timed at a large model's sizes."""
+    """A model's routing, timed at a large model's sizes."""
 
     model: str
     shape: str
     capacity: str
+    experts: str = "hqq-2bit"
 
 
 SETTINGS = (
