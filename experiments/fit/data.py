@@ -89,16 +89,14 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
         if own:
             steps = until[first : first + count][kept]
             found[2].append(log2_steps(np.minimum(steps, FAR)).astype(np.float32))
-            used: Any = np.stack(
-                [np.add.reduceat(piece.chosen[m], piece.starts[:-1]) > 0 for m in range(layers)], axis=1
-            )
+            used = np.stack([np.add.reduceat(piece.chosen[m], piece.starts[:-1]) > 0 for m in range(layers)], axis=1)
             found[3].append(used[kept])
         else:
             wanted = np.stack([piece.chosen[layer + distance][kept] > 0 for layer in range(sources)], axis=1)
-            both = [piece.real[layer] & piece.real[layer + distance] for layer in range(sources)]
-            real: Any = np.array([rows[kept] for rows in both]).T
+            both: list[Any] = [piece.real[layer] & piece.real[layer + distance] for layer in range(sources)]
+            real = np.array([rows[kept] for rows in both]).T
             found[2].append(wanted.astype(np.float32))
-            exists: Any = np.arange(experts) < np.array(trace.manifest.experts_per_layer)[distance:, None]
+            exists = np.arange(experts) < np.array(trace.manifest.experts_per_layer)[distance:, None]
             found[3].append(real[:, :, None] & exists)
         found[4].append(trace.request[place[kept]])
     return Data(*(np.concatenate(parts) for parts in found))
