@@ -68,22 +68,20 @@ def alone(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any]])
     """Every predictor under LRU: recall, hits, tokens per second with its own cost."""
     k = parts.test.top_k
     counts = (1, k, k + 1, 2 * k)
-    print(
-        "| prefetcher | "
-        + " | ".join(f"recall at {m}" for m in counts)
-        + f" | precision at {k} | decode hits | tokens/s |"
-    )
-    print("|---" * (len(counts) + 4) + "|")
+    columns = [*(f"recall at {m}" for m in counts), f"precision at {k}", "decode hits", "tokens/s", "if free"]
+    print(heading(columns))
     found: dict[str, Measured] = {}
     for name, table in predictors.items():
         seen = [foreseen(parts.test, table, m) for m in counts]
         found[name] = measure(parts.test, setting, {}, {**table, "count": k})
         cells = [f"{recall:.3f}" for recall, _ in seen] + [f"{seen[1][1]:.3f}"]
         cells += [f"{found[name].result.phases.decode.hit_ratio:.3f}", f"{found[name].rate:.3f}"]
+        free = measure(parts.test, setting, {}, {**table, "count": k}, free=True) if name in FITTED else found[name]
+        cells.append(f"{free.rate:.3f}")
         print(f"| {name} | " + " | ".join(cells) + " |")
     none = measure(parts.test, setting, {}, {})
     dashes = " | -" * (len(counts) + 1)
-    print(f"| none{dashes} | {none.result.phases.decode.hit_ratio:.3f} | {none.rate:.3f} |")
+    print(f"| none{dashes} | {none.result.phases.decode.hit_ratio:.3f} | {none.rate:.3f} | {none.rate:.3f} |")
     again = measure(parts.test, setting, {}, {**predictors["gate"], "count": k})
     same = np.array_equal(again.by_request, found["gate"].by_request)
     print(f"sentinel (gate once more): {'identical' if same else 'DIFFERENT'}")

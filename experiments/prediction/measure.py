@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from engine.hardware import load_hardware
 from engine.passes import Replayed
 from engine.plan import plan_from_dict
 from engine.replay import replay
@@ -32,9 +34,14 @@ class Measured:
         return self.result.time.tokens_per_second
 
 
-def measure(trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetch: Mapping[str, Any]) -> Measured:
-    """Replay one plan on the modelled machine."""
-    course, kept = Course.of(trace), []
+def measure(
+    trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetch: Mapping[str, Any], *, free: bool = False
+) -> Measured:
+    """Replay one plan on the modelled machine; `free`: as if asking a predictor took no fixed time."""
+    course, kept, machine = Course.of(trace), [], load_hardware(HARDWARE)
+    if free:
+        overhead = msgspec.structs.replace(machine.overhead, per_prediction_ns=0)
+        machine = msgspec.structs.replace(machine, overhead=overhead)
     tables = {
         "cache": {"capacity": setting.capacity},
         "eviction": dict(eviction),
@@ -45,7 +52,7 @@ def measure(trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetc
     def keep(done: Replayed) -> None:
         kept.append(done.step_ns)
 
-    result = replay(trace, plan_from_dict(tables), HARDWARE, shape=setting.shape, bounds=False, on_done=keep)
+    result = replay(trace, plan_from_dict(tables), machine, shape=setting.shape, bounds=False, on_done=keep)
     assert result.time is not None
     of_step = np.rint(kept[0][course.phase == 1] * result.time.scale)
     return Measured(result, course.shared(kept[0], result.time.scale), of_step)
