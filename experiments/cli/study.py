@@ -121,6 +121,8 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         typer.echo((f"{where}: " if where else "") + setting["statement"])
         for found in setting["comparisons"]:
             typer.echo(f"  {found['verdict']}")
+        for line in setting["ranking"]:
+            typer.echo(f"  {line}")
         for note in setting["notes"]:
             typer.echo(f"  note: {note}")
     for warning in summary["warnings"]:

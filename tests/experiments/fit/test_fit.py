@@ -40,6 +40,7 @@ def predictable(path: Path, *, requests: int = 12, length: int = 20) -> Trace:
         path,
         chosen,
         num_experts=experts,
+        expert_bytes=[1000] * layers,
         request=np.repeat(np.arange(requests), length),
         phase=DECODE,
         token_id=token,
@@ -279,3 +280,24 @@ def test_the_page_s_example_is_a_predictor(tmp_path: Path) -> None:
     trace = predictable(tmp_path / "t.trace", requests=6)
     card = fit(f"{tmp_path}/mine.py:{name}", trace, tmp_path / "p", held_out=[5], options=Training(epochs=1))
     assert card.held_out["recall"]["8"] == 1.0
+
+
+def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> None:
+    from experiments.study.grid import study_from_dict
+    from experiments.study.run import run_study
+    from experiments.study.workers import Threads
+
+    trace = predictable(tmp_path / "t.trace", requests=24)
+    fit("routing", trace, tmp_path / "p", held_out=list(range(12, 24)), options=Training(epochs=1))
+    assert run(["slice", str(trace.path), "--requests", "12:24", "-o", str(tmp_path / "unseen.trace")]) == 0
+    prefetch = ["none", {"predictor": "learned", "artefact": "p", "count": [1, 2]}]
+    grid = {"capacity": "2/layer", "prefetch": prefetch}
+    seen, unseen = (
+        run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
+        for name in ("t.trace", "unseen.trace")
+    )
+    assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
+    (setting,) = unseen["settings"]
+    # Without prefetching one pass answers for all sizes, and knows nothing of single requests: it is not ranked.
+    assert unseen["failed"] == 0 and len(setting["ranking"]) == 2
+    assert setting["ranking"][0].startswith("1. ") and all("learned (of p" in line for line in setting["ranking"])
