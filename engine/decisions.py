@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numba import njit
 
+from engine.foresight import Foresight
 from engine.plan import Plan
 from engine.signals import with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.events import Events
 from policies.ranking import rank_lookahead
-from policies.registry import eviction_policy
+from policies.registry import eviction_policy, prefetcher
 from policies.state import Batch
 from tracekit import Trace
 from tracekit.demand import ABSENT, CHUNK, Demand, iter_demand, step_starts
@@ -28,8 +29,11 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         pinned = most_popular(Trace.open(plan.eviction.profile), experts_per_layer, capacity, size)
     elif plan.eviction.profile is not None:
         raise PlanError(f"eviction policy {plan.eviction.policy!r} reads no profile: remove eviction.profile")
+    _check_artefacts(plan)
     return CacheSpec(
         pinned=pinned,
+        predictor=plan.prefetch.artefact,
+        estimator=plan.eviction.artefact,
         layers=len(experts_per_layer),
         experts=num_experts,
         capacity=capacity,
@@ -43,6 +47,21 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         staging=plan.prefetch.staging,
         into_cache=plan.prefetch.target == "cache",
     )
+
+
+def _check_artefacts(plan: Plan) -> None:
+    """Raise PlanError unless just the policies that read a fitted predictor have one."""
+    for kind, name, reads, artefact in (
+        ("eviction", plan.eviction.policy, eviction_policy(plan.eviction.policy).reads, plan.eviction.artefact),
+        ("prefetch", plan.prefetch.predictor, prefetcher(plan.prefetch.predictor).reads, plan.prefetch.artefact),
+    ):
+        if reads.startswith("predicted") and artefact is None:
+            raise PlanError(
+                f"{kind} policy {name!r} needs {kind}.artefact = a fitted predictor's directory (--{kind}-artefact); "
+                "tracekit fit makes one"
+            )
+        if artefact is not None and not reads.startswith("predicted"):
+            raise PlanError(f"{kind} policy {name!r} reads no fitted predictor: remove {kind}.artefact")
 
 
 def most_popular(
@@ -89,7 +108,7 @@ def iter_decisions(
     pieces = iter_demand(trace, chunk) if demands is None else iter(demands)
     if reshape is not None:
         pieces = map(reshape, pieces)
-    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, pieces):
+    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, pieces, spec):
         hint = known.of(demand) if ranked is None else np.ascontiguousarray(next(ranked)[:, : known.count])
         batch = Batch(
             demand.layer,
@@ -121,6 +140,7 @@ class _Hints:
         self.count = 0 if reads == "nothing" else min(spec.count, spec.experts)
         self.experts_per_layer = trace.manifest.experts_per_layer
         self.top_k = trace.top_k
+        self.foresight = Foresight(trace, spec) if reads == "predicted" else None
         if reads == "lookahead":
             self.lookahead = trace.lookahead(spec.distance)
             if self.lookahead is None:
@@ -144,6 +164,8 @@ class _Hints:
                 logits = rows[:, layer, : self.experts_per_layer[target]]
                 ranked = rank_lookahead(logits, starts - starts[0], self.top_k, self.count)
                 hints[:, layer] = np.where(ranked >= 0, ranked + target * spec.experts, -1)
+        elif self.foresight is not None:
+            hints[:] = self.foresight.hints(demand)
         elif self.reads == "future":
             _future(demand.keys, demand.start, spec.layers, spec.distance, hints)
         return hints.reshape(demand.visits, self.count)

@@ -26,6 +26,8 @@ class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "lru"
     # a trace whose most popular experts `static` keeps
     profile: str | None = None
+    # a fitted predictor's directory (tracekit fit), for `learned`
+    artefact: str | None = None
     parameters: dict[str, int | float | bool] = {}
 
 
@@ -41,6 +43,8 @@ class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
     target: Literal["staging", "cache"] = "staging"
     # buffers outside the cache, for prefetches and overflow
     staging: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
+    # a fitted predictor's directory (tracekit fit), for `learned`
+    artefact: str | None = None
     parameters: dict[str, int | float | bool] = {}
 
 

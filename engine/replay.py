@@ -10,9 +10,11 @@ import numpy as np
 from engine.advice import advice, fit_warnings
 from engine.bounds import bounds_passes, find_bounds
 from engine.estimates import find_estimates
+from engine.evidence import check_evidence
 from engine.hardware import HardwareProfile, load_hardware
 from engine.passes import DECODE, Replayed, run
 from engine.plan import Plan
+from engine.predictor_costs import with_predictors
 from engine.regret import find_regret, regret_passes
 from engine.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
@@ -34,6 +36,7 @@ def replay(
     *,
     shape: ModelShape | str | None = None,
     bounds: bool | None = None,
+    allow_fitted: bool = False,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
@@ -46,6 +49,7 @@ def replay(
         shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
+        allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
         progress: called with the number of tokens of each finished piece of each pass (see `replay_passes`).
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
@@ -58,11 +62,13 @@ def replay(
     model = load_shape(shape) if isinstance(shape, str) else shape
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
+    seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
     weights = plan.weights
     costs = None
     if machine is not None:
         cpu = plan.compute.cpu_experts
         costs = model_costs(trace.manifest, machine, model, weights.experts, weights.attention, cpu)
+        costs = with_predictors(costs, plan, machine)
     done = run(trace, plan, costs, model, progress=progress, on_events=on_events, log=log)
     if on_done is not None:
         on_done(done)
@@ -70,7 +76,7 @@ def replay(
     counts = [counts_of(done, [phase], sized=bool(sizes)) for phase in (0, 1)]
     total = counts_of(done, [0, 1], sized=bool(sizes))
     time = None if machine is None or costs is None else time_of(done, costs, machine, model)
-    warnings = advice(trace, plan, done, sizes, costs, time)
+    warnings = seen + advice(trace, plan, done, sizes, costs, time)
     if bounds is None and not is_bounded(trace, bounds):
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numba import njit
 
+from engine.foresight import Outlook
+from policies.cache import CacheSpec
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
@@ -15,10 +17,13 @@ Signal = tuple[np.ndarray, np.ndarray]
 NOTHING = np.empty(0, np.float64)
 
 
-def with_signals(reads: str, trace: Trace, demands: Iterator[Demand]) -> Iterator[tuple[Demand, Signal]]:
+def with_signals(
+    reads: str, trace: Trace, demands: Iterator[Demand], spec: CacheSpec
+) -> Iterator[tuple[Demand, Signal]]:
     """Each piece of demand with the signal that a policy `reads`.
 
-    "nothing", "next-use" (needs all pieces at once) or "gate-weight". Raises PlanError when the trace lacks it.
+    "nothing", "next-use" (needs all pieces at once), "gate-weight" or "predicted-use" (of the `spec`'s estimator).
+    Raises PlanError when the trace lacks it, PolicyError when the estimator is not for this trace's model.
     """
     if reads == "nothing":
         for demand in demands:
@@ -32,8 +37,14 @@ def with_signals(reads: str, trace: Trace, demands: Iterator[Demand]) -> Iterato
         starts = step_starts(trace.step)
         for demand in demands:
             yield demand, gate_weights(trace, demand, starts)
+    elif reads == "predicted-use":
+        outlook = Outlook(trace, spec)
+        for demand in demands:
+            yield demand, outlook.signal(demand)
     else:
-        raise PlanError(f"no signal {reads!r}: an eviction policy reads nothing, next-use or gate-weight")
+        raise PlanError(
+            f"no signal {reads!r}: an eviction policy reads nothing, gate-weight, predicted-use or next-use"
+        )
 
 
 def next_use(demands: Sequence[Demand]) -> list[Signal]:

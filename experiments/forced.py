@@ -11,6 +11,7 @@ from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
 from engine.passes import Replayed, run
 from engine.plan import Plan, WeightsPlan
+from engine.predictor_costs import with_predictors
 from engine.simulator.costs import model_costs
 from experiments.validate import (
     Tokens,
@@ -85,7 +86,7 @@ def validate_routing(
     say("timing the offloaded model")
     made = offloaded_model(plan)
     with offloaded(made) as state:
-        distance = plan.prefetch.distance if state.cache.prefetch_class.reads == "lookahead" else None
+        distance = state.lookahead_distance
         forced = ForcedRouting(routing, len(state.layers), state.spec.experts, state.top_k, distance)
         count = forced.steps if steps is None else min(steps, forced.steps)
         for _ in range(2):  # the first time warms up
@@ -105,6 +106,7 @@ def validate_routing(
     costs = model_costs(
         routing.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored=plan.weights.experts
     )
+    costs = with_predictors(costs, as_stored, hardware)
     simulated = first_steps(run(routing, as_stored, costs), count)
     time = time_error(routing, timings, simulated, hardware, calibrated_here, emulate_link)
     tokens = Tokens(compared=0, identical=True)

@@ -13,6 +13,7 @@ from engine.decisions import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
 from engine.passes import Replayed, run
 from engine.plan import CachePlan, Plan, WeightsPlan
+from engine.predictor_costs import with_predictors
 from engine.simulator.costs import model_costs
 from engine.simulator.timeline import LATE, USEFUL, WASTED
 from engine.weights import WeightFormat
@@ -158,7 +159,7 @@ def validate(
     with tempfile.TemporaryDirectory() as folder, state:
         say("recording the offloaded model")
         path = keep_trace or Path(folder) / "engine.trace"
-        ahead = (plan.prefetch.distance,) if state.cache.prefetch_class.reads == "lookahead" else ()
+        ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
         options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk)
         trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
         recorded = state.log
@@ -181,6 +182,7 @@ def validate(
                 )
         tokens = Tokens(compared=sum(map(len, plain)), identical=plain == generated)
         costs = model_costs(trace.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored[0])
+        costs = with_predictors(costs, plan, hardware)
         simulated = run(trace, plan, costs)
         time = time_error(trace, timings, simulated, hardware, calibrated_here, emulate_link)
     slow = threshold is not None and time.step_error_median > threshold

@@ -24,7 +24,8 @@ class CacheSpec:
     """Everything that decides a cache's decisions.
 
     `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
-    for all layers. `pinned` keys are resident from the start and never evicted.
+    for all layers. `pinned` keys are resident from the start and never evicted. `predictor` and `estimator` are the
+    directories of what was fitted for prefetching and for eviction, which others read (engine.foresight).
     """
 
     layers: int
@@ -40,6 +41,8 @@ class CacheSpec:
     staging: int = 4
     into_cache: bool = False
     pinned: tuple[int, ...] = ()
+    predictor: str | None = None
+    estimator: str | None = None
 
 
 class ExpertCache:

@@ -23,11 +23,22 @@ def rank_lookahead(logits: np.ndarray, starts: np.ndarray, top_k: int, count: in
     return ranked
 
 
+def rank_scores(scores: np.ndarray, starts: np.ndarray, picks: int, count: int, least: float) -> np.ndarray:
+    """As `rank_lookahead`, of a learned predictor's scores f64 [tokens, experts]: whole numbers, NaN for none.
+
+    Each token picks the `picks` experts of the largest scores, none below `least`.
+    """
+    ranked = np.full((len(starts) - 1, count), -1, np.int32)
+    if scores.shape[1] > 0:
+        _rank(np.where(scores >= least, scores, np.nan), starts, min(picks, scores.shape[1]), ranked)
+    return ranked
+
+
 @njit(cache=True, nogil=True)
 def _rank(logits, starts, top_k, ranked):  # type: ignore[no-untyped-def]
     experts = logits.shape[1]
     votes = np.zeros(experts, np.int64)
-    best = np.empty(experts, np.float32)
+    best = np.empty(experts, logits.dtype)
     picked = np.zeros(experts, np.bool_)
     for visit in range(len(starts) - 1):
         votes[:] = 0

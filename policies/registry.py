@@ -35,6 +35,7 @@ EVICTION = {
     "score": "policies.eviction.score:Score",
     "least-stale": "policies.eviction.least_stale:LeastStale",
     "layer-aware": "policies.eviction.layer_aware:LayerAware",
+    "learned": "policies.eviction.learned:Learned",
     "belady": "policies.eviction.belady:Belady",
     "belady-bypass": "policies.eviction.belady_bypass:BeladyBypass",
 }
@@ -45,6 +46,9 @@ PREFETCH = {
     "popular": "policies.prefetch.popular:Popular",
     "markov": "policies.prefetch.markov:Markov",
     "history": "policies.prefetch.history:History",
+    "learned": "policies.prefetch.learned:LearnedPrefetch",
+    "gate-adaptive": "policies.prefetch.adaptive:AdaptiveGate",
+    "learned-adaptive": "policies.prefetch.adaptive:AdaptiveLearned",
     "oracle": "policies.prefetch.oracle:OraclePrefetch",
 }
 

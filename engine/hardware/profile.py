@@ -147,6 +147,8 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Host time to ask for one copy and take note of it, during which nothing is computed."""
     per_expert_ns: Nanoseconds = 0
     """Fixed cost of running one expert at one visit (kernel launches), where it is not in per_layer_ns."""
+    per_prediction_ns: Nanoseconds = 120_000
+    """Fixed cost of asking a fitted predictor at one visit: Python and a few small array operations on the host."""
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -81,6 +81,8 @@ def calibrate(
             gate_readback_ns=0,
             per_copy_ns=_clamp(per_copy, 0, 10**10),
             per_expert_ns=_clamp(per_expert, 0, 10**10),
+            # Where the plan has a predictor it ran in what was measured; elsewhere its cost stays an assumption.
+            **({"per_prediction_ns": 0} if state.predicts else {}),
         ),
     )
 

@@ -53,10 +53,12 @@ class ForcedRouting:
             )
         self._limits = manifest.experts_per_layer
         self._ids = self._weights = self._logits = torch.empty(0)
+        self.token_ids = np.zeros(0, np.int32)  # of this step, as recorded
 
     def begin(self, step: int, device: torch.device) -> None:
         """Bring a step's choices to the device."""
         rows = slice(int(self.starts[step]), int(self.starts[step + 1]))
+        self.token_ids = self.trace.token_id[rows]
         chosen = self.trace.experts[rows].astype(np.int64)  # [tokens, layers, k]
         known = self.trace.weights
         weights = np.full(chosen.shape, 1 / chosen.shape[2], np.float32) if known is None else known[rows]

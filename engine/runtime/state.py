@@ -15,6 +15,7 @@ from engine.runtime.cpu_lane import CpuLane
 from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import compute, expert_forward, take_seat
 from engine.runtime.forced import ForcedRouting
+from engine.runtime.foresight import Foresight
 from engine.runtime.link import Link
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
@@ -63,6 +64,8 @@ class OffloadState:
         self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
+        self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
+        self._tokens: Tensor | None = None  # vocabulary ids of this step [tokens]
         self._loader = Loader(store, pool, link)
         self._forward = [expert_forward(layer.experts) for layer in layers]
         self._clock = Clock()
@@ -78,6 +81,11 @@ class OffloadState:
     def log(self) -> Events:
         """Every decision so far, in order: exactly what `ExpertCache.visit` returned."""
         return Events.join(self._events)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a fitted predictor runs at each visit."""
+        return self._foresight.works
 
     @property
     def timings(self) -> Timings:
@@ -109,6 +117,7 @@ class OffloadState:
         self._events = []
         self._real, self._failure = None, None
         self._lookahead.clear()
+        self._foresight.reset()
         self._fill()
 
     def close(self) -> None:
@@ -160,8 +169,8 @@ class OffloadState:
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
         start = perf_counter_ns()
         routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
-        signal = () if weights is None else weight_of(ids, weights, routing.demand)
-        events = self.cache.visit(layer, routing.demand, routing.recency, self._hint(layer, lookahead), signal)
+        hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
+        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
         turn = Turn(self._loader, self.pool, self.lane, base, layout, forward)
@@ -180,12 +189,43 @@ class OffloadState:
             padding = ~self._real[:, None]  # [tokens, 1]
             top_k_index = top_k_index.masked_fill(padding, self.layers[layer].num_experts)
             lookahead = None if lookahead is None else lookahead.masked_fill(padding, float("nan"))
-        return read_back(
-            top_k_index, top_k_weights if self.cache.eviction_class.reads == "gate-weight" else None, lookahead
-        )
+        weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
+        return read_back(top_k_index, top_k_weights if weighed else None, lookahead)
+
+    @property
+    def lookahead_distance(self) -> int | None:
+        """How many MoE layers ahead a gate is asked, if any is."""
+        asked = self.cache.prefetch_class.reads == "lookahead" or "lookahead" in self._foresight.reads
+        return self.spec.distance if asked else None
 
     def _looks_ahead(self, layer: int) -> bool:
-        return self.cache.prefetch_class.reads == "lookahead" and layer + self.spec.distance < len(self.layers)
+        return self.lookahead_distance is not None and layer + self.lookahead_distance < len(self.layers)
+
+    def _read(
+        self,
+        layer: int,
+        ids: np.ndarray,
+        weights: np.ndarray | None,
+        lookahead: np.ndarray | None,
+        demand: list[int],
+    ) -> tuple[list[int], Sequence[float]]:
+        """What the prefetcher and the eviction policy read at this visit."""
+        hint: list[int] | None = None
+        signal: Sequence[float] | None = None
+        if self._foresight.works:
+            hint, signal = self._foresight.visit(layer, ids, weights, lookahead, self._token_ids(len(ids)), demand)
+        if hint is None:
+            hint = self._hint(layer, lookahead)
+        if signal is None:
+            gate = weights is not None and self.cache.eviction_class.reads == "gate-weight"
+            signal = weight_of(ids, weights, demand) if gate and weights is not None else ()
+        return hint, signal
+
+    def _token_ids(self, tokens: int) -> np.ndarray:
+        """Vocabulary ids of this step's rows, -1 where the model was given embeddings."""
+        if self.forced is not None:
+            return self.forced.token_ids
+        return np.full(tokens, -1) if self._tokens is None else self._tokens.cpu().numpy()
 
     def _hint(self, layer: int, lookahead: np.ndarray | None) -> list[int]:
         """The experts of layer `layer + distance`, as its gate ranks them for this visit's tokens."""
@@ -217,8 +257,9 @@ class OffloadState:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
         ids = args[0] if ids is None and args else ids
         mask = kwargs.get("attention_mask")
-        self._real, tokens = None, 0
+        self._real, self._tokens, tokens = None, None, 0
         if isinstance(ids, Tensor):
+            self._tokens = None if ids.is_floating_point() else ids.reshape(-1)
             tokens = ids.shape[0] * ids.shape[1]
             if isinstance(mask, Tensor) and mask.dim() == 2:
                 real = mask[:, -ids.shape[1] :].reshape(-1).bool()  # [tokens]
@@ -236,8 +277,8 @@ def check_policies(spec: CacheSpec) -> ExpertCache:
     """An empty cache that decides by `spec`. PlanError for policies that read what hardware cannot know."""
     cache = ExpertCache(spec)
     for kind, name, policy, known in (
-        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing", "gate-weight")),
-        ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead")),
+        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing", "gate-weight", "predicted-use")),
+        ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead", "predicted")),
     ):
         if policy.reads not in known:
             future = policy.reads in ("next-use", "future")
@@ -245,6 +286,6 @@ def check_policies(spec: CacheSpec) -> ExpertCache:
                 "reads the future: it is a bound for replay" if future else f"reads {policy.reads!r}: not yet supported"
             )
             raise PlanError(f"{kind} {name!r} {why}, and cannot run in the engine")
-    if cache.prefetch_class.reads == "lookahead" and spec.distance >= spec.layers:
+    if cache.prefetch_class.reads in ("lookahead", "predicted") and spec.distance >= spec.layers:
         raise PlanError(f"prefetch distance {spec.distance} is impossible: the model has {spec.layers} MoE layers")
     return cache

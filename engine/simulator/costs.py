@@ -38,6 +38,9 @@ class Costs:
     """The host asks for one copy."""
     layer_overhead_ns: int
     readback_ns: int
+    predict_ns: np.ndarray
+    """The plan's fitted predictors at a visit (engine.predictor_costs)."""
+    predict_token_ps: int
     step_ns: int
     """Once a step: fixed overhead, head and layers without experts."""
 
@@ -199,6 +202,8 @@ def model_costs(
         copy_overhead_ns=overhead.per_copy_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
+        predict_ns=each([0] * len(expert_bytes)),
+        predict_token_ps=0,
         step_ns=int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes),
         copy_engines=hardware.link.copy_engines,
         setup_ns=hardware.link.latency_ns,

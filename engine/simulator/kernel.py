@@ -53,7 +53,8 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             dense = max(costs.dense_ns[layer] + context_ns, arithmetic_ns)
             if layer == 0:
                 dense += costs.step_ns
-            overhead = costs.layer_overhead_ns + costs.readback_ns
+            predicting = costs.predict_ns[layer] + step_tokens[step] * costs.predict_token_ps // 1000
+            overhead = costs.layer_overhead_ns + costs.readback_ns + predicting
             routed = now + dense + overhead
             visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1))
             booked[DENSE] += dense

@@ -59,6 +59,8 @@ CostArrays = namedtuple(
         "copy_overhead_ns",
         "layer_overhead_ns",
         "readback_ns",
+        "predict_ns",
+        "predict_token_ps",
         "step_ns",
         "copy_engines",
         "setup_ns",

@@ -25,6 +25,7 @@ COMMANDS = {
     "slice": ("slice", "Keep some requests, some steps or one phase of a trace."),
     "diff": ("diff", "Say how far two recordings of the same prompts differ."),
     "synthetic": ("synthetic", "Write a trace of stated statistics, for tests and examples."),
+    "fit": ("fit", "Fit a predictor for prefetching or eviction on a trace."),
     "replay": ("replay", "Replay a plan on a trace: hits, bytes and, on modelled hardware, time."),
     "curve": ("curve", "Hit ratio against cache size for several policies."),
     "study": ("study", "Replay a grid of plans on traces and machines, and name the best."),

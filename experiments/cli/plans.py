@@ -13,6 +13,8 @@ def plan_from_options(
     capacity: str | None,
     policy: str | None = None,
     profile: Path | None = None,
+    eviction_artefact: Path | None = None,
+    prefetch_artefact: Path | None = None,
     prefetch: str | None = None,
     prefetch_distance: int | None = None,
     prefetch_count: int | None = None,
@@ -27,12 +29,13 @@ def plan_from_options(
         )
     options: dict[str, dict[str, Any]] = {
         "cache": {"capacity": capacity},
-        "eviction": {"policy": policy, "profile": None if profile is None else str(profile)},
+        "eviction": {"policy": policy, "profile": _text(profile), "artefact": _text(eviction_artefact)},
         "prefetch": {
             "predictor": prefetch,
             "distance": prefetch_distance,
             "count": prefetch_count,
             "staging": staging,
+            "artefact": _text(prefetch_artefact),
         },
         "weights": {"experts": weights},
     }
@@ -41,3 +44,7 @@ def plan_from_options(
         if given:
             tables[name] = {**tables.get(name, {}), **given}
     return plan_from_dict(tables, str(file) if file is not None else "plan")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

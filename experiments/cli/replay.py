@@ -15,6 +15,15 @@ def command(
     profile: Annotated[
         Path | None, typer.Option("--profile", help="for --policy static: a trace whose popular experts are kept")
     ] = None,
+    eviction_artefact: Annotated[
+        Path | None, typer.Option(help="for --policy learned: what tracekit fit wrote")
+    ] = None,
+    prefetch_artefact: Annotated[
+        Path | None, typer.Option(help="for --prefetch learned: what tracekit fit wrote")
+    ] = None,
+    allow_fitted: Annotated[
+        bool, typer.Option("--allow-fitted", help="replay also what a predictor was fitted on; the result is marked")
+    ] = False,
     capacity: Annotated[
         str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%; each also with /layer")
     ] = None,
@@ -84,6 +93,8 @@ def command(
         capacity=capacity,
         policy=policy,
         profile=profile,
+        eviction_artefact=eviction_artefact,
+        prefetch_artefact=prefetch_artefact,
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
@@ -127,6 +138,7 @@ def command(
             hardware,
             shape=model_shape,
             bounds=bounds,
+            allow_fitted=allow_fitted,
             progress=advance,
             on_events=every(listeners),
             on_done=every(finished),

@@ -10,7 +10,8 @@ def command(
     trace: Annotated[Path, typer.Argument(help="a trace directory")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
     requests: Annotated[
-        str | None, typer.Option("--requests", metavar="FIRST:END", help="requests by number, the end excluded: 0:10")
+        str | None,
+        typer.Option("--requests", metavar="FIRST:END", help="requests by number, the end excluded: 0:10 or 3,6,9:12"),
     ] = None,
     steps: Annotated[
         str | None, typer.Option("--steps", metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10")

@@ -146,6 +146,8 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         typer.echo((f"{where}: " if where else "") + setting["statement"])
         for found in setting["comparisons"]:
             typer.echo(f"  {found['verdict']}")
+        for line in setting["ranking"]:
+            typer.echo(f"  {line}")
         for note in setting["notes"]:
             typer.echo(f"  note: {note}")
         _show_search(setting["search"])

@@ -15,6 +15,7 @@ from engine.plan import Plan
 from engine.shapes import ModelShape
 from experiments.study.grid import Study
 from policies.compiled import source_modules
+from policies.learned.artefact import CARD
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import PlanError
@@ -23,7 +24,7 @@ from tracekit.prefix import PrefixTrace
 RESULTS = 1
 """Version of what a cell's row means."""
 SOURCES = (
-    *("tracekit", "tracekit/stats", "policies"),
+    *("tracekit", "tracekit/stats", "policies", "policies/learned"),
     *("engine", "engine/hardware", "engine/shapes", "engine/simulator", "engine/stack"),
     "experiments/study",
 )
@@ -85,6 +86,9 @@ def cell_key(
     tables = plan.to_dict()
     if plan.eviction.profile is not None:
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
+    for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
+        if artefact is not None:
+            tables[table]["artefact"] = _artefact_digest(artefact)
     for table, name in (("eviction", "policy"), ("prefetch", "predictor")):
         tables[table][name] = tables[table][name].rpartition("/")[2]
     meaning: dict[str, Any] = {
@@ -114,6 +118,14 @@ def own_version() -> str:
 @cache
 def _profile_digest(path: str) -> str:
     return Trace.open(path).digest
+
+
+def _artefact_digest(path: str) -> str:
+    """Of a fitted predictor: its card names its tensors' digest."""
+    try:
+        return hashlib.sha256((Path(path) / CARD).read_bytes()).hexdigest()
+    except OSError as error:
+        raise PlanError(f"predictor {path}: {error.strerror or error}; tracekit fit makes one") from None
 
 
 @cache

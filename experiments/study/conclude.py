@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.plan import Plan, plan_from_dict
+from experiments.ranking import in_words, rank_plans
 from experiments.statistics import Comparison, Quantity, compare, judge
 from experiments.study.grid import Objective, Study, plan_name
 
@@ -67,7 +68,14 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
             if not real
             else "no plan fits into max_device_bytes and the device's memory"
         )
-        return {"winner": None, "plan_toml": None, "statement": f"no winner: {reason}", "comparisons": [], "notes": []}
+        return {
+            "winner": None,
+            "plan_toml": None,
+            "statement": f"no winner: {reason}",
+            "comparisons": [],
+            "ranking": [],
+            "notes": [],
+        }
     winner = best(fitting)
     comparisons = against(study, winner, fitting)
     summary = {
@@ -81,6 +89,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "too_large": len(real) - len(fitting),
         "statement": statement(winner, len(fitting), searched=study.search is not None),
         "comparisons": [msgspec.to_builtins(found) for found in comparisons],
+        "ranking": ranking(study, fitting),
         "notes": notes(study, fitting, comparisons),
     }
     return summary
@@ -198,6 +207,27 @@ def against(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> 
         if one.costs is not None
     ]
     return judge(family, level=options.level)
+
+
+def ranking(study: Study, fitting: Sequence[Contestant]) -> list[str]:
+    """The best plans in order, those that cannot be told apart level with each other, a line each; [] without requests.
+
+    They were chosen on the requests that rank them: like the winner, they look a little better than they are.
+    """
+    leading = [one for one in sorted(fitting, key=lambda one: -one.score)[: RUNNERS_UP + 1] if one.costs is not None]
+    if len(leading) < 2:
+        return []
+    one_format = len({one.about[3] for one in fitting}) == 1
+    costs = {one.short if one_format else one.plan: one.costs for one in leading if one.costs is not None}
+    options = study.statistics
+    places, _ = rank_plans(
+        costs,
+        QUANTITY[study.objective],
+        level=options.level,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    return in_words(places)
 
 
 def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:

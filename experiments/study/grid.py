@@ -194,7 +194,7 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
 
 def eviction_name(plan: Plan) -> str:
     """The eviction policy with its parameters: `lru-k (k 3)`."""
-    return plan.eviction.policy + _brackets(plan.eviction.parameters)
+    return plan.eviction.policy + _brackets(_fitted(plan.eviction.artefact) | plan.eviction.parameters)
 
 
 def prefetch_name(plan: Plan) -> str:
@@ -207,7 +207,11 @@ def prefetch_name(plan: Plan) -> str:
         told["into"] = prefetch.target
     if prefetch.staging != PrefetchPlan().staging:
         told["staging"] = prefetch.staging
-    return prefetch.predictor + _brackets(told | prefetch.parameters)
+    return prefetch.predictor + _brackets(_fitted(prefetch.artefact) | told | prefetch.parameters)
+
+
+def _fitted(artefact: str | None) -> dict[str, Any]:
+    return {} if artefact is None else {"of": Path(artefact).name}
 
 
 def needs_future(plan: Plan) -> bool:
@@ -287,9 +291,9 @@ def _tables(label: str, grid: dict[str, Any], axis: str, folder: Path) -> Iterat
         choices = [_values(item) for item in value.values()]
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
-            for key in ("profile", "policy", "predictor"):
+            for key in ("profile", "artefact", "policy", "predictor"):
                 if isinstance(table.get(key), str):
-                    table[key] = _place(table[key], folder, always=key == "profile")
+                    table[key] = _place(table[key], folder, always=key in ("profile", "artefact"))
             yield table
 
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from engine.advice import advice, fit_warnings
 from engine.estimates import device_bytes, find_estimates
+from engine.evidence import check_evidence
 from engine.hardware import load_hardware
 from engine.passes import DECODE, Replayed, spec_of
+from engine.predictor_costs import with_predictors
 from engine.replay import counts_of, time_of
 from engine.result import Counts
 from engine.shapes import ModelShape
@@ -81,7 +83,8 @@ def described(cell: Cell) -> Row:
 
 
 def prepared(bench: Bench, cell: Cell) -> tuple[CacheSpec, Target]:
-    """What the cell's plan decides by, and what it is counted and timed as."""
+    """What the cell's plan decides by, and what it is counted and timed as. PlanError where it would be no evidence."""
+    check_evidence(bench.trace, cell.plan)
     spec, sizes = spec_of(bench.trace.manifest, cell.plan, cell.shape)
     return spec, Target(tuple(sizes), costs_of(bench, cell))
 
@@ -91,7 +94,8 @@ def costs_of(bench: Bench, cell: Cell) -> Costs | None:
     if cell.machine is None:
         return None
     weights, lane = cell.plan.weights, cell.plan.compute.cpu_experts
-    return model_costs(bench.trace.manifest, cell.machine, cell.shape, weights.experts, weights.attention, lane)
+    costs = model_costs(bench.trace.manifest, cell.machine, cell.shape, weights.experts, weights.attention, lane)
+    return with_predictors(costs, cell.plan, cell.machine)
 
 
 def _meaning(spec: CacheSpec) -> bytes:

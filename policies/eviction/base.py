@@ -18,11 +18,12 @@ class EvictionPolicy(Policy):
     a lookup.
 
     `reads` declares what the `signal` of a lookup is: "nothing" (0.0) "gate-weight" (the gate weights that the visit's
-    tokens gave the expert, added up) or "next-use" (the visit at which the expert is demanded again, infinity if never:
-    only bounds may read the future).
+    tokens gave the expert, added up), "predicted-use" (in how many steps the plan's fitted predictor expects the expert
+    again, at least 1) or "next-use" (the visit at which the expert is demanded again, infinity if never: only bounds
+    may read the future).
     """
 
-    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "gate-weight", "next-use")
+    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "gate-weight", "predicted-use", "next-use")
     reads: ClassVar[str] = "nothing"
     needs_profile: ClassVar[bool] = False  # the plan must name a trace whose popular experts fill the cache beforehand
 

@@ -13,11 +13,11 @@ class Prefetcher(Policy):
     At each visit, once the layer's own demand is known, the cache calls `observe` and then `suggest`.
 
     `reads` declares what `hint` holds, best first and padded with -1: "nothing" (all -1), "lookahead" (the target
-    layer's experts as ranked by its gate on this layer's input) or "future" (what the target layer will demand: only
-    bounds may).
+    layer's experts as ranked by its gate on this layer's input), "predicted" (as ranked by the plan's fitted
+    predictor) or "future" (what the target layer will demand: only bounds may).
     """
 
-    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "lookahead", "future")
+    READABLE: ClassVar[tuple[str, ...]] = ("nothing", "lookahead", "predicted", "future")
     reads: ClassVar[str] = "nothing"
 
     def observe(self, layer: int, demand: np.ndarray) -> None:

@@ -200,7 +200,8 @@ class Machine:
             yield self.env.timeout(dense + (costs.step_ns if visit.layer == 0 else 0))
             self.note(DENSE_PART, begin, visit.number)
             begin = self.now
-            yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns)
+            predicting = int(costs.predict_ns[visit.layer]) + visit.step_tokens * costs.predict_token_ps // 1000
+            yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns + predicting)
             self.note(OVERHEAD_PART, begin, visit.number)
             self.last_choice = self.now
             yield self.at_this_instant(CHOICE_KNOWN)

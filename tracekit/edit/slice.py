@@ -15,12 +15,16 @@ from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
 _PHASES = {"prefill": PREFILL, "decode": DECODE}
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _RANGE = re.compile(r"([0-9]{0,10}):([0-9]{0,10})")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows: each part as on the command line, "0:10" (the end excluded), "5:" or ":10"; None for all."""
+    """Which rows: each part as on the command line, "0:10" (the end excluded), "5:" or ":10"; None for all.
+
+    Requests may be several numbers and ranges, "3,6,9:12".
+    """
 
     requests: str | None = None
     steps: str | None = None
@@ -29,10 +33,18 @@ class Selection:
     def rows(self, trace: Trace) -> NDArray[np.bool_]:
         """Whether each row is selected, [tokens]; TraceError for a range that cannot be read."""
         keep = np.ones(trace.tokens, np.bool_)
-        for name, text, column in (("requests", self.requests, trace.request), ("steps", self.steps, trace.step)):
-            if text is not None:
-                low, high = _range(name, text)
-                keep &= (column >= low) & (column < high)
+        if self.requests is not None:
+            ranges = [
+                _range("requests", f"{part}:{int(part) + 1}" if _NUMBER.fullmatch(part) else part)
+                for part in self.requests.split(",")
+            ]
+            edges = np.array(sorted(ranges))
+            last = np.maximum.accumulate(edges[:, 1])
+            place = np.searchsorted(edges[:, 0], trace.request, side="right") - 1
+            keep &= (place >= 0) & (trace.request < last[place])
+        if self.steps is not None:
+            low, high = _range("steps", self.steps)
+            keep &= (trace.step >= low) & (trace.step < high)
         if self.phase is not None:
             if self.phase not in _PHASES:
                 hint = did_you_mean(self.phase, _PHASES)

@@ -31,7 +31,10 @@ from tracekit.recorder.seam import count_moe_layers  # noqa: E402
 
 PROMPT = [5, 6, 7, 8, 20, 9, 10, 3, 7, 41, 11, 12, 30]
 CAPACITIES = ("1/layer", "50%/layer", "100%/layer")  # of experts; the first leaves most to staging buffers
-FITTED = {"learned"}  # need a file that was fitted on this model's routing: their own tests run them
+FITTED = {
+    "learned",
+    "learned-adaptive",
+}  # need a file that was fitted on this model's routing: their own tests run them
 EVICTIONS = [name for name in sorted(EVICTION) if not eviction_policy(name).bound and name not in FITTED]
 PREFETCHERS = [name for name in sorted(PREFETCH) if not prefetcher(name).bound and name not in FITTED]
 # With the prefetcher that others' tests compile them for: compiling takes longer than all else here.

@@ -1,0 +1,78 @@
+"""A plan's fitted predictors at work in the engine: hints and signals of each visit, from what has been read back.
+
+They run on the host, where the gate's choice has just arrived and the decisions are made: for the few rows of a decode
+step that takes less than launching their operations on a device would. `policies.learned.session` takes arrays on
+either.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from engine.foresight import Ranking, estimator_of, predictor_of
+from policies.cache import ExpertCache
+from policies.learned.session import Session
+from policies.learned.verdict import steps_until
+from tracekit.demand import ABSENT
+from tracekit.errors import PlanError
+from tracekit.recorder.describe import config_digest, identity
+
+
+class Foresight:
+    """Sessions of the predictors that a cache's policies read; there may be none."""
+
+    def __init__(self, cache: ExpertCache, model: nn.Module, experts_per_layer: Sequence[int], top_k: int) -> None:
+        spec = cache.spec
+        self._predictor = predictor_of(spec) if cache.prefetch_class.reads == "predicted" else None
+        self._estimator = estimator_of(spec) if cache.eviction_class.reads == "predicted-use" else None
+        self._ranking = Ranking(spec, top_k)
+        self._experts_per_layer = list(experts_per_layer)
+        used = [artefact for artefact in (self._predictor, self._estimator) if artefact is not None]
+        for artefact in used:
+            artefact.check_layers(self._experts_per_layer)
+            name, config = identity(model)[0], config_digest(cast(Any, model).config.to_dict())
+            if not artefact.is_of(name, config, top_k):
+                raise PlanError(
+                    f"predictor {artefact.path} was fitted on {artefact.card.fitted.model}, the model is "
+                    f"{type(model).__name__} {name} (top-{top_k}): fit one on its routing"
+                )
+        self.works = bool(used)
+        self.reads = {block for artefact in used for block in artefact.card.blocks}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every step."""
+        self._ahead = None if self._predictor is None else Session(self._predictor)
+        self._outlook = None if self._estimator is None else Session(self._estimator)
+
+    def visit(
+        self,
+        layer: int,
+        ids: np.ndarray,
+        weights: np.ndarray | None,
+        lookahead: np.ndarray | None,
+        tokens: np.ndarray,
+        demand: Sequence[int],
+    ) -> tuple[list[int] | None, list[float] | None]:
+        """Ranked experts of the layer ahead, and steps until each demanded expert's next use; None if nothing reads it.
+
+        ids u16 [tokens, k], weights and lookahead f16 as read back; tokens [tokens] are vocabulary ids, -1 if unknown.
+        """
+        own = self._experts_per_layer[layer]
+        ids = np.where(ids < own, ids, ABSENT)
+        hint = signal = None
+        if self._ahead is not None:
+            hint = []
+            scores = self._ahead.visit(layer, ids, weights, lookahead, tokens)
+            if scores is not None:
+                target = self._experts_per_layer[layer + self._ahead.card.distance]
+                ranked = self._ranking.of(scores[:, :target], np.array([0, len(scores)], np.int64))[0]
+                hint = [expert for expert in ranked.tolist() if expert >= 0]
+        if self._outlook is not None:
+            scores = self._outlook.visit(layer, ids, weights, None, tokens)
+            assert scores is not None  # of its own layer there always are
+            steps = steps_until(scores)
+            signal = [float(steps[expert]) for expert in demand]
+        return hint, signal

@@ -1,0 +1,1 @@
+"""Fitting predictors (torch). What is fitted runs without torch: `policies.learned`."""

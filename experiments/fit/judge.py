@@ -1,0 +1,123 @@
+"""How good a fitted predictor is on requests that it has not seen: recall and precision at m, calibration."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from engine.foresight import Scores
+from policies.learned.arithmetic import UNIT
+from policies.learned.artefact import Artefact
+from policies.learned.session import Session
+from policies.learned.verdict import steps_until
+from policies.ranking import rank_scores
+from tracekit import DECODE, Trace
+from tracekit.demand import step_starts
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
+BINS = 10
+STEPS = 512
+VISITS = 400
+
+
+def judge_predictor(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+    """What the artefact is worth on `trace`; everything is of decode tokens, the layers ahead taken together.
+
+    For prefetching: `recall` and `precision` at m, by m; `calibration`, the mean difference between believed and true
+    probability over BINS equal bins of belief, each weighing as many experts as it holds. For eviction: mean absolute
+    error of log2 of the steps until the next use of what was demanded, and of always saying the same.
+    """
+    return _judge_eviction(artefact, trace) if artefact.card.own_layer else _judge_prefetch(artefact, trace)
+
+
+def _judge_prefetch(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+    card = artefact.card
+    counts = [m for m in COUNTS if m <= card.num_experts]
+    hits, chosen, suggested = np.zeros(len(counts), np.int64), 0, np.zeros(len(counts), np.int64)
+    held, believed, true = np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS)
+    starts = step_starts(trace.step)
+    scores = Scores(trace, artefact)
+    for first in range(0, len(starts) - 1, STEPS):
+        last = min(first + STEPS, len(starts) - 1)
+        found, _ = scores.piece(first, last)
+        rows = slice(int(starts[first]), int(starts[last]))
+        decode = trace.phase[rows] == DECODE
+        experts = trace.experts_of(rows.start, rows.stop)[decode]
+        for layer, given in enumerate(found):
+            target = layer + card.distance
+            wide = card.experts_per_layer[target]
+            given = given[decode][:, :wide]
+            real = ~np.isnan(given).any(axis=1)
+            given, came = given[real], np.zeros((int(real.sum()), wide + 1), np.bool_)
+            np.put_along_axis(came, np.minimum(experts[real, target], wide).astype(np.int64), True, axis=1)
+            came = came[:, :wide]
+            chosen += int(came.sum())
+            alone = np.arange(len(given) + 1)
+            for place, m in enumerate(counts):
+                ranked = rank_scores(given, alone, m, min(m, wide), -np.inf)
+                hits[place] += int(np.take_along_axis(came, ranked.clip(0), axis=1)[ranked >= 0].sum())
+                suggested[place] += int((ranked >= 0).sum())
+            belief = 1 / (1 + np.exp(-given / UNIT))
+            bins = np.minimum((belief * BINS).astype(np.int64), BINS - 1).ravel()
+            held += np.bincount(bins, minlength=BINS)
+            believed += np.bincount(bins, belief.ravel(), minlength=BINS)
+            true += np.bincount(bins, came.ravel(), minlength=BINS)
+    return {
+        "distance": card.distance,
+        "lookups": chosen,
+        "recall": dict(zip(map(str, counts), (hits / max(chosen, 1)).tolist(), strict=True)),
+        "precision": dict(zip(map(str, counts), (hits / np.maximum(suggested, 1)).tolist(), strict=True)),
+        "calibration": float(np.abs(believed - true).sum() / max(held.sum(), 1)),
+    }
+
+
+def _judge_eviction(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+    from experiments.fit.data import FAR, steps_until_next
+
+    starts = step_starts(trace.step)
+    until = np.log2(np.minimum(steps_until_next(trace, starts), FAR))
+    scores = Scores(trace, artefact)
+    errors, constant, lookups = 0.0, 0.0, 0
+    for first in range(0, len(starts) - 1, STEPS):
+        last = min(first + STEPS, len(starts) - 1)
+        guessed = np.log2(np.minimum(steps_until(np.stack(scores.piece(first, last)[0], axis=1)), FAR))
+        for step in range(first, last):
+            if trace.phase[starts[step]] != DECODE:
+                continue
+            rows = trace.experts_of(int(starts[step]), int(starts[step + 1]))
+            for layer in range(trace.layers):
+                demanded = np.unique(rows[:, layer])
+                demanded = demanded[demanded < trace.num_experts]
+                truth = until[step, layer, demanded]
+                errors += float(np.abs(guessed[step - first, layer, demanded] - truth).sum())
+                constant += float(np.abs(np.log2(trace.num_experts / trace.top_k) - truth).sum())
+                lookups += len(demanded)
+    return {
+        "lookups": lookups,
+        "error_log2_steps": errors / max(lookups, 1),
+        "error_of_the_mean_gap": constant / max(lookups, 1),
+    }
+
+
+def measure_visit(artefact: Artefact, trace: Trace) -> int:
+    """Nanoseconds of one decode visit of a session on this machine: the median of some hundreds."""
+    card, session = artefact.card, Session(artefact)
+    rows = np.flatnonzero(trace.phase == DECODE)[:VISITS]
+    rows = rows if len(rows) else np.arange(min(trace.tokens, VISITS))
+    lookahead = trace.lookahead(card.distance) if "lookahead" in card.blocks else None
+    times = []
+    for row in rows.tolist():
+        experts, weights = trace.experts_of(row, row + 1), trace.weights_of(row, row + 1)
+        for layer in range(card.sources):
+            ahead = None if lookahead is None else lookahead[row : row + 1, layer]
+            own = None if weights is None else weights[:, layer]
+            start = time.perf_counter_ns()
+            scores: Any = session.visit(layer, experts[:, layer], own, ahead, trace.token_id[row : row + 1])
+            if card.own_layer:
+                steps_until(scores)
+            else:
+                rank_scores(scores, np.array([0, 1]), card.top_k, card.top_k, -np.inf)
+            times.append(time.perf_counter_ns() - start)
+        if len(times) > VISITS:
+            break
+    return int(np.median(times)) if times else 0

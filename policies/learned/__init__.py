@@ -1,0 +1,1 @@
+"""Learned predictors at work: exact arithmetic, features, artefacts. Fitting them is `experiments.fit`, with torch."""

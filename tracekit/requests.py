@@ -1,0 +1,46 @@
+"""Telling requests apart by what they hold: has this predictor seen this text, or this routing, before?"""
+
+import hashlib
+from collections.abc import Collection
+
+import numpy as np
+
+from tracekit.rows import PREFILL
+from tracekit.trace import Trace
+
+FEWEST = 8
+"""Generated parts shorter than this are like others by chance."""
+
+
+def request_digests(trace: Trace) -> dict[int, list[str]]:
+    """For each request's number, ascending, the digests that it is known by: of its prompt, and of what was generated.
+
+    Token ids make a digest where all are known; else the experts do. A sliced, merged or batched trace holds the same
+    requests under the same digests, as long as a phase of them is whole.
+    """
+    order = np.lexsort((trace.position, trace.request))
+    request, phase = trace.request[order], trace.phase[order]
+    edges = np.flatnonzero(np.diff(request, prepend=-1))
+    found: dict[int, list[str]] = {}
+    for first, last in zip(edges, [*edges[1:], len(request)], strict=True):
+        rows = order[first:last]
+        prompt = phase[first:last] == PREFILL
+        parts = [rows[prompt], rows[~prompt]]
+        digests = [_digest(trace, parts[0])] if len(parts[0]) else []
+        if len(parts[1]) >= FEWEST or not digests:
+            digests.append(_digest(trace, parts[1]))
+        found[int(request[first])] = digests
+    return found
+
+
+def known_requests(trace: Trace, digests: Collection[str]) -> list[int]:
+    """The numbers of the requests of which any digest is among `digests`, ascending."""
+    known = set(digests)
+    return [number for number, own in request_digests(trace).items() if known.intersection(own)]
+
+
+def _digest(trace: Trace, rows: np.ndarray) -> str:
+    tokens = trace.token_id[rows]
+    if (tokens >= 0).all():
+        return hashlib.sha256(b"tokens" + tokens.astype("<i4").tobytes()).hexdigest()
+    return hashlib.sha256(b"experts" + trace.experts[rows].astype("<u2").tobytes()).hexdigest()
