@@ -21,6 +21,7 @@ from engine.simulator.lanes import (
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
 from engine.simulator.options import OPTIONS
+from engine.simulator.plain import count, plain_visit, undisturbed
 from engine.simulator.state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
 from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT, STREAM
 
@@ -37,6 +38,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first = events
     now = machine.other[NOW]
+    plain = len(log.rows) == 0 and costs.host_bytes < 0 and costs.cpu == 0
     for step in range(len(step_tokens)):
         several = step_tokens[step] > 1
         context_ns = context[step] * costs.context_ps // 1000
@@ -59,6 +61,12 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1))
             booked[DENSE] += dense
             booked[OVERHEAD] += overhead
+            if plain and not several and undisturbed(machine):
+                hits, loads = count(code, e, end)
+                if loads >= 0:
+                    now = plain_visit(machine, costs, booked, layer, routed, visit.one_ns, hits, loads)
+                    visit_end[v] = now
+                    continue
             note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
             note(log, OVERHEAD_PART, now + dense, routed, number, -1, -1, 0, 0)
             if machine.other[WAITING] > 0:

@@ -35,6 +35,7 @@ def test_every_event_is_at_its_time(
     silent = timed(scenario, costs)
     assert silent.end.tolist() == run.end.tolist()
     assert (silent.spent == run.spent).all()
+    assert silent.timeline.link_busy_ns == run.timeline.link_busy_ns
     assert len(silent.timeline.log) == 0
 
 

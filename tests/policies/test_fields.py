@@ -128,7 +128,11 @@ def test_own_policies_have_bounds(policy: str, parameters: dict[str, float]) -> 
 @pytest.mark.parametrize(
     ("base", "load", "signals"),
     [
-        ("policies.eviction.base:EvictionPolicy", eviction_policy, "'nothing', 'gate-weight', 'predicted-use', 'next-use'"),
+        (
+            "policies.eviction.base:EvictionPolicy",
+            eviction_policy,
+            "'nothing', 'gate-weight', 'predicted-use', 'next-use'",
+        ),
         ("policies.prefetch.base:Prefetcher", prefetcher, "'nothing', 'lookahead', 'predicted', 'future'"),
     ],
     ids=["eviction", "prefetch"],
