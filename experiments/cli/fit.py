@@ -26,10 +26,12 @@ def command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="the prompts that were recorded, one per request")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, max=100_000, help="passes over the examples")] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, max=10)] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(min=0, max=10)] = 1e-4,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, max=10, help="of the optimiser")] = 3e-3,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, max=10, help="of the optimiser; more keeps weights smaller")
+    ] = 1e-4,
     batch: Annotated[int, typer.Option(min=1, help="examples per step of training")] = 512,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of first weights and of the order of requests")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a hyperparameter of the predictor; repeat")
     ] = None,

@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.cache import CacheSpec
-from policies.registry import EVICTION, PREFETCH, eviction_policy
+from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.reference_cache import LOAD, STREAM
 from tests.helpers.reference_cache import PREFETCH as PREFETCHED
 from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
 
 SEEDS = st.integers(0, 2**32 - 1)
+# Those that read a fitted predictor are tested with one, in tests/engine/test_foresight.py.
+EVICTION_NAMES = [name for name in sorted(EVICTION) if eviction_policy(name).reads != "predicted-use"]
+PREFETCH_NAMES = [name for name in sorted(PREFETCH) if prefetcher(name).reads != "predicted"]
 
 
 def hits(events: Recorded) -> set[tuple[int, int]]:
@@ -66,7 +69,7 @@ def test_belady_hits_most(per_layer: bool, seed: int, extra: int) -> None:
         assert len(hits(decisions(scenario, replace(spec, eviction=eviction)))) <= best
 
 
-@pytest.mark.parametrize("eviction", sorted(EVICTION))
+@pytest.mark.parametrize("eviction", EVICTION_NAMES)
 def test_nobody_beats_belady_with_bypassing(eviction: str) -> None:
     """With experts of equal size, whatever the demand: the bound may keep anything that a policy may."""
     for seed in range(60):
@@ -145,10 +148,6 @@ def peeks(eviction: str, prefetch: str, seed: int) -> bool:
     before = [event for event in decisions(scenario, compiled=False) if event[0] < known]
     after = [event for event in decisions(other, compiled=False) if event[0] < known]
     return before != after
-
-
-EVICTION_NAMES = sorted(EVICTION)
-PREFETCH_NAMES = sorted(PREFETCH)
 
 
 @pytest.mark.parametrize("name", EVICTION_NAMES)
