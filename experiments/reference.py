@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from engine.hardware.economy import Power, Price
-from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.profile import Cpu, Device, Disk, Expansion, HardwareProfile, Link, Overhead, Rate
 from engine.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS
 from experiments.study.grid import Search, Statistics
@@ -33,6 +33,7 @@ PLAN = {
 PROFILE = {
     "": HardwareProfile,
     "device": Device,
+    "device.expansions": Expansion,
     "link": Link,
     "link.rates": Rate,
     "overhead": Overhead,

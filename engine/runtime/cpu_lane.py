@@ -5,7 +5,7 @@ cache keeps is copied all the same, and nobody waits for it; one that would only
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -44,10 +44,13 @@ class CpuLane:
         hardware: HardwareProfile,
         layers: Sequence[MoeLayer],
         store: ExpertStore | DiskStore,
+        *,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         assert hardware.cpu is not None
         self.hardware, self.cpu, self.store = hardware, hardware.cpu, store
         self._forward = [expert_forward(layer.experts, "cpu") for layer in layers]
+        self.timeout_s = timeout_s
         self.computed = 0
         self._params = [layer.expert_params for layer in layers]
         self._experts = store.experts
@@ -88,27 +91,29 @@ class CpuLane:
         return key in self._jobs
 
     def result(self, key: int, device: torch.device) -> Tensor:
-        """What an expert made of its rows, on the device. Raises what computing raised, ModelError if it hangs."""
+        """What an expert made of its rows, on the device.
+
+        Raises what computing raised, ModelError if the expert cannot be read or the lane hangs.
+        """
         try:
-            return self._jobs.pop(key).result(TIMEOUT_S).to(device)
+            return self._jobs.pop(key).result(self.timeout_s).to(device)
         except FutureTimeout:
-            raise ModelError(f"the CPU lane hangs: an expert has not been computed for {TIMEOUT_S:g} s") from None
+            raise ModelError(f"the CPU lane hangs: an expert has not been computed for {self.timeout_s:g} s") from None
+        except OSError as error:  # slabs on disk
+            raise ModelError(f"the CPU lane cannot read an expert: {error}") from error
 
     def forget(self) -> None:
-        """Give up what has not begun; wait for what has."""
-        for job in self._jobs.values():
-            job.cancel()
-        for job in self._jobs.values():
-            if not job.cancelled():
-                job.exception(TIMEOUT_S)
+        """Give up what has not begun; wait for what has, but not for what hangs."""
+        running = [job for job in self._jobs.values() if not job.cancel()]
+        wait(running, self.timeout_s)
         self._jobs.clear()
         self._free_at = 0
         self.computed = 0
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, as soon as it has done what it is at."""
         self.forget()
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)
 
     def _compute(self, key: int, rows: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -112,12 +112,7 @@ def calibrate_machine(
             f"compute in {str(dtype).removeprefix('torch.')}; weights and copies from memory that no cache holds",
             f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less what "
             "its weights take at the measured bandwidth",
-            *(["the link is a thread that copies with memcpy"] if device.type == "cpu" else []),
-            *(
-                ["the CPU lane was measured alone: here it shares its cores with the device"]
-                if device.type == "cpu"
-                else []
-            ),
+            *(ON_CPU if device.type == "cpu" else ()),
             disk_note,
             power_note,
             *(str(figure) for figure in figures),

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from engine.plan import Plan, plan_from_dict
-from experiments.benchmarks.engine import decode, load
+from experiments.benchmarks.engine import NEW_TOKENS, decode, load
 from experiments.benchmarks.measure import Row
 
 MODEL = "mixtral-mini"
@@ -62,7 +62,7 @@ def ablation() -> list[Row]:
     for state in states:
         state.close()
     names = list(models)
-    tokens = {name: 48 / seconds[name] for name in names}
+    tokens = {name: NEW_TOKENS / seconds[name] for name in names}
     return [
         Row(f"{above}, tokens/s, against {below}", f"{tokens[above]:.1f}/s", f"{tokens[below]:.1f}/s", ratio, "> 1x")
         for above, below in pairwise(names)
@@ -118,8 +118,10 @@ def layer_by_layer(model: Any, link: Any) -> Iterator[None]:
     register()
     for layer in layers:
         take_seat(layer.experts, partial(serve, layer))
-    yield
-    copies.close()
+    try:
+        yield
+    finally:
+        copies.close()
 
 
 def held_out() -> list[Row]:

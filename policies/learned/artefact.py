@@ -25,7 +25,7 @@ MOST_BYTES = 1 << 32
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose routing a predictor learned from. `requests` are digests (`policies.learned.requests`), sorted."""
+    """Whose routing a predictor learned from. `requests` are digests (`tracekit.requests`), sorted."""
 
     model: str
     config_sha256: str | None

@@ -17,9 +17,8 @@ from tracekit.rows import DECODE, PREFILL
 UNDIVIDED = ("doge", "jamba", "unlimited_ocr")
 """Families that continue a text token by token only: fed several tokens behind a cache, transformers' code for them
 takes what came before for absent, or for masked, without a word."""
-PREFILL_CHUNK = (
-    2048  # long enough that an expert copied for a chunk has work to do, short enough for what a layer holds
-)
+PREFILL_CHUNK = 2048
+"""Long enough that an expert copied for a chunk has work to do, short enough for what a layer holds."""
 PADDING = 0  # any valid id does: padding is masked and never recorded
 
 

@@ -1,5 +1,6 @@
 """The CPU lane: same output, same decisions, the simulator's choice, and no hang when it fails."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from policies.events import EVICT, HIT, LOAD, STREAM
 from tests.engine.runtime.models import FAMILIES, answer, same
 from tests.engine.runtime.test_decisions import assert_decided_alike, record
 from tests.helpers.timelines import Script
-from tracekit.errors import PlanError
+from tracekit.errors import ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
@@ -151,3 +152,28 @@ def test_without_a_measured_cpu_it_is_refused(lacking: str | None, make_model: C
     profile = None if lacking is None else msgspec.structs.replace(load_hardware(lacking), cpu=None)
     with pytest.raises(PlanError, match=r"cpu_experts = \"auto\" weighs .*give --hardware"):
         offload(make_model(), plan_of(), hardware=profile)
+
+
+def test_what_the_lane_cannot_read_is_one_line(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    where = {"host": "disk", "slabs": tmp_path / "slabs"}
+    with offloaded(offload(make_model(), plan_of(), hardware=COPY_WINS, **where)) as state:
+        file = Path(state.store.path) / state.store.index.layers[0].file  # type: ignore[union-attr]
+    with file.open("r+b") as opened:
+        opened.write(b"\xff" * 64)
+    model = offload(make_model(), plan_of(), hardware=LANE_WINS, **where)
+    with offloaded(model), pytest.raises(ModelError, match="the CPU lane cannot read an expert: .* is damaged at exp"):
+        answer(model)
+
+
+def test_a_lane_that_hangs_holds_nobody(make_model: Callable[..., Any]) -> None:
+    model = offload(make_model(), plan_of(), hardware=LANE_WINS)
+    state = offloaded(model)
+    lane: Any = state.lane
+    lane.timeout_s, stuck = 0.2, threading.Event()
+    lane._forward[0] = lambda weights, rows: stuck.wait(30)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"the CPU lane hangs: an expert has not been computed for 0\.2 s"):
+        answer(model)
+    state.close()
+    assert time.monotonic() - start < 5
+    stuck.set()

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study
+from tests.helpers.studies import contents
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.errors import StudyError
 
@@ -48,10 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "study.toml").write_text(TOML)
     run_study(load_study(place / "study.toml"), place / "threads", Threads(2), source=TOML)
     return place
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_no_scheduler_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,6 @@
 """Successive halving: what it prunes, that nothing wins on a beginning, and that it resumes to the same bytes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ from engine.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.schema import SEARCH_COLUMNS
+from tests.helpers.studies import contents, killed_at
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
 from tracekit.batched import batched
@@ -73,10 +69,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(folder: Path) -> Path:
     run_study(load_study(folder / "study.toml"), folder / "out", Threads(2), source=TOML)
     return folder / "out"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.mark.parametrize("steps", [1, 60, 199, 400, 1000])
@@ -181,22 +173,7 @@ def test_what_was_pruned_is_told(folder: Path, searched: Path, capsys: pytest.Ca
 
 def test_one_thread_resumed_after_kills_leaves_the_same_bytes(folder: Path, searched: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from experiments.cli.main import main; main()", "study"]
-    command += [str(folder / "study.toml"), "--output", str(out), "--workers", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    killed = 0
-    for pieces in (3, 60, 75):
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as running:
-            deadline = time.monotonic() + 60
-            while running.poll() is None and len(list(out.glob("cells/*.parquet"))) < pieces:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            if running.poll() is None:
-                running.send_signal(signal.SIGKILL)
-                killed += 1
-    assert killed >= 2
+    assert killed_at((3, 60, 75), folder / "study.toml", out, workers=1) >= 2
     run_study(load_study(folder / "study.toml"), out, Threads(1), source=TOML)
     assert contents(out) == contents(searched)
 
