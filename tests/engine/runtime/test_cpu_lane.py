@@ -161,7 +161,7 @@ def test_what_the_lane_cannot_read_is_one_line(make_model: Callable[..., Any], t
     with file.open("r+b") as opened:
         opened.write(b"\xff" * 64)
     model = offload(make_model(), plan_of(), hardware=LANE_WINS, **where)
-    with offloaded(model), pytest.raises(ModelError, match="the CPU lane cannot read an expert: .* is damaged at exp"):
+    with offloaded(model), pytest.raises(ModelError, match=r"the CPU lane cannot read an expert: .* is damaged at exp"):
         answer(model)
 
 
