@@ -190,6 +190,8 @@ def write(
     from experiments.report import content, write_report
 
     time = validation.time
+    # A policy has one name on the page: its filter shows and hides by it.
+    names = {row.plan["eviction"]["policy"]: row.name for row in rows}
     return write_report(
         path,
         content.ReportContent(
@@ -202,7 +204,7 @@ def write(
             rows=tuple(_policy_row(row) for row in rows),
             curves=tuple(
                 content.CurvePoint(
-                    policy=point.policy,
+                    policy=names.get(point.policy, point.policy),
                     capacity=point.capacity,
                     share_held=point.share,
                     hit_ratio=point.hit_ratio,

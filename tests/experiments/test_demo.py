@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_the_demo_does_the_whole_chain(tmp_path: Path) -> None:
     assert found["winner"] == best["name"] + ("" if predictor == "none" else f" + {predictor} prefetch")
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "mixtral-mini" in page and "Decision logs" in page
+    filtered = re.findall(r'data-shown="([^"]*)"', page)
+    assert sorted(filtered) == ["Belady", "LFU", "LRU", "no cache", "perfect LFU"], "a policy has one name"
     assert (tmp_path / "demo" / "winner.plan.toml").is_file()
 
 
