@@ -3,6 +3,7 @@
 The laptop's half runs where torch and transformers cannot be imported.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -110,7 +111,10 @@ def test_the_recipes_work_without_torch(studied: str, place: Path) -> None:
 def test_the_tutorial_validates(studied: str, place: Path) -> None:
     heading = "On the machine with the model again: validate"
     said = follow(scripts("tutorial.md", heading), place, torch=True)
-    assert "def read(path):" in said or said.strip()
+    found = json.loads((place / "validation.json").read_text("utf-8"))
+    assert found["passed"] and found["decisions"]["identical"] and found["tokens"]["compared"] == 8
+    _, _, text = said.partition("report: report.html")
+    assert len(text.strip().splitlines()) > 1, "the report's size, and then what was generated"
     assert "Simulation and engine decide alike" in (place / "report.html").read_text("utf-8")
 
 
