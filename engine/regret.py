@@ -109,7 +109,7 @@ def without_prefetches(events: Events) -> Events:
     """The decisions with every prefetched expert simply there: its copy takes nothing, of the link or of the host."""
     kept = events.code >> KIND_SHIFT != PREFETCH
     before = np.concatenate([[0], np.cumsum(kept)])
-    return Events(events.code[kept], before[events.start], events.first_visit)
+    return Events(events.code[kept], before[events.start], events.first_visit, events.orderly)
 
 
 class Misses:

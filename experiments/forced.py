@@ -135,7 +135,7 @@ def simulated_events(trace: Trace, plan: Plan, visits: int) -> Events:
         if seen >= visits:
             break
     whole = Events.join(pieces)
-    return Events(whole.code[: int(whole.start[visits])], whole.start[: visits + 1], whole.first_visit)
+    return Events(whole.code[: int(whole.start[visits])], whole.start[: visits + 1], whole.first_visit, whole.orderly)
 
 
 def first_steps(replayed: Replayed, steps: int) -> Replayed:

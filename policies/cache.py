@@ -157,7 +157,7 @@ class ExpertCache:
             raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         # One visit's events are kept by the engine for long: not as a view of room for the worst case.
         code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
-        return Events(code, buffer.start, first)
+        return Events(code, buffer.start, first, not self.state.clairvoyant)
 
     def visit(
         self,

@@ -48,12 +48,14 @@ class Events:
     """The decisions of consecutive visits, `first_visit` the running number of the first.
 
     `code` [events] i64 is as `pack` made it; `start` [visits + 1] i64 delimits each visit's part. The columns `visit`
-    (running number), `kind`, `expert` (key) and `slot` are computed when asked for.
+    (running number), `kind`, `expert` (key) and `slot` are computed when asked for. `orderly` says that no visit evicts
+    what it demands, so that no slot is loaded in the visit that uses it: bounds may, once it is used.
     """
 
     code: np.ndarray
     start: np.ndarray
     first_visit: int = 0
+    orderly: bool = False
 
     def __len__(self) -> int:
         return len(self.code)
@@ -102,7 +104,8 @@ class Events:
         ends = np.cumsum([0] + [len(piece) for piece in pieces])
         starts = [piece.start[:-1] + end for piece, end in zip(pieces, ends, strict=False)]
         code = np.concatenate([piece.code for piece in pieces])
-        return cls(code, np.concatenate([*starts, ends[-1:]]).astype(np.int64), pieces[0].first_visit)
+        start = np.concatenate([*starts, ends[-1:]]).astype(np.int64)
+        return cls(code, start, pieces[0].first_visit, all(piece.orderly for piece in pieces))
 
 
 def event_buffer(lookups: int, visits: int, residents: int, staging: int, suggestions: int) -> EventBuffer:

@@ -36,9 +36,9 @@ FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
 def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, totals, prefetches):  # type: ignore[no-untyped-def]
     """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches."""
     layers, begins, keys, tokens, step_tokens, phases = demand
-    code, first = events
+    code, first, orderly = events
     now = machine.other[NOW]
-    plain = len(log.rows) == 0 and costs.host_bytes < 0 and costs.cpu == 0
+    plain = log is None and orderly and costs.host_bytes < 0 and costs.cpu == 0
     for step in range(len(step_tokens)):
         several = step_tokens[step] > 1
         context_ns = context[step] * costs.context_ps // 1000

@@ -35,7 +35,7 @@ COPY_LATE = 2  # what is left of a prefetch whose expert was demanded while it w
 Log = namedtuple(
     "Log",
     [
-        "rows",  # i64 [room, COLUMNS]; no room at all: nothing is to be logged
+        "rows",  # i64 [room, COLUMNS]
         "count",  # i64 [1]: rows written
     ],
 )
@@ -48,8 +48,10 @@ def make_log(room: int) -> Log:
 
 @njit(**INLINED)
 def note(log, what, begin, end, visit, key, slot, kind, engine):  # type: ignore[no-untyped-def]
-    """Write one row, if the log has room."""
-    if len(log.rows) > 0 and log.count[0] < len(log.rows):
+    """Write one row, if the log has room. Where there is no log (None) not even the code for it is compiled."""
+    if log is None:
+        return
+    if log.count[0] < len(log.rows):
         row = log.rows[log.count[0]]
         row[WHAT], row[BEGIN], row[END], row[VISIT] = what, begin, end, visit
         row[KEY], row[SLOT], row[KIND], row[ENGINE] = key, slot, kind, engine

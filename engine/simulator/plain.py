@@ -1,8 +1,9 @@
-"""A visit with nothing to choose: one token, no prefetch anywhere, no disk, no CPU lane. Its time follows from counts.
+"""A visit with nothing to choose: one token, no prefetch, no disk, no CPU lane, nothing evicted that it demands.
 
-All earlier copies have been waited for, so the link and every slot are free when the gate's choice is known: what the
-general rules would look up slot by slot is then the same for all, and only how many experts are there, and how many are
-to be copied, matters. Most visits of plans without prefetching are such; they take about half the time so.
+Its time follows from counts. All earlier copies have been waited for, so the link and every slot are free when the
+gate's choice is known: what the general rules would look up slot by slot is then the same for all, and only how many
+experts are there, and how many are to be copied, matters. Most visits of plans without prefetching are such; they take
+about half the time so.
 """
 
 import numpy as np

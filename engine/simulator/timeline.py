@@ -124,7 +124,7 @@ class Timeline:
         if begin == end:
             return
         first, last = begin * demand.layers, end * demand.layers
-        log = make_log(self._room(events, first, last) if logged else 0)
+        log = make_log(self._room(events, first, last)) if logged else None
         run(
             self._state,
             self._costs,
@@ -136,7 +136,7 @@ class Timeline:
                 demand.step_tokens[begin:end],
                 demand.phase[begin:end],
             ),
-            (events.code, events.start[first : last + 1]),
+            (events.code, events.start[first : last + 1], events.orderly),
             context[begin:end],
             demand.first_step * demand.layers + first,
             log,
