@@ -183,6 +183,10 @@ def admit(
             return n, False
         slot = take_slot(cache)
         keep(cache, expert, group, slot)
+    if kind == PREFETCH:
+        cache.clock[1] += 1  # loading ahead is a reference
+        if len(cache.last_use) > 0:
+            cache.last_use[expert] = cache.clock[1]
     eviction.on_insert(expert, group, now, signal)
     return record(events, n, kind, expert, slot), True
 
@@ -288,9 +292,6 @@ def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, held:
     if cache.into_cache:
         n, room = admit(cache, eviction, group, expert, now, 0.0, held, PREFETCH, events, n)
         if room:
-            cache.clock[1] += 1
-            if len(cache.last_use) > 0:
-                cache.last_use[expert] = cache.clock[1]
             cache.place[expert] |= PREFETCHED
         return n
     if cache.staged_count[0] == len(cache.staged):

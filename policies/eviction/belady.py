@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, enter, settle
 from policies.fields import per_expert
 
 
-class Belady(EvictionPolicy):
+class Belady(Ordered):
     """Evicts the expert that is demanded again last. Reads the future: a bound, not a policy.
 
     Optimal in hits among policies that insert every loaded expert, for experts of equal size, as long as what a visit
@@ -23,9 +23,11 @@ class Belady(EvictionPolicy):
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.next_use[expert] = signal
+        enter(self, expert, group, now)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         self.next_use[expert] = signal
+        settle(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
         return -self.next_use[expert]  # type: ignore[no-any-return]

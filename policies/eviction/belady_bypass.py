@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, enter, settle
 from policies.fields import per_expert
 
 
-class BeladyBypass(EvictionPolicy):
+class BeladyBypass(Ordered):
     """After each visit keeps, of what it holds and what the visit demanded, what is demanded again soonest.
 
     To be a bound it may do what no engine can: evict an expert that the visit itself demands, once it is used. With
@@ -26,20 +26,20 @@ class BeladyBypass(EvictionPolicy):
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         self.next_use[expert] = signal
+        settle(self, expert, group, now)
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.next_use[expert] = signal
+        enter(self, expert, group, now)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
-        self.next_use[expert] = signal
+        """Nothing: what is demanded is in its place, and which of equals goes costs no hit."""
+
+    def rank(self, expert: int, group: int, now: int) -> float:
+        return -self.next_use[expert]  # type: ignore[no-any-return]
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        farthest = -1
-        first = cache.first[group]
-        for position in range(first, first + cache.resident_count[group]):
-            expert = cache.resident[position]
-            if farthest < 0 or self.next_use[expert] > self.next_use[farthest]:
-                farthest = expert
-        if farthest >= 0 and self.next_use[farthest] <= signal:
+        if self.held[group] == 0:
             return -1
-        return farthest
+        farthest = self.heap[group * self.experts]  # demanded by this visit or not
+        return -1 if self.next_use[farthest] <= signal else farthest  # type: ignore[no-any-return]

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, enter, settle
 from policies.fields import per_expert
 
 
-class Lfu(EvictionPolicy):
+class Lfu(Ordered):
     """Evicts the expert with the fewest lookups since it was loaded; ties: least recent."""
 
     name = "lfu"
@@ -17,9 +17,11 @@ class Lfu(EvictionPolicy):
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] = 0
+        enter(self, expert, group, now)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
+        settle(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
         return self.count[expert]  # type: ignore[no-any-return]

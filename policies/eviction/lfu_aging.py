@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, enter, leave, settle
 from policies.fields import per_expert, per_group
 
 
-class LfuAging(EvictionPolicy):
+class LfuAging(Ordered):
     """Evicts the expert with the least frequency plus age; the age is the value of the last evicted expert."""
 
     name = "lfu-aging"
@@ -20,13 +20,16 @@ class LfuAging(EvictionPolicy):
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] = 0
         self.value[expert] = self.age[group]
+        enter(self, expert, group, now)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
         self.value[expert] = self.count[expert] + self.age[group]
+        settle(self, expert, group, now)
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         self.age[group] = self.value[expert]
+        leave(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
         return self.value[expert]  # type: ignore[no-any-return]

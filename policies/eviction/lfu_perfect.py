@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, settle
 from policies.fields import per_expert
 
 
-class LfuPerfect(EvictionPolicy):
+class LfuPerfect(Ordered):
     """Evicts the expert with the fewest lookups ever; ties: least recent."""
 
     name = "lfu-perfect"
@@ -17,6 +17,7 @@ class LfuPerfect(EvictionPolicy):
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1
+        settle(self, expert, group, now)
 
     def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
         self.count[expert] += 1

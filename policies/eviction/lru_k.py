@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered, settle
 from policies.fields import parameter, per_expert
 
 MOST = 4
 
 
-class LruK(EvictionPolicy):
+class LruK(Ordered):
     """Evicts the expert whose k-th last lookup is oldest; fewer than k lookups count as infinitely old.
 
     Lookups are remembered across evictions, streamed ones too; time is counted in visits. Ties, and experts with fewer
@@ -27,6 +27,7 @@ class LruK(EvictionPolicy):
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         remember(self, expert, now)
+        settle(self, expert, group, now)
 
     def on_miss(self, expert: int, group: int, now: int, signal: float) -> None:
         remember(self, expert, now)

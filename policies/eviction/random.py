@@ -7,6 +7,9 @@ import numpy as np
 from policies.eviction.base import EvictionPolicy
 from policies.fields import parameter, scalar
 
+DRAWS = 8
+"""So often any resident is drawn: one that is demanded does not count, which leaves the others' chances equal."""
+
 
 class Random(EvictionPolicy):
     """Evicts any expert with equal probability; draws by xorshift64 (Marsaglia 2003)."""
@@ -21,6 +24,11 @@ class Random(EvictionPolicy):
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
         first = cache.first[group]
+        for _ in range(DRAWS):
+            expert = cache.resident[first + draw(self) % cache.resident_count[group]]
+            if cache.seen[expert] != now:
+                return expert  # type: ignore[no-any-return]
+        # Nearly all of them are demanded: draw among those that are not.
         evictable = 0
         for position in range(first, first + cache.resident_count[group]):
             if cache.seen[cache.resident[position]] != now:
