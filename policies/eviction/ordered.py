@@ -10,7 +10,7 @@ from policies.state import as_key
 
 
 class Ordered(EvictionPolicy):
-    """Evicts the least `rank`, ties by least recent reference, as inherited; but finds it without asking every resident.
+    """Evicts the least `rank`, ties by least recent reference, as inherited; but finds it without asking all.
 
     For a policy whose `rank` of a resident changes in its own hooks alone, never by `now`. Hooks that change one call
     `settle` after it; `on_insert`, `on_reference` and `on_evict`, where overridden, end with `enter`, `settle` and

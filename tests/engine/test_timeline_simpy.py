@@ -13,7 +13,13 @@ from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_vi
 
 SEEDS = st.integers(0, 2**32 - 1)
 ALWAYS = range(1 << 40)
-VARIANTS = [("lru", "gate", False), ("lru", "gate", True), ("lru", "oracle", False), ("lru", "none", False), ("belady-bypass", "none", False)]
+VARIANTS = [
+    ("lru", "gate", False),
+    ("lru", "gate", True),
+    ("lru", "oracle", False),
+    ("lru", "none", False),
+    ("belady-bypass", "none", False),  # may evict what its visit demands
+]
 
 
 @pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
