@@ -145,7 +145,7 @@ class Timeline:
             self.spent,
             self.prefetches,
         )
-        if logged:
+        if log is not None:
             self._log.append(log.rows[: log.count[0]])
 
     def _room(self, events: Events, first: int, last: int) -> int:

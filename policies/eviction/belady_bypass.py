@@ -42,4 +42,4 @@ class BeladyBypass(Ordered):
         if self.held[group] == 0:
             return -1
         farthest = self.heap[group * self.experts]  # demanded by this visit or not
-        return -1 if self.next_use[farthest] <= signal else farthest  # type: ignore[no-any-return]
+        return -1 if self.next_use[farthest] <= signal else farthest

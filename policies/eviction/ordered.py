@@ -98,7 +98,7 @@ def first_idle(state: Any, seen: np.ndarray, group: int, now: int) -> int:
         while place > 0 and place % 2 == 0:
             place = (place - 1) // 2
         if place == 0:
-            return best  # type: ignore[no-any-return]
+            return best
         place += 1
 
 
