@@ -23,7 +23,7 @@ from experiments.study.workers import Threads, Workers
 from tracekit import Manifest, TraceWriter
 from tracekit.manifest import ModelInfo
 
-SHORT, LONG = 1_000, 6_000  # steps
+SHORT, LONG = 2_000, 12_000  # steps
 PLANS, LOOKUPS = 1_000, 20_000_000
 MACHINES = ["t4", "rtx3060", "rtx4090", "h100"]
 GRID: dict[str, Any] = {
@@ -128,11 +128,10 @@ def on_dask(cells: list[Cell]) -> list[tuple[str, float, float, str]]:
     except ModuleNotFoundError:
         print("distributed is not installed: no comparison with Dask", file=sys.stderr)
         return []
-    from experiments.study.cluster import Cluster
+    from experiments.study.cluster import Cluster, local_cluster
 
     library: Any = distributed
-    options = {"threads_per_worker": 1, "dashboard_address": None}
-    with library.LocalCluster(n_workers=2, **options) as two, library.LocalCluster(n_workers=1, **options) as one:
+    with local_cluster(library, 2) as two, local_cluster(library, 1) as one:
         clusters = [Cluster(cluster.scheduler_address) for cluster in (two, one)]
         for cluster in clusters:
             for _ in range(2):  # each worker meets the trace, whatever the scheduler gives it first

@@ -17,6 +17,9 @@ IN_FLIGHT = 4  # tasks for each thread of the cluster
 CONNECT_S = 15
 FAILURES = 20
 """Workers that may die over one task before it is given up, on a cluster of our own."""
+KEEP = {"MALLOC_TRIM_THRESHOLD_": 1 << 28, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
+"""Memory that glibc is to keep in a worker of our own. Dask has it give back everything beyond 64 KiB, and then each piece
+of a trace costs page faults anew: about a sixth of the time."""
 
 
 class Cluster:
@@ -53,18 +56,22 @@ class Cluster:
 
     def _connected(self) -> Any:
         """A client; closing it also ends a cluster of our own."""
-        import dask
-
         if self._address == "local":
-            with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES}):
-                cluster = self._library.LocalCluster(
-                    n_workers=self._count or cores(), threads_per_worker=1, dashboard_address=None
-                )
+            cluster = local_cluster(self._library, self._count or cores())
             return _Own(cluster, self._library.Client(cluster))
         try:
             return self._library.Client(self._address, timeout=CONNECT_S)
         except (OSError, ValueError) as problem:
             raise StudyError(f"no Dask scheduler answers at {self._address}: {problem}") from None
+
+
+def local_cluster(library: Any, workers: int) -> Any:
+    """A scheduler and workers of our own, a process each."""
+    import dask
+
+    keep = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEEP.items()}
+    with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep):
+        return library.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
 
 
 class _Own:
