@@ -18,7 +18,7 @@ CONNECT_S = 15
 FAILURES = 20
 """Workers that may die over one task before it is given up, on a cluster of our own."""
 KEEP = {"MALLOC_TRIM_THRESHOLD_": 1 << 28, "MALLOC_MMAP_THRESHOLD_": 1 << 25}
-"""Memory that glibc is to keep in a worker of our own. Dask has it give back everything beyond 64 KiB, and then each piece
+"""Memory that glibc is to keep in a worker of our own. Dask has it give back all beyond 64 KiB, and then each piece
 of a trace costs page faults anew: about a sixth of the time."""
 
 
