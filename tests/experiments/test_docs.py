@@ -1,6 +1,6 @@
 """The documentation: commands of tutorial and recipes run as they stand, the reference is current, the site is whole.
 
-The laptop's half runs where torch and transformers cannot be imported.
+The laptop's half runs in a virtual environment without torch and transformers.
 """
 
 import json
@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,21 +21,8 @@ from experiments.reference import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-# Python reads it when it starts, before anything of ours.
-BLOCKER = """
-import sys
-from importlib.machinery import PathFinder
-
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] not in ("torch", "transformers", "tokenizers"):
-            return PathFinder.find_spec(name, path, target)
-
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Without
-"""
+ENGINE = ("torch", "functorch", "transformers", "tokenizers", "hqq", "accelerate", "nvidia", "triton")
+"""What only the machine with the model has."""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +30,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the reader sits: a clone's folder, as far as the tutorial looks at it."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "experiments").symlink_to(ROOT / "experiments")
-    (folder / "blocked").mkdir()
-    (folder / "blocked" / "sitecustomize.py").write_text(BLOCKER)
     return folder
+
+
+@pytest.fixture(scope="module")
+def laptop(place: Path) -> Path:
+    """The programs of a virtual environment with everything that this one has, but for the engine's libraries."""
+    home = place / "laptop"
+    venv.create(home, with_pip=False)
+    libraries = Path(sysconfig.get_path("purelib", "venv", {"base": str(home)}))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(ENGINE):
+            (libraries / entry.name).symlink_to(entry)
+    command = home / "bin" / "tracekit"
+    command.write_text(f"#!{home}/bin/python\nfrom experiments.cli.main import main\n\nmain()\n")
+    command.chmod(0o755)
+    return home / "bin"
 
 
 def scripts(page: str, heading: str | None = None) -> str:
@@ -56,12 +58,11 @@ def scripts(page: str, heading: str | None = None) -> str:
     return "".join(found)
 
 
-def follow(script: str, place: Path, *, torch: bool) -> str:
+def follow(script: str, place: Path, programs: Path = Path(sys.executable).parent) -> str:
     """Run commands in a shell that stops at the first that fails; returns what they printed."""
-    path = [str(ROOT)] if torch else [str(place / "blocked"), str(ROOT)]
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(path),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",  # two threads on two busy cores wait for each other
     }
     done = subprocess.run(
@@ -78,12 +79,12 @@ def follow(script: str, place: Path, *, torch: bool) -> str:
 
 @pytest.fixture(scope="module")
 def recorded(place: Path) -> str:
-    return follow(scripts("tutorial.md", "On the machine with the model: record"), place, torch=True)
+    return follow(scripts("tutorial.md", "On the machine with the model: record"), place)
 
 
 @pytest.fixture(scope="module")
-def studied(recorded: str, place: Path) -> str:
-    return follow(scripts("tutorial.md", "On the laptop: study"), place, torch=False)
+def studied(recorded: str, place: Path, laptop: Path) -> str:
+    return follow(scripts("tutorial.md", "On the laptop: study"), place, laptop)
 
 
 def test_the_tutorial_records(recorded: str, place: Path) -> None:
@@ -91,9 +92,9 @@ def test_the_tutorial_records(recorded: str, place: Path) -> None:
     assert "mixtral-mini" in recorded
 
 
-def test_torch_is_really_absent_on_the_laptop(place: Path) -> None:
+def test_torch_is_really_absent_on_the_laptop(place: Path, laptop: Path) -> None:
     with pytest.raises(AssertionError, match="No module named 'torch'"):
-        follow("python -c 'import torch'", place, torch=False)
+        follow("python -c 'import torch'", place, laptop)
 
 
 def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
@@ -102,15 +103,15 @@ def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
     assert len(list((place / "figures").glob("*.png"))) == 12
 
 
-def test_the_recipes_work_without_torch(studied: str, place: Path) -> None:
-    said = follow(scripts("howto.md"), place, torch=False)
+def test_the_recipes_work_without_torch(studied: str, place: Path, laptop: Path) -> None:
+    said = follow(scripts("howto.md"), place, laptop)
     assert "tokens_per_second" in said and "Search" in said
     assert pl.read_parquet(place / "large" / "search.parquet")["outcome"].to_list().count("pruned") > 0
 
 
 def test_the_tutorial_validates(studied: str, place: Path) -> None:
     heading = "On the machine with the model again: validate"
-    said = follow(scripts("tutorial.md", heading), place, torch=True)
+    said = follow(scripts("tutorial.md", heading), place)
     found = json.loads((place / "validation.json").read_text("utf-8"))
     assert found["passed"] and found["decisions"]["identical"] and found["tokens"]["compared"] == 8
     _, _, text = said.partition("report: report.html")
