@@ -57,7 +57,10 @@ class Cluster:
     def _connected(self) -> Any:
         """A client; closing it also ends a cluster of our own."""
         if self._address == "local":
-            cluster = local_cluster(self._library, self._count or cores())
+            try:
+                cluster = local_cluster(self._library, self._count or cores())
+            except (OSError, RuntimeError) as problem:
+                raise StudyError(f"Dask's own workers do not start: {problem}; --workers N needs no Dask") from None
             return _Own(cluster, self._library.Client(cluster))
         try:
             return self._library.Client(self._address, timeout=CONNECT_S)

@@ -61,7 +61,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
     everyone = contestants(study, rows)
     real = [one for one in everyone if not one.needs_future]
     memory = memory_of(study, rows["hardware"][0])
-    fitting = [one for one in real if fits(one, study.max_device_bytes, memory)]
+    fitting = [one for one in real if fits(one.device_bytes, study.max_device_bytes, memory)]
     if not fitting:
         reason = (
             "no plan was replayed on every trace"
@@ -90,7 +90,10 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "statement": statement(winner, len(fitting), searched=study.search is not None),
         "comparisons": [msgspec.to_builtins(found) for found in comparisons],
         "ranking": ranking(study, fitting),
-        "notes": notes(study, fitting, comparisons),
+        "notes": [
+            *left_out(len(real) - len(fitting), study.max_device_bytes, memory),
+            *notes(study, fitting, comparisons),
+        ],
     }
     return summary
 
@@ -166,11 +169,11 @@ def memory_of(study: Study, hardware: str | None) -> int | None:
     return next((m.device.memory_bytes for m in study.machines if m is not None and m.name == hardware), None)
 
 
-def fits(one: Contestant, limit: int | None, memory: int | None) -> bool:
-    """Whether a plan fits into the limit and the device, as far as its size is known; a limit wants it known."""
-    if one.device_bytes is None:
+def fits(device_bytes: int | None, limit: int | None, memory: int | None) -> bool:
+    """Whether a plan of that size fits into the limit and the device; a limit wants the size known."""
+    if device_bytes is None:
         return limit is None
-    return all(most is None or one.device_bytes <= most for most in (limit, memory))
+    return all(most is None or device_bytes <= most for most in (limit, memory))
 
 
 def best(fitting: Sequence[Contestant]) -> Contestant:
@@ -238,6 +241,15 @@ def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:
     if winner.share_of_bound is not None:
         words += f", {100 * winner.share_of_bound:.0f} % of what clairvoyant decisions allow with that cache"
     return words
+
+
+def left_out(count: int, *room: int | None) -> list[str]:
+    """How many plans do not fit, in words."""
+    most = min((size for size in room if size is not None), default=None)
+    if not count or most is None:
+        return []
+    plans, they = ("1 plan", "it does") if count == 1 else (f"{count:,} plans", "they do")
+    return [f"{plans} left out: {they} not fit into {most / 2**30:.1f} GiB"]
 
 
 def notes(study: Study, fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) -> list[str]:

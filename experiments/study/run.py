@@ -15,7 +15,7 @@ from engine.stack import STACK_CURVES
 from experiments.study import store as files
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
 from experiments.study.conclude import SETTING as NAMED
-from experiments.study.conclude import conclude
+from experiments.study.conclude import conclude, fits
 from experiments.study.grid import Study
 from experiments.study.measure import costs_of, described, measure
 from experiments.study.pictures import expert_rows, timeline_rows, winners
@@ -188,9 +188,15 @@ def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame, searched:
     """study.json: who won, what failed, and what it all was made from."""
     failed = rows.filter(pl.col("error").is_not_null())
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
-    warnings = (
-        rows["warnings"].explode(empty_as_null=False).drop_nulls() if len(rows) else pl.Series([], dtype=pl.String)
-    )
+    # What does not fit is no candidate: how many do not, settings say in their notes.
+    sizes = rows.select("device_bytes", "hardware", "warnings").iter_rows()
+    memory = {machine.name: machine.device.memory_bytes for machine in study.machines if machine is not None}
+    warnings = [
+        warning
+        for device_bytes, hardware, found in sizes
+        if fits(device_bytes, study.max_device_bytes, memory.get(hardware))
+        for warning in found or ()
+    ]
     return {
         "objective": study.objective,
         "max_device_bytes": study.max_device_bytes,

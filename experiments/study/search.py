@@ -90,7 +90,7 @@ def _outcomes(study: Study, rows: pl.DataFrame) -> list[Row]:
     known = {one.toml: one for one in everyone}
     real = [one for one in everyone if not one.needs_future]
     memory = memory_of(study, rows["hardware"][0])
-    fitting = [one for one in real if fits(one, study.max_device_bytes, memory)]
+    fitting = [one for one in real if fits(one.device_bytes, study.max_device_bytes, memory)]
     ranked = sorted(fitting or real, key=lambda one: (-one.score, one.device_bytes or 0))
     count = max(study.search.least, math.ceil(study.search.keep * len(ranked)))
     outcome = {one.toml: "kept" if place < count else "pruned" for place, one in enumerate(ranked)}

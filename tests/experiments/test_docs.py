@@ -43,7 +43,9 @@ def laptop(place: Path) -> Path:
         if not entry.name.startswith(ENGINE):
             (libraries / entry.name).symlink_to(entry)
     command = home / "bin" / "tracekit"
-    command.write_text(f"#!{home}/bin/python\nfrom experiments.cli.main import main\n\nmain()\n")
+    command.write_text(
+        f"#!{home}/bin/python\nfrom experiments.cli.main import main\n\nif __name__ == '__main__':\n    main()\n"
+    )
     command.chmod(0o755)
     return home / "bin"
 

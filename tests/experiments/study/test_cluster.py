@@ -57,6 +57,15 @@ def test_no_scheduler_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pyt
         run_study(load_study(folder / "study.toml"), tmp_path / "out", Cluster("tcp://127.0.0.1:9"))
 
 
+def test_workers_that_do_not_start_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(library: Any, workers: int) -> Any:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("experiments.study.cluster.local_cluster", failing)
+    with pytest.raises(StudyError, match="workers do not start: Nanny failed to start"):
+        run_study(load_study(folder / "study.toml"), tmp_path / "out", Cluster("local"))
+
+
 def test_a_local_cluster_leaves_the_same_bytes(folder: Path, tmp_path: Path, capsys: Any) -> None:
     command = ["study", str(folder / "study.toml"), "--output", str(tmp_path / "out"), "--dask", "local"]
     assert cli([*command, "--workers", "1", "--json"]) == 0
