@@ -208,13 +208,15 @@ class TokenTimeline:
 class Setting:
     """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
 
-    `again` says how to make a figure again, by the figure's kind: "speed", "memory", "fates", "regret", "timeline".
+    `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
+    kind: "speed", "memory", "fates", "regret", "timeline".
     """
 
     title: str
     statement: str = ""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
+    room: float | None = None
     rows: tuple[PolicyRow, ...] = ()
     regrets: tuple[RegretRow, ...] = ()
     search: tuple[SearchRound, ...] = ()
@@ -223,6 +225,10 @@ class Setting:
 
     def __post_init__(self) -> None:
         _named("a setting", self.title)
+
+    def fits(self, row: PolicyRow) -> bool:
+        """Whether a plan takes no more of the device than there is, as far as its size is known."""
+        return self.room is None or row.device_bytes is None or row.device_bytes <= self.room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

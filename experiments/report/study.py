@@ -4,7 +4,7 @@ from html import escape
 
 from experiments.report import charts, study_charts, tables
 from experiments.report.charts import Chart, Look
-from experiments.report.content import PolicyRow, Setting
+from experiments.report.content import Setting
 from experiments.report.parts import chart_of, legend, section
 
 MOST_ROWS = 200
@@ -15,21 +15,25 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     found = [section(f"setting-{index}", setting.title, _verdicts(setting))]
     rows, again = setting.rows, setting.again
     looks = {row.name: look[row.name] for row in rows}
-    timed = [row for row in rows if row.tokens_per_second is not None]
-    if timed:
-        chart = charts.speeds(rows, look)
-        figure = chart_of(
-            f"speed-{index}", chart, tables.speed_table(_fastest(timed)), drawn, legend(looks), again.get("speed", "")
-        )
-        found.append(section("", "", f"<h3>Tokens per second</h3>{figure}"))
+    timed = sorted(
+        (row for row in rows if row.tokens_per_second is not None),
+        key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),
+    )
+    fitting = [row for row in timed if setting.fits(row)] or timed
+    if fitting:
+        chart = charts.speeds(fitting, look)
+        table = tables.speed_table(fitting[:MOST_ROWS])
+        figure = chart_of(f"speed-{index}", chart, table, drawn, legend(looks), again.get("speed", ""))
+        heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
+        found.append(section("", "", f"<h3>{heading}</h3>{figure}"))
     sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
     if len({row.device_bytes for row in sized}) > 1:
-        chart = study_charts.memory(sized, look)
+        chart = study_charts.memory(sized, look, setting.room)
         figure = chart_of(
             f"memory-{index}", chart, study_charts.memory_table(sized), drawn, "", again.get("memory", "")
         )
         found.append(section("", "", f"<h3>Speed against memory</h3>{figure}"))
-    fetched = [row for row in rows if row.fates is not None and any(row.fates) and not row.is_bound]
+    fetched = [row for row in fitting or rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)
         figure = chart_of(f"fates-{index}", chart, study_charts.fates_table(fetched), drawn, "", again.get("fates", ""))
@@ -53,12 +57,12 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
         inner = f"<h3>What the search pruned</h3><p>{text}</p>{study_charts.search_table(setting.search)}"
         found.append(section("", "", inner))
     if rows:
-        shown = _fastest(timed) or list(rows[:MOST_ROWS])
+        shown = timed[:MOST_ROWS] or list(rows[:MOST_ROWS])
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
         text = (
-            "A row is one plan over all traces. Hits by prefetch is the share of hits that a prefetch brought. The "
-            "bound is what no policy can beat with that cache on that machine; rows marked bound know the future."
-            f"{count}"
+            "A row is one plan over all traces, those that fit first. Hits by prefetch is the share of hits that a "
+            "prefetch brought. The bound is what no policy can beat with that cache on that machine; rows marked bound "
+            f"know the future.{count}"
         )
         table = f"<details><summary>Every plan</summary><p>{text}</p>{tables.policy_table(shown)}</details>"
         found.append(section("", "", table))
@@ -75,7 +79,3 @@ def _verdicts(setting: Setting) -> str:
         parts.append(f'<ul class="checks verdicts">{"".join(items)}</ul>')
     parts += [f"<p>{escape(note[:1].upper() + note[1:])}.</p>" for note in setting.notes]
     return "\n".join(parts)
-
-
-def _fastest(timed: list[PolicyRow]) -> list[PolicyRow]:
-    return sorted(timed, key=lambda row: -(row.tokens_per_second or 0))[:MOST_ROWS]

@@ -36,8 +36,8 @@ def front(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
     return kept
 
 
-def memory(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
-    """Tokens per second against device memory, and the line of those that are beaten by none."""
+def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None = None) -> Chart:
+    """Tokens per second against device memory, the line of those that are beaten by none, and where `room` ends."""
     best = front(rows)
     fastest = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_POINTS]
     names = list(dict.fromkeys(row.name for row in rows))
@@ -79,7 +79,12 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     )
     sentence = "Each point is one plan: the device memory it takes and its tokens per second. "
     sentence += "Along the dashed line no plan is faster with as much memory."
-    return Chart(finish(alt.layer(line.encode(x=x, y=y), dots), 320, sentence, highlight=True), sentence)
+    layers = [line.encode(x=x, y=y), dots]
+    if room is not None and any((row.device_bytes or 0) > room for row in rows):
+        end = alt.Chart(alt.InlineData(values=[{"gigabytes": room / 1e9}])).mark_rule(strokeWidth=2, style="bound")
+        layers.append(end.encode(x=x))
+        sentence += f" What is right of the upright line does not fit: there are {room / 1e9:.1f} GB."
+    return Chart(finish(alt.layer(*layers), 320, sentence, highlight=True), sentence)
 
 
 def memory_table(rows: Sequence[PolicyRow]) -> str:

@@ -62,6 +62,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
     real = [one for one in everyone if not one.needs_future]
     memory = memory_of(study, rows["hardware"][0])
     fitting = [one for one in real if fits(one.device_bytes, study.max_device_bytes, memory)]
+    room = min((size for size in (study.max_device_bytes, memory) if size is not None), default=None)
     if not fitting:
         reason = (
             "no plan was replayed on every trace"
@@ -71,6 +72,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         return {
             "winner": None,
             "plan_toml": None,
+            "room_bytes": room,
             "statement": f"no winner: {reason}",
             "comparisons": [],
             "ranking": [],
@@ -84,6 +86,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "value": winner.value,
         "unit": winner.unit,
         "device_bytes": winner.device_bytes,
+        "room_bytes": room,
         "share_of_bound": winner.share_of_bound,
         "contestants": len(fitting),
         "too_large": len(real) - len(fitting),
@@ -91,7 +94,7 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
         "comparisons": [msgspec.to_builtins(found) for found in comparisons],
         "ranking": ranking(study, fitting),
         "notes": [
-            *left_out(len(real) - len(fitting), study.max_device_bytes, memory),
+            *left_out(len(real) - len(fitting), room),
             *notes(study, fitting, comparisons),
         ],
     }
@@ -243,13 +246,12 @@ def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:
     return words
 
 
-def left_out(count: int, *room: int | None) -> list[str]:
+def left_out(count: int, room: int | None) -> list[str]:
     """How many plans do not fit, in words."""
-    most = min((size for size in room if size is not None), default=None)
-    if not count or most is None:
+    if not count or room is None:
         return []
     plans, they = ("1 plan", "it does") if count == 1 else (f"{count:,} plans", "they do")
-    return [f"{plans} left out: {they} not fit into {most / 2**30:.1f} GiB"]
+    return [f"{plans} left out: {they} not fit into {room / 2**30:.1f} GiB"]
 
 
 def notes(study: Study, fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) -> list[str]:

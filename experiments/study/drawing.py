@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from engine.capacity import Capacity
 from engine.plan import Plan, plan_from_dict
 from experiments.report import (
-    CurvePoint,
-    CurveSet,
-    HeatMap,
     PolicyRow,
     RegretRow,
     ReportContent,
@@ -27,8 +23,8 @@ from experiments.report import (
 from experiments.statistics import rate_intervals
 from experiments.study import store as files
 from experiments.study.grid import eviction_name, prefetch_name
+from experiments.study.overviews import curve_sets, heat_maps
 from experiments.study.store import read_study
-from policies.registry import eviction_policy
 
 MOST_PLANS = 2000
 FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
@@ -71,8 +67,8 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
             ("cells", f"{summary['cells']:,}, {summary['failed']:,} failed"),
         ),
         settings=tuple(settings),
-        curve_sets=tuple(_curve_sets(curves, sound)),
-        heat_maps=tuple(_heat_maps(tables[files.EXPERTS])),
+        curve_sets=tuple(curve_sets(curves, sound)),
+        heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
         validation=validation,
         warnings=tuple(warnings),
         reproduce=_commands(folder, summary),
@@ -86,7 +82,12 @@ def _setting(
     traces = max((len(part) for part in plans), default=0)
     whole = [part for part in plans if len(part) == traces]
     if len(whole) > MOST_PLANS:
-        whole = sorted(whole, key=lambda part: -_rate(part, "tokens_per_second", 0.0))[:MOST_PLANS]
+        room = np.inf if found["room_bytes"] is None else found["room_bytes"]
+
+        def place(part: pl.DataFrame) -> tuple[bool, float]:
+            return max(part["device_bytes"].fill_null(0)) > room, -_rate(part, "tokens_per_second", 0.0)
+
+        whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, summary["statistics"])
     formats = rows["weights"].n_unique() > 1  # else each name would end alike
     names = {name: found[name] for name in ("hardware", "model_shape", "batch") if found[name] is not None}
@@ -101,6 +102,7 @@ def _setting(
             for compared in found["comparisons"]
         ),
         notes=tuple(found["notes"]),
+        room=found["room_bytes"],
         rows=tuple(
             _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
         ),
@@ -143,25 +145,6 @@ def _timeline(found: dict[str, Any], timelines: pl.DataFrame) -> TokenTimeline |
             for row in own.iter_rows(named=True)
         ),
     )
-
-
-def _heat_maps(experts: pl.DataFrame) -> list[HeatMap]:
-    """Which experts each trace uses."""
-    found = []
-    for part in experts.partition_by("trace", maintain_order=True):
-        layers = part["layer"].unique(maintain_order=True).to_list()
-        shares = np.full((len(layers), int(max(part["expert"])) + 1), np.nan)
-        place = part["layer"].replace_strict(layers, range(len(layers)), return_dtype=pl.Int64).to_numpy()
-        shares[place, part["expert"].to_numpy()] = part["share"].to_numpy()
-        trace = part["trace"][0]
-        title = f"{part['model'][0]} ({Path(trace).name})"
-        found.append(
-            HeatMap(model=title, shares=shares, layers=tuple(layers), again=f"tracekit info {trace}\n{FIGURE}")
-        )
-    return found
-
-
-FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --png FIGURES"
 
 
 def _again(found: dict[str, Any], rows: pl.DataFrame) -> dict[str, str]:
@@ -254,54 +237,6 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
         policy = eviction_name(plan_from_dict(tomllib.loads(row["plan_toml"])))
         found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
     return found
-
-
-def _curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
-    """Curves of one pass, and what plans without prefetching found at the sizes of the grid."""
-    sets = []
-    for part in curves.partition_by("trace", "batch", "scope", maintain_order=True):
-        trace, batch, scope = part.row(0)[:3]
-        unit = "/layer" if scope == "layer" else ""
-        points = {
-            (row["policy"], row["share"]): CurvePoint(
-                policy=row["policy"],
-                capacity=f"{row['slots']}{unit}",
-                share_held=row["share"],
-                hit_ratio=row["hit_ratio"],
-                is_bound=eviction_policy(row["policy"]).bound,
-            )
-            for row in part.iter_rows(named=True)
-        }
-        slots = int(max(part["slots"]))
-        own = rows.filter(
-            (pl.col("trace") == trace)
-            & pl.col("batch").eq_missing(pl.lit(batch, pl.Int64))
-            & (pl.col("prefetch") == "none")
-        )
-        for (toml,), cell in own.group_by("plan_toml", maintain_order=True):
-            plan = plan_from_dict(tomllib.loads(str(toml)))
-            share = _share(plan.capacity, scope, slots)
-            name = eviction_name(plan)
-            if share is not None and name not in ("lru", "belady"):
-                points[name, share] = CurvePoint(
-                    policy=name,
-                    capacity=plan.cache.capacity,
-                    share_held=share,
-                    hit_ratio=float(cell["hit_ratio"][0]),
-                    is_bound=bool(cell["needs_future"][0]),
-                )
-        title = Path(trace).name + (f", batches of {batch}" if batch is not None else "")
-        title += ", a cache for each layer" if scope == "layer" else ", one cache for all layers"
-        again = f"tracekit curve {trace} --policy lru,belady --scope {scope}"
-        again += "\n# other policies: rows of results.parquet without prefetching"
-        sets.append(CurveSet(title=title, points=tuple(points.values()), again=again))
-    return sets
-
-
-def _share(capacity: Capacity, scope: str, slots: int) -> float | None:
-    if capacity.unit == "bytes" or capacity.per_layer != (scope == "layer"):
-        return None
-    return min(1.0, float(capacity.amount) / (slots if capacity.unit == "slots" else 1))
 
 
 def _commands(folder: Path, summary: dict[str, Any]) -> tuple[str, ...]:

@@ -71,21 +71,6 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
     assert not (tmp_path / "last" / "winner.plan.toml").exists()
 
 
-def test_what_does_not_fit_is_counted_not_listed(folder: Path, tmp_path: Path) -> None:
-    """A T4 holds few of Mixtral's experts in sixteen bits. Each row keeps its warning."""
-    grid = {"capacity": ["1/layer", "5/layer", "6/layer", "7/layer"], "hardware": ["t4", "h100"]}
-    tables = {"traces": "a.trace", "regret": 0, "grid": grid | {"eviction": "lru", "model_shape": "mixtral-8x7b"}}
-    summary = run_study(study_from_dict(tables, folder=folder), tmp_path / "out", Threads(1))
-    t4, h100 = summary["settings"]
-    rows = pl.read_parquet(tmp_path / "out" / "results.parquet").filter(hardware="t4")
-    large = rows.filter(pl.col("device_bytes") > load_hardware("t4").device.memory_bytes)
-    assert 0 < len(large) < len(rows)
-    assert all("does not fit" in "".join(found) for found in large["warnings"])
-    assert f"{len(large)} plans left out: they do not fit into 15.0 GiB" in t4["notes"]
-    assert not any("left out" in note for note in h100["notes"])
-    assert not any("does not fit" in warning for warning in summary["warnings"])
-
-
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_what_each_request_cost(share: float, folder: Path) -> None:
     """Against plain loops over the tokens; of both objectives that compare times."""

@@ -1,0 +1,72 @@
+"""Plans that need more of the device than there is: no candidates, counted in words, not in the chart of speeds."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from engine.hardware import load_hardware
+from experiments.report import charts
+from experiments.report.charts import Chart
+from experiments.report.content import Setting
+from experiments.report.study import sections
+from experiments.study import Threads, run_study
+from experiments.study.drawing import report_content
+from experiments.study.grid import study_from_dict
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T4 holds few of Mixtral's experts in sixteen bits; an H100 all of these."""
+    grid = {"capacity": ["1/layer", "5/layer", "6/layer", "7/layer"], "hardware": ["t4", "h100"]}
+    tables = {"traces": "a.trace", "regret": 0, "grid": grid | {"eviction": "lru", "model_shape": "mixtral-8x7b"}}
+    place = tmp_path_factory.mktemp("room")
+    run_study(study_from_dict(tables, folder=folder), place, Threads(1))
+    return place
+
+
+def test_what_does_not_fit_is_counted_not_listed(out: Path) -> None:
+    """Rows keep their warnings."""
+    summary = json.loads((out / "study.json").read_text())
+    t4, h100 = summary["settings"]
+    rows = pl.read_parquet(out / "results.parquet").filter(hardware="t4")
+    large = rows.filter(pl.col("device_bytes") > load_hardware("t4").device.memory_bytes)
+    assert 0 < len(large) < len(rows)
+    assert all("does not fit" in "".join(found) for found in large["warnings"])
+    assert f"{len(large)} plans left out: they do not fit into 15.0 GiB" in t4["notes"]
+    assert not any("left out" in note for note in h100["notes"])
+    assert not any("does not fit" in warning for warning in summary["warnings"])
+
+
+def drawn(setting: Setting) -> tuple[str, dict[str, Chart]]:
+    """The setting's part of the page, and its charts."""
+    found: dict[str, Chart] = {}
+    look = charts.looks({row.name: row.is_bound for row in setting.rows})
+    return "".join(sections(0, setting, look, found)), found
+
+
+def test_speeds_are_drawn_of_what_fits_and_memory_of_all(out: Path) -> None:
+    t4, h100 = report_content(out).settings
+    fitting = [row for row in t4.rows if t4.fits(row)]
+    assert 0 < len(fitting) < len(t4.rows)
+    text, found = drawn(t4)
+    assert "Tokens per second of the plans that fit" in text
+    speeds, memory = (json.dumps(found[name].spec) for name in ("chart-speed-0", "chart-memory-0"))
+    for row in t4.rows:
+        # Where one plan is drawn its label needs no capacity.
+        assert (f'"rate": {row.tokens_per_second}' in speeds) == t4.fits(row)
+        assert f'"rate": {row.tokens_per_second}' in memory
+    assert "does not fit: there are 16.1 GB" in found["chart-memory-0"].sentence
+    text, found = drawn(h100)
+    assert "of the plans that fit" not in text
+    assert "does not fit" not in found["chart-memory-0"].sentence
+
+
+def test_where_nothing_fits_all_is_drawn(out: Path) -> None:
+    t4, _ = report_content(out).settings
+    none = Setting(title="t4", rows=t4.rows, room=1.0)
+    text, found = drawn(none)
+    assert "of the plans that fit" not in text
+    speeds = json.dumps(found["chart-speed-0"].spec)
+    assert all(f'"rate": {row.tokens_per_second}' in speeds for row in t4.rows)
