@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from policies.eviction.base import EvictionPolicy
+from policies.eviction.ordered import Ordered
 from policies.fields import Policy
 from policies.registry import hooks
 from policies.state import PINNED, RESIDENT
@@ -19,6 +21,11 @@ class Violation(BaseException):
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(message)
         self.rule = rule
+
+
+def keeps_order(policy: type[Policy]) -> bool:
+    """Whether the policy finds its victims by `Ordered`."""
+    return issubclass(policy, Ordered) and policy.victim is Ordered.victim
 
 
 def read_only(value: Any) -> Any:
@@ -59,7 +66,7 @@ def _watched(policy: Any, name: str, cache: Any, shown: Any, expected: dict[str,
         _check_fields(policy, name, expected)
         check = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}.get(name)
         if check is not None:
-            check(result, cache, type(policy), arguments)
+            check(result, cache, policy, arguments)
         return result
 
     return call
@@ -95,8 +102,13 @@ def _check_fields(policy: Any, name: str, expected: dict[str, Any]) -> None:
         raise Violation("state", f"{name}() assigns to self.{field} as a whole: {mend}")
 
 
-def _check_victim(victim: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
-    _, group, incoming, now, _ = arguments
+def _check_victim(victim: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
+    _, group, incoming, now, signal = arguments
+    if keeps_order(type(policy)):
+        meant = EvictionPolicy.victim(policy, cache, group, incoming, now, signal)
+        if meant != victim:
+            mend = "a rank may change in hooks alone, each of which tells settle() of it"
+            raise Violation("order", f"victim() for expert {incoming} found {victim}, but {meant} ranks least: {mend}")
     if not isinstance(victim, int | np.integer) or isinstance(victim, bool):
         raise Violation("victims", f"victim() returned {victim!r}, not a whole number")
     if victim == -1:
@@ -115,12 +127,12 @@ def _check_victim(victim: Any, cache: Any, policy: type[Policy], arguments: tupl
         raise Violation("demand", f"{said}, which the same visit demands: {mend}")
 
 
-def _check_rank(rank: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
+def _check_rank(rank: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
     if not isinstance(rank, int | float | np.integer | np.floating | np.bool_) or math.isnan(rank):
         raise Violation("runs", f"rank() of expert {arguments[0]} returned {rank!r}, which cannot be compared")
 
 
-def _check_suggestions(count: Any, cache: Any, policy: type[Policy], arguments: tuple[Any, ...]) -> None:
+def _check_suggestions(count: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
     target, _, out = arguments
     if not isinstance(count, int | np.integer) or isinstance(count, bool):
         raise Violation("suggestions", f"suggest() returned {count!r}, not how many it suggests")

@@ -15,6 +15,7 @@ COMMON = {
 OF_EVICTION = {
     "victims": "a victim is a resident of the group that needs room, or -1",
     "demand": "what a visit demands is not evicted by it",
+    "order": "the victim of an Ordered policy is whom asking every resident would find",
 }
 OF_PREFETCH = {"suggestions": "suggestions are experts of the target layer, no more than there is room for"}
 DECISIONS = {
