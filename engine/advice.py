@@ -16,6 +16,7 @@ from tracekit.stats.independence import looks_independent
 
 FEW_TOKENS = 64
 SATURATED = 0.95
+DOES_NOT_FIT = "the plan does not fit"
 
 
 def advice(
@@ -48,7 +49,7 @@ def advice(
     warnings += cycle_warnings(trace, plan, done, sizes)
     if time is not None and time.link_utilisation > SATURATED and plan.prefetch.predictor != "none":
         warnings.append(
-            f"the link is busy {100 * time.link_utilisation:.0f} % of the time: prefetches can only delay demand copies"
+            f"the link is busy more than {100 * SATURATED:.0f} % of the time: prefetches can only delay demand copies"
         )
     return warnings
 
@@ -80,7 +81,7 @@ def fit_warnings(
     warnings = []
     if needed > machine.device.memory_bytes:
         warnings.append(
-            f"the plan does not fit: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
+            f"{DOES_NOT_FIT}: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
             f"{machine.device.memory_bytes / 2**30:.1f} GiB"
         )
     if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):

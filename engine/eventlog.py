@@ -17,7 +17,7 @@ from policies import events as kinds
 from policies.events import Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
-from tracekit.durable import reporting
+from tracekit.durable import check_place, reporting
 from tracekit.errors import TraceError
 
 KINDS = {
@@ -72,8 +72,7 @@ class EventLog:
         self._parts: list[Path] = []
 
     def __enter__(self) -> Self:
-        if self.path.is_dir():
-            raise TraceError(f"cannot write events to {self.path}: it is a directory; name a file")
+        check_place(self.path)
         with explained(self.path):
             self._folder = Path(tempfile.mkdtemp(".writing", f".{self.path.name}.", self.path.parent))
         return self
@@ -115,7 +114,7 @@ class EventLog:
             pieces.sink_parquet(whole, compression="zstd", metadata=self._metadata)
             with whole.open("rb") as written:
                 os.fsync(written.fileno())
-            whole.replace(self.path)
+            whole.replace(os.path.realpath(self.path))
 
 
 @contextlib.contextmanager

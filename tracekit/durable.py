@@ -12,7 +12,11 @@ TEMPORARY = ".writing"  # suffix of a file that is not finished
 
 
 def write_synced(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file through `fill` under a temporary name, sync it, rename it to `path`, sync the rename."""
+    """Write a file through `fill` under a temporary name, sync it, rename it to `path`, sync the rename.
+
+    Where `path` is a link, what it leads to is written.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
@@ -36,6 +40,8 @@ def check_place(path: Path) -> None:
     """Raise TraceError if no file can be written at `path`: better known before the work that is to be kept in it."""
     if path.is_dir():
         raise TraceError(f"cannot write {path}: it is a directory; name a file")
+    if path.exists() and not path.is_file():
+        raise TraceError(f"cannot write {path}: it is a device, a pipe or a socket; name a file")
     if not os.access(path.absolute().parent, os.W_OK):
         raise TraceError(f"cannot write {path}: {path.parent} is no directory that can be written to")
 

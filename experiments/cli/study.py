@@ -1,6 +1,7 @@
 """`tracekit study`: many plans on many traces and machines, and what follows."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -140,10 +141,10 @@ def duration(seconds: float) -> str:
 
 
 def _show(summary: dict[str, Any], output: Path) -> None:
+    from experiments.study.notes import where
+
     for setting in summary["settings"]:
-        names = [("hardware", ""), ("model_shape", " at {}'s shape"), ("batch", ", batches of {}")]
-        where = "".join((form or "{}").format(setting[name]) for name, form in names if setting[name] is not None)
-        typer.echo((f"{where}: " if where else "") + setting["statement"])
+        typer.echo(f"{where(setting)}: {setting['statement']}")
         for found in setting["comparisons"]:
             typer.echo(f"  {found['verdict']}")
         for line in setting["ranking"]:
@@ -155,4 +156,6 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         typer.echo(f"warning: {warning}")
     if any(setting["winner"] is not None for setting in summary["settings"]):
         typer.echo(f"winner: {output}/winner.plan.toml")
-    typer.echo(f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {output} draws them")
+    typer.echo(
+        f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {quote(str(output))} draws them"
+    )

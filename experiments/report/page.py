@@ -1,7 +1,5 @@
 """Writing a report: one file, whole or not at all."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from experiments.report.content import ReportContent
-from tracekit.durable import write_synced
+from tracekit.durable import check_place, write_synced
 from tracekit.errors import StudyError, TracekitError
 
 
@@ -42,18 +40,9 @@ def write_report(path: Path, content: ReportContent) -> Path:
     path = Path(path)
     text = _page(content)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        check_place(path)
+        write_synced(path, partial(_write, text.encode("utf-8", "replace")))
     except OSError as error:
-        raise StudyError(f"cannot write the report {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's file is the owner's alone
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise StudyError(f"cannot write the report {path}: {error.strerror}") from None
     return path
 

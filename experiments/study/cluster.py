@@ -4,6 +4,7 @@ Every worker must see the traces under the paths that the study names, and have 
 inputs alone, so it does not show in them who computed what.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
@@ -74,7 +75,9 @@ def local_cluster(library: Any, workers: int) -> Any:
 
     keep = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEEP.items()}
     with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep):
-        return library.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        return library.LocalCluster(
+            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+        )
 
 
 class _Own:

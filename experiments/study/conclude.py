@@ -13,6 +13,7 @@ from engine.plan import Plan, plan_from_dict
 from experiments.ranking import in_words, rank_plans
 from experiments.statistics import Comparison, Quantity, compare, judge
 from experiments.study.grid import Objective, Study, plan_name
+from experiments.study.notes import left_out, no_winner, notes, plans
 
 SETTING = ("hardware", "model_shape", "batch")
 RUNNERS_UP = 5
@@ -63,42 +64,31 @@ def _setting(study: Study, rows: pl.DataFrame) -> dict[str, Any]:
     memory = memory_of(study, rows["hardware"][0])
     fitting = [one for one in real if fits(one.device_bytes, study.max_device_bytes, memory)]
     room = min((size for size in (study.max_device_bytes, memory) if size is not None), default=None)
+    unfit = left_out([one.device_bytes for one in real if one not in fitting], room)
+    summary: dict[str, Any] = {"room_bytes": room, "contestants": len(fitting), "too_large": len(real) - len(fitting)}
     if not fitting:
-        reason = (
-            "no plan was replayed on every trace"
-            if not real
-            else "no plan fits into max_device_bytes and the device's memory"
-        )
-        return {
-            "winner": None,
-            "plan_toml": None,
-            "room_bytes": room,
-            "statement": f"no winner: {reason}",
+        return summary | {
+            **dict.fromkeys(("winner", "plan_toml", "value", "unit", "device_bytes", "share_of_bound")),
+            "statement": no_winner(real, room),
             "comparisons": [],
             "ranking": [],
-            "notes": [],
+            "notes": unfit,
         }
     winner = best(fitting)
     comparisons = against(study, winner, fitting)
-    summary = {
+    return summary | {
         "winner": winner.plan,
         "plan_toml": winner.toml,
         "value": winner.value,
         "unit": winner.unit,
         "device_bytes": winner.device_bytes,
-        "room_bytes": room,
         "share_of_bound": winner.share_of_bound,
-        "contestants": len(fitting),
-        "too_large": len(real) - len(fitting),
         "statement": statement(winner, len(fitting), searched=study.search is not None),
         "comparisons": [msgspec.to_builtins(found) for found in comparisons],
-        "ranking": ranking(study, fitting),
-        "notes": [
-            *left_out(len(real) - len(fitting), room),
-            *notes(study, fitting, comparisons),
-        ],
+        # Without the winner the order of the others would mislead.
+        "ranking": [] if winner.costs is None else ranking(study, fitting),
+        "notes": [*unfit, *notes(study, fitting, len(comparisons))],
     }
-    return summary
 
 
 def contestants(study: Study, rows: pl.DataFrame) -> list[Contestant]:
@@ -179,6 +169,17 @@ def fits(device_bytes: int | None, limit: int | None, memory: int | None) -> boo
     return all(most is None or device_bytes <= most for most in (limit, memory))
 
 
+def fitting_rows(study: Study, rows: pl.DataFrame) -> list[bool]:
+    """Of each row, whether its plan fits on every trace."""
+    names = ("plan_toml", "hardware", "hardware_digest", "model_shape", "batch")
+    keys = list(rows.select(names).iter_rows())
+    largest: dict[tuple[Any, ...], int] = {}
+    for key, size in zip(keys, rows["device_bytes"], strict=True):
+        if size is not None:
+            largest[key] = max(size, largest.get(key, 0))
+    return [fits(largest.get(key), study.max_device_bytes, memory_of(study, key[1])) for key in keys]
+
+
 def best(fitting: Sequence[Contestant]) -> Contestant:
     """The best by the objective; of equals the smaller, then the first."""
     return min(fitting, key=lambda one: (-one.score, one.device_bytes or 0))
@@ -239,31 +240,8 @@ def ranking(study: Study, fitting: Sequence[Contestant]) -> list[str]:
 def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:
     """Who won."""
     value = f"{winner.value:.3f}" if winner.value < 1000 else f"{winner.value:,.0f}"
-    which = f"{count} plans at full length" if searched else f"{count} plans"
+    which = f"{plans(count)} at full length" if searched else plans(count)
     words = f"best of {which}: {winner.plan}, with {value} {winner.unit}"
     if winner.share_of_bound is not None:
         words += f", {100 * winner.share_of_bound:.0f} % of what clairvoyant decisions allow with that cache"
     return words
-
-
-def left_out(count: int, room: int | None) -> list[str]:
-    """How many plans do not fit, in words."""
-    if not count or room is None:
-        return []
-    plans, they = ("1 plan", "it does") if count == 1 else (f"{count:,} plans", "they do")
-    return [f"{plans} left out: {they} not fit into {room / 2**30:.1f} GiB"]
-
-
-def notes(study: Study, fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) -> list[str]:
-    """What to keep in mind when reading the verdicts."""
-    found = []
-    if len({one.about[3] for one in fitting}) > 1:
-        found.append("weight formats differ in quality, too, of which a replay knows nothing")
-    if len({one.about[2] for one in fitting}) > 1 and study.max_device_bytes is None:
-        found.append("a larger cache wins where it fits: max_device_bytes says what else the device has to hold")
-    if comparisons:
-        found.append(
-            f"probabilities are corrected for {len(comparisons)} comparisons (Holm); the winner was chosen on the same "
-            "requests that it is judged by: confirm it on other prompts (tracekit validate)"
-        )
-    return found

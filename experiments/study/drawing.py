@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from experiments.report import (
 from experiments.statistics import rate_intervals
 from experiments.study import store as files
 from experiments.study.grid import eviction_name, prefetch_name
+from experiments.study.notes import where
 from experiments.study.overviews import curve_sets, heat_maps
 from experiments.study.store import read_study
 
@@ -90,12 +92,9 @@ def _setting(
         whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, summary["statistics"])
     formats = rows["weights"].n_unique() > 1  # else each name would end alike
-    names = {name: found[name] for name in ("hardware", "model_shape", "batch") if found[name] is not None}
-    title = str(names.get("hardware", "Hits and bytes"))
-    title += f" at {names['model_shape']}'s shape" if "model_shape" in names else ""
-    title += f", batches of {names['batch']}" if "batch" in names else ""
+    title = where(found)
     return Setting(
-        title=title,
+        title=title if found["hardware"] else title[:1].upper() + title[1:],
         statement=found["statement"][:1].upper() + found["statement"][1:] + ".",
         verdicts=tuple(
             Verdict(text=compared["verdict"], shown=compared["outcome"] in ("better", "worse"))
@@ -154,11 +153,11 @@ def _again(found: dict[str, Any], rows: pl.DataFrame) -> dict[str, str]:
     own = rows.filter(pl.col("plan_toml") == found["plan_toml"])
     trace = own["trace"][0] if len(own) else rows["trace"][0]
     options = "".join(
-        f" --{option} {found[name]}"
+        f" --{option} {quote(str(found[name]))}"
         for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch"))
         if found[name] is not None
     )
-    replayed = f"tracekit replay {trace} --plan PLAN.toml{options}"
+    replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{options}"
     where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
     one = f"{where}\n{replayed}"
     return {
@@ -240,12 +239,13 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
 
 
 def _commands(folder: Path, summary: dict[str, Any]) -> tuple[str, ...]:
-    commands = [f"tracekit study {files.COPY} --output {folder}", f"tracekit report {folder} --output R.html"]
+    place = quote(str(folder))
+    commands = [f"tracekit study {files.COPY} --output {place}", f"tracekit report {place} --output R.html"]
     winner = next((setting for setting in summary["settings"] if setting["winner"] is not None), None)
     if winner is not None:
         trace = next(iter(summary["provenance"]["traces"]))
-        command = f"tracekit replay {trace} --plan {folder / files.WINNER}"
+        command = f"tracekit replay {quote(trace)} --plan {quote(str(folder / files.WINNER))}"
         for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch")):
-            command += f" --{option} {winner[name]}" if winner[name] is not None else ""
+            command += f" --{option} {quote(str(winner[name]))}" if winner[name] is not None else ""
         commands.append(command)
     return tuple(commands)

@@ -151,6 +151,8 @@ def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path =
             if parsed.unit != "bytes" or parsed.per_layer:
                 raise StudyError(f'max_device_bytes = {limit!r}: give bytes, such as "12GiB"')
             limit = int(parsed.amount)
+        if limit is not None and limit < 1:
+            raise StudyError(f'max_device_bytes = {limit}: give bytes, such as "12GiB"')
         baseline = None if file.baseline is None else _place(file.baseline, folder)
         if baseline is not None:
             eviction_policy(baseline)

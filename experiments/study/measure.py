@@ -25,6 +25,7 @@ from experiments.study.grid import needs_future, plan_name
 from experiments.study.passes import Target, time_all
 from experiments.study.workshop import Bench, Workshop
 from policies.cache import CacheSpec
+from policies.events import HIT
 from tracekit.errors import TraceError, TracekitError
 
 Row = dict[str, Any]
@@ -235,8 +236,13 @@ def stacked(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, scope: Sc
         "bytes_loaded": None if size is None else (total[1] - total[0]) * size,
         "decode_bytes_loaded": None if size is None else (decode[1] - decode[0]) * size,
         "device_bytes": bare_device_bytes(bench, cell),
-        "warnings": [],
     }
+    phases = Replayed(phase=bench.course.phase)
+    phases.kinds[:, HIT] = found.lookups  # of advice, only how many lookups there are
+    phases.tokens[DECODE] = len(bench.course.step)
+    row["warnings"] = advice(
+        bench.trace, cell.plan, phases, list(target.sizes), None, None, independent=bench.independent
+    )
     if bench.bounded(cell.bounds):
         row |= bound(bench, spec, None, Replayed())
     return row

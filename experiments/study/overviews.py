@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,7 @@ def heat_maps(experts: pl.DataFrame) -> list[HeatMap]:
         trace = part["trace"][0]
         title = f"{part['model'][0]} ({Path(trace).name})"
         found.append(
-            HeatMap(model=title, shares=shares, layers=tuple(layers), again=f"tracekit info {trace}\n{FIGURE}")
+            HeatMap(model=title, shares=shares, layers=tuple(layers), again=f"tracekit info {quote(trace)}\n{FIGURE}")
         )
     return found
 
@@ -68,7 +69,9 @@ def curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
                 )
         title = Path(trace).name + (f", batches of {batch}" if batch is not None else "")
         title += ", a cache for each layer" if scope == "layer" else ", one cache for all layers"
-        again = f"tracekit curve {trace} --policy lru,belady --scope {scope}"
+        again = f"tracekit curve {quote(trace)} --policy lru,belady --scope {scope}"
+        if batch is not None:
+            again = f"# numbers: {files.CURVES} in the study's folder (`tracekit curve` draws a trace as recorded)"
         again += "\n# other policies: rows of results.parquet without prefetching"
         sets.append(CurveSet(title=title, points=tuple(points.values()), again=again))
     return sets

@@ -9,15 +9,17 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from engine.advice import DOES_NOT_FIT
 from engine.passes import run
 from engine.regret import find_regret
 from engine.stack import STACK_CURVES
 from experiments.study import store as files
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
 from experiments.study.conclude import SETTING as NAMED
-from experiments.study.conclude import conclude, fits
+from experiments.study.conclude import conclude, fitting_rows
 from experiments.study.grid import Study
 from experiments.study.measure import costs_of, described, measure
+from experiments.study.notes import left_out, where
 from experiments.study.pictures import expert_rows, timeline_rows, winners
 from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
 from experiments.study.search import search, told, words
@@ -141,9 +143,10 @@ def _regrets(study: Study, store: Store, cells: Sequence[Cell], rows: pl.DataFra
     """What hinders the best plans on each routing and machine."""
     by_key = {cell.key: cell for cell in cells}
     chosen: list[Cell] = []
+    rows = rows.with_columns(fits=pl.Series(fitting_rows(study, rows), dtype=pl.Boolean))
     timed = rows.filter(pl.col("tokens_per_second").is_not_null() & ~pl.col("needs_future"))
     for part in timed.partition_by("trace", "batch", "hardware_digest", "model_shape", maintain_order=True):
-        best = part.sort("tokens_per_second", descending=True, maintain_order=True).head(study.regret)
+        best = part.sort("fits", "tokens_per_second", descending=True, maintain_order=True).head(study.regret)
         chosen += [by_key[key] for key in best["cell"]]
     chosen = list({cell.key: cell for cell in chosen}.values())
     done = set(store.pieces(files.REGRETS, REGRET)["cell"])
@@ -189,14 +192,9 @@ def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame, searched:
     failed = rows.filter(pl.col("error").is_not_null())
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
     # What does not fit is no candidate: how many do not, settings say in their notes.
-    sizes = rows.select("device_bytes", "hardware", "warnings").iter_rows()
-    memory = {machine.name: machine.device.memory_bytes for machine in study.machines if machine is not None}
-    warnings = [
-        warning
-        for device_bytes, hardware, found in sizes
-        if fits(device_bytes, study.max_device_bytes, memory.get(hardware))
-        for warning in found or ()
-    ]
+    fitting = rows.filter(pl.Series(fitting_rows(study, rows), dtype=pl.Boolean))
+    found = (fitting if len(fitting) else rows)["warnings"].to_list()
+    warnings = [warning for own in found for warning in own or () if not warning.startswith(DOES_NOT_FIT)]
     return {
         "objective": study.objective,
         "max_device_bytes": study.max_device_bytes,
@@ -222,11 +220,12 @@ def _searched(setting: dict[str, Any], searched: pl.DataFrame) -> dict[str, Any]
     own = searched.filter(pl.all_horizontal(pl.col(name).eq_missing(pl.lit(setting[name])) for name in NAMED))
     rounds = told(own)
     note = words(rounds)
-    return {"search": rounds, "notes": [*setting["notes"], *([note] if note else [])]}
+    large = sum(found["too_large"] for found in rounds)
+    notes = left_out([0] * large, setting["room_bytes"]) + ([note] if note else [])
+    return {"search": rounds, "notes": [*setting["notes"], *notes]}
 
 
 def winning_plan(setting: dict[str, Any]) -> str:
     """winner.plan.toml: the plan, and what it won."""
-    where = ", ".join(str(setting[name]) for name in ("hardware", "model_shape") if setting[name] is not None)
-    lines = [setting["statement"], *([f"on {where}"] if where else [])]
+    lines = [setting["statement"], where(setting)]
     return "".join(f"# {line}\n" for line in lines) + str(setting["plan_toml"])

@@ -75,7 +75,11 @@ COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("request_tokens", pl.List(INT), "decode tokens of each"),
     ("request_ns", pl.List(INT), "decode time of each: a step's time is shared by its tokens evenly"),
     ("request_p99_ns", pl.List(INT), "99th percentile of the times of each request's decode steps"),
-    ("request_bytes", pl.List(INT), "bytes loaded for each, shared as time is"),
+    (
+        "request_bytes",
+        pl.List(INT),
+        "bytes loaded for each, shared as time is; missing as loads are, or sizes unknown",
+    ),
     ("warnings", pl.List(TEXT), "what to know before believing the row"),
 )
 SCHEMA = {name: kind for name, kind, _ in COLUMNS}

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from experiments.study import schema
+from experiments.study.summary import is_summary
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
 
@@ -129,10 +130,11 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         raise StudyError(f"{folder} holds no finished study{unfinished}: no {name}") from None
     except (OSError, ValueError) as problem:
         raise StudyError(f"{folder}: the study's results cannot be read: {problem}") from None
-    known = summary.get("files") if isinstance(summary, dict) else None
+    if not is_summary(summary):
+        raise StudyError(f"{folder}: {SUMMARY} is of another version, or damaged: {again}")
     for name in TABLES:
         # Damaged, or left behind by a study that was interrupted: not what the summary speaks of.
-        if not isinstance(known, dict) or known.get(name) != sha256(data[name]):
+        if summary["files"].get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
     tables = {name: pl.read_parquet(io.BytesIO(data[name])) for name in TABLES}
     for name, columns in TABLES.items():

@@ -314,10 +314,10 @@ def test_what_cannot_be_drawn_is_refused(make: Any) -> None:
 
 
 def test_an_unwritable_place_is_one_line(quick: None, tmp_path: Path) -> None:
-    with pytest.raises(TracekitError, match="cannot write the report"):
+    with pytest.raises(TracekitError, match=r"cannot write .*(report.html|folder)"):
         write_report(tmp_path / "absent" / "report.html", ReportContent(title="t"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(TracekitError, match="cannot write the report"):
+    with pytest.raises(TracekitError, match=r"cannot write .*(report.html|folder)"):
         write_report(tmp_path / "folder", ReportContent(title="t"))
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 

@@ -65,9 +65,11 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
             assert setting["too_large"] == (0 if limit is None else 2)
     none = study_from_dict(tables | {"max_device_bytes": "1MB"}, folder=folder)
     summary = run_study(none, tmp_path / "last", Threads(1))
-    assert (
-        summary["settings"][0]["statement"] == "no winner: no plan fits into max_device_bytes and the device's memory"
-    )
+    (setting,) = summary["settings"]
+    assert setting["statement"] == "no winner: no plan fits into 976.6 KiB"
+    assert (setting["contestants"], setting["too_large"], setting["value"]) == (0, 4, None)
+    assert setting["notes"] == ["4 plans left out, too large for 976.6 KiB"]
+    assert any("decode tokens" in warning for warning in summary["warnings"]), "what is said of the trace stands"
     assert not (tmp_path / "last" / "winner.plan.toml").exists()
 
 

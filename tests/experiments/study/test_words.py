@@ -1,0 +1,114 @@
+"""What a study says beside its figures: who was compared, what was left out and why; commands that can be copied."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.plan import plan_from_dict
+from engine.replay import replay
+from experiments.cli.main import run as cli
+from experiments.study import Threads, run_study
+from experiments.study.drawing import report_content
+from experiments.study.grid import study_from_dict
+from experiments.study.notes import amount, where
+from tests.helpers.traces import make_trace
+from tracekit import Trace
+from tracekit.errors import StudyError
+
+
+def studied(folder: Path, out: Path, **tables: Any) -> dict[str, Any]:
+    """The summary of a study of `a.trace`."""
+    return run_study(study_from_dict({"traces": "a.trace", **tables}, folder=folder), out, Threads(1))
+
+
+def test_without_the_winner_nobody_is_ranked(folder: Path, tmp_path: Path) -> None:
+    """One pass counts all cache sizes of LRU, and tells nothing of single requests. The others are as good."""
+    (tmp_path / "again.py").write_text("from policies.eviction.lru import Lru\n\n\nclass Again(Lru):\n    pass\n")
+    grid = {"capacity": "4/layer", "eviction": ["lru", {"policy": "lru-k", "k": 1}, f"{tmp_path}/again.py:Again"]}
+    grid |= {"model_shape": "mixtral-8x7b"}
+    (setting,) = studied(folder, tmp_path / "one", grid=grid)["settings"]
+    assert "lru, 4/layer" in setting["statement"]
+    assert setting["ranking"] == [] and setting["comparisons"] == []
+    assert any("not compared request by request: 1 of 3 plans" in note for note in setting["notes"])
+    (setting,) = studied(folder, tmp_path / "two", grid=grid | {"hardware": "h100"})["settings"]
+    assert "lru, 4/layer" in setting["statement"] and "lru" in setting["ranking"][0]
+    assert not any("request by request" in note for note in setting["notes"])
+
+
+def test_one_pass_warns_as_a_replay_does(folder: Path, tmp_path: Path) -> None:
+    grid = {"capacity": ["3"], "eviction": "lru"}
+    warnings = studied(folder, tmp_path / "out", grid=grid)["warnings"]
+    plan = plan_from_dict({"cache": {"capacity": "3"}})
+    trace = Trace.open(folder / "a.trace")
+    assert warnings == list(replay(trace, plan).warnings)
+    assert any("token cycle" in warning for warning in warnings)
+
+
+def test_unknown_sizes_are_not_called_too_large(folder: Path, tmp_path: Path) -> None:
+    make_trace(tmp_path / "bare.trace", Trace.open(folder / "a.trace").experts, num_experts=8)
+    grid = {"capacity": ["1/layer", "2/layer"], "eviction": "lfu"}
+    tables = {"traces": "bare.trace", "max_device_bytes": "1GiB", "grid": grid}
+    (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))["settings"]
+    assert "sizes of experts are unknown" in setting["statement"] and "grid.model_shape" in setting["statement"]
+    assert setting["notes"] == [
+        "2 plans left out, of unknown size: give grid.model_shape, or leave out max_device_bytes"
+    ]
+
+
+@pytest.mark.parametrize("limit", [0, -5, "0GiB"])
+def test_no_room_at_all_is_a_mistake(limit: object, folder: Path) -> None:
+    with pytest.raises(StudyError, match=r"max_device_bytes = .*give bytes"):
+        study_from_dict({"traces": "a.trace", "max_device_bytes": limit, "grid": {"capacity": "2"}}, folder=folder)
+
+
+def test_regret_is_of_plans_that_fit(folder: Path, tmp_path: Path) -> None:
+    grid = {"capacity": ["1/layer", "2/layer", "7/layer"], "eviction": "lru", "hardware": "t4"}
+    grid |= {"model_shape": "mixtral-8x7b"}
+    summary = studied(folder, tmp_path / "out", grid=grid, regret=1)
+    (setting,) = report_content(tmp_path / "out").settings
+    assert summary["settings"][0]["too_large"] > 0
+    assert [regret.label for regret in setting.regrets] == [summary["settings"][0]["winner"]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: {},
+        lambda found: [],
+        lambda found: found | {"settings": [{}]},
+        lambda found: found | {"warnings": 5},
+        lambda found: found | {"settings": [one | {"room_bytes": "x"} for one in found["settings"]]},
+    ],
+)
+def test_a_summary_of_another_version_is_one_line(
+    damage: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in finished.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    assert cli(["report", str(tmp_path), "--output", str(tmp_path / "r.html")]) == 2
+    said = capsys.readouterr().err
+    assert "study.json is of another version, or damaged: run tracekit study again" in said and said.count("\n") == 1
+
+
+def test_commands_can_be_copied(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "two words"
+    place.mkdir()
+    (place / "a b.trace").symlink_to(folder / "a.trace")
+    (place / "s.toml").write_text('traces = "a b.trace"\n[grid]\ncapacity = "2/layer"\nmodel_shape = "mixtral-8x7b"\n')
+    assert cli(["study", str(place / "s.toml"), "--output", str(place / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("hits and bytes at mixtral-8x7b's shape: best of 1 plan: ")
+    assert shlex.quote(str(place / "out")) in said.splitlines()[-1]
+    replayed = report_content(place / "out").reproduce[-1]
+    assert [part for part in shlex.split(replayed) if part.endswith("a b.trace")]
+
+
+def test_words_for_settings_and_sizes() -> None:
+    assert where({"hardware": "t4", "model_shape": "m", "batch": 2}) == "t4 at m's shape, batches of 2"
+    assert where({"hardware": None, "model_shape": None, "batch": 1}) == "hits and bytes, batches of 1"
+    assert [amount(size) for size in (15 << 30, 9 << 20, 2048, 12)] == ["15.0 GiB", "9.0 MiB", "2.0 KiB", "12 bytes"]
