@@ -98,7 +98,8 @@ def test_the_eviction_example(trace: Trace, tmp_path: Path) -> None:
     name = f"{tmp_path / 'mine.py'}:Blend"
     (tmp_path / "mine.py").write_text(examples()["Blend"])
     (report,) = json.loads(output("policies", "check", name, "--json"))
-    assert report["passed"] and {rule["status"] for rule in report["rules"]} == {"pass"}
+    assert report["passed"]
+    assert [rule["rule"] for rule in report["rules"] if rule["status"] != "pass"] == ["order"]  # it keeps no heap
 
     found = json.loads(output("replay", trace.path, "--policy", name, "--capacity", "4/layer", "--json"))
     plan = {"cache": {"capacity": "4/layer"}, "eviction": {"policy": name}}

@@ -294,13 +294,13 @@ def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> 
     fit("routing", trace, tmp_path / "p", held_out=list(range(12, 24)), options=Training(epochs=1))
     assert run(["slice", str(trace.path), "--requests", "12:24", "-o", str(tmp_path / "unseen.trace")]) == 0
     prefetch = ["none", {"predictor": "learned", "artefact": "p", "count": [1, 2]}]
-    grid = {"capacity": "2/layer", "prefetch": prefetch}
+    grid = {"capacity": "2/layer", "prefetch": prefetch, "hardware": "h100", "model_shape": "mixtral-8x7b"}
     seen, unseen = (
         run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
         for name in ("t.trace", "unseen.trace")
     )
     assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
     (setting,) = unseen["settings"]
-    # Without prefetching one pass answers for all sizes, and knows nothing of single requests: it is not ranked.
-    assert unseen["failed"] == 0 and len(setting["ranking"]) == 2
-    assert setting["ranking"][0].startswith("1. ") and all("learned (of p" in line for line in setting["ranking"])
+    assert unseen["failed"] == 0 and len(setting["ranking"]) == 3
+    assert setting["ranking"][0].startswith("1. ")
+    assert sum("learned (of p" in line.partition(", level")[0] for line in setting["ranking"]) == 2
