@@ -5,8 +5,11 @@ inputs alone, so it does not show in them who computed what.
 """
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 from experiments.study.cells import sources_digest
@@ -74,10 +77,28 @@ def local_cluster(library: Any, workers: int) -> Any:
     import dask
 
     keep = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEEP.items()}
-    with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep):
+    with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep), _not_interrupted():
         return library.LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
         )
+
+
+@contextmanager
+def _not_interrupted() -> Iterator[None]:
+    """Processes that are started here do not hear of Ctrl-C, which a terminal tells every one: we end them ourselves.
+
+    What is held back is inherited by the thread that starts them. Python's own tracker of resources lets go of it where
+    it has to be started then, so it is started before.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Own:

@@ -1,6 +1,7 @@
 """Dask: the same bytes as threads leave, whoever dies or joins meanwhile."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -114,3 +115,35 @@ def test_workers_die_and_join(folder: Path, tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert contents(tmp_path / "out") == contents(folder / "threads")
+
+
+def test_ctrl_c_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """A terminal interrupts the workers, too; they are silent, and gone afterwards."""
+    command = [
+        sys.executable,
+        "-c",
+        "from experiments.cli.main import main; main()",
+        "study",
+        str(folder / "study.toml"),
+    ]
+    codes = []
+    for seconds in (0.5, 1.5):
+        out = tmp_path / f"{seconds}"
+        with subprocess.Popen(
+            [*command, "--output", str(out), "--dask", "local"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as running:
+            deadline = time.monotonic() + 60
+            while not out.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(seconds)
+            os.killpg(running.pid, signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        codes.append(running.returncode)
+        assert said.count("\n") == (1 if running.returncode else 0), said
+    assert set(codes) <= {0, 130} and 130 in codes
