@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.benchmarks.decisions import EXPERTS, LAYERS, TOP_K
-from experiments.benchmarks.studies import LOOKUPS, MACHINES
-from tracekit import Manifest, TraceWriter
-from tracekit.manifest import ModelInfo
+from experiments.benchmarks.studies import LOOKUPS, MACHINES, manifest
+from tracekit import TraceWriter
 
 PIECE = 1_000  # steps
 POLICIES = ["lru", "lfu", "lfu-aging", "fifo", "clock", "sieve", "s3fifo", "arc", "lru-k", "random"]
@@ -38,15 +37,7 @@ def write_long_trace(path: Path, steps: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     popularity = 1 / np.arange(1, EXPERTS + 1) ** 0.8
     weights = np.log(np.stack([rng.permutation(popularity) for _ in range(LAYERS)])).astype(np.float32)
-    manifest = Manifest(
-        source="benchmark",
-        model=ModelInfo(id="benchmark"),
-        moe_layers=list(range(LAYERS)),
-        model_layers=LAYERS,
-        experts_per_layer=[EXPERTS] * LAYERS,
-        top_k=TOP_K,
-    )
-    with TraceWriter(path, manifest) as writer:
+    with TraceWriter(path, manifest()) as writer:
         for first in range(0, steps, PIECE):
             order = np.arange(first, min(first + PIECE, steps))
             scores = rng.gumbel(size=(len(order), LAYERS, EXPERTS)).astype(np.float32) + weights

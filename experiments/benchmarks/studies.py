@@ -34,20 +34,23 @@ GRID: dict[str, Any] = {
 }
 
 
-def write_trace(path: Path, steps: int) -> None:
-    """A decode of one token a step, routed as the other benchmarks' load is."""
-    layers = list(range(LAYERS))
-    manifest = Manifest(
+def manifest() -> Manifest:
+    """Of the shape that all loads have."""
+    return Manifest(
         source="benchmark",
         model=ModelInfo(id="benchmark"),
-        moe_layers=layers,
+        moe_layers=list(range(LAYERS)),
         model_layers=LAYERS,
         experts_per_layer=[EXPERTS] * LAYERS,
         top_k=TOP_K,
     )
+
+
+def write_trace(path: Path, steps: int) -> None:
+    """A decode of one token a step, routed as the other benchmarks' load is."""
     order = np.arange(steps)
     experts = (routing(steps) - (np.arange(LAYERS, dtype=np.int32) * EXPERTS)[None, :, None]).astype(np.uint16)
-    with TraceWriter(path, manifest) as writer:
+    with TraceWriter(path, manifest()) as writer:
         writer.append(
             step=order, request=order * 50 // steps, position=order % 500, phase=1, token_id=-1, experts=experts
         )

@@ -143,10 +143,12 @@ def _regrets(study: Study, store: Store, cells: Sequence[Cell], rows: pl.DataFra
     """What hinders the best plans on each routing and machine."""
     by_key = {cell.key: cell for cell in cells}
     chosen: list[Cell] = []
+    # As who wins: of what fits, or of all where nothing does.
     rows = rows.with_columns(fits=pl.Series(fitting_rows(study, rows), dtype=pl.Boolean))
     timed = rows.filter(pl.col("tokens_per_second").is_not_null() & ~pl.col("needs_future"))
     for part in timed.partition_by("trace", "batch", "hardware_digest", "model_shape", maintain_order=True):
-        best = part.sort("fits", "tokens_per_second", descending=True, maintain_order=True).head(study.regret)
+        candidates = part.filter("fits") if part["fits"].any() else part
+        best = candidates.sort("tokens_per_second", descending=True, maintain_order=True).head(study.regret)
         chosen += [by_key[key] for key in best["cell"]]
     chosen = list({cell.key: cell for cell in chosen}.values())
     done = set(store.pieces(files.REGRETS, REGRET)["cell"])

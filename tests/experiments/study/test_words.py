@@ -67,10 +67,11 @@ def test_no_room_at_all_is_a_mistake(limit: object, folder: Path) -> None:
 def test_regret_is_of_plans_that_fit(folder: Path, tmp_path: Path) -> None:
     grid = {"capacity": ["1/layer", "2/layer", "7/layer"], "eviction": "lru", "hardware": "t4"}
     grid |= {"model_shape": "mixtral-8x7b"}
-    summary = studied(folder, tmp_path / "out", grid=grid, regret=1)
+    summary = studied(folder, tmp_path / "out", grid=grid, regret=3)
     (setting,) = report_content(tmp_path / "out").settings
     assert summary["settings"][0]["too_large"] > 0
-    assert [regret.label for regret in setting.regrets] == [summary["settings"][0]["winner"]]
+    assert setting.regrets[0].label == summary["settings"][0]["winner"]
+    assert len(setting.regrets) == summary["settings"][0]["contestants"] < 3
 
 
 @pytest.mark.parametrize(
