@@ -30,9 +30,12 @@ def watchdog() -> Iterator[None]:
         raise TimeoutError("the engine hangs")
 
     before = signal.signal(signal.SIGALRM, bark)
+    # A shell has what it starts in the background ignore SIGINT, pytest and all.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.alarm(60)
     yield
     signal.alarm(0)
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGALRM, before)
 
 
