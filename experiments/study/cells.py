@@ -14,21 +14,14 @@ from engine.hardware import HardwareProfile
 from engine.plan import Plan
 from engine.shapes import ModelShape
 from experiments.study.grid import Study
-from policies.compiled import source_modules
+from experiments.study.sources import policies_digest, sources_digest
 from policies.learned.artefact import CARD
-from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import PlanError
 from tracekit.prefix import PrefixTrace
 
 RESULTS = 1
 """Version of what a cell's row means."""
-SOURCES = (
-    *("tracekit", "tracekit/stats", "policies", "policies/learned"),
-    *("engine", "engine/hardware", "engine/shapes", "engine/simulator", "engine/stack"),
-    "experiments/study",
-)
-"""Folders of the source that rows follow from; the policies of a plan are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +119,6 @@ def _artefact_digest(path: str) -> str:
         return hashlib.sha256((Path(path) / CARD).read_bytes()).hexdigest()
     except OSError as error:
         raise PlanError(f"predictor {path}: {error.strerror or error}; tracekit fit makes one") from None
-
-
-@cache
-def sources_digest() -> str:
-    """A digest of the source that replays, times and bounds: what an edited simulator finds is another result."""
-    home = Path(__file__).resolve().parents[2]
-    found = hashlib.sha256(policies_digest("belady-bypass", "none").encode())  # it decides the bounds
-    for path in sorted(path for folder in SOURCES for path in (home / folder).glob("*.py")):
-        found.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
-
-
-@cache
-def policies_digest(eviction: str, predictor: str) -> str:
-    """A digest of every source file that decides under these two policies: an edited policy is another one."""
-    found = hashlib.sha256()
-    for module in source_modules((eviction_policy(eviction), prefetcher(predictor))):
-        if module.__file__ is None:
-            raise PlanError(f"policy module {module.__name__} has no source file")
-        found.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
-    return found.hexdigest()
 
 
 def groups(cells: Iterable[Cell]) -> list[list[Cell]]:

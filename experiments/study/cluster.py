@@ -12,7 +12,7 @@ from functools import cache, partial
 from multiprocessing import resource_tracker
 from typing import Any
 
-from experiments.study.cells import sources_digest
+from experiments.study.sources import sources_digest
 from experiments.study.workers import Item, Work, cores
 from experiments.study.workshop import Workshop
 from tracekit.errors import StudyError
