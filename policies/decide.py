@@ -15,8 +15,8 @@ a clock.
 
 from typing import Any
 
+from policies.cache_state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
 from policies.events import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, pack
-from policies.state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
 
 
 def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) -> int:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from engine import tables
 from engine.hardware.economy import Power, Price
+from tracekit import named_toml
 from tracekit.errors import HardwareError
 
 # Wide enough for a microcontroller and for a rack, narrow enough to catch a wrong unit.
@@ -244,12 +244,12 @@ def _quoted(text: str) -> str:
 
 def hardware_names() -> tuple[str, ...]:
     """Names of the shipped hardware profiles, sorted."""
-    return tables.names("engine.hardware", "profiles")
+    return named_toml.names("engine.hardware", "profiles")
 
 
 def load_hardware(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
     """A shipped profile by name, or a user's TOML file by path. Anything else is a one-line HardwareError."""
-    return tables.load(
+    return named_toml.load(
         name_or_path,
         HardwareProfile,
         what="hardware profile",

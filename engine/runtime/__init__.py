@@ -6,9 +6,9 @@ model.generate(...)
 offloaded(model).log
 """
 
+from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.offload import offload, offloaded
-from engine.runtime.state import OffloadState
-from engine.runtime.thread_link import EmulatedLink
+from engine.runtime.offload_state import OffloadState
 from engine.runtime.timing import Timings
 
 __all__ = ["EmulatedLink", "OffloadState", "Timings", "offload", "offloaded"]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.runtime.quantise import dequantise, quantise
-from engine.runtime.store import stored_dtype
-from engine.weights import WeightFormat
+from engine.plan.weights import WeightFormat
+from engine.runtime.storage.host_store import stored_dtype
+from engine.runtime.storage.quantise import dequantise, quantise
 from tracekit.errors import PlanError
 from tracekit.recorder.seam import text_decoder
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.hardware import HardwareProfile
-from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import expert_forward
-from engine.runtime.layout import QuantisedLayout
-from engine.runtime.link import TIMEOUT_S
-from engine.runtime.store import ExpertStore
+from engine.runtime.links.queued_link import TIMEOUT_S
+from engine.runtime.storage.disk_store import DiskStore
+from engine.runtime.storage.host_store import ExpertStore
+from engine.runtime.storage.slab_layout import QuantisedLayout
 from policies.events import LOAD
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer

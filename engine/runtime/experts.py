@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.runtime.layout import expert_parameters
-from engine.runtime.routing import Routing, TokenRouting, sort_by_expert
+from engine.runtime.storage.slab_layout import expert_parameters
+from engine.runtime.visit_routing import Routing, TokenRouting, sort_by_expert
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import has_gate
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.layout import Layout, PlainLayout, QuantisedLayout, expert_parameters
 from engine.runtime.memory import dtype_of
+from engine.runtime.storage.slab_layout import Layout, PlainLayout, QuantisedLayout, expert_parameters
 from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.errors import ModelError, PlanError

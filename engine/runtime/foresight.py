@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from engine.foresight import Ranking, estimator_of, predictor_of
+from engine.decisions.foresight import Ranking, estimator_of, predictor_of
 from policies.cache import ExpertCache
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 
-from engine.runtime.disk_store import DiskStore
-from engine.runtime.link import Link, Progress, Ticket
+from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
-from engine.runtime.store import ExpertStore
+from engine.runtime.storage.disk_store import DiskStore
+from engine.runtime.storage.host_store import ExpertStore
 from policies.events import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
 
 KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}

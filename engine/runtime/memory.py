@@ -8,12 +8,12 @@ import msgspec
 import torch
 from torch import nn
 
-from engine.decisions import cache_spec
-from engine.plan import CachePlan, Plan
+from engine.decisions.run import cache_spec
+from engine.plan.plan import CachePlan, Plan
+from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes
-from engine.runtime.layout import aligned, expert_parameters, layout_of
-from engine.runtime.measure import free_bytes
-from engine.weights import WeightFormat
+from engine.runtime.calibration.probes import free_bytes
+from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, PlanError
 from tracekit.recorder.seam import moe_layers
@@ -140,7 +140,7 @@ def parse_memory(text: str | None) -> int | None:
     """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
     if text is None:
         return None
-    from engine.capacity import Capacity
+    from engine.plan.capacity import Capacity
 
     parsed = Capacity.parse(text)
     if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:

@@ -8,25 +8,25 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 import torch
 from torch import nn
 
-from engine.decisions import cache_spec as spec_of
+from engine.decisions.run import cache_spec as spec_of
 from engine.hardware import HardwareProfile
-from engine.plan import Plan
+from engine.plan.plan import Plan
+from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
+from engine.runtime.calibration.probes import free_bytes
 from engine.runtime.cpu_lane import CpuLane, check_lane
-from engine.runtime.cuda_link import CudaLink
-from engine.runtime.disk_store import DiskStore, SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.experts import register
 from engine.runtime.forced import RandomExperts
-from engine.runtime.layout import layout_of
-from engine.runtime.loading import opened_checkpoint
-from engine.runtime.measure import free_bytes
+from engine.runtime.links.cuda_link import CudaLink
+from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import fit, fit_checkpoint, footprint
-from engine.runtime.origin import Loaded, Origin, accumulations
+from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
-from engine.runtime.state import STATE, OffloadState, check_policies
-from engine.runtime.store import ExpertStore, check_storable
-from engine.runtime.thread_link import EmulatedLink, ThreadLink
-from engine.weights import WeightFormat
+from engine.runtime.storage.disk_store import DiskStore, SlabExperts, load_slabs, open_slabs, write_slabs
+from engine.runtime.storage.host_store import ExpertStore, check_storable
+from engine.runtime.storage.origin import Loaded, Origin, accumulations
+from engine.runtime.storage.sharded_loading import opened_checkpoint
+from engine.runtime.storage.slab_layout import layout_of
 from policies.cache import CacheSpec
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers

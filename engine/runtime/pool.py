@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.runtime.layout import Layout, aligned
+from engine.runtime.storage.slab_layout import Layout, aligned
 from tracekit.errors import HardwareError
 
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from engine.runtime.cpu_lane import CpuLane, Missing
 from engine.runtime.experts import Forward
-from engine.runtime.layout import Layout
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
-from engine.runtime.routing import Routing, TokenRouting
+from engine.runtime.storage.slab_layout import Layout
+from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
 
 

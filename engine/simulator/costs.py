@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.hardware import HardwareProfile
+from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
-from engine.weights import WeightFormat
 from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
 
@@ -39,7 +39,7 @@ class Costs:
     layer_overhead_ns: int
     readback_ns: int
     predict_ns: np.ndarray
-    """The plan's fitted predictors at a visit (engine.predictor_costs)."""
+    """The plan's fitted predictors at a visit (engine.replay.predictor_costs)."""
     predict_token_ps: int
     step_ns: int
     """Once a step: fixed overhead, head and layers without experts."""

@@ -20,9 +20,9 @@ from engine.simulator.lanes import (
 )
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
+from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
 from engine.simulator.options import OPTIONS
 from engine.simulator.plain import count, plain_visit, undisturbed
-from engine.simulator.state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
 from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT, STREAM
 
 USEFUL, LATE, WASTED = range(3)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engine.result import Estimates, Regret, Result
+from engine.replay.result import Estimates, Regret, Result
 
 
 def percent(ratio: float) -> str:

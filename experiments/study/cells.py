@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile
-from engine.plan import Plan
+from engine.plan.plan import Plan
 from engine.shapes import ModelShape
 from experiments.study.grid import Study
 from experiments.study.sources import policies_digest, sources_digest
@@ -124,7 +124,7 @@ def _artefact_digest(path: str) -> str:
 def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells in groups that may share decisions: those of one routing whose plans differ in weights or lane alone.
 
-    Whether they do share them depends on sizes, which `experiments.study.measure` looks at.
+    Whether they do share them depends on sizes, which `experiments.study.cell_results` looks at.
     """
     found: dict[tuple[Routing, bytes], list[Cell]] = {}
     for cell in cells:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.decisions import iter_hints
+from engine.decisions.run import iter_hints
+from experiments.study.cell_results import prepared
 from experiments.study.cells import Cell, groups
-from experiments.study.measure import prepared
 from experiments.study.passes import time_all
 from experiments.study.workshop import Bench, Workshop
 from policies.registry import prefetcher

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.decisions import iter_decisions
-from engine.passes import DECODE, Replayed, context_of, tally, timed_slots
+from engine.decisions.run import iter_decisions
+from engine.replay.passes import DECODE, Replayed, context_of, tally, timed_slots
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import Timeline
 from policies.cache import CacheSpec

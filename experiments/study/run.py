@@ -9,21 +9,21 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from engine.advice import DOES_NOT_FIT
-from engine.passes import run
-from engine.regret import find_regret
-from engine.stack import STACK_CURVES
+from engine.curves.stack_curve import STACK_CURVES
+from engine.replay.advice import DOES_NOT_FIT
+from engine.replay.passes import run
+from engine.replay.regret import find_regret
 from experiments.study import store as files
+from experiments.study.cell_results import costs_of, described, measure
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
 from experiments.study.conclude import SETTING as NAMED
 from experiments.study.conclude import conclude, fitting_rows
 from experiments.study.grid import Study
-from experiments.study.measure import costs_of, described, measure
 from experiments.study.notes import left_out, where
-from experiments.study.pictures import expert_rows, timeline_rows, winners
 from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
 from experiments.study.search import search, told, words
 from experiments.study.store import Store
+from experiments.study.winner_timelines import expert_rows, timeline_rows, winners
 from experiments.study.workers import Workers
 from experiments.study.workshop import Workshop
 from tracekit.errors import TracekitError

@@ -114,7 +114,7 @@ REGRET = {
         )
     },
 }
-"""Regret of the best cells (engine.result.Regret)."""
+"""Regret of the best cells (engine.replay.result.Regret)."""
 
 SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("round", INT, "from 1"),

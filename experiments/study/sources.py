@@ -12,7 +12,7 @@ from tracekit.errors import PlanError
 
 HOME = Path(__file__).resolve().parents[2]
 PACKAGES = ("tracekit", "policies", "engine", "experiments")
-ENTRY = "experiments.study.measure"
+ENTRY = "experiments.study.cell_results"
 """The module whose imports, and theirs, make a cell's row. Policies are loaded by name and looked at one by one."""
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.bounds import free_prefill
-from engine.decisions import iter_hints
-from engine.replay import BOUNDED_LOOKUPS
-from engine.stack import STACK_CURVES, Scope, StackCurve
+from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
+from engine.decisions.run import iter_hints
+from engine.replay.bounds import free_prefill
+from engine.replay.replay import BOUNDED_LOOKUPS
 from experiments.study.cells import Routing
 from experiments.study.passes import Course, Target, demand_loads, time_all
 from policies.cache import CacheSpec

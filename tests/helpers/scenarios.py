@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from engine.decisions import iter_decisions
+from engine.decisions.run import iter_decisions
 from policies.cache import CacheSpec
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
 from tracekit import Trace

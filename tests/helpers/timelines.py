@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.decisions import iter_decisions
+from engine.decisions.run import iter_decisions
 from engine.simulator.costs import Costs
 from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_DISK, STALL_LINK
 from engine.simulator.log import BEGIN, END, KEY, KIND, VISIT, WAIT, WHAT

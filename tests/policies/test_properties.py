@@ -15,7 +15,7 @@ from tests.helpers.reference_cache import PREFETCH as PREFETCHED
 from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
 
 SEEDS = st.integers(0, 2**32 - 1)
-# Those that read a fitted predictor are tested with one, in tests/engine/test_foresight.py.
+# Those that read a fitted predictor are tested with one, in tests/engine/decisions/test_foresight.py.
 EVICTION_NAMES = [name for name in sorted(EVICTION) if eviction_policy(name).reads != "predicted-use"]
 PREFETCH_NAMES = [name for name in sorted(PREFETCH) if prefetcher(name).reads != "predicted"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.eventlog import EventLog
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.event_log import EventLog
+from engine.replay.replay import replay
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import DECODE, PREFILL, Trace
 from tracekit.batched import batched

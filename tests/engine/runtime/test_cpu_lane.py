@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.hardware import Cpu, Device, HardwareProfile, Link, Overhead, load_hardware
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.simulator.log import CPU_EXPERT, KEY, WHAT
 from policies.events import EVICT, HIT, LOAD, STREAM
 from tests.engine.runtime.models import FAMILIES, answer, same

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.decisions import iter_decisions
-from engine.plan import plan_from_dict
+from engine.decisions.run import iter_decisions
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from tests.engine.runtime.models import FAMILIES, PROMPT, answer
 from tests.helpers.traces import make_trace

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.traces import make_trace
 from tracekit import Trace

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
+from engine.runtime.links.queued_link import QueuedLink, Ticket
 from tests.engine.runtime.models import Answer, answer, same
 from tracekit.errors import ModelError
 

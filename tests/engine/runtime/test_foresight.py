@@ -9,10 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.decisions import cache_spec, iter_decisions  # noqa: E402  # needs torch
-from engine.plan import Plan, plan_from_dict  # noqa: E402
+from engine.decisions.run import cache_spec, iter_decisions  # noqa: E402  # needs torch
+from engine.plan.plan import Plan, plan_from_dict  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
-from experiments.reference_model import CHECKPOINTS  # noqa: E402
+from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
 from policies.events import HIT_PREFETCHED, Events  # noqa: E402
 from tests.helpers.predictors import random_artefact  # noqa: E402
 from tracekit import Trace  # noqa: E402
@@ -92,7 +92,7 @@ def test_the_engine_decides_as_the_simulator(
 
 
 def test_forced_routing_hands_out_the_tokens_too(predictor: Callable[..., Path], routing: Trace) -> None:
-    from experiments.forced import validate_routing
+    from experiments.validation.forced import validate_routing
 
     plan = plan_of(predictor("token-popularity"), predictor("reuse-distance"))
     found = validate_routing(CHECKPOINTS / NAME, plan, routing, steps=4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policies.cache import CacheSpec, ExpertCache
 
 torch = pytest.importorskip("torch")
-from engine.runtime.link import Progress, Ticket  # noqa: E402  # needs torch
+from engine.runtime.links.queued_link import Progress, Ticket  # noqa: E402  # needs torch
 from engine.runtime.loader import Loader  # noqa: E402
 
 LAYERS, EXPERTS = 3, 6

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
 from tests.engine.runtime.models import FAMILIES, answer
@@ -16,9 +16,9 @@ from tracekit.errors import CapacityError, ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from engine.runtime.layout import aligned  # noqa: E402  # needs torch
 from engine.runtime.memory import footprint, parse_memory  # noqa: E402
-from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
+from engine.runtime.storage.slab_layout import aligned  # noqa: E402  # needs torch
+from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
 
 
@@ -106,8 +106,9 @@ def test_an_amount_of_memory_is_in_bytes(text: str) -> None:
 PEAK = """
 import sys, torch
 torch.set_num_threads(1)
-from engine.plan import plan_from_dict
-from engine.runtime import offload, offloaded, quantise
+from engine.plan.plan import plan_from_dict
+from engine.runtime import offload, offloaded
+from engine.runtime.storage import quantise
 from tracekit.recorder.models import load_model
 
 def status(field):

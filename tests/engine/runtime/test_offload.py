@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.plan import Plan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
 from engine.runtime import EmulatedLink, offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
+from engine.runtime.links.queued_link import QueuedLink, Ticket
 from policies.events import LOAD
 from tests.engine.runtime.models import CONFIGS, NEW_TOKENS, SMALL, Answer, answer, same
 from tracekit.errors import CapacityError, HardwareError, ModelError, PlanError, PolicyError

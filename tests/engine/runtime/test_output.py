@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine.plan import Plan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
 from engine.runtime import EmulatedLink, offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
+from engine.runtime.links.queued_link import QueuedLink, Ticket
 from tests.engine.runtime.models import FAMILIES, PROMPT, Answer, answer, same
 
 torch = pytest.importorskip("torch")

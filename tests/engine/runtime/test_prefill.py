@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
-from experiments.reference_model import CHECKPOINTS, NAMES
+from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from tests.engine.runtime.models import FAMILIES, PROMPT
 from tracekit import Trace
 from tracekit.errors import ModelError

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from experiments.study import Threads, load_study, run_study, sources, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of
-from experiments.study.measure import measure
 from experiments.study.workers import Workers
 from tests.helpers.studies import contents, killed_at, study_command
 from tracekit.errors import TracekitError
@@ -56,7 +56,9 @@ def test_an_edited_policy_is_another_policy(folder: Path, tmp_path: Path) -> Non
     assert done.stdout.strip() != before.key
 
 
-@pytest.mark.parametrize("module", ["engine.simulator.timeline", "engine.bounds", "policies.eviction.belady_bypass"])
+@pytest.mark.parametrize(
+    "module", ["engine.simulator.timeline", "engine.replay.bounds", "policies.eviction.belady_bypass"]
+)
 def test_an_edited_simulator_gives_another_result(module: str, folder: Path, monkeypatch: Any) -> None:
     tables = {"traces": "a.trace", "grid": {"capacity": "2/layer"}}
     (before,) = cells_of(study_from_dict(tables, folder=folder))
@@ -79,10 +81,10 @@ import sys
 from pathlib import Path
 from experiments.study.cells import cells_of
 from experiments.study.grid import study_from_dict
-from experiments.study.measure import measure
+from experiments.study.cell_results import measure
 from experiments.study.workshop import Workshop
 from experiments.study.sources import ENTRY, PACKAGES, import_closure, policies_digest
-from engine.replay import replay
+from engine.replay.replay import replay
 from policies.compiled import source_modules
 from policies.registry import eviction_policy, prefetcher
 grid = {{"capacity": "2/layer", "eviction": "lfu", "prefetch": ["gate", "none"], "hardware": "t4", "batch": 2,

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.schema import SEARCH_COLUMNS

@@ -7,12 +7,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.measure import measure
 from experiments.study.schema import COLUMNS, SCHEMA
 from tracekit import Trace
 
@@ -96,12 +96,12 @@ def test_capacity_in_bytes_is_decided_for_each_format(folder: Path) -> None:
 
 
 def test_without_machines_one_pass_answers_for_all_sizes(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from experiments.study import measure as module
+    from experiments.study import cell_results
 
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a pass was made")
 
-    monkeypatch.setattr(module, "time_all", refused)
+    monkeypatch.setattr(cell_results, "time_all", refused)
     grid = {"capacity": ["0/layer", "3/layer", "8/layer", "4", "25%"], "eviction": ["lru", "belady"]}
     study = study_from_dict({"traces": ["a.trace", "b.trace"], "bounds": False, "grid": grid}, folder=folder)
     summary = run_study(study, tmp_path / "out", Threads(1))

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from engine.hardware import load_hardware
-from engine.plan import load_plan, plan_from_dict
+from engine.plan.plan import load_plan, plan_from_dict
 from experiments.study import Threads, run_study, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.measure import measure
 from experiments.study.passes import Course
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
