@@ -8,7 +8,7 @@ import numpy as np
 from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.passes import DECODE, Replayed, run
-from policies.events import HIT_PREFETCHED, STREAM
+from policies.events import BYPASS, HIT_PREFETCHED
 from tracekit import Trace
 from tracekit.errors import TraceError
 
@@ -87,7 +87,7 @@ def curve(
 
 def _replayed(done: Replayed) -> tuple[np.ndarray, np.ndarray]:
     """Lookups and hits [phases]."""
-    return done.kinds[:, : STREAM + 1].sum(axis=1), done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
+    return done.kinds[:, : BYPASS + 1].sum(axis=1), done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
 
 
 def _ratio(hits: np.integer, lookups: np.integer) -> float:

@@ -12,7 +12,7 @@ from engine.replay.result import Bounds
 from engine.shapes import ModelShape
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import STALLS
-from policies.events import HIT_PREFETCHED, LOAD, STREAM
+from policies.events import BYPASS, HIT_PREFETCHED, LOAD
 from tracekit import Trace
 from tracekit.demand import Demand
 
@@ -41,7 +41,7 @@ def find_bounds(
     )
     best = run(trace, clairvoyant, shape=shape, progress=progress)
     hits = int(best.kinds[:, : HIT_PREFETCHED + 1].sum())
-    lookups = hits + int(best.kinds[:, LOAD].sum() + best.kinds[:, STREAM].sum())
+    lookups = hits + int(best.kinds[:, LOAD].sum() + best.kinds[:, BYPASS].sum())
     link = compute = None
     tokens = int(done.tokens[DECODE])
     if costs is not None and done.timeline is not None and tokens:

@@ -19,7 +19,7 @@ from engine.plan.plan import Plan
 from engine.replay.passes import Replayed
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
-from policies.events import HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
+from policies.events import BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
 from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.durable import check_place, reporting, write_synced
@@ -43,7 +43,7 @@ HOW = {
     HIT_PINNED: "pinned",
     HIT_PREFETCHED: "prefetched",
     LOAD: "loaded",
-    STREAM: "streamed",
+    BYPASS: "bypass",
     PREFETCH: "prefetch",
 }
 COPIES = {log.COPY_DEMAND: "demand copy", log.COPY_AHEAD: "prefetch", log.COPY_LATE: "prefetch, demanded meanwhile"}

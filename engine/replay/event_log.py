@@ -25,7 +25,7 @@ KINDS = {
     kinds.HIT_PINNED: "hit-pinned",
     kinds.HIT_PREFETCHED: "hit-prefetched",
     kinds.LOAD: "load",
-    kinds.STREAM: "stream",
+    kinds.BYPASS: "bypass",
     kinds.PREFETCH: "prefetch",
     kinds.EVICT: "evict",
     kinds.DROP: "drop",

@@ -12,7 +12,7 @@ from engine.shapes import ModelShape
 from engine.simulator.costs import Costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.cache import CacheSpec
-from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, STREAM, Events
+from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import CapacityError
@@ -150,7 +150,7 @@ def tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns): 
             for kind in range(KINDS):
                 kinds[phase, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
             demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
-            demanded += np.int64((counters >> np.uint64(8 * STREAM)) & np.uint64(255))
+            demanded += np.int64((counters >> np.uint64(8 * BYPASS)) & np.uint64(255))
             loaded[phase] += demanded * bytes_of[layer]
             copy_ns[phase] += demanded * ns_of[layer]
             if (counters >> np.uint64(8 * PREFETCH)) & np.uint64(255):

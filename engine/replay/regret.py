@@ -26,7 +26,7 @@ from engine.shapes import ModelShape
 from engine.simulator.costs import Costs, model_costs
 from engine.simulator.timeline import CAUSES
 from policies.cache import CacheSpec
-from policies.events import KIND_SHIFT, LOAD, PREFETCH, STREAM, Events
+from policies.events import BYPASS, KIND_SHIFT, LOAD, PREFETCH, Events
 from tracekit import Trace
 from tracekit.demand import Demand
 
@@ -123,7 +123,7 @@ class Misses:
     def add(self, demand: Demand, events: Events) -> None:
         """Take note of one piece."""
         self._experts, self._keys = demand.experts, demand.layers * demand.experts
-        missed = (events.kind == LOAD) | (events.kind == STREAM)
+        missed = (events.kind == LOAD) | (events.kind == BYPASS)
         visit, expert = events.visit[missed], events.expert[missed]
         inside = self._chosen[visit // demand.layers]
         self._found.append(visit[inside] * self._keys + expert[inside])

@@ -20,7 +20,7 @@ from engine.replay.result import Counts, HitsBy, PhaseCounts, Result, Time, Tpot
 from engine.shapes import ModelShape, load_shape
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
-from policies.events import HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import BYPASS, HIT_PREFETCHED, LOAD, PREFETCH, Events
 from tracekit import Trace
 from tracekit.demand import Demand
 from tracekit.errors import TraceError
@@ -117,7 +117,7 @@ def counts_of(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
     """The counts of these phases; bytes only if they are known."""
     kinds = done.kinds[phases].sum(axis=0)
     hits = int(kinds[: HIT_PREFETCHED + 1].sum())
-    misses = int(kinds[LOAD] + kinds[STREAM])
+    misses = int(kinds[LOAD] + kinds[BYPASS])
     return Counts(
         tokens=int(done.tokens[phases].sum()),
         lookups=hits + misses,
@@ -126,7 +126,7 @@ def counts_of(done: Replayed, phases: list[int], *, sized: bool) -> Counts:
         hit_ratio=hits / (hits + misses) if hits + misses else 0.0,
         hits_by=HitsBy(cache=int(kinds[0]), pinned=int(kinds[1]), prefetch=int(kinds[2])),
         loads=int(kinds[LOAD]),
-        streams=int(kinds[STREAM]),
+        bypasses=int(kinds[BYPASS]),
         prefetches=int(kinds[PREFETCH]),
         bytes_loaded=int(done.loaded[phases].sum()) if sized else None,
     )

@@ -26,7 +26,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     hit_ratio: float
     hits_by: HitsBy
     loads: int
-    streams: int
+    bypasses: int
     prefetches: int
     bytes_loaded: int | None
 

@@ -19,7 +19,7 @@ class StepLog:
     """Collects a replay's steps: hand `count` to `replay(on_events=...)`, then `write` what `on_done` gives.
 
     Columns: `step` (the trace's own number), `phase` (prefill or decode), `tokens`, the number of events of each kind
-    (`hit`, `hit-pinned`, `hit-prefetched`, `load`, `stream`, `prefetch`, `evict`, `drop`); and if the replay is timed
+    (`hit`, `hit-pinned`, `hit-prefetched`, `load`, `bypass`, `prefetch`, `evict`, `drop`); and if the replay is timed
     `begin_ns`, `total_ns`, and `total_ns` by cause (`dense_ns`, `experts_ns`, ...), which add up. Times are of the
     trace's layers.
     """

@@ -1,7 +1,7 @@
 """The CPU lane: the host's processor computes a missing expert where that ends sooner than copying it.
 
 Fiddler (Kamahori et al. 2024, arXiv 2402.07033). What is decided about the cache stays as it is: an expert that the
-cache keeps is copied all the same, and nobody waits for it; one that would only be streamed is not copied.
+cache keeps is copied all the same, and nobody waits for it; one that would only bypass is not copied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from tracekit.recorder.seam import MoeLayer
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A demanded expert that is not on the device: its key, LOAD or STREAM, and how many tokens chose it."""
+    """A demanded expert that is not on the device: its key, LOAD or BYPASS, and how many tokens chose it."""
 
     key: int
     kind: int

@@ -7,9 +7,9 @@ from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.disk_store import DiskStore
 from engine.runtime.storage.host_store import ExpertStore
-from policies.events import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
 
-KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
+KINDS = {LOAD: "load", BYPASS: "bypass", PREFETCH: "prefetch"}
 
 Divert = Callable[[list[int], list[tuple[int, int]]], Iterable[int]]
 """(keys that need no copy, (key, kind) of what is missing) -> keys of the missing that somebody else computes"""
@@ -40,7 +40,7 @@ class Loader:
         """Ask for what a visit loads; returns the keys it demands, what is on the device first.
 
         `divert` may take some of the missing experts out: they are not computed on the device, hence not in the list
-        returned. What was only to be streamed is then not copied.
+        returned. What was only to bypass the cache is then not copied.
         """
         here: list[int] = []
         late: list[int] = []
@@ -70,7 +70,7 @@ class Loader:
             for key in divert(here + late, [(key, self._held[key][1]) for key in loads]):
                 loads.remove(key)
                 del self._slot[key]
-                if self._held[key][1] == STREAM:
+                if self._held[key][1] == BYPASS:
                     del self._held[key]
         if self._held:
             self._ask()

@@ -94,7 +94,7 @@ class OffloadState:
 
     @property
     def bytes_loaded(self) -> dict[str, int]:
-        """Bytes asked of the link: "load" (on demand, kept), "stream" (on demand, not kept), "prefetch"."""
+        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"."""
         return dict(self._loader.bytes)
 
     @property

@@ -117,7 +117,7 @@ def timed(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, done: Repla
         "hits_pinned": total.hits_by.pinned,
         "hits_prefetch": total.hits_by.prefetch,
         "loads": total.loads,
-        "streams": total.streams,
+        "bypasses": total.bypasses,
         "prefetches": total.prefetches,
         "bytes_loaded": total.bytes_loaded,
         "decode_bytes_loaded": decode.bytes_loaded,

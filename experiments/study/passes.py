@@ -10,7 +10,7 @@ from engine.replay.passes import DECODE, Replayed, context_of, tally, timed_slot
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import Timeline
 from policies.cache import CacheSpec
-from policies.events import KEY_MASK, KIND_SHIFT, KINDS, LOAD, STREAM
+from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, KINDS, LOAD
 from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 
@@ -128,6 +128,6 @@ def demand_loads(
         kind = events.code >> KIND_SHIFT
         counts = np.diff(events.start)
         decode = np.repeat(np.repeat(demand.phase == DECODE, demand.layers), counts)
-        loads = decode & ((kind == LOAD) | (kind == STREAM))
+        loads = decode & ((kind == LOAD) | (kind == BYPASS))
         found += np.bincount((events.code[loads] & KEY_MASK) // spec.experts, minlength=spec.layers)
     return found

@@ -16,7 +16,7 @@ from engine.replay.replay import BOUNDED_LOOKUPS
 from experiments.study.cells import Routing
 from experiments.study.passes import Course, Target, demand_loads, time_all
 from policies.cache import CacheSpec
-from policies.events import HIT_PREFETCHED, STREAM
+from policies.events import BYPASS, HIT_PREFETCHED
 from policies.registry import prefetcher
 from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
@@ -131,7 +131,7 @@ class Bench:
 
     def _hit_ratio(self, spec: CacheSpec) -> float:
         ((done, _),) = time_all(self.trace, spec, [Target((), None)], self.course, self.demands)
-        hits, lookups = (int(done.kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, STREAM))
+        hits, lookups = (int(done.kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
         return hits / lookups if lookups else 0.0
 
     def curve(self, policy: str, scope: Scope) -> StackCurve:

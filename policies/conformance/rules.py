@@ -23,7 +23,7 @@ from tracekit.errors import PolicyError, did_you_mean
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
-NAMES = ("hit", "hit", "hit", "load", "stream", "prefetch", "evict", "drop")
+NAMES = ("hit", "hit", "hit", "load", "bypass", "prefetch", "evict", "drop")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import nn
 from engine.hardware import Device, HardwareProfile, Link, Overhead
 from engine.runtime.offload import offloaded
 from engine.runtime.offload_state import OffloadState
-from policies.events import LOAD, PREFETCH, STREAM
+from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.errors import HardwareError
 from tracekit.recorder.generation import Decoding
 
@@ -135,9 +135,9 @@ def _burst_ns(state: OffloadState, length: int) -> float:
 def _work(state: OffloadState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Experts, (token, expert) pairs and copies asked for, of each visit."""
     log, timings = state.log, state.timings
-    experts = np.bincount(log.visit[log.kind <= STREAM], minlength=len(timings.visit_layer))
+    experts = np.bincount(log.visit[log.kind <= BYPASS], minlength=len(timings.visit_layer))
     pairs = timings.step_tokens[timings.visit_step] * state.top_k
-    asked = np.isin(log.kind, (LOAD, STREAM, PREFETCH))
+    asked = np.isin(log.kind, (LOAD, BYPASS, PREFETCH))
     copies = np.bincount(log.visit[asked], minlength=len(timings.visit_layer))
     return experts.astype(float), pairs.astype(float), copies.astype(float)
 

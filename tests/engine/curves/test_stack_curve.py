@@ -16,7 +16,7 @@ from engine.decisions.run import iter_decisions
 from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from policies.cache import CacheSpec
-from policies.events import LOAD, STREAM
+from policies.events import BYPASS, LOAD
 from tests.helpers.scenarios import memory_trace
 from tracekit import Trace
 from tracekit.demand import iter_demand
@@ -71,7 +71,7 @@ def replayed(trace: Trace, way: str, scope: Scope, slots: int) -> tuple[list[int
     for demand, events in iter_decisions(trace, spec):
         phase = demand.phase[events.visit // demand.layers - demand.first_step]
         for p in (0, 1):
-            lookups[p] += int((events.kind[phase == p] <= STREAM).sum())
+            lookups[p] += int((events.kind[phase == p] <= BYPASS).sum())
             hits[p] += int((events.kind[phase == p] < LOAD).sum())
     return lookups, hits
 
@@ -90,7 +90,7 @@ def assert_as_replayed(trace: Trace, way: str, scope: Scope) -> None:
 @given(seed=SEEDS)
 @example(seed=0)
 def test_every_size_hits_as_replay_does(way: str, scope: Scope, seed: int) -> None:
-    """Also below the largest demand of a visit, where the rest is streamed."""
+    """Also below the largest demand of a visit, where the rest bypasses."""
     trace = random_trace(seed)
     assert_as_replayed(trace, way, scope)
 

@@ -12,7 +12,7 @@ from engine.decisions.run import cache_spec, iter_decisions
 from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from engine.replay.result import Result
-from policies.events import LOAD, STREAM, Events
+from policies.events import BYPASS, LOAD, Events
 from tests.helpers.scenarios import memory_trace
 from tracekit import Trace
 from tracekit.errors import PlanError
@@ -62,7 +62,7 @@ def test_every_lookup_agrees_with_the_residency_an_engine_recorded(phone: Path, 
         (visit, key, kind < LOAD)
         for _, events in iter_decisions(qwen, spec)
         for visit, kind, key in zip(events.visit.tolist(), events.kind.tolist(), events.expert.tolist(), strict=True)
-        if kind <= STREAM
+        if kind <= BYPASS
     ]
     assert len(found) == 39_526
     assert set(found) == expected
@@ -86,7 +86,7 @@ def test_bytes_loaded_are_those_of_the_loaded_experts(qwen: Trace) -> None:
 
     def add(_: object, events: object) -> None:
         nonlocal total
-        copied = events.expert[(events.kind == LOAD) | (events.kind == STREAM)]  # type: ignore[attr-defined]
+        copied = events.expert[(events.kind == LOAD) | (events.kind == BYPASS)]  # type: ignore[attr-defined]
         total += sum(qwen.manifest.expert_bytes[key // 128] for key in copied.tolist())
 
     plan = plan_from_dict({"cache": {"capacity": "6/layer"}})

@@ -13,7 +13,7 @@ import pytest
 from engine.replay.chrome_trace import COMPUTE, CPU, DISK, LINK, VISITS, events_of, write_timeline
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
-from policies.events import HIT, LOAD, STREAM
+from policies.events import BYPASS, HIT, LOAD
 from tracekit.errors import TraceError
 
 # Two layers of three experts. Visit 2 (step 7, layer 0): expert 0 is there, expert 1 is read, copied and waited for.
@@ -28,7 +28,7 @@ ROWS = np.array(
         [log.EXPERT, 115, 125, 2, 0, 0, HIT, 0],
         [log.WAIT, 125, 150, 2, 1, 1, CAUSES.index("demand"), 0],
         [log.EXPERT, 150, 160, 2, 1, 1, LOAD, 0],
-        [log.CPU_EXPERT, 115, 170, 2, 2, -1, STREAM, 0],
+        [log.CPU_EXPERT, 115, 170, 2, 2, -1, BYPASS, 0],
         [log.DENSE_PART, 170, 180, 3, -1, -1, 0, 0],
         [log.EXPERT, 180, 190, 3, 1, 1, HIT, 0],
     ],
@@ -63,7 +63,7 @@ def test_names_say_what_was_done(events: list[dict[str, Any]]) -> None:
         "wait: demand" in names and "demand copy L0 E1" in names and "prefetch L1 E1" in names and "read L0 E1" in names
     )
     came = {e["args"]["came"] for e in events if e["ph"] == "X" and "came" in e["args"]}
-    assert came == {"kept", "loaded", "streamed"}
+    assert came == {"kept", "loaded", "bypass"}
 
 
 def test_one_arrow_from_a_copy_to_its_first_use(events: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ def small(path: Path, experts: list[list[int]], lookahead: np.ndarray | None = N
 
 
 def test_two_experts_take_turns_in_one_slot(tmp_path: Path) -> None:
-    """A B A B A: LRU copies five times; clairvoyant, A is kept and B streamed twice; two must be copied in any case."""
+    """A B A B A: LRU copies five times; clairvoyant, A is kept and B bypasses twice; two must be copied in any case."""
     found = regret(small(tmp_path / "t.trace", [[0], [1], [0], [1], [0]]), cache={"capacity": "1/layer"})
     overhead = MACHINE.overhead
     fixed = overhead.per_layer_ns + overhead.gate_readback_ns + overhead.per_step_ns + overhead.per_expert_ns

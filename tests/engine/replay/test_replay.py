@@ -53,12 +53,12 @@ GATE: dict[str, Any] = {"prefetch": {"predictor": "gate"}}
 def test_phases_and_kinds_add_up(tables: dict[str, Any], trace: Trace) -> None:
     result = replay(trace, plan(**tables), "rtx3060")
     prefill, decode = result.phases.prefill, result.phases.decode
-    for name in ("tokens", "lookups", "hits", "misses", "loads", "streams", "prefetches", "bytes_loaded"):
+    for name in ("tokens", "lookups", "hits", "misses", "loads", "bypasses", "prefetches", "bytes_loaded"):
         assert getattr(result, name) == getattr(prefill, name) + getattr(decode, name), name
     assert (prefill.tokens, decode.tokens) == (10, 20)
     for counts in (result, prefill, decode):
         assert counts.hits + counts.misses == counts.lookups
-        assert counts.loads + counts.streams == counts.misses
+        assert counts.loads + counts.bypasses == counts.misses
         assert counts.hits_by.cache + counts.hits_by.pinned + counts.hits_by.prefetch == counts.hits
         assert counts.hit_ratio == pytest.approx(counts.hits / counts.lookups)
         assert counts.bytes_loaded == BYTES * (counts.misses + counts.prefetches)

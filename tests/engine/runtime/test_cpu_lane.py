@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.hardware import Cpu, Device, HardwareProfile, Link, Overhead, load_hardware
 from engine.plan.plan import plan_from_dict
 from engine.simulator.log import CPU_EXPERT, KEY, WHAT
-from policies.events import EVICT, HIT, LOAD, STREAM
+from policies.events import BYPASS, EVICT, HIT, LOAD
 from tests.engine.runtime.models import FAMILIES, answer, same
 from tests.engine.runtime.test_decisions import assert_decided_alike, record
 from tests.helpers.timelines import Script
@@ -60,10 +60,10 @@ def test_output_and_decisions_are_those_without_it(
     with offloaded(model) as state:
         assert same(answer(model), reference(family))
         assert_decided_alike(state.log, trace, state.spec)
-        missing = np.isin(state.log.kind, (LOAD, STREAM)).sum()
+        missing = np.isin(state.log.kind, (LOAD, BYPASS)).sum()
         assert state.lane is not None
         assert state.lane.computed == missing > 0
-        assert state.bytes_loaded["stream"] == 0, "what is computed on the host and not kept is not copied"
+        assert state.bytes_loaded["bypass"] == 0, "what is computed on the host and not kept is not copied"
         assert state.bytes_loaded["load"] == (state.log.kind == LOAD).sum() * state.store.slab_bytes
         state.reset()
         assert state.lane.computed == 0
@@ -93,7 +93,7 @@ def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: Callable[..., 
 
 
 events = st.permutations([0, 1, 2]).flatmap(
-    lambda order: st.lists(st.sampled_from([HIT, LOAD, STREAM]), min_size=3, max_size=3).map(
+    lambda order: st.lists(st.sampled_from([HIT, LOAD, BYPASS]), min_size=3, max_size=3).map(
         lambda kinds: sorted((kind, expert) for kind, expert in zip(kinds, order, strict=True))
     )
 )
@@ -122,7 +122,7 @@ def test_it_takes_what_the_simulators_lane_would(
         lane.hardware, lane.store, lane._free_at = machine(copy, cpu, expert), store, 0  # type: ignore[assignment]
         lane.cpu, lane._params = lane.hardware.cpu, [layers[0].expert_params]  # type: ignore[assignment]
         resident = [1 for kind, *_ in events if kind == HIT]
-        missing = [Missing(e, kind, 1) for kind, e, _ in events if kind in (LOAD, STREAM)]
+        missing = [Missing(e, kind, 1) for kind, e, _ in events if kind in (LOAD, BYPASS)]
         assert lane.choose(0, resident, 0, missing) == chosen
 
 

@@ -1,4 +1,4 @@
-"""Whatever is cached, prefetched or streamed, the offloaded model says what the model says, to the last bit."""
+"""Whatever is cached, prefetched or bypassed, the offloaded model says what the model says, to the last bit."""
 
 import time
 from collections.abc import Callable

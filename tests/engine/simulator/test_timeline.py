@@ -4,7 +4,7 @@ import numpy as np
 
 from engine.simulator.timeline import Timeline
 from policies.events import Events
-from tests.helpers.reference_cache import DROP, HIT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
+from tests.helpers.reference_cache import BYPASS, DROP, HIT, HIT_PREFETCHED, LOAD, PREFETCH
 from tests.helpers.timelines import Script, costs_of
 from tracekit.demand import demand_of
 
@@ -112,9 +112,9 @@ def test_streaming_through_one_buffer_waits_for_the_computation() -> None:
     compute   0-5 dense, 5-15 stall, 15-18 A, 18-25 stall, 25-28 B, 28-35 stall, 35-38 C
     link      5-15 A, 15-25 B, 25-35 C
     """
-    one = Script([[(STREAM, 0, 0), (STREAM, 1, 0), (STREAM, 2, 0)], []], slots=1)
+    one = Script([[(BYPASS, 0, 0), (BYPASS, 1, 0), (BYPASS, 2, 0)], []], slots=1)
     assert one.end[0] == 44
-    two = Script([[(STREAM, 0, 0), (STREAM, 1, 1), (STREAM, 2, 0)], []], slots=2)
+    two = Script([[(BYPASS, 0, 0), (BYPASS, 1, 1), (BYPASS, 2, 0)], []], slots=2)
     assert two.end[0] == 38
 
 

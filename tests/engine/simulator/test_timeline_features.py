@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.simulator.log import BEGIN, COLUMNS, COPY, CPU_EXPERT, DISK_READ, END, ENGINE, WHAT
-from tests.helpers.reference_cache import DROP, EVICT, HIT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
+from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT, HIT_PREFETCHED, LOAD, PREFETCH
 from tests.helpers.timelines import Script
 
 EACH = np.ones(2, np.int64)
@@ -48,7 +48,7 @@ def test_a_copy_waits_for_the_one_that_its_slot_still_receives(slot: int, end: i
     engine 0  5-9 setup A, 9-19 A   | into another slot: 27-31 setup C, 31-41 C
     engine 1  5-9 setup B, 19-29 B  | into B's:          29-33 setup C, 33-43 C  (engine 0)
     """
-    script = Script([[(LOAD, 0, 0), (PREFETCH, 1, 1)], [(DROP, 1, 1), (STREAM, 2, slot)]], setup_ns=4, copy_engines=2)
+    script = Script([[(LOAD, 0, 0), (PREFETCH, 1, 1)], [(DROP, 1, 1), (BYPASS, 2, slot)]], setup_ns=4, copy_engines=2)
     assert script.end == [22, end]
     assert script.spent == {"dense": 10, "experts": 6, "demand": 14 + end - 3 - 29, "link_busy": 2}
 
@@ -141,13 +141,13 @@ def test_the_cpu_loses_a_tie() -> None:
 
 def test_device_and_cpu_share_a_visit() -> None:
     """
-    Three experts, streamed. A: the CPU would end at 5 + 14, the device at 18. B: the CPU at 19, the device at 28; it is
+    Three bypasses. A: the CPU would end at 5 + 14, the device at 18. B: the CPU at 19, the device at 28; it is
     not copied. C: the CPU at 33, the device, with B out of its way, at 28.
     compute   0-5 dense, 5-15 demand, 15-18 A, 18-25 demand, 25-28 C
     cpu       5-19 B
     link      5-15 A, 15-25 C
     """
-    script = Script([[(STREAM, 0, 0), (STREAM, 1, 1), (STREAM, 2, 2)], []], cpu=1, cpu_expert_ns=14 * EACH)
+    script = Script([[(BYPASS, 0, 0), (BYPASS, 1, 1), (BYPASS, 2, 2)], []], cpu=1, cpu_expert_ns=14 * EACH)
     assert script.end[0] == 28
     assert script.timeline.link_busy_ns == 20
     assert script.timeline.cpu_busy_ns == 14
@@ -166,7 +166,7 @@ def test_a_hit_may_wait_for_the_copy_that_the_cpu_made_unnecessary() -> None:
 
 def test_the_cpu_reads_from_host_memory() -> None:
     """disk 5-25 A; cpu 25-30 A, which ends before 25-35 copy, 35-38 A would; compute 5-25 disk, 25-30 cpu"""
-    script = Script([[(STREAM, 0, 0)], []], cpu=1, cpu_expert_ns=5 * EACH, read_ns=20 * EACH, host_bytes=1)
+    script = Script([[(BYPASS, 0, 0)], []], cpu=1, cpu_expert_ns=5 * EACH, read_ns=20 * EACH, host_bytes=1)
     rows = script.timeline.log.tolist()
     assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == CPU_EXPERT] == [[25, 30]]
     assert script.spent == {"dense": 10, "disk": 20, "cpu": 5}

@@ -37,7 +37,7 @@ def test_every_row_is_what_replay_says(finished: Path, folder: Path) -> None:
             "hits": found.hits,
             "hit_ratio": found.hit_ratio,
             "loads": found.loads,
-            "streams": found.streams,
+            "bypasses": found.bypasses,
             "prefetches": found.prefetches,
             "bytes_loaded": found.bytes_loaded,
             "hits_prefetch": found.hits_by.prefetch,

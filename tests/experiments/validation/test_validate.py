@@ -77,7 +77,7 @@ def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.
     assert result.decisions.identical, result.decisions.first_difference
     assert result.tokens.identical
     found = replay(Trace.open(tmp_path / "run.trace"), static)
-    assert found.loads == 0 and found.streams == found.misses > 0
+    assert found.loads == 0 and found.bypasses == found.misses > 0
     assert found.hits_by.pinned == found.hits > 0
     arguments = ["replay", str(tmp_path / "run.trace"), "--policy", "static", "--capacity", "3/layer"]
     assert run(arguments) == 2
