@@ -4,7 +4,7 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
 
 1. every distinct expert is looked up once; what is resident or staged is a hit;
 2. staged experts of this layer are adopted into the cache if demanded, dropped if not;
-3. each missing expert is loaded into the cache if room can be made, else it bypasses the cache through a staging buffer;
+3. each missing expert is loaded into the cache if room can be made, else into a staging buffer and not kept (a bypass);
 4. recency is refreshed in (token, slot) order of last reference;
 5. the prefetcher suggests experts of layer `layer + distance`; each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.

@@ -34,7 +34,7 @@ def replay(
     plan: Plan,
     hardware: HardwareProfile | str | None = None,
     *,
-    shape: ModelShape | str | None = None,
+    model_shape: ModelShape | str | None = None,
     bounds: bool | None = None,
     allow_fitted: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -46,7 +46,7 @@ def replay(
 
     Args:
         hardware: a profile or the name of a shipped one; None counts hits and bytes only.
-        shape: time (and size) experts as those of this model; None uses the trace's own model.
+        model_shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
@@ -59,7 +59,7 @@ def replay(
         TracekitError: the trace, the plan and the hardware do not fit together.
     """
     machine = load_hardware(hardware) if isinstance(hardware, str) else hardware
-    model = load_shape(shape) if isinstance(shape, str) else shape
+    model = load_shape(model_shape) if isinstance(model_shape, str) else model_shape
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)

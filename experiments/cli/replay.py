@@ -136,7 +136,7 @@ def command(
             opened,
             chosen,
             hardware,
-            shape=model_shape,
+            model_shape=model_shape,
             bounds=bounds,
             allow_fitted=allow_fitted,
             progress=advance,

@@ -143,7 +143,7 @@ def replay_plan(trace: Trace, name: str, tables: dict[str, Any], capacity: str) 
     tables = {"cache": {"capacity": capacity}, "weights": {"experts": EXPERTS, "attention": ATTENTION}, **tables}
     plan = plan_from_dict(tables)
     is_bound = eviction_policy(plan.eviction.policy).bound or prefetcher(plan.prefetch.predictor).bound
-    result = replay(trace, plan, HARDWARE, shape=SHAPE)
+    result = replay(trace, plan, HARDWARE, model_shape=SHAPE)
     return DemoRow(name=name, plan=plan.to_dict(), is_bound=is_bound, result=result)
 
 

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
         trace,
         plan,
         chosen.hardware,
-        shape=chosen.model_shape,
+        model_shape=chosen.model_shape,
         bounds=False,
         log=window,
         on_done=lambda done: logged.append(done.timeline.log),  # type: ignore[union-attr]

@@ -62,8 +62,8 @@ PLANS: list[dict[str, Any]] = [
 def test_it_replays_as_the_same_rows_on_disk(trace: Trace, tmp_path: Path, batch: int, plan: dict[str, Any]) -> None:
     view = batched(trace, batch, arrival_rate=0.4, seed=1)
     hardware = "rtx3060"
-    found = replay(view, plan_from_dict(plan), hardware, shape="mixtral-8x7b")
-    expected = replay(rewritten(view, tmp_path / "w.trace"), plan_from_dict(plan), hardware, shape="mixtral-8x7b")
+    found = replay(view, plan_from_dict(plan), hardware, model_shape="mixtral-8x7b")
+    expected = replay(rewritten(view, tmp_path / "w.trace"), plan_from_dict(plan), hardware, model_shape="mixtral-8x7b")
     assert (found.hits, found.misses, found.phases) == (expected.hits, expected.misses, expected.phases)
     assert found.time == expected.time and found.bounds == expected.bounds
     assert found.lookups > 0

@@ -41,7 +41,7 @@ class Simulated:
     def tokens_per_second(self, trace: Trace, bits: Bits, row: Row, guesses: int = 2) -> float:
         """Decode speed of one cell of Table 2; `guesses` matters to the full row only."""
         plan = plan_of(self.machine, bits, row, guesses)
-        time = replay(trace, plan, self.profile(), shape=SHAPE, bounds=False).time
+        time = replay(trace, plan, self.profile(), model_shape=SHAPE, bounds=False).time
         if time is None or time.tokens_per_second is None:
             raise StudyError(f"{trace.path} has no decode steps: no tokens per second")
         return time.tokens_per_second

@@ -52,7 +52,7 @@ def measure(
     def keep(done: Replayed) -> None:
         kept.append(done.step_ns)
 
-    result = replay(trace, plan_from_dict(tables), machine, shape=setting.shape, bounds=False, on_done=keep)
+    result = replay(trace, plan_from_dict(tables), machine, model_shape=setting.shape, bounds=False, on_done=keep)
     assert result.time is not None
     of_step = np.rint(kept[0][course.phase == 1] * result.time.scale)
     return Measured(result, course.shared(kept[0], result.time.scale), of_step)

@@ -87,7 +87,7 @@ def test_times_add_up(tables: dict[str, Any], trace: Trace) -> None:
 
 def test_a_model_of_more_layers_takes_proportionally_longer(trace: Trace) -> None:
     """Mixtral has 32 MoE layers, the trace three: the layers' share of time is scaled, and a note says so."""
-    result = replay(trace, plan(), "rtx3060", shape="mixtral-8x7b")
+    result = replay(trace, plan(), "rtx3060", model_shape="mixtral-8x7b")
     assert result.time is not None and result.time.scale == pytest.approx(32 / 3)
     assert any("scaled" in warning for warning in result.warnings)
     parts = result.time.compute_s + result.time.overhead_s + sum(result.time.stall_s.values())

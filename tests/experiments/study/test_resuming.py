@@ -91,7 +91,7 @@ grid = {{"capacity": "2/layer", "eviction": "lfu", "prefetch": ["gate", "none"],
         "model_shape": "mixtral-8x7b"}}
 cells = cells_of(study_from_dict({{"traces": "a.trace", "grid": grid}}, folder=Path({str(folder)!r})))
 assert not [row["error"] for row in measure(Workshop(), cells) if row.get("error")]
-replay(cells[0].routing.open(), cells[0].plan, "t4", shape="mixtral-8x7b")
+replay(cells[0].routing.open(), cells[0].plan, "t4", model_shape="mixtral-8x7b")
 known = set(import_closure(ENTRY))
 for names in (("lfu", "gate"), ("lru", "none"), ("belady-bypass", "none")):  # lru: a plan's default is checked
     known |= {{m.__name__ for m in source_modules((eviction_policy(names[0]), prefetcher(names[1])))}}

@@ -119,7 +119,7 @@ def test_every_round_is_what_a_sort_of_replays_says(folder: Path, searched: Path
             begun = [PrefixTrace(trace, prefix_steps(trace, share, 32)) for trace in traces]
             speeds = {}
             for plan in left:
-                times = [replay(part, plan, machine, shape="mixtral-8x7b", bounds=False) for part in begun]
+                times = [replay(part, plan, machine, model_shape="mixtral-8x7b", bounds=False) for part in begun]
                 tokens = [result.phases.decode.tokens for result in times]
                 rates = [result.time.tokens_per_second or 0.0 for result in times if result.time is not None]
                 speeds[plan.to_toml()] = sum(tokens) / sum(n / r for n, r in zip(tokens, rates, strict=True))

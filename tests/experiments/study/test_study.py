@@ -28,7 +28,7 @@ def test_every_row_is_what_replay_says(finished: Path, folder: Path) -> None:
         if row["error"] is not None:
             assert row["eviction"] == "belady" and "into = " not in row["plan"]
             continue
-        found = replay(Trace.open(cell.routing.path), cell.plan, cell.machine, shape=cell.shape)
+        found = replay(Trace.open(cell.routing.path), cell.plan, cell.machine, model_shape=cell.shape)
         assert found.time is not None and found.bounds is not None and found.estimates is not None
         assert found.time.tpot_ms is not None
         same = {
@@ -90,7 +90,7 @@ def test_capacity_in_bytes_is_decided_for_each_format(folder: Path) -> None:
     small, large = measure(Threads(1).workshop, group)
     assert small["hits"] > large["hits"]
     for row, cell in zip((small, large), group, strict=True):
-        found = replay(Trace.open(folder / "a.trace"), cell.plan, cell.machine, shape=cell.shape)
+        found = replay(Trace.open(folder / "a.trace"), cell.plan, cell.machine, model_shape=cell.shape)
         assert row["hits"] == found.hits and found.time is not None
         assert row["tokens_per_second"] == found.time.tokens_per_second
 

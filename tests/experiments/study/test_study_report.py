@@ -302,7 +302,7 @@ def test_timelines_and_experts_are_those_of_the_traces(studied: Path) -> None:
             trace,
             plan,
             setting["hardware"],
-            shape="mixtral-8x7b",
+            model_shape="mixtral-8x7b",
             bounds=False,
             on_done=lambda done, ends=ends: ends.append(done.step_ns),
         )
