@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 
 from engine.plan.plan import EvictionPlan, Plan, PrefetchPlan
@@ -36,8 +35,8 @@ def find_bounds(
     fewest copies in decode steps, so the bound on decode speed comes from a second pass in which prefill is free (see
     `free_prefill`): no plan copies fewer experts between one prefill and the next.
     """
-    clairvoyant = msgspec.structs.replace(
-        plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
+    clairvoyant = plan.replace(
+        eviction=EvictionPlan(policy="belady-bypass"), prefetch=PrefetchPlan(staging=plan.prefetch.staging)
     )
     best = run(trace, clairvoyant, shape=shape, progress=progress)
     hits = int(best.kinds[:, : HIT_PREFETCHED + 1].sum())

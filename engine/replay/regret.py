@@ -58,8 +58,8 @@ def find_regret(
         return scaled(int(finished.step_ns[chosen].sum()))
 
     none = PrefetchPlan(staging=plan.prefetch.staging)
-    unlimited = msgspec.structs.replace(plan, cache=CachePlan(capacity="100%"), eviction=EvictionPlan(), prefetch=none)
-    clairvoyant = msgspec.structs.replace(plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=none)
+    unlimited = plan.replace(cache=CachePlan(capacity="100%"), eviction=EvictionPlan(), prefetch=none)
+    clairvoyant = plan.replace(eviction=EvictionPlan(policy="belady-bypass"), prefetch=none)
     idle = msgspec.structs.replace(machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0))
     weights = plan.weights
     effortless = model_costs(trace.manifest, idle, shape, weights.experts, weights.attention, plan.compute.cpu_experts)
@@ -72,7 +72,7 @@ def find_regret(
     late = polluted = 0
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
-        plain = msgspec.structs.replace(plan, prefetch=none)
+        plain = plan.replace(prefetch=none)
         steps.append(total(replayed(plain, costs, on_events=before.add)))
         steps.append(total(replayed(plan, costs, rewrite=without_prefetches, on_events=after.add)))
         polluted = scaled(int(costs.copy_ns[after.layers_beyond(before)].sum()))

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
@@ -83,7 +82,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
                 f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
-        return msgspec.structs.replace(plan, cache=CachePlan(capacity=capacity))
+        return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
     if need.device(slots) > room:
         largest = need.largest(room)

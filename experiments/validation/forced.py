@@ -101,7 +101,7 @@ def validate_routing(
 
     say("simulating")
     routing.manifest = msgspec.structs.replace(routing.manifest, **sizes)
-    as_stored = msgspec.structs.replace(plan, weights=WeightsPlan())
+    as_stored = plan.replace(weights=WeightsPlan())
     decisions = compare_logs(simulated_events(routing, as_stored, count * layers), log)
     costs = model_costs(
         routing.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored=plan.weights.experts

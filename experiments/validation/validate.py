@@ -172,7 +172,7 @@ def validate(
         say("simulating")
         # The trace counts what the model was loaded with, the engine what it stores.
         trace.manifest = msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes)
-        plan = msgspec.structs.replace(plan, weights=WeightsPlan())
+        plan = plan.replace(weights=WeightsPlan())
         decisions = compare_logs(simulated_log(trace, plan), recorded)
         if decisions.identical:
             again = compare_logs(timed, recorded)
@@ -204,7 +204,7 @@ def validate(
 
 def calibration_plan(plan: Plan) -> Plan:
     """The plan that calibration runs: the same policies, whose own work costs time, with another cache size."""
-    return msgspec.structs.replace(plan, cache=CachePlan(capacity="75%/layer"))
+    return plan.replace(cache=CachePlan(capacity="75%/layer"))
 
 
 def profile_warnings(hardware: HardwareProfile, device: str) -> list[str]:
