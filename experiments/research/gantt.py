@@ -16,8 +16,8 @@ from engine.replay.bars import COLOURS, LANES, bars
 from engine.replay.chrome_trace import timeline_window
 from engine.replay.replay import replay
 from engine.simulator import log
-from tracekit import Trace
 from tracekit.demand import step_starts
+from tracekit.trace import Trace
 
 
 def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.research.benchmarks.alternating import Row, medians
-from tracekit import Manifest, ModelInfo, TraceWriter
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.writer import TraceWriter
 
 USER_POLICY = Path(__file__).parents[3] / "policies" / "eviction" / "lfu.py"
 COMPILED = "3 s more; then <= 1.5 s"

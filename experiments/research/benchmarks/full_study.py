@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, TOP_K
 from experiments.research.benchmarks.studies import LOOKUPS, MACHINES, manifest
-from tracekit import TraceWriter
+from tracekit.writer import TraceWriter
 
 PIECE = 1_000  # steps
 POLICIES = ["lru", "lfu", "lfu-aging", "fifo", "clock", "sieve", "s3fifo", "arc", "lru-k", "random"]

@@ -12,7 +12,8 @@ import numpy as np
 
 from experiments.research.benchmarks.alternating import Row
 from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, SLOTS, TOP_K, routing
-from tracekit import Manifest, ModelInfo, TraceWriter
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.writer import TraceWriter
 
 TOKENS, DRAWN, SHARD = 390_625, 20_000, 65_536
 REPEATS = 3

@@ -20,8 +20,8 @@ from experiments.study.cell_results import measure
 from experiments.study.cells import Cell, cells_of, groups
 from experiments.study.grid import study_from_dict
 from experiments.study.workers import Threads, Workers
-from tracekit import Manifest, TraceWriter
-from tracekit.manifest import ModelInfo
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.writer import TraceWriter
 
 SHORT, LONG = 2_000, 12_000  # steps
 PLANS, LOOKUPS = 1_000, 20_000_000

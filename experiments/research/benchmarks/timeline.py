@@ -15,9 +15,8 @@ from experiments.research.benchmarks.alternating import Row, medians
 from experiments.research.benchmarks.decisions import CHUNK, EXPERTS, LAYERS, SLOTS, STEPS, TOP_K, batches, routing
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import Batch
-from tracekit import Manifest
 from tracekit.demand import Demand
-from tracekit.manifest import ModelInfo
+from tracekit.manifest import Manifest, ModelInfo
 
 PEER_STEPS = CHUNK
 MODEL = "tests.helpers.simpy_model"

@@ -59,7 +59,7 @@ def figures(
     """
     from experiments.cli import console
     from experiments.research.paper.figures import write_figures
-    from tracekit import Trace
+    from tracekit.trace import Trace
 
     written = write_figures(Trace.open(trace), output)
     if json:

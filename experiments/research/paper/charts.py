@@ -9,7 +9,7 @@ from engine.curves.curve import CurvePoint
 from experiments.research.paper.figures import ActivationRow, RecallPoint
 from experiments.research.paper.published import HIT_RATIO, MACHINES, RECALL, ROW_TITLES, ROWS
 from experiments.research.paper.table2 import Table2
-from tracekit import Trace
+from tracekit.trace import Trace
 
 # Okabe & Ito, "Color Universal Design" (2008).
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"

@@ -14,9 +14,9 @@ from engine.curves.curve import CurvePoint, curve
 from engine.plan.plan import plan_from_dict
 from engine.replay.event_log import KINDS
 from engine.replay.replay import replay
-from tracekit import DECODE, UNUSED, Trace
 from tracekit.demand import Demand
 from tracekit.errors import TraceError
+from tracekit.trace import DECODE, UNUSED, Trace
 
 DISTANCES = (1, 2, 10)
 """Layers ahead that Figure 2 shows."""

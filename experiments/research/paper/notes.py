@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from engine.plan.weights import WeightFormat
 from experiments.research.paper.bits import GB, GIB, table1_bits, table1_unit_params
-from experiments.research.paper.model import largest_hit_ratio
 from experiments.research.paper.published import (
     BITS,
     HIT_RANGE,
@@ -20,6 +19,7 @@ from experiments.research.paper.published import (
 )
 from experiments.research.paper.table2 import Cell, Table2
 from experiments.research.paper.text_tables import MS, Saving, expert_bytes, naive_share, percent, saving
+from experiments.research.paper.two_terms import largest_hit_ratio
 
 A100, LAPTOP, DESKTOP, T4 = MACHINES
 

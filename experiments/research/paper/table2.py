@@ -9,7 +9,6 @@ from typing import Literal
 import msgspec
 
 from experiments.research.paper.bits import Reading, readings
-from experiments.research.paper.model import TwoTerms, fit, loads_per_token, preloaded_seconds
 from experiments.research.paper.published import (
     BITS,
     EXPERTS,
@@ -29,7 +28,8 @@ from experiments.research.paper.published import (
 )
 from experiments.research.paper.simulated import Simulated, fit_simulated
 from experiments.research.paper.stated_routing import write_routing
-from tracekit import Trace
+from experiments.research.paper.two_terms import TwoTerms, fit, loads_per_token, preloaded_seconds
+from tracekit.trace import Trace
 
 TOKENS = 512
 SEED = 2312_17238

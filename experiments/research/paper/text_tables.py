@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.research.paper.model import loads_per_token
 from experiments.research.paper.published import (
     BITS,
     EXPERT_PARAMS,
@@ -15,6 +14,7 @@ from experiments.research.paper.published import (
     Machine,
 )
 from experiments.research.paper.table2 import Cell, Model, Prediction, Table2
+from experiments.research.paper.two_terms import loads_per_token
 
 MS = 1e3
 WITHIN = 0.10

@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 
 from experiments.research.prediction.plan_times import Measured, foreseen, measure
-from experiments.research.prediction.traces import SETTINGS, Parts, Setting, artefact_of, card_of, domain_of, parts_of
+from experiments.research.prediction.recordings import (
+    SETTINGS,
+    Parts,
+    Setting,
+    artefact_of,
+    card_of,
+    domain_of,
+    parts_of,
+)
 from experiments.statistics.comparison import compare, judge
 from experiments.statistics.ranking import in_words, rank_plans
-from tracekit import Trace
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import TracekitError
+from tracekit.trace import Trace
 
 FITTED = ("routing", "token-popularity", "linear", "mlp", "recurrent")
 UNFITTED = ("previous-token", "popular", "markov", "gate", "oracle")

@@ -12,9 +12,9 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result
-from experiments.research.prediction.traces import Setting
+from experiments.research.prediction.recordings import Setting
 from experiments.study.passes import Course
-from tracekit import Trace
+from tracekit.trace import Trace
 
 HARDWARE = "rtx3060"
 

@@ -10,7 +10,7 @@ import pytest
 from experiments.research.paper.__main__ import run
 from experiments.research.paper.figures import activation, hit_ratios, recalls, write_figures
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import DECODE, PREFILL, Trace
+from tracekit.trace import DECODE, PREFILL, Trace
 
 
 def slow_recall(trace: Trace, distance: int, fetched: int) -> float:

@@ -8,8 +8,8 @@ import pytest
 from experiments.research.paper.published import FITTED, LAYERS, MACHINES, TABLE2, Bits, Row
 from experiments.research.paper.simulated import Simulated, fit_simulated, plan_of
 from experiments.research.paper.stated_routing import write_routing
-from tracekit import Trace
 from tracekit.errors import StudyError
+from tracekit.trace import Trace
 
 T4 = MACHINES[-1]
 

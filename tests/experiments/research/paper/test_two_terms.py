@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from engine.plan.weights import WeightFormat
 from engine.shapes import load_shape
 from experiments.research.paper.bits import GB, GIB, Reading, readings, table1_bits, table1_unit_params
-from experiments.research.paper.model import TwoTerms, fit, largest_hit_ratio, loads_per_token, preloaded_seconds
 from experiments.research.paper.published import BITS, EXPERT_FORMAT, MACHINES, MODEL_PARAMS, RECALL, SHAPE, published
 from experiments.research.paper.table2 import two_terms
+from experiments.research.paper.two_terms import TwoTerms, fit, largest_hit_ratio, loads_per_token, preloaded_seconds
 from tracekit.errors import StudyError
 
 rates = st.floats(1e9, 60e9)
