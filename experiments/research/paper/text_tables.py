@@ -23,16 +23,11 @@ _MODELS: tuple[tuple[Model, str], ...] = (("two-term", "two terms"), ("simulator
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text; the first column is set left, the others right."""
+    """A table of text."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """The table without its title, in GitHub's Markdown."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def percent(share: float) -> str:
