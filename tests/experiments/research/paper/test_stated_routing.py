@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.curves.curve import curve
-from experiments.research.paper.figures import recalls
+from experiments.research.paper.recall import recalls
 from experiments.research.paper.stated_routing import position_shares, write_routing
 from tracekit.errors import TraceError
 from tracekit.trace import Trace
