@@ -76,7 +76,7 @@ def recall(points: Sequence[RecallPoint], trace: Trace) -> Chart:
     colours = alt.Scale(domain=domain, range=[*[BLUE, VERMILION, GREEN][: len(names)], GREY])
     dashes = alt.Scale(domain=domain, range=[*[[1, 0], [6, 4], [2, 3]][: len(names)], [1, 3]])
     legend = alt.Legend(orient="top", symbolType="stroke", symbolSize=300)
-    chart = (
+    chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=40))
         .encode(

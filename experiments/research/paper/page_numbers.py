@@ -101,7 +101,7 @@ def _t4_full_row(result: Table2) -> dict[str, float]:
 
 
 def _naive(result: Table2) -> dict[str, float]:
-    told, below, two = (published(b, r, DESKTOP) for b, r in ((3, "naive"), (3, "no-cache"), (2, "naive")))
+    two, told, below = published(2, "naive", DESKTOP), published(3, "naive", DESKTOP), published(3, "no-cache", DESKTOP)
     ratios = [published(3, "naive", m.name) / published(2, "naive", m.name) for m in MACHINES if m.name != DESKTOP]
     cells = [c for c in result.cells if c.row == "naive" and c.kind == "predicted"]
     shares = [100 * naive_share(result, c) for c in cells if c.bits == 2]
