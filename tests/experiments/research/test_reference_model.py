@@ -24,6 +24,7 @@ from experiments.demo.stdlib_text import (
     prompts,
     split_of,
 )
+from experiments.research.reference_model import evaluate
 from experiments.research.reference_model.architecture import build, configuration
 from experiments.research.reference_model.batches import Streams, batch
 from experiments.research.reference_model.evaluate import Reading, read, table
@@ -40,6 +41,7 @@ from experiments.research.reference_model.tokenizer import (
 from experiments.research.reference_model.train import Recipe, balance_loss, train
 
 LARGEST_TOTAL = 15_500_000  # bytes of both checkpoint folders
+README = Path(evaluate.__file__).with_name("README.md")
 SAMPLE_CHARACTERS = 600  # of each held-out document
 
 
@@ -162,7 +164,7 @@ def test_domains_use_experts_differently(layers: list[LayerRouting]) -> None:
 
 
 def test_readme_shows_the_measured_table() -> None:
-    assert table() in (CHECKPOINTS.parent / "README.md").read_text()
+    assert table() in README.read_text()
 
 
 # Training
