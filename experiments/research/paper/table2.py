@@ -35,6 +35,7 @@ TOKENS = 512
 SEED = 2312_17238
 
 Model = Literal["two-term", "simulator"]
+Kind = Literal["fitted", "predicted", "misprint"]
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     row: Row
     machine: str
     published: float
-    kind: Literal["fitted", "predicted", "misprint"]
+    kind: Kind
     predictions: list[Prediction]
 
     def of(self, model: Model, variant: str = "") -> Prediction:
@@ -192,10 +193,9 @@ def _cell(
     else:
         add("two-term", 1 / terms.seconds(loads, size))
         add("simulator", simulated.tokens_per_second(traces[RECALL[2]], bits, row))
-    fitted = "fitted" if (bits, row) in FITTED else "predicted"
-    kind: Literal["fitted", "predicted", "misprint"] = (
-        "misprint" if (bits, row, machine.name) in MISPRINTS else "fitted" if fitted == "fitted" else "predicted"
-    )
+    kind: Kind = "fitted" if (bits, row) in FITTED else "predicted"
+    if (bits, row, machine.name) in MISPRINTS:
+        kind = "misprint"
     return Cell(bits=bits, row=row, machine=machine.name, published=told, kind=kind, predictions=found)
 
 

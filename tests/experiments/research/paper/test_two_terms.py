@@ -41,7 +41,7 @@ def test_rows_that_determine_no_machine_are_refused(rows: tuple[list[float], lis
 
 def test_reference_fit() -> None:
     """An independent fit with 2.93 and 3.6 bits per parameter gave these rates and 3-bit errors within 6 %."""
-    reading = Reading("reference", "", {2: 2.93, 3: 3.6})
+    reading = Reading("reference", {2: 2.93, 3: 3.6})
     found = [two_terms(m, reading).link / 1e9 for m in MACHINES]
     assert found == pytest.approx([25.5, 21.0, 9.7, 11.6], abs=0.1)
     for m in MACHINES[:3]:
