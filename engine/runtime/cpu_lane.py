@@ -17,7 +17,7 @@ from engine.hardware import HardwareProfile
 from engine.runtime.experts import expert_forward
 from engine.runtime.links.queued_link import TIMEOUT_S
 from engine.runtime.storage.disk_store import DiskStore
-from engine.runtime.storage.host_store import ExpertStore
+from engine.runtime.storage.host_store import HostStore
 from engine.runtime.storage.slab_layout import QuantisedLayout
 from policies.events import LOAD
 from tracekit.errors import ModelError, PlanError
@@ -43,7 +43,7 @@ class CpuLane:
         self,
         hardware: HardwareProfile,
         layers: Sequence[MoeLayer],
-        store: ExpertStore | DiskStore,
+        store: HostStore | DiskStore,
         *,
         timeout_s: float = TIMEOUT_S,
     ) -> None:

@@ -24,7 +24,7 @@ from tracekit.errors import ModelError
 from tracekit.recorder.seam import has_gate
 
 IMPLEMENTATION = "tracekit-offload"
-SEAT = "_tracekit_seat"  # the attribute of an experts module that says who serves it
+SERVE = "_tracekit_serve"  # the attribute of an experts module that says who serves it
 
 Serve = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden [tokens, hidden], top-k indices [tokens, k], top-k weights [tokens, k]) -> [tokens, hidden]"""
@@ -40,15 +40,15 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, offloaded_experts)
 
 
-def take_seat(experts: Any, serve: Serve) -> None:
+def serve_experts(experts: Any, serve: Serve) -> None:
     """Have `serve` called for `experts` from now on."""
-    setattr(experts, SEAT, serve)
+    setattr(experts, SERVE, serve)
     experts.config._experts_implementation = IMPLEMENTATION
 
 
 def offloaded_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The function that transformers calls, for any module that shares the offloaded model's config."""
-    serve = getattr(module, SEAT, None)
+    serve = getattr(module, SERVE, None)
     if serve is None:
         return eager_experts(module, hidden_states, top_k_index, top_k_weights)
     return serve(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]

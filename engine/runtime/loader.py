@@ -6,7 +6,7 @@ from time import perf_counter_ns
 from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.disk_store import DiskStore
-from engine.runtime.storage.host_store import ExpertStore
+from engine.runtime.storage.host_store import HostStore
 from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
 
 KINDS = {LOAD: "load", BYPASS: "bypass", PREFETCH: "prefetch"}
@@ -25,7 +25,7 @@ class Loader:
     has always left before its turn.
     """
 
-    def __init__(self, store: ExpertStore | DiskStore, pool: SlotPool, link: Link) -> None:
+    def __init__(self, store: HostStore | DiskStore, pool: SlotPool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
         # What became of prefetches: copied when demanded, still on their way, or given up unused.

@@ -16,15 +16,15 @@ from engine.runtime.attention import attention_bytes, check_attention, quantise_
 from engine.runtime.calibration.probes import free_bytes
 from engine.runtime.cpu_lane import CpuLane, check_lane
 from engine.runtime.experts import register
-from engine.runtime.forced import RandomExperts
+from engine.runtime.forced_routing import RandomExperts
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import fit, fit_checkpoint, footprint
 from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.disk_store import DiskStore, SlabExperts, load_slabs, open_slabs, write_slabs
-from engine.runtime.storage.host_store import ExpertStore, check_storable
-from engine.runtime.storage.origin import Loaded, Origin, accumulations
+from engine.runtime.storage.host_store import HostStore, check_storable
+from engine.runtime.storage.origin import LoadedExperts, Origin, accumulations
 from engine.runtime.storage.sharded_loading import opened_checkpoint
 from engine.runtime.storage.slab_layout import layout_of
 from policies.cache import CacheSpec
@@ -136,7 +136,7 @@ def offload(
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
-        store, accumulate = _stored(loaded, layers, formats, origin or Loaded(), path, host, target)
+        store, accumulate = _stored(loaded, layers, formats, origin or LoadedExperts(), path, host, target)
         if formats[1] is not None and not attention_bytes(loaded):
             quantise_attention(loaded, formats[1], target)
         _move_rest(loaded, target)
@@ -189,11 +189,11 @@ def _stored(
     path: Path | None,
     host: str,
     target: torch.device,
-) -> tuple[ExpertStore | DiskStore, list[str]]:
+) -> tuple[HostStore | DiskStore, list[str]]:
     """The experts where they shall lie, and how those of each layer add up."""
     if path is None:
         accumulate = accumulations(layers, origin)
-        return ExpertStore(layers, formats[0], device=target, origin=origin), accumulate
+        return HostStore(layers, formats[0], device=target, origin=origin), accumulate
     if not path.exists():
         write_slabs(path, model, layers, origin, formats, target)
     disk = open_slabs(path, model, layers, formats)
@@ -201,7 +201,7 @@ def _stored(
     if host == "disk":
         return disk, accumulate
     with closing(disk):
-        return ExpertStore(layers, formats[0], device=target, origin=SlabExperts(disk)), accumulate
+        return HostStore(layers, formats[0], device=target, origin=SlabExperts(disk)), accumulate
 
 
 def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.runtime.cpu_lane import CpuLane
-from engine.runtime.experts import compute, expert_forward, take_seat
-from engine.runtime.forced import ForcedRouting
+from engine.runtime.experts import compute, expert_forward, serve_experts
+from engine.runtime.forced_routing import ForcedRouting
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.disk_store import DiskStore
-from engine.runtime.storage.host_store import ExpertStore
+from engine.runtime.storage.host_store import HostStore
 from engine.runtime.timing import Clock, Timings
-from engine.runtime.turn import Turn
+from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import read_back, sort_by_expert, weight_of
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import SLOT
@@ -52,7 +52,7 @@ class OffloadState:
         model: nn.Module,
         layers: Sequence[MoeLayer],
         spec: CacheSpec,
-        store: ExpertStore | DiskStore,
+        store: HostStore | DiskStore,
         pool: SlotPool,
         link: Link,
         accumulate: Sequence[str],
@@ -173,7 +173,7 @@ class OffloadState:
         events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
-        turn = Turn(self._loader, self.pool, self.lane, base, layout, forward)
+        turn = VisitExperts(self._loader, self.pool, self.lane, base, layout, forward)
         order = turn.begin(layer, events, routing, hidden)
         out = compute(order, turn.compute, hidden, top_k_weights, routing, self.accumulate[layer])
         self._clock.add_visit(layer, start, turn.waited)
@@ -237,7 +237,7 @@ class OffloadState:
 
     def _attach(self, model: nn.Module) -> list[RemovableHandle]:
         for layer in self.layers:
-            take_seat(layer.experts, partial(self.visit, layer.index))
+            serve_experts(layer.experts, partial(self.visit, layer.index))
         hooks = [
             model.register_forward_pre_hook(self._begin_step, with_kwargs=True),
             model.register_forward_hook(self._end_step, always_call=True),

@@ -10,7 +10,7 @@ from engine.hardware import Expansion
 from engine.plan.weights import WeightFormat
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.probes import SECOND, Figure
-from engine.runtime.forced import random_slabs
+from engine.runtime.forced_routing import random_slabs
 from engine.runtime.storage.slab_layout import Layout, layout_of
 from tracekit.errors import PlanError
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.checkpoint import Checkpoint
 from engine.runtime.storage.conversion import Group, Kept, groups_of
-from engine.runtime.storage.origin import Loaded
+from engine.runtime.storage.origin import LoadedExperts
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import MoeLayer, moe_layers
@@ -71,7 +71,7 @@ class CheckpointExperts:
                 continue
             for expert in range(layer.num_experts):
                 layout.pack(name, self._read(layer, name, parameter, expert), slabs[expert : expert + 1], device)
-        Loaded().fill(layer, layout, slabs, device)
+        LoadedExperts().fill(layer, layout, slabs, device)
 
     def _kept(self, layer: MoeLayer, name: str) -> Kept:
         return self._groups[f"{layer.name}.{name}"].kept(layer.num_experts, self.checkpoint)

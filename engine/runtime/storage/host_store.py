@@ -1,4 +1,4 @@
-"""`ExpertStore`: every expert of a model in host memory, each a slab of bytes, so that a load is one copy."""
+"""`HostStore`: every expert of a model in host memory, each a slab of bytes, so that a load is one copy."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.storage.origin import Loaded, Origin
+from engine.runtime.storage.origin import LoadedExperts, Origin
 from engine.runtime.storage.quantise import quantizer_of_hqq
 from engine.runtime.storage.slab_layout import Layout, aligned, expert_parameters, layout_of
 from tracekit.errors import HardwareError, ModelError, PlanError
@@ -16,7 +16,7 @@ from tracekit.recorder.seam import MoeLayer
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ExpertStore:
+class HostStore:
     """The experts of all MoE layers in one host buffer; `key` is layer * experts + expert, as in the cache.
 
     `origin` fills it layer by layer, by default out of the model, quantised on the way if `weights` says so, and holds
@@ -33,7 +33,7 @@ class ExpertStore:
         origin: Origin | None = None,
     ) -> None:
         if origin is None:
-            origin = Loaded()
+            origin = LoadedExperts()
             for layer in layers:
                 check_storable(layer, weights)
         self.experts = max(layer.num_experts for layer in layers)

@@ -30,7 +30,7 @@ def accumulations(layers: Sequence[MoeLayer], origin: Origin) -> list[str]:
     return [kinds[type(layer.experts)] for layer in layers]
 
 
-class Loaded:
+class LoadedExperts:
     """Experts of a model that holds them: they are moved out, a parameter at a time, and leave shapes behind."""
 
     def accumulate(self, layer: MoeLayer) -> str:

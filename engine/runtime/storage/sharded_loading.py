@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.runtime.memory import dtype_of
 from engine.runtime.storage.checkpoint import Checkpoint, Stored
-from engine.runtime.storage.origin import Loaded, Origin
+from engine.runtime.storage.origin import LoadedExperts, Origin
 from tracekit.errors import ModelError
 from tracekit.recorder.models import (
     check_complete,
@@ -51,7 +51,7 @@ def opened_checkpoint(
     reason = _must_be_whole(config)
     if reason:
         say(f"{directory} is loaded whole: {reason}")
-        yield load_model(directory, dtype, "cpu")[0], Loaded()
+        yield load_model(directory, dtype, "cpu")[0], LoadedExperts()
         return
     # Here, since older versions of transformers have not what it imports.
     from engine.runtime.storage.checkpoint_experts import CheckpointExperts
@@ -63,7 +63,9 @@ def opened_checkpoint(
         empty: Any = empty_model(config, directory, chosen)
         origin = CheckpointExperts(empty, checkpoint, say)
         place = device or torch.device("cpu")
-        promises = {name: Promise(checkpoint[name], None if name in origin.streamed else place) for name in checkpoint}
+        promises = {
+            name: LazyTensor(checkpoint[name], None if name in origin.streamed else place) for name in checkpoint
+        }
         with quietly(directory):
             # Shapes that differ are reported here, by name.
             options = {"dtype": chosen, "ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -76,13 +78,13 @@ def opened_checkpoint(
         yield model, origin
 
 
-class Promise:
+class LazyTensor:
     """What transformers takes for a tensor of a state dict. Without a device to put it on, it stays a shape."""
 
     def __init__(self, stored: Stored, device: torch.device | None) -> None:
         self.stored, self.device = stored, device
 
-    def __getitem__(self, index: object) -> "Promise":
+    def __getitem__(self, index: object) -> "LazyTensor":
         return self
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 from safetensors import SafetensorError  # noqa: E402  # needs torch
 
 from engine.runtime.storage.disk_store import DiskStore  # noqa: E402  # needs torch
-from engine.runtime.storage.host_store import ExpertStore  # noqa: E402
+from engine.runtime.storage.host_store import HostStore  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
@@ -82,12 +82,12 @@ def test_slabs_are_read_back_into_memory_without_converting(
     pytest.importorskip("hqq.core.quantize")
     plan, path = plan_of(weights={"experts": "hqq-4bit-g16", "attention": "hqq-8bit-g16"}), tmp_path / "m.slabs"
     with offloaded(offload(make_model(), plan, slabs=path)) as state:  # written first, then read
-        assert isinstance(state.store, ExpertStore)
+        assert isinstance(state.store, HostStore)
     monkeypatch.setattr("engine.runtime.storage.slab_layout.quantise", None)
     reopened = offload(make_model(), plan, slabs=path)
     monkeypatch.undo()
     with offloaded(reopened) as state, offloaded(offload(make_model(), plan)) as converted:
-        assert isinstance(state.store, ExpertStore)
+        assert isinstance(state.store, HostStore)
         for key in range(3 * 8):
             assert torch.equal(state.store.slab(key), converted.store.slab(key))
         assert same(answer(reopened), answer(rounded(make_model(), plan.weights)))

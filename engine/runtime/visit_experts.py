@@ -13,7 +13,7 @@ from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
 
 
-class Turn:
+class VisitExperts:
     """What one visit computes. `waited` adds up the nanoseconds in which it could only wait.
 
     `base` is the key of the layer's first expert.
