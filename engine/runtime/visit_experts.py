@@ -1,4 +1,4 @@
-"""One visit's experts: computed on the device as they arrive, or by the CPU lane."""
+"""`VisitExperts`: one visit's experts, computed on the device as they arrive or by the CPU lane."""
 
 from time import perf_counter_ns
 
@@ -14,7 +14,7 @@ from policies.events import Events
 
 
 class VisitExperts:
-    """What one visit computes. `waited` adds up the nanoseconds in which it could only wait.
+    """The experts of one visit. `waited` adds up the nanoseconds in which nothing could be computed.
 
     `base` is the key of the layer's first expert.
     """

@@ -1,4 +1,4 @@
-"""What one visit's gate chose, brought to the host in a single copy and sorted by expert."""
+"""`Routing`: what one visit's gate chose, brought to the host in a single copy and sorted by expert."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
-"""`Link`: how experts travel from host memory to device slots, one copy after the other.
+"""`Link`: copies experts from host memory to device slots, one after the other.
 
 The surface is small: ask for a copy and get a ticket, promote a prefetch that has become demanded, cancel one
 that is given up, wait for a ticket. Demand copies go before queued prefetches; a copy that has started is not
 aborted.
 
-`QueuedLink` is all of it but the copying. One daemon thread takes tickets from a queue and moves each, so
+`QueuedLink` does all but the copying. One daemon thread takes tickets from a queue and moves each, so
 demand overtakes prefetch up to the moment a copy starts, without help from the computing thread. `ThreadLink`
 moves with memcpy, `CudaLink` with a side stream; a test moves with a function of its own.
 """

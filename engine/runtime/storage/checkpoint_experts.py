@@ -1,11 +1,11 @@
-"""`CheckpointExperts`: experts read from a checkpoint straight into their slabs, by transformers' own conversions."""
+"""`CheckpointExperts`: an `Origin` that reads a checkpoint straight into slabs, by transformers' own conversions."""
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.checkpoint import Checkpoint
@@ -22,10 +22,10 @@ class CheckpointExperts:
     """Experts read from a checkpoint, one at a time where they can be told apart.
 
     `streamed` are the names of all its tensors that are read so. Experts that transformers makes together with other
-    weights, or ties to others, are left to it, and found in the model; `say` is told.
+    weights, or ties to others, are left to it, and found in the model; `say` is called with a line on them.
     """
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, say: Say) -> None:
+    def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint, say: Say) -> None:
         self.model, self.checkpoint = model, checkpoint
         served = {f"{layer.name}.{name}" for layer in moe_layers(model) for name in expert_parameters(layer.experts)}
         groups = [group for group in groups_of(model, checkpoint) if served.intersection(group.targets)]

@@ -1,4 +1,4 @@
-"""Where the experts of a model come from when they are stored; by default out of the model."""
+"""`Origin`: fills the slabs of a model's experts; by default out of the model (`LoadedExperts`)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -43,4 +43,4 @@ class LoadedExperts:
                 continue  # another origin's
             layout.pack(name, parameter, slabs, device)
             setattr(layer.experts, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-            del parameter  # before the next one's turn
+            del parameter  # before the next one

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from engine.runtime.storage.origin import Origin
 from engine.runtime.storage.slab_layout import Layout, aligned
-from tracekit.errors import ModelError
+from tracekit.durable import check_place
+from tracekit.errors import ModelError, TraceError
 from tracekit.recorder.seam import MoeLayer
 
 INDEX, REST = "index.json", "rest.safetensors"
@@ -91,8 +92,10 @@ def new_directory(path: Path, size: int) -> Iterator[Path]:
     """
     if path.exists():
         raise ModelError(f"{path} exists: choose another directory for the slabs, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise ModelError(f"cannot write {path}: there is no directory {path.parent}")
+    try:
+        check_place(path)
+    except TraceError as error:
+        raise ModelError(str(error)) from None
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with _locked(temporary, path):

@@ -15,7 +15,7 @@ import pytest
 from engine.plan.plan import plan_from_dict
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.traces import make_trace
-from tracekit import Trace
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

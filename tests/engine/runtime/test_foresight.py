@@ -15,12 +15,12 @@ from engine.runtime import offload, offloaded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
 from policies.events import HIT_PREFETCHED, Events  # noqa: E402
 from tests.helpers.predictors import random_artefact  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError, PolicyError  # noqa: E402
 from tracekit.recorder.models import load_model  # noqa: E402
 from tracekit.recorder.options import RecordOptions  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 from tracekit.recorder.recorder import record  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PROMPTS = [Prompt(id="a", prompt="def read(self, size=-1):\n    if"), Prompt(id="b", prompt="The names in the scope")]
 NAME = "mixtral-mini"

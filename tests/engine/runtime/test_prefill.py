@@ -13,9 +13,9 @@ from engine.runtime import offload, offloaded
 from experiments.cli.main import run
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from tests.engine.runtime.models import FAMILIES, PROMPT
-from tracekit import Trace
 from tracekit.errors import ModelError
 from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
 from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402  # needs torch

@@ -203,7 +203,7 @@ def test_nothing_is_left_of_a_directory_that_could_not_be_written(
         offload(MINI, plan_of(), host="disk", slabs=tmp_path / "x.slabs")
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ModelError, match="there is no directory"):
+    with pytest.raises(ModelError, match="is no directory that can be written to"):
         offload(make_model(), plan_of(), host="disk", slabs=tmp_path / "no" / "x.slabs")
     with pytest.raises(PlanError, match="disk"):
         offload(make_model(), plan_of(), host="disk")
