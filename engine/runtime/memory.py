@@ -87,10 +87,10 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
     slots = slots_of(model, plan)
     if need.device(slots) > room:
         largest = need.largest(room)
-        mend = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
+        advice = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
         raise CapacityError(
             f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
-            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {mend}"
+            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {advice}"
         )
     return plan
 

@@ -1,6 +1,6 @@
 """`offload(model, plan) -> model`: the experts of a model, or of the path of one, are served from host memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack, overload
@@ -22,7 +22,7 @@ from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.storage.host_store import HostStore, check_storable
-from engine.runtime.storage.origin import LoadedExperts, Origin, accumulations
+from engine.runtime.storage.origin import LoadedExperts, Origin, Say, accumulations
 from engine.runtime.storage.random_weights import RandomExperts
 from engine.runtime.storage.sharded_loading import opened_checkpoint
 from engine.runtime.storage.slab_layout import layout_of
@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     dtype: str
     random_experts: int | None
     hardware: HardwareProfile | None
-    say: Callable[[str], object]
+    say: Say
 
 
 @overload
@@ -70,7 +70,7 @@ def offload(
     dtype: str = "auto",
     random_experts: int | None = None,
     hardware: HardwareProfile | None = None,
-    say: Callable[[str], object] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> PreTrainedModel:
     """Serve the experts of `model` from host memory by `plan`; everything else lives on `device`.
 
@@ -79,8 +79,8 @@ def offload(
     out of it, and it is what is returned.
 
     The model has its type, its `generate` and, bit for bit, its output (see `OffloadState` on padded
-    batches). It is for inference only from here on: no gradients, no saving. `offloaded(model)` tells what
-    happens inside, and its `close()` ends it.
+    batches). It is for inference only from here on: no gradients, no saving. `offloaded(model)` is its
+    state, whose `close()` ends it.
 
     Args:
         model: a checkpoint, or a transformers MoE model, loaded without quantisation, preferably on the CPU.
@@ -95,7 +95,7 @@ def offload(
         hardware: how fast this machine is, which a plan with `compute.cpu_experts = "auto"` weighs.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
         dtype: of a checkpoint: auto (as stored), float32, bfloat16 or float16.
-        say: is told in one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
+        say: is called with one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
     Experts are moved, or read, only after everything that can be checked beforehand has been checked.
@@ -143,7 +143,7 @@ def offload(
         _move_rest(loaded, target)
         if target.type == "cuda":
             store.pin()
-        # Looked up again: what a gate knows of its router is where the router now is.
+        # Looked up again: what is known of a router is on the device where it now is.
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
@@ -183,7 +183,7 @@ def _stored(
     host: str,
     target: torch.device,
 ) -> tuple[Store, list[str]]:
-    """The experts where they shall lie, and how those of each layer add up."""
+    """The experts where they are to lie, and how those of each layer add up."""
     if path is None:
         accumulate = accumulations(layers, origin)
         return HostStore(layers, formats[0], device=target, origin=origin), accumulate
@@ -198,7 +198,7 @@ def _stored(
 
 
 def _move_rest(model: nn.Module, target: torch.device) -> None:
-    """Move all but the experts: `model.to` would stumble over parameters that have shapes and no storage."""
+    """Move all but the experts: `model.to` fails on parameters that have shapes and no storage."""
     try:
         model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(target))  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as error:

@@ -112,12 +112,14 @@ def measure_link(state: OffloadState) -> tuple[int, float]:
     """Latency (ns) and rate (bytes/s) of the link, from bursts of copies of two sizes."""
     size = state.store.slab_bytes
     small = max(64, size // 4)
-    if min(BURST, state.cache.slots) < 2 or size < 2 * small:
+    count = min(BURST, state.cache.slots)
+    if count < 2 or size < 2 * small:
         raise HardwareError("the link cannot be measured: experts are too small or slots too few")
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):  # both each time, so that a drift of the machine's speed falls on both sizes alike
         for found, length in zip(times, (size, small), strict=True):
-            found.append(_burst_ns(state, length))
+            copies = [(state.store.slab(key, length), state.pool.slab(key, length)) for key in range(count)]
+            found.append(timed(state.device, partial(burst, state.link, copies)) / count)
     state.reset()
     whole, part = (median(found) for found in times)
     if whole - part < part / 100:
@@ -125,13 +127,6 @@ def measure_link(state: OffloadState) -> tuple[int, float]:
         return round(whole), float(UNLIMITED)
     rate = (size - small) * SECOND / (whole - part)
     return max(0, round(part - small * SECOND / rate)), rate
-
-
-def _burst_ns(state: OffloadState, length: int) -> float:
-    """Nanoseconds per copy of `length` bytes when several are queued."""
-    count = min(BURST, state.cache.slots)
-    copies = [(state.store.slab(key, length), state.pool.slab(key, length)) for key in range(count)]
-    return timed(state.device, partial(burst, state.link, copies)) / count
 
 
 def _work(state: OffloadState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

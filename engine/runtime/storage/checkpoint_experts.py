@@ -1,7 +1,6 @@
 """`CheckpointExperts`: an `Origin` that reads a checkpoint straight into slabs, by transformers' own conversions."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +9,10 @@ from transformers import PreTrainedModel
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.checkpoint import Checkpoint
 from engine.runtime.storage.conversion import Group, Kept, groups_of
-from engine.runtime.storage.origin import LoadedExperts
+from engine.runtime.storage.origin import LoadedExperts, Say
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import MoeLayer, moe_layers
-
-Say = Callable[[str], object]
 
 
 class CheckpointExperts:

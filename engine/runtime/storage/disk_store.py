@@ -133,12 +133,12 @@ def write_slabs(
     size = sum(map(slab_files.layer_bytes, layers, layouts))
     with slab_files.new_directory(path, size + sum(one.nbytes for one in slab_files.rest_of(model).values())) as folder:
         # One for all layers: memory that is freed does not always go back to the system.
-        room = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
+        buffer = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
         found = [
-            slab_files.write_layer(folder, layer, layout, how, origin, room, device)
+            slab_files.write_layer(folder, layer, layout, how, origin, buffer, device)
             for layer, layout, how in zip(layers, layouts, accumulations(layers, origin), strict=True)
         ]
-        del room
+        del buffer
         if formats[1] is not None:
             quantise_attention(model, formats[1], device or torch.device("cpu"))
         index = Index(

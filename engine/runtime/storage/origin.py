@@ -1,6 +1,6 @@
 """`Origin`: fills the slabs of a model's experts; by default out of the model (`LoadedExperts`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.recorder.seam import MoeLayer
+
+Say = Callable[[str], object]  # called with a line for the user
 
 
 class Origin(Protocol):

@@ -5,7 +5,7 @@ transformers loads the model as it always does, conversions, types, ties and buf
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.runtime.memory import dtype_of
 from engine.runtime.storage.checkpoint import Checkpoint, Stored
-from engine.runtime.storage.origin import LoadedExperts, Origin
+from engine.runtime.storage.origin import LoadedExperts, Origin, Say
 from tracekit.errors import ModelError
 from tracekit.recorder.models import (
     check_complete,
@@ -31,7 +31,6 @@ from tracekit.recorder.models import (
     quietly,
 )
 
-Say = Callable[[str], object]
 STREAMED_WITH = {"transformers": (5, 23), "safetensors": (0, 8)}
 """What the way of reading shards was tested with; with older ones models are loaded whole."""
 

@@ -67,7 +67,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def fingerprint(directory: Path | None) -> str | None:
     """A digest of a checkpoint: names and sizes of its weight files, and samples of their bytes.
 
-    Samples, since all of a large checkpoint takes minutes; whoever trains a model further changes them too.
+    Samples, since all of a large checkpoint takes minutes; training a model further changes them too.
     """
     from tracekit.recorder.files import weight_files
 
@@ -158,12 +158,12 @@ def write_layer(
     layout: Layout,
     accumulate: str,
     origin: Origin,
-    room: Tensor,
+    buffer: Tensor,
     device: torch.device | None,
 ) -> LayerFile:
-    """Write one layer's slabs, which are put together in `room`, u8 [`layer_bytes` at least]."""
+    """Write one layer's slabs, which are put together in `buffer`, u8 [`layer_bytes` at least]."""
     stride = aligned(layout.bytes)
-    slabs = room[: layer_bytes(layer, layout)].zero_().view(layer.num_experts, stride)
+    slabs = buffer[: layer_bytes(layer, layout)].zero_().view(layer.num_experts, stride)
     origin.fill(layer, layout, slabs[:, : layout.bytes], device)
     file = f"layer-{layer.index:05d}.slabs"
     with (folder / file).open("wb") as target:
