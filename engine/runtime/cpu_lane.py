@@ -13,10 +13,10 @@ from time import perf_counter_ns
 import torch
 from torch import Tensor
 
-from engine.hardware import Cpu, HardwareProfile
+from engine.hardware import HardwareProfile
 from engine.runtime.experts import expert_forward
 from engine.runtime.links.queued_link import TIMEOUT_S
-from engine.runtime.storage.slab_layout import Layout, QuantisedLayout
+from engine.runtime.storage.slab_layout import QuantisedLayout
 from engine.runtime.storage.store import Store
 from policies.events import LOAD
 from tracekit.errors import ModelError, PlanError
@@ -64,14 +64,17 @@ class CpuLane:
         `resident` says how many tokens chose each expert that needs no copy, `backlog` how many bytes the link has
         to copy first. An expert is the lane's if that ends strictly sooner than its copy and the device.
         """
-        now, layout, weights = perf_counter_ns(), self.store.layouts[layer], self._params[layer]
-        device = now + sum(device_expert_ns(self.hardware, layout, weights, tokens) for tokens in resident)
+        now, layout, params = perf_counter_ns(), self.store.layouts[layer], self._params[layer]
+        bits = layout.format.bits if isinstance(layout, QuantisedLayout) else None
+        device_roofline = self.hardware.expert(layout.bytes, params, bits)
+        cpu_roofline = self.cpu.expert(layout.bytes, params)
+        device = now + sum(device_roofline.ns(tokens) for tokens in resident)
         link, cpu = now + self.hardware.wire_ns(backlog), max(now, self._free_at)
         chosen = []
         for expert in missing:
             arrival = link + self.hardware.copy_ns(layout.bytes)
-            on_device = max(device, arrival) + device_expert_ns(self.hardware, layout, weights, expert.tokens)
-            on_cpu = cpu + cpu_expert_ns(self.cpu, weights, layout.bytes, expert.tokens)
+            on_device = max(device, arrival) + device_roofline.ns(expert.tokens)
+            on_cpu = cpu + cpu_roofline.ns(expert.tokens)
             if on_cpu < on_device:
                 chosen.append(expert.key)
                 cpu = on_cpu
@@ -120,21 +123,6 @@ class CpuLane:
             out = self._forward[layer](self.store.layouts[layer].weights(self.store.views(key)), rows)
             self.computed += 1
             return out
-
-
-def cpu_expert_ns(cpu: Cpu, weights: int, stored: int, tokens: int) -> int:
-    """What the host takes for one expert of `weights` parameters and `stored` bytes, as the simulator counts it."""
-    arithmetic = 2 * weights * tokens * 10**9 // cpu.compute_flops_per_s
-    return max(cpu.read_ns(stored), arithmetic) + cpu.per_expert_ns + cpu.transfer_ns
-
-
-def device_expert_ns(hardware: HardwareProfile, layout: Layout, weights: int, tokens: int) -> int:
-    """What the device takes for one expert, expansion included, as the simulator counts it."""
-    read, expanding = layout.bytes, 0
-    if isinstance(layout, QuantisedLayout):  # expanded to 16 bits, then read
-        read = 2 * weights
-        expanding = hardware.expand_ns(layout.format.bits, weights, layout.bytes + read)
-    return hardware.compute_ns(2 * weights * tokens, read) + expanding + hardware.overhead.per_expert_ns
 
 
 def check_lane(hardware: HardwareProfile | None) -> HardwareProfile:

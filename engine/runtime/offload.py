@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.decisions.run import cache_spec as spec_of
+from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention

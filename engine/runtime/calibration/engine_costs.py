@@ -15,7 +15,8 @@ from scipy.optimize import nnls
 from transformers import PreTrainedModel
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead
-from engine.runtime.calibration.probes import BURST, SECOND, burst, clamp, timed
+from engine.hardware.roofline import SECOND
+from engine.runtime.calibration.probes import BURST, burst, clamp, timed
 from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.timing import Timings
 from policies.events import BYPASS, LOAD, PREFETCH

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.hardware import Expansion
+from engine.hardware.roofline import SECOND
 from engine.plan.weights import WeightFormat
 from engine.runtime.calibration import probes
-from engine.runtime.calibration.probes import SECOND, Figure, clamp
+from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.storage.random_weights import random_slabs
 from engine.runtime.storage.slab_layout import Layout, layout_of
 from tracekit.errors import PlanError

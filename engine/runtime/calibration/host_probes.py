@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from engine.hardware import Cpu, Disk
+from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.memory import meminfo
@@ -78,7 +79,7 @@ def disk(folder: Path, repeats: int, size: int = DISK_BYTES) -> tuple[list[Figur
     return (
         [large, page],
         Disk(
-            read_bytes_per_s=clamp(piece * probes.SECOND / moved, 1_000, 10**15),
+            read_bytes_per_s=clamp(piece * SECOND / moved, 1_000, 10**15),
             latency_ns=clamp(page.ns, 0, 10**10),
             host_cache_bytes=clamp(meminfo("MemAvailable"), 1 << 20, 1 << 50),
         ),

@@ -13,11 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import host_probes, probes
 from engine.runtime.calibration.engine_costs import engine_costs
 from engine.runtime.calibration.expansion import by_bits, check_formats, expanding
 from engine.runtime.calibration.power import power
-from engine.runtime.calibration.probes import SECOND, Figure, clamp
+from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.memory import meminfo
 from engine.runtime.offload_state import offloaded
 from tracekit.errors import HardwareError

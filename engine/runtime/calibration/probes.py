@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.hardware.roofline import SECOND
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Link, QueuedLink, Source
 from engine.runtime.links.thread_link import ThreadLink
 from tracekit.errors import HardwareError
 
-SECOND = 10**9
 BURST = 4  # copies in a row: what a link sustains, without the time a waiting thread takes to wake up
 COLD_BYTES = 1 << 28  # sources are taken one after the other from so much memory, which no cache holds
 WIDTH = 2048  # of the matrices that compute is measured with
