@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +22,7 @@ from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.memory import meminfo
 from engine.runtime.offload_state import offloaded
 from tracekit.errors import HardwareError
+from tracekit.version import own_version
 
 COPY_SIZES = tuple(1 << power for power in (8, 14, 16, 18, 20, 22, 24, 26))
 """256 bytes, which is all latency, and 16 KiB to 64 MiB."""
@@ -186,13 +187,9 @@ def describe_device(device: torch.device) -> str:
 
 def versions() -> str:
     """The versions that a measurement depends on."""
-    found = [f"Python {platform.python_version()}"]
-    for package in ("torch", "transformers", "moe-tracekit"):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    found = {"Python": platform.python_version(), "torch": torch.__version__}
+    found |= {"transformers": transformers.__version__, "moe-tracekit": own_version()}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def memory_bytes(device: torch.device) -> int:
