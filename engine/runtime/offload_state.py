@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from engine.runtime.pool import SlotPool
 from engine.runtime.storage.store import Store
 from engine.runtime.timing import Clock, Timings
 from engine.runtime.visit_experts import VisitExperts
-from engine.runtime.visit_routing import read_back, sort_by_expert, weight_of
+from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import SLOT
 from policies.events import Events
@@ -31,19 +31,6 @@ from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits
 
 STATE = "_tracekit_offload"  # the attribute of an offloaded model that holds its state
-
-
-class Choices(Protocol):
-    """Choices that are made in place of the gates', such as those of a trace (`forced_routing`)."""
-
-    token_ids: np.ndarray
-    """Vocabulary ids of this step [tokens]."""
-
-    def choice(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids i64 and weights [tokens, k] of this step at a layer; weights in the type of `like`."""
-
-    def lookahead(self, layer: int, distance: int) -> Tensor:
-        """Logits f16 [tokens, experts] of the layer `distance` after `layer`, foreseen at `layer`."""
 
 
 class OffloadState:
