@@ -43,8 +43,8 @@ class Foresight:
 
     def reset(self) -> None:
         """Forget every step."""
-        self._ahead = None if self._predictor is None else Session(self._predictor)
-        self._outlook = None if self._estimator is None else Session(self._estimator)
+        self._prefetch_session = None if self._predictor is None else Session(self._predictor)
+        self._reuse_session = None if self._estimator is None else Session(self._estimator)
 
     def visit(
         self,
@@ -62,15 +62,15 @@ class Foresight:
         own = self._experts_per_layer[layer]
         ids = np.where(ids < own, ids, ABSENT)
         hint = signal = None
-        if self._ahead is not None:
+        if self._prefetch_session is not None:
             hint = []
-            scores = self._ahead.visit(layer, ids, weights, lookahead, tokens)
+            scores = self._prefetch_session.visit(layer, ids, weights, lookahead, tokens)
             if scores is not None:
-                target = self._experts_per_layer[layer + self._ahead.card.distance]
+                target = self._experts_per_layer[layer + self._prefetch_session.card.distance]
                 ranked = self._ranking.of(scores[:, :target], np.array([0, len(scores)], np.int64))[0]
                 hint = [expert for expert in ranked.tolist() if expert >= 0]
-        if self._outlook is not None:
-            scores = self._outlook.visit(layer, ids, weights, None, tokens)
+        if self._reuse_session is not None:
+            scores = self._reuse_session.visit(layer, ids, weights, None, tokens)
             assert scores is not None  # of its own layer there always are
             steps = steps_until(scores)
             signal = [float(steps[expert]) for expert in demand]

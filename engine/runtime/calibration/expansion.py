@@ -37,7 +37,9 @@ def check_formats(formats: Sequence[str]) -> None:
             raise PlanError(f"{word} needs no expansion: give quantised formats, such as hqq-4bit")
 
 
-def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> tuple[Figure, Figure, Expansion]:
+def measure_expansion(
+    device: torch.device, dtype: torch.dtype, word: str, repeats: int
+) -> tuple[Figure, Figure, Expansion]:
     """Expanding a large and a small expert from slabs that no cache holds, and what follows. PlanError."""
     figures = []
     for width in (probes.WIDTH, probes.WIDTH // PART):
@@ -55,7 +57,7 @@ def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int)
 
 
 def expansion_of(word: str, large_ns: float, small_ns: float) -> Expansion:
-    """A fixed time and a rate, from what a large and a small expert of `expanding` take."""
+    """A fixed time and a rate, from what a large and a small expert of `measure_expansion` take."""
     weights, fewer = _weights(probes.WIDTH), _weights(probes.WIDTH // PART)
     if large_ns > small_ns:
         rate = (weights - fewer) * SECOND / (large_ns - small_ns)

@@ -25,7 +25,7 @@ PAGE = 4096
 MANY = 64  # tokens of an expert that has enough to compute
 
 
-def lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
+def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
     """The host's processor computing experts for `device`: one token, many tokens, the hand-over, the way there."""
     host = torch.device("cpu")
     alone, many = probes.experts(host, dtype, (1, MANY), repeats)

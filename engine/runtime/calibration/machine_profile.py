@@ -16,7 +16,7 @@ from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import host_probes, probes
 from engine.runtime.calibration.engine_costs import engine_costs
-from engine.runtime.calibration.expansion import by_bits, check_formats, expanding
+from engine.runtime.calibration.expansion import by_bits, check_formats, measure_expansion
 from engine.runtime.calibration.power import power
 from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.memory import meminfo
@@ -79,9 +79,9 @@ def calibrate_machine(
     advance()
     experts = probes.experts(device, dtype, tokens, repeats)
     advance()
-    expanded = [expanding(device, dtype, word, repeats) for word in formats]
+    expanded = [measure_expansion(device, dtype, word, repeats) for word in formats]
     advance()
-    lane_figures, cpu = host_probes.lane(device, dtype, repeats)
+    lane_figures, cpu = host_probes.cpu_lane(device, dtype, repeats)
     advance()
     disk_figures, read, disk_note = (
         ([], None, "disk: not measured") if disk is None else host_probes.disk(disk, repeats)
