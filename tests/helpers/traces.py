@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tracekit import DECODE, Manifest, ModelInfo, Trace, TraceWriter
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 def make_manifest(layers: int = 2, experts: int | Sequence[int] = 8, top_k: int = 2, **fields: Any) -> Manifest:

@@ -11,9 +11,10 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.event_log import EventLog
 from engine.replay.replay import replay
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import DECODE, PREFILL, Trace
 from tracekit.batched import batched
 from tracekit.errors import PlanError
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 REQUESTS, PROMPT, ANSWER, LAYERS, EXPERTS, TOP_K = 5, 4, 9, 3, 8, 2
 

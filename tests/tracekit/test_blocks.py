@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_manifest, random_experts
-from tracekit import Trace, TraceError, TraceWriter, shards
+from tracekit import shards
+from tracekit.errors import TraceError
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 LAYERS, TOP_K, ROWS = 3, 2, 57
 

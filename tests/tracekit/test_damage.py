@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace, TraceError, shards
+from tracekit import shards
+from tracekit.errors import TraceError
+from tracekit.trace import Trace
 
 
 @pytest.fixture

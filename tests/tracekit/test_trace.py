@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 
 import tracekit
 from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter
+from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import make_manifest, random_experts
-from tracekit import Manifest, Trace, TraceError, TraceWriter
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 SHARDS, ROWS = 2, 4
 MANIFEST = make_manifest(layers=2, experts=8, top_k=2)
@@ -114,7 +117,7 @@ def test_sigkill_leaves_the_finished_shards(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from tests.tracekit.test_writer import MANIFEST, shard
-from tracekit import TraceWriter
+from tracekit.writer import TraceWriter
 writer = TraceWriter(Path(sys.argv[1]), MANIFEST)
 for number in range(100000):
     writer.append(**shard(number))

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, ModelInfo, Trace, TraceError, TraceWriter
 from tracekit.edit import Selection, merge, pieces, slice_trace
+from tracekit.errors import TraceError
+from tracekit.manifest import ModelInfo
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 ARRAYS = ("position", "phase", "token_id", "experts", "weights", "logits")
 

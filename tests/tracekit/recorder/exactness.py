@@ -26,11 +26,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tests.tracekit.recorder.families import OVERRIDES, build, packages
-from tracekit import ModelError, Trace
+from tracekit.errors import ModelError
 from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.seam import MoeLayer
 from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 PROMPTS = [Prompt(id="a", prompt="5 6 7 8 20"), Prompt(id="b", prompt="9 10 3 7 41")]
 TOLERANCE = 4e-3  # weights are recorded in half precision

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.models import load_model
 
 

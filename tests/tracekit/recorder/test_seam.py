@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.gate import find_gate
 from tracekit.recorder.layers import model_depth
 from tracekit.recorder.seam import count_moe_layers, moe_layers, router_logits
