@@ -1,11 +1,34 @@
 """What-if batching: the order in which a server with continuous batching would have run a trace's requests."""
 
+import msgspec
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from tracekit.errors import PlanError
-from tracekit.rows import PREFILL
+from tracekit.rows import PREFILL, first_appearances
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """How a trace's requests were batched, and what came of it."""
+
+    batch: int
+    arrival_rate: float | None
+    """Requests per decode step on average; None: all there from the start."""
+    seed: int | None
+    requests: int
+    decode_steps: int
+    requests_per_decode_step: float | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What every result on such a trace must say."""
+        told = [
+            f"batched {self.batch}: an approximation: requests' routing is taken as independent of their batch",
+        ]
+        if self.requests < 2:
+            told.append(f"the trace holds {self.requests} request: there is nothing to batch")
+        return told
 
 
 def schedule(
@@ -63,14 +86,6 @@ def poisson_arrivals(requests: int, rate: float, seed: int) -> NDArray[np.float6
     if not 0 < rate < np.inf:
         raise PlanError(f"an arrival rate of {rate:g} requests per decode step is not a number above 0")
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
-
-
-def first_appearances(request: NDArray[np.int32]) -> tuple[NDArray[np.int64], int]:
-    """Requests numbered by first appearance: the number of each row's [tokens], and how many there are."""
-    names, first, index = np.unique(request, return_index=True, return_inverse=True)
-    number = np.empty(len(names), np.int64)
-    number[np.argsort(first)] = np.arange(len(names))
-    return number[index], len(names)
 
 
 @njit(cache=True)

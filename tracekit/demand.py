@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from tracekit.rows import UNUSED
 from tracekit.trace import Trace
 
 CHUNK = 1 << 17
 """References looked at at once: what is made of them stays in the processor's cache."""
-
-ABSENT = 65535
-"""The expert id that marks an unused (token, layer, slot)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def _single(experts, num_experts, keys, start):  # type: ignore[no-untyped-def]
             visit += 1
             for slot in range(k):
                 expert = experts[step, layer, slot]
-                if expert != ABSENT:
+                if expert != UNUSED:
                     if mark[expert] == visit:
                         return -1
                     mark[expert] = visit
@@ -142,7 +140,7 @@ def _distinct(  # type: ignore[no-untyped-def]
             for row in range(first, last):
                 for slot in range(k):
                     expert = rows[row, layer, slot]
-                    if expert == ABSENT:
+                    if expert == UNUSED:
                         continue
                     if index[expert] < 0:
                         index[expert] = n
@@ -156,7 +154,7 @@ def _distinct(  # type: ignore[no-untyped-def]
             while place > begin:
                 for slot in range(k - 1, -1, -1):
                     expert = rows[row, layer, slot]
-                    if expert != ABSENT and index[expert] >= 0:
+                    if expert != UNUSED and index[expert] >= 0:
                         place -= 1
                         recency[place] = base + expert
                         index[expert] = -1

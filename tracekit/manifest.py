@@ -4,11 +4,11 @@ import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from tracekit.errors import TraceError
+from tracekit.rows import UNUSED
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -16,7 +16,7 @@ MANIFEST_NAME = "manifest.json"
 # Far above any real model and far below what could exhaust a machine before the shards are even looked at.
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_LAYERS = 4096
-MAX_EXPERTS = 65535  # ids are u16 and 65535 marks an unused slot
+MAX_EXPERTS = UNUSED  # ids are below it
 MAX_TOP_K = 1024
 MAX_COUNT = 2**31 - 1  # tokens, requests, steps: i32 columns
 MAX_BYTES = 2**50
@@ -77,12 +77,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The shards of one kind, in row order."""
         return [shard for shard in self.shards if shard.kind == kind]
 
+    def dense_kinds(self) -> list[str]:
+        """The kinds of shards besides "routing", sorted."""
+        return sorted({shard.kind for shard in self.shards} - {"routing"})
+
+    def extent(self, kind: str) -> tuple[int, int]:
+        """[layers, experts] of each row of logits or lookahead."""
+        return len(self.moe_layers) - (lookahead_distance(kind) or 0), max(self.experts_per_layer)
+
     def digest(self) -> str:
         """sha256 over what the trace holds and means: shard digests and the fields that shape a replay.
 
         When and with what it was written (source, versions, notes) does not enter.
         """
-        meaning: dict[str, Any] = {name: getattr(self, name) for name in _MEANING}
+        meaning = {name: getattr(self, name) for name in _MEANING}
         meaning["shards"] = sorted(shard.sha256 for shard in self.shards)
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,11 +14,12 @@ from tracekit import shards as shard_files
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import TraceError
 from tracekit.manifest import MANIFEST_NAME, Manifest, Shard, is_shard_name, load_manifest
-from tracekit.rows import UNUSED, Rows, check_distinct, check_rows, check_weights
+from tracekit.rows import UNUSED, Columns, Rows, check_distinct, check_rows, check_weights
 from tracekit.tensorfile import write_tensor
 
 _KEPT_BY_WRITER = {"tokens", "requests", "steps", "shards", "complete", "notes", "versions"}
 _F16 = np.finfo(np.float16)
+_Integer = TypeVar("_Integer", bound=np.integer)
 
 
 class TraceWriter:
@@ -130,17 +131,18 @@ class TraceWriter:
         if not self._rows:
             return
         base = self._base
-        rows = Rows.join(self._rows, len(base.moe_layers), base.top_k)
+        columns, experts = Columns.join(self._rows), np.concatenate([part.experts for part in self._rows])
         number = len(base.shards_of("routing"))
         parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
         weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
         with reporting(self.path):
+            table = shard_files.routing_table(columns, experts, weights, base)
             added = [
                 self._write_shard(
                     f"routing-{number:05d}.parquet",
                     "routing",
-                    len(rows),
-                    lambda file: shard_files.write_routing(file, rows, weights, base),
+                    len(columns),
+                    lambda file: shard_files.write_routing(file, table, base),
                 )
             ]
             for kind in sorted(parts):
@@ -149,18 +151,18 @@ class TraceWriter:
                 def fill(file: BinaryIO, kind: str = kind, tensor: str = tensor) -> None:
                     write_tensor(file, tensor, parts[kind])
 
-                added.append(self._write_shard(f"{kind}-{number:05d}.safetensors", kind, len(rows), fill))
-            requests = self._requests | set(np.unique(rows.request).tolist())
+                added.append(self._write_shard(f"{kind}-{number:05d}.safetensors", kind, len(columns), fill))
+            requests = self._requests | set(np.unique(columns.request).tolist())
             self._store(
                 msgspec.structs.replace(
                     base,
-                    tokens=base.tokens + len(rows),
+                    tokens=base.tokens + len(columns),
                     requests=len(requests),
-                    steps=base.steps + len(np.unique(rows.step)),
+                    steps=base.steps + len(np.unique(columns.step)),
                     shards=[*base.shards, *added],
                 )
             )
-        self._requests, self._last_step = requests, int(rows.step[-1])
+        self._requests, self._last_step = requests, int(columns.step[-1])
         self._rows, self._extras = [], []
 
     def finish(self) -> None:
@@ -227,8 +229,8 @@ class TraceWriter:
             shard_files.check_digest(path, shard)
             if shard.kind == "routing":
                 columns, weighted = shard_files.read_columns(path, shard, found)
-                self._requests.update(np.unique(columns["request"]).tolist())
-                self._last_step = int(columns["step"][-1])
+                self._requests.update(np.unique(columns.request).tolist())
+                self._last_step = int(columns.step[-1])
                 kinds |= {"weights"} if weighted else set()
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
@@ -269,17 +271,17 @@ class TraceWriter:
         self._base = manifest
 
 
-def _column(name: str, values: ArrayLike, rows: int, dtype: type[np.generic]) -> NDArray[Any]:
+def _column(name: str, values: ArrayLike, rows: int, dtype: type[_Integer]) -> NDArray[_Integer]:
     column = np.asarray(values)
     if column.shape not in ((), (rows,)):
         raise TraceError(f"{name} has shape {list(column.shape)}, expected [{rows}] or one value")
     return _integers(name, np.broadcast_to(column, (rows,)), dtype)
 
 
-def _integers(name: str, values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+def _integers(name: str, values: NDArray[np.generic], dtype: type[_Integer]) -> NDArray[_Integer]:
     if values.dtype.kind not in "iu":
         raise TraceError(f"{name} holds {values.dtype}, expected integers")
-    limits = np.iinfo(dtype)  # type: ignore[type-var]
+    limits = np.iinfo(dtype)
     if values.size and (values.min() < limits.min or values.max() > limits.max):
         raise TraceError(f"{name} holds values from {values.min()} to {values.max()}, out of range")
     return values.astype(dtype)

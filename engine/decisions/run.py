@@ -14,8 +14,9 @@ from policies.events import Events
 from policies.ranking import rank_lookahead
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
-from tracekit.demand import ABSENT, CHUNK, Demand, iter_demand, step_starts
+from tracekit.demand import CHUNK, Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
+from tracekit.rows import UNUSED
 
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
@@ -71,7 +72,7 @@ def most_popular(
     if list(profile.manifest.experts_per_layer) != list(experts_per_layer):
         raise PlanError(f"{profile.path} is of a model with other MoE layers or experts: it is no profile for this one")
     layers, experts = len(experts_per_layer), max(experts_per_layer)
-    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != ABSENT]
+    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != UNUSED]
     order = np.argsort(-np.bincount(keys, minlength=layers * experts), kind="stable")
     left = list(capacity)
     pinned = []

@@ -13,7 +13,7 @@ from experiments.study.cells import Cell
 from experiments.study.workshop import Bench
 from tracekit import Trace
 from tracekit.demand import iter_demand, step_starts
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
 
 WARM = 200
 """The token that is drawn has at most so many decode steps before it: a cache is as full as it gets by then."""
@@ -55,7 +55,7 @@ def timeline_rows(cell: Cell, bench: Bench) -> list[Row]:
     if costs is None or len(decode) == 0:
         return []
     step = int(decode[min(len(decode) // 2, WARM)])
-    begun = PrefixTrace(trace, step + 1)
+    begun = first_steps(trace, step + 1)
     done = run(begun, cell.plan, costs, cell.shape, log=range(step, step + 1))
     assert done.timeline is not None
     return drawn_rows(done.timeline.log, trace) if len(done.timeline.log) else []

@@ -171,7 +171,7 @@ def validate(
 
         say("simulating")
         # The trace counts what the model was loaded with, the engine what it stores.
-        trace.manifest = msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes)
+        trace = trace.with_manifest(msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes))
         plan = msgspec.structs.replace(plan, weights=WeightsPlan())
         decisions = compare_logs(simulated_log(trace, plan), recorded)
         if decisions.identical:

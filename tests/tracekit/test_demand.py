@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.scenarios import memory_trace
-from tracekit import Trace
-from tracekit.demand import ABSENT, Demand, demand_of, iter_demand, step_starts
+from tracekit.demand import Demand, demand_of, iter_demand, step_starts
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 Visits = list[tuple[int, list[int], list[int], list[int]]]  # layer, keys, recency, tokens
 
@@ -17,7 +18,7 @@ def by_definition(experts: np.ndarray, num_experts: int, step: np.ndarray) -> Vi
     for number in dict.fromkeys(step.tolist()):
         rows = experts[step == number]
         for layer in range(experts.shape[1]):
-            chosen = [layer * num_experts + int(e) for e in rows[:, layer].ravel() if e != ABSENT]
+            chosen = [layer * num_experts + int(e) for e in rows[:, layer].ravel() if e != UNUSED]
             keys = list(dict.fromkeys(chosen))
             recency = sorted(keys, key=lambda key: max(i for i, other in enumerate(chosen) if other == key))
             visits.append((layer, keys, recency, [chosen.count(key) for key in keys]))
@@ -48,7 +49,7 @@ def test_demand_is_as_defined_in_pieces_of_any_size(seed: int, chunk: int) -> No
     layers, num_experts = int(rng.integers(1, 5)), int(rng.integers(1, 10))
     top_k, tokens = int(rng.integers(1, num_experts + 1)), int(rng.integers(1, 30))
     experts = rng.random((tokens, layers, num_experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
-    experts[rng.random(experts.shape) < rng.choice([0, 0.3, 1])] = ABSENT
+    experts[rng.random(experts.shape) < rng.choice([0, 0.3, 1])] = UNUSED
     # Step numbers may leave gaps.
     step = np.cumsum(rng.choice(([0, 1, 3], [1, 2])[int(rng.integers(2))], tokens)).astype(np.int32)
     if rng.random() < 0.2:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tracekit.edit.pieces import Progress
 from tracekit.errors import TraceError
-from tracekit.stats.order import dense
+from tracekit.rows import UNUSED, first_appearances
 from tracekit.trace import Trace
 
 _BLOCK_LOOKUPS = 1 << 21
@@ -135,9 +135,9 @@ def _check(one: Trace, other: Trace) -> None:
 
 
 def _match(one: Trace, other: Trace) -> _Match:
-    numbers, requests = dense(one.request)
+    numbers, requests = first_appearances(one.request)
     keys = _keys(one, numbers)
-    its_keys = _keys(other, dense(other.request)[0])
+    its_keys = _keys(other, first_appearances(other.request)[0])
     order = np.argsort(its_keys, kind="stable")
     place = np.minimum(np.searchsorted(its_keys[order], keys), max(0, len(order) - 1))
     there = its_keys[order][place] == keys if len(order) else np.zeros(len(keys), np.bool_)
@@ -263,11 +263,11 @@ def _compare(  # type: ignore[no-untyped-def]
         for layer in range(layers):
             used, other_used, both = 0, 0, 0
             for slot in range(k):
-                used += mine[row, layer, slot] != 65535
-                other_used += its[row, layer, slot] != 65535
+                used += mine[row, layer, slot] != UNUSED
+                other_used += its[row, layer, slot] != UNUSED
             for slot in range(k):
                 expert = mine[row, layer, slot]
-                if expert == 65535:
+                if expert == UNUSED:
                     continue
                 for other in range(k):
                     if its[row, layer, other] == expert:

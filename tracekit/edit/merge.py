@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
-from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
+_Value = TypeVar("_Value")
 _SAME = (
     "moe_layers",
     "model_layers",
@@ -38,20 +39,20 @@ def merge(traces: Sequence[Trace], output: str | Path, *, progress: Progress = l
         for trace in traces:
             if trace.tokens:
                 step, request = writer.next_step - int(trace.step[0]), writer.next_request - int(trace.request.min())
-                copy_rows(pieces(trace), writer, progress, step=step, request=request)
+                copy_rows(trace, writer, progress, step=step, request=request)
         writer.finish()
     return Trace.open(output)
 
 
 def _check_same(one: Trace, other: Trace) -> None:
     first, second = one.manifest, other.manifest
-    values: list[tuple[str, Any, Any]] = [
+    values: list[tuple[str, object, object]] = [
         (f"model.{name}", getattr(first.model, name), getattr(second.model, name))
         for name in first.model.__struct_fields__
     ]
     values += [(name, getattr(first, name), getattr(second, name)) for name in _SAME]
     if one.tokens and other.tokens:
-        values.append(("recorded arrays", _carried(one), _carried(other)))
+        values.append(("recorded arrays", sorted({"routing", *one.kinds}), sorted({"routing", *other.kinds})))
     for name, mine, its in values:
         if mine != its:
             raise TraceError(
@@ -60,12 +61,7 @@ def _check_same(one: Trace, other: Trace) -> None:
             )
 
 
-def _carried(trace: Trace) -> list[str]:
-    kinds = {shard.kind for shard in trace.manifest.shards}
-    return sorted(kinds | ({"weights"} if trace.has_weights else set()))
-
-
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -100,5 +96,5 @@ def _manifest(traces: Sequence[Trace]) -> Manifest:
     )
 
 
-def _common(tables: list[dict[str, Any]]) -> dict[str, Any]:
+def _common(tables: list[dict[str, _Value]]) -> dict[str, _Value]:
     return {name: value for name, value in tables[0].items() if all(table.get(name) == value for table in tables)}

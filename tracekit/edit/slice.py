@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
 from tracekit.errors import TraceError, did_you_mean
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -79,7 +79,7 @@ def slice_trace(
     base = msgspec.structs.replace(manifest, tokens=0, requests=0, steps=0, shards=[], complete=False, notes=notes)
     output = Path(output)
     with whole_or_nothing(output) as aside, TraceWriter(aside, base) as writer:
-        copy_rows(pieces(trace, keep), writer, progress)
+        copy_rows(trace, writer, progress, keep=keep)
         writer.finish()
     return Trace.open(output)
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import re
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from tracekit.manifest import Manifest, ModelInfo
 from tracekit.recorder.layers import model_depth
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.seam import MoeLayer
+from tracekit.version import version_of
 
 _LIBRARIES = ("moe-tracekit", "torch", "transformers", "tokenizers")
 _CACHED = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]*$")
@@ -42,7 +41,7 @@ def describe(
         expert_params=[layer.expert_params for layer in layers],
         expert_bytes=[layer.expert_bytes for layer in layers],
         score_function=scores.pop() if len(scores) == 1 else "unknown",
-        versions={name: _version(name) for name in _LIBRARIES},
+        versions={name: version_of(name) for name in _LIBRARIES},
         prompts_sha256=prompts_sha256,
         sampling=options.sampling(),
         seed=options.seed if options.do_sample and not options.score else None,
@@ -70,11 +69,3 @@ def config_digest(config: dict[str, Any]) -> str:
     loaded = ("transformers_version", "dtype", "torch_dtype")
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in loaded}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _version(library: str) -> str:
-    loaded = getattr(sys.modules.get(library), "__version__", None)  # reading what is installed takes milliseconds
-    try:
-        return str(loaded or metadata.version(library))
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tracekit.errors import ModelError
 from tracekit.recorder.choice import CALL, Choice
 from tracekit.recorder.gate import Gate, find_gate
+from tracekit.rows import UNUSED
 
-MAX_EXPERTS = 65534  # ids are stored as u16 and 65535 marks an unused slot
+MAX_EXPERTS = UNUSED - 1  # ids are stored as u16
 
 _SEAM_ATTRIBUTES = ("num_experts", "has_bias", "is_transposed", "_apply_gate")
 ROUTER_NAMES = ("router", "gate")

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tracekit.rows import UNUSED
 from tracekit.stats.order import Order
 
 WINDOWS = (1, 4, 16, 64, 256)
@@ -115,7 +116,7 @@ def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-u
             for layer in range(layers):
                 for slot in range(k):
                     expert = experts[row, layer, slot]
-                    if expert != 65535:
+                    if expert != UNUSED:
                         used += 1
                         for other in range(k):
                             if before[place, layer, other] == expert:

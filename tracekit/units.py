@@ -1,0 +1,3 @@
+"""The unit of time: every time in this project is a whole number of nanoseconds."""
+
+SECOND = 10**9
