@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tracekit.arrays import F32, F64, I32, I64, U16
 from tracekit.edit.pieces import Progress
 from tracekit.errors import TraceError
 from tracekit.rows import UNUSED, first_appearances
@@ -74,20 +75,20 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
 class _Sums(NamedTuple):
     """What is counted over all compared tokens."""
 
-    layers: NDArray[np.float64]  # [layers]: equal sets, Jaccard indices
-    weights: NDArray[np.float64]  # [layers]: sum of differences, experts in both, largest difference
-    ranges: NDArray[np.float64]  # [ranges of positions]: equal sets, Jaccard indices, tokens
-    requests: NDArray[np.float64]  # [requests]: equal sets, tokens
-    first: NDArray[np.int64]  # [requests]: position, then layer, of the first difference
+    layers: F64  # [layers]: equal sets, Jaccard indices
+    weights: F64  # [layers]: sum of differences, experts in both, largest difference
+    ranges: F64  # [ranges of positions]: equal sets, Jaccard indices, tokens
+    requests: F64  # [requests]: equal sets, tokens
+    first: I64  # [requests]: position, then layer, of the first difference
 
 
 @dataclass(frozen=True, slots=True)
 class _Match:
     """Rows of the same token in both traces, in the order of the first's rows."""
 
-    one: NDArray[np.int64]
-    other: NDArray[np.int64]
-    request: NDArray[np.int32]  # of the first trace, numbered in order of appearance
+    one: I64
+    other: I64
+    request: I32  # of the first trace, numbered in order of appearance
     requests: int
 
 
@@ -144,7 +145,7 @@ def _match(one: Trace, other: Trace) -> _Match:
     return _Match(rows, order[place[rows]] if len(order) else rows, numbers[rows], requests)
 
 
-def _keys(trace: Trace, request: NDArray[np.int32]) -> NDArray[np.int64]:
+def _keys(trace: Trace, request: I32) -> I64:
     keys = request.astype(np.int64) << 31 | trace.position
     ordered = np.sort(keys)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -154,7 +155,7 @@ def _keys(trace: Trace, request: NDArray[np.int32]) -> NDArray[np.int64]:
     return keys
 
 
-def _token_differences(one: Trace, other: Trace, match: _Match) -> NDArray[np.int64]:
+def _token_differences(one: Trace, other: Trace, match: _Match) -> I64:
     """The position at which each request's tokens first differ; beyond any position where they do not."""
     found = np.full(match.requests, _NEVER)
     mine, its = one.token_id[match.one], other.token_id[match.other]
@@ -163,9 +164,7 @@ def _token_differences(one: Trace, other: Trace, match: _Match) -> NDArray[np.in
     return found
 
 
-def _gather(
-    read: Callable[[int, int], NDArray[_Scalar] | None], rows: NDArray[np.int64], block: int
-) -> NDArray[_Scalar]:
+def _gather(read: Callable[[int, int], NDArray[_Scalar] | None], rows: I64, block: int) -> NDArray[_Scalar]:
     """Some rows of an array column, [rows, layers, k], read in stretches of at most `block` rows."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
@@ -185,13 +184,7 @@ def _gather(
 
 
 def _result(
-    one: Trace,
-    other: Trace,
-    match: _Match,
-    compared: int,
-    left_out: int,
-    token_difference: NDArray[np.int64],
-    sums: _Sums,
+    one: Trace, other: Trace, match: _Match, compared: int, left_out: int, token_difference: I64, sums: _Sums
 ) -> Diff:
     layers = one.layers
     numbers = one.request[np.sort(np.unique(one.request, return_index=True)[1])]
@@ -249,12 +242,12 @@ def _share(part: float, whole: float) -> float | None:
 
 @njit(cache=True)
 def _compare(
-    mine: NDArray[np.uint16],
-    its: NDArray[np.uint16],
-    my_weights: NDArray[np.float32],
-    its_weights: NDArray[np.float32],
-    request: NDArray[np.int32],
-    position: NDArray[np.int32],
+    mine: U16,
+    its: U16,
+    my_weights: F32,
+    its_weights: F32,
+    request: I32,
+    position: I32,
     bucket: NDArray[np.intp],
     sums: _Sums,
 ) -> None:

@@ -12,8 +12,8 @@ Working set: the distinct experts of a layer in windows of so many consecutive t
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from tracekit.arrays import F64, I32, I64, U16, Bools
 from tracekit.rows import UNUSED
 from tracekit.stats.order import Order
 
@@ -39,7 +39,7 @@ class Locality:
         self._used = np.full((layers, experts), -1, np.int32)  # token of the stream that last chose an expert
         self._seen = 0  # tokens of the stream so far
 
-    def add(self, first: int, experts: NDArray[np.uint16]) -> None:
+    def add(self, first: int, experts: U16) -> None:
         """Count the rows from `first` on; experts [rows, layers, k]."""
         rows = slice(first, first + len(experts))
         order = self._order
@@ -70,7 +70,7 @@ class Locality:
         return share, float(np.sqrt(max(0.0, residual)) / used)
 
     @property
-    def working_sets(self) -> dict[int, NDArray[np.float64]]:
+    def working_sets(self) -> dict[int, F64]:
         """Mean distinct experts per layer by window size; only windows of which there is a complete one."""
         return {
             window: self._fresh[index] / (self.stream_tokens // window)
@@ -79,16 +79,14 @@ class Locality:
         }
 
 
-def quantile(counts: NDArray[np.int64], share: float) -> int | None:
+def quantile(counts: I64, share: float) -> int | None:
     """The least value that at least `share` of the counted are at or below; counts [values]. None for no counts."""
     total = int(counts.sum())
     return int(np.searchsorted(np.cumsum(counts), share * total)) if total else None
 
 
 @njit(cache=True)
-def _load(  # type: ignore[no-untyped-def]
-    experts, decode, step, whole, load, distinct, visited
-):
+def _load(experts: U16, decode: Bools, step: I32, whole: Bools, load: I64, distinct: I64, visited: I32) -> None:
     rows, layers, k = experts.shape
     most = load.shape[2]
     for row in range(rows):
@@ -105,7 +103,7 @@ def _load(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-untyped-def]
+def _overlap(experts: U16, slots: I32, request: I32, before: U16, owner: I64, sums: F64) -> None:
     rows, layers, k = experts.shape
     for row in range(rows):
         place = slots[row]
@@ -132,9 +130,17 @@ def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def _reuse(  # type: ignore[no-untyped-def]
-    experts, stream, used, token, distances, first_uses, windows, whole, fresh
-):
+def _reuse(
+    experts: U16,
+    stream: Bools,
+    used: I32,
+    token: int,
+    distances: I64,
+    first_uses: I64,
+    windows: I64,
+    whole: I64,
+    fresh: I64,
+) -> int:
     rows, layers, k = experts.shape
     most = used.shape[1]
     for row in range(rows):

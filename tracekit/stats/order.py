@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from tracekit.arrays import I32, Bools
 from tracekit.demand import step_starts
 from tracekit.rows import DECODE, first_appearances
 from tracekit.trace import Trace
@@ -21,11 +21,11 @@ class Order:
     there are; -1 for prefill.
     """
 
-    decode: NDArray[np.bool_]
-    step: NDArray[np.int32]
-    whole: NDArray[np.bool_]
-    request: NDArray[np.int32]
-    slot: NDArray[np.int32]
+    decode: Bools
+    step: I32
+    whole: Bools
+    request: I32
+    slot: I32
     requests: int
     slots: int
     decode_steps: int
@@ -54,7 +54,7 @@ def order_of(trace: Trace) -> Order:
 
 
 @njit(cache=True)
-def _slots(request: NDArray[np.int32], decode: NDArray[np.bool_], requests: int) -> tuple[NDArray[np.int32], int]:
+def _slots(request: I32, decode: Bools, requests: int) -> tuple[I32, int]:
     last = np.full(requests, -1, np.int64)
     for row in range(len(request)):
         if decode[row]:

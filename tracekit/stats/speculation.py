@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numba import njit
 
+from tracekit.arrays import F32, I64, U16
 from tracekit.trace import Trace
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -55,7 +56,7 @@ def recall_of(trace: Trace, distance: int) -> Recall | None:
 
 
 @njit(cache=True)
-def _rank(speculated, chosen, ranks):  # type: ignore[no-untyped-def]
+def _rank(speculated: F32, chosen: U16, ranks: I64) -> None:
     """Count the place of every chosen expert in the order of its speculated score, ties by number."""
     rows, layers, most = speculated.shape
     for row in range(rows):
