@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -14,15 +14,18 @@ from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.seam import MoeLayer
 from tracekit.version import version_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _LIBRARIES = ("moe-tracekit", "torch", "transformers", "tokenizers")
 _CACHED = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]*$")
 
 
 def describe(
-    model: nn.Module, layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
+    model: "PreTrainedModel", layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
 ) -> Manifest:
     """The manifest of a recording about to be made of `model`, whose MoE layers are `layers`."""
-    config: Any = model.config
+    config = model.config
     identifier, revision = identity(model)
     scores = {layer.score_function for layer in layers}
     return Manifest(
@@ -51,7 +54,7 @@ def describe(
 
 def identity(model: nn.Module) -> tuple[str, str | None]:
     """(id, revision) of a model: its hub name and commit, or the name of the directory it was loaded from."""
-    config: Any = model.config
+    config = getattr(model, "config", None)
     name = str(getattr(config, "_name_or_path", "") or "")
     revision = getattr(config, "_commit_hash", None)
     cached = _CACHED.search(name)
@@ -64,7 +67,7 @@ def identity(model: nn.Module) -> tuple[str, str | None]:
     return (Path(name).name or name) if is_path else name, revision
 
 
-def config_digest(config: dict[str, Any]) -> str:
+def config_digest(config: dict[str, object]) -> str:
     """sha256 of a configuration as sorted JSON, less what says how it was loaded rather than what it is."""
     loaded = ("transformers_version", "dtype", "torch_dtype")
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in loaded}

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -41,7 +40,7 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file. ModelError for anything else."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracekit.errors import ModelError
+from tracekit.recorder.layers import family, is_encoder_decoder
 from tracekit.rows import DECODE, PREFILL
 
 UNDIVIDED = ("doge", "jamba", "unlimited_ocr")
@@ -40,9 +41,7 @@ class Forward:
 
 def default_chunk(model: nn.Module) -> int | None:
     """Tokens of a prompt to read at a time where nothing else is said: None, all of them, where there is no choice."""
-    config: Any = getattr(model, "config", None)
-    undivided = getattr(config, "model_type", "") in UNDIVIDED or getattr(config, "is_encoder_decoder", False)
-    return None if undivided else PREFILL_CHUNK
+    return None if family(model) in UNDIVIDED or is_encoder_decoder(model) else PREFILL_CHUNK
 
 
 class Sampler:
@@ -51,7 +50,7 @@ class Sampler:
     def __init__(self, temperature: float, top_p: float, rng: np.random.Generator) -> None:
         self.temperature, self.top_p, self._rng = temperature, top_p, rng
 
-    def draw(self, logits: NDArray[np.floating[Any]]) -> int:
+    def draw(self, logits: NDArray[np.float32]) -> int:
         """A token for logits [vocabulary]."""
         scaled = logits.astype(np.float64) / self.temperature
         order = np.argsort(-scaled, kind="stable")
@@ -61,6 +60,12 @@ class Sampler:
         cumulative = cumulative[:kept]
         drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
         return int(order[min(drawn, len(cumulative) - 1)])
+
+
+class Cache(Protocol):
+    """A model's key-value cache, as far as it is touched here. Some of transformers' lack the method."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None: ...
 
 
 class Batch:
@@ -73,7 +78,7 @@ class Batch:
         self.prompts = [list(prompt) for prompt in prompts]
         # Weights that are elsewhere while they rest are on the meta device.
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-        self.cache: Any = None
+        self.cache: Cache | None = None
         parameters = signature(model.forward).parameters
         # Without it the vocabulary logits of every prompt token would be computed, and thrown away.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -82,7 +87,7 @@ class Batch:
 
     def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
-        arguments: dict[str, Any] = dict(self._last_only)
+        arguments: dict[str, int | Tensor] = dict(self._last_only)
         if self._positions:
             arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
         with self.reporting(), torch.inference_mode():
@@ -94,7 +99,8 @@ class Batch:
                 **arguments,
             )
         self.cache = self.checked(getattr(output, "past_key_values", None))
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        logits: Tensor = output.logits
+        return logits[:, -1]
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -107,7 +113,7 @@ class Batch:
             name = type(self.model).__name__
             raise ModelError(f"{name} failed in a forward pass: {str(error)[:300]}") from error
 
-    def checked(self, cache: Any) -> Any:
+    def checked(self, cache: Cache | None) -> Cache:
         """A cache that a pass returned. ModelError when there is none."""
         if cache is None:
             raise ModelError(
@@ -117,17 +123,16 @@ class Batch:
 
     def check_chunks(self, chunk: int) -> None:
         """Raise ModelError where prompts of this batch are longer than a chunk, and the model cannot take chunks."""
-        config: Any = getattr(self.model, "config", None)
-        family = getattr(config, "model_type", "")
-        if family in UNDIVIDED and max(map(len, self.prompts)) > chunk:
+        name, longest = family(self.model), max(map(len, self.prompts))
+        if name in UNDIVIDED and longest > chunk:
             raise ModelError(
-                f"transformers does not compute {family} models in chunks of a prompt: give a chunk of at least "
-                f"{max(map(len, self.prompts))} tokens, the longest text"
+                f"transformers does not compute {name} models in chunks of a prompt: give a chunk of at least "
+                f"{longest} tokens, the longest text"
             )
 
     def keep(self, live: Sequence[int]) -> None:
         """Drop all but the given batch rows from the cache."""
-        if not hasattr(self.cache, "reorder_cache"):
+        if self.cache is None or not hasattr(self.cache, "reorder_cache"):
             raise ModelError(
                 f"{type(self.model).__name__}'s cache cannot drop finished requests: use a batch size of 1"
             )

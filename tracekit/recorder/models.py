@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 import transformers
@@ -26,6 +26,9 @@ from tracekit.recorder.files import check_weights, read_json, short
 from tracekit.recorder.layers import count_routed_layers
 from tracekit.recorder.seam import is_experts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
     "float32": torch.float32,
@@ -45,6 +48,13 @@ _LOGGING: Any = transformers.utils.logging
 _MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
 
 
+class LoadingReport(TypedDict):
+    """What transformers says of the weights that it loaded."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]  # name, as stored, as expected
+
+
 def load_model(
     path_or_id: str | Path, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -60,7 +70,7 @@ def load_model(
     check_experts(config, directory, trust_remote_code=trust_remote_code)
     check_weights(directory)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-    placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
+    placement: dict[str, dict[str, torch.device]] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with quietly(directory):
         loaded, report = _auto_class(config).from_pretrained(
             directory,
@@ -109,11 +119,13 @@ def find_model(path_or_id: str | Path) -> Path:
     return found
 
 
-def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
     """The transformers configuration of a local model."""
     read_json(directory / "config.json")
     with quietly(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
         raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
@@ -124,7 +136,7 @@ def load_generation_settings(model: Any, directory: Path) -> None:
     """Give a model its settings of generation: a file of their own, else what its configuration says of them."""
     if not model.can_generate():
         return
-    nowhere: dict[str, Any] = dict.fromkeys(("cache_dir", "proxies", "token", "revision"))
+    nowhere = dict.fromkeys(("cache_dir", "proxies", "token", "revision"))
     with quietly(directory):
         model.adjust_generation_fn(
             generation_config=None,
@@ -151,7 +163,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
+def check_experts(config: "PreTrainedConfig", directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
     if count_routed_layers(empty_model(config, directory, trust_remote_code=trust_remote_code)) == 0:
         raise ModelError(
@@ -161,7 +173,7 @@ def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = Fal
 
 
 def empty_model(
-    config: Any, directory: Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+    config: "PreTrainedConfig", directory: Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without memory. ModelError naming `directory`."""
     with quietly(directory), torch.device("meta"):
@@ -170,7 +182,7 @@ def empty_model(
     return cast(PreTrainedModel, made)
 
 
-def check_complete(report: dict[str, Any], directory: Path) -> None:
+def check_complete(report: LoadingReport, directory: Path) -> None:
     """Raise ModelError where transformers' report on loading names weights that it has filled at random."""
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns
@@ -182,7 +194,7 @@ def check_complete(report: dict[str, Any], directory: Path) -> None:
         )
 
 
-def _auto_class(config: Any) -> Any:
+def _auto_class(config: "PreTrainedConfig") -> Any:
     """What builds a model of a configuration that generates text, or, where there is none, one that reads it."""
     if getattr(config, "auto_map", None):  # code that comes with the model
         return next((auto for auto in _AUTO if auto.__name__ in config.auto_map), _AUTO[0])

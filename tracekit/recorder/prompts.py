@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -108,7 +108,7 @@ def _templated(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", generating:
         raise ImportFormatError(
             f'prompt {_quoted(prompt.id)} has "messages", but the model has no chat template: use "prompt"'
         )
-    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
+    messages = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generating)
     assert isinstance(text, str)
     return text
