@@ -16,8 +16,6 @@ from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.packing import Captured, Packed, Pass, Routing, pack
 from tracekit.recorder.seam import MoeLayer, router_logits
 
-__all__ = ["Packed", "Routing", "RoutingCollector"]
-
 Call = Callable[..., object]
 """The `forward` of a module."""
 

@@ -12,12 +12,13 @@ from torch import nn
 from tracekit.arrays import I32, U8
 from tracekit.errors import ModelError, TraceError
 from tracekit.recorder.background import Background
-from tracekit.recorder.collector import Packed, Routing, RoutingCollector
+from tracekit.recorder.collector import RoutingCollector
 from tracekit.recorder.describe import describe
 from tracekit.recorder.encoding import Encoding, continues, reads_at_once
 from tracekit.recorder.generation import Decoding, Forward, Sampler, Scoring
 from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.packing import Packed, Routing
 from tracekit.recorder.prompts import Prompt, encode_prompts, prompts_digest
 from tracekit.writer import TraceWriter
 

@@ -14,7 +14,7 @@ from tests.engine.runtime.models import FAMILIES, PROMPT, answer
 from tests.helpers.traces import make_trace
 
 torch = pytest.importorskip("torch")
-from tracekit.recorder import RoutingCollector  # noqa: E402  # needs torch
+from tracekit.recorder.collector import RoutingCollector  # noqa: E402  # needs torch
 
 PLANS = {
     "lru": {"cache": {"capacity": "2/layer"}},

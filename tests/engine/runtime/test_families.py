@@ -23,7 +23,7 @@ from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
 from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402
 from tests.tracekit.recorder.exactness import documented  # noqa: E402
 from tests.tracekit.recorder.families import build, packages  # noqa: E402
-from tracekit.recorder import RoutingCollector  # noqa: E402
+from tracekit.recorder.collector import RoutingCollector  # noqa: E402
 from tracekit.recorder.encoding import continues  # noqa: E402
 from tracekit.recorder.generation import Scoring, default_chunk  # noqa: E402
 from tracekit.recorder.seam import count_moe_layers  # noqa: E402

@@ -27,8 +27,10 @@ from transformers import PreTrainedModel
 
 from tests.tracekit.recorder.families import OVERRIDES, build, packages
 from tracekit.errors import ModelError
-from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.layers import routed_layers
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
 from tracekit.recorder.seam import MoeLayer
 from tracekit.rows import UNUSED
 from tracekit.trace import Trace

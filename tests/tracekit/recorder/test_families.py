@@ -7,9 +7,11 @@ import transformers
 from tests.tracekit.recorder import exactness
 from tests.tracekit.recorder.exactness import DOCUMENT, Numbers, documented, row
 from tests.tracekit.recorder.families import build, packages
-from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.encoding import continues
 from tracekit.recorder.models import load_model
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
 
 REWRITE = "run: python -m tests.tracekit.recorder.exactness"
 PROMPTS = [[5, 6, 7, 8], [9, 10, 3]]

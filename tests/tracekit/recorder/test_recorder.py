@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from tracekit.errors import ModelError, TraceError
-from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.generation import Decoding
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 
