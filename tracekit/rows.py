@@ -87,14 +87,8 @@ def damaged(path: Path) -> Iterator[None]:
         raise TraceError(f"{path} is damaged: {error}") from None
 
 
-def check_rows(rows: Rows, experts_per_layer: list[int]) -> None:
-    """Raise TraceError, naming the first offending row, unless every value is one that a trace may hold."""
-    check_columns(rows)
-    check_ids(rows.experts, experts_per_layer)
-
-
 def check_columns(columns: Columns) -> None:
-    """The part of `check_rows` that needs no experts; each column [tokens]."""
+    """Raise TraceError, naming the first offending row, unless every value is one that a trace may hold."""
     step = columns.step
     if len(step) == 0:
         return

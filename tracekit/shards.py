@@ -62,7 +62,13 @@ def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns,
 
     found = _guard(path, lambda: pl.scan_parquet(regular_file(path), glob=False).collect_schema())
     weights = "weights" in found
-    _check_shape(path, shard, found, routing_schema(manifest, weights=weights))
+    wanted = routing_schema(manifest, weights=weights)
+    if list(found.items()) != list(wanted.items()):
+        expected = ", ".join(f"{name} {kind}" for name, kind in wanted.items())
+        raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
+    rows = _guard(path, lambda: pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+    if rows != shard.rows:
+        raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
     frame = _guard(path, lambda: pl.read_parquet(path, columns=list(COLUMNS), glob=False))
 
     def column(name: str, dtype: type[_Scalar]) -> NDArray[_Scalar]:
@@ -121,18 +127,6 @@ def installed_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 64 << 30
-
-
-def _check_shape(path: Path, shard: Shard, found: "pl.Schema", wanted: "dict[str, pl.DataType]") -> None:
-    """Raise TraceError unless a shard has the columns and the number of rows that it should."""
-    import polars as pl
-
-    if list(found.items()) != list(wanted.items()):
-        expected = ", ".join(f"{name} {kind}" for name, kind in wanted.items())
-        raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
-    rows = _guard(path, lambda: pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
-    if rows != shard.rows:
-        raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
 
 
 def _array(

@@ -32,27 +32,21 @@ class RowSource(Protocol):
     @property
     def kinds(self) -> frozenset[str]:
         """What rows carry besides their experts: "weights", "logits", "lookahead-D"."""
-        ...
 
     def experts(self, first: int, last: int) -> NDArray[np.uint16]:
         """[rows, layers, k]."""
-        ...
 
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         """[rows, layers, k]; None where rows carry none."""
-        ...
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
         """Logits or lookahead, [rows, layers, experts]; None where rows carry none."""
-        ...
 
     def scan(self) -> "pl.LazyFrame":
         """The routing table, a row per token."""
-        ...
 
     def digest(self, manifest: Manifest) -> str:
         """sha256 of what these rows are under a manifest."""
-        ...
 
 
 class Trace:

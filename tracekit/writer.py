@@ -14,7 +14,7 @@ from tracekit import shards as shard_files
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import TraceError
 from tracekit.manifest import MANIFEST_NAME, Manifest, Shard, is_shard_name, load_manifest
-from tracekit.rows import UNUSED, Columns, Rows, check_distinct, check_rows, check_weights
+from tracekit.rows import UNUSED, Columns, Rows, check_columns, check_distinct, check_ids, check_weights
 from tracekit.tensorfile import write_tensor
 
 _KEPT_BY_WRITER = {"tokens", "requests", "steps", "shards", "complete", "notes", "versions"}
@@ -116,7 +116,8 @@ class TraceWriter:
             token_id=_column("token_id", token_id, len(chosen), np.int32),
             experts=_integers("experts", chosen, np.uint16),
         )
-        check_rows(rows, self._base.experts_per_layer)
+        check_columns(rows)
+        check_ids(rows.experts, self._base.experts_per_layer)
         check_distinct(rows.experts)
         earliest = self.next_step - 1 if self._rows else self._last_step + 1
         if rows.step[0] < earliest:

@@ -15,14 +15,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import tracekit
-from tests.helpers.traces import make_manifest, make_trace, random_experts
+from tests.helpers.traces import contents, make_manifest, make_trace, random_experts
 from tracekit.rows import DECODE, PREFILL, UNUSED
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @st.composite

@@ -242,14 +242,7 @@ def _share(part: float, whole: float) -> float | None:
 
 @njit(cache=True)
 def _compare(
-    mine: U16,
-    its: U16,
-    my_weights: F32,
-    its_weights: F32,
-    request: I32,
-    position: I32,
-    bucket: NDArray[np.intp],
-    sums: _Sums,
+    mine: U16, its: U16, my_weights: F32, its_weights: F32, request: I32, position: I32, bucket: I64, sums: _Sums
 ) -> None:
     rows, layers, k = mine.shape
     weighted = my_weights.size > 0

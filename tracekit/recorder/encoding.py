@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracekit.errors import ModelError
-from tracekit.recorder.generation import PADDING, Batch, Decoding, Forward
+from tracekit.recorder.generation import Batch, Decoding, Forward, read_forward
 from tracekit.recorder.layers import encoder_of, is_encoder_decoder
 from tracekit.rows import DECODE, PREFILL
 
@@ -32,22 +32,13 @@ class Encoding(Batch):
 
     def passes(self) -> Iterator[Forward]:
         """Make the pass; it is yielded once made."""
-        lengths = np.array([len(prompt) for prompt in self.prompts])
-        real = np.arange(lengths.max()) < lengths[:, None]  # [batch, time]
-        ids = np.full(real.shape, PADDING, dtype=np.int64)
-        ids[real] = np.concatenate(self.prompts)
+        live = np.arange(len(self.prompts))
+        ids, real, positions = self.padded(live, 0, max(map(len, self.prompts)))
         self.mask = torch.from_numpy(real.astype(np.int64)).to(self.device)
         reader = encoder_of(self.model) or self.model
         with self.reporting(), torch.inference_mode():
             self.output = reader(input_ids=torch.from_numpy(ids).to(self.device), attention_mask=self.mask)
-        positions = np.broadcast_to(np.arange(real.shape[1]), real.shape)
-        yield Forward(
-            PREFILL,
-            np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-            positions[real].astype(np.int32),
-            ids[real].astype(np.int32),
-            np.flatnonzero(real),
-        )
+        yield read_forward(live, ids, real, positions)
 
 
 class Translating(Decoding):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, shortened
 
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 << 20
@@ -57,5 +57,4 @@ def read_json(path: Path) -> dict[str, object]:
 
 def short(error: BaseException) -> str:
     """What an error says, in one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return shortened(" ".join(str(error).split()) or type(error).__name__, 300)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tracekit.arrays import I32, I64, Bools
 from tracekit.errors import ModelError
 from tracekit.recorder.layers import family, is_encoder_decoder
 from tracekit.rows import DECODE, PREFILL
@@ -33,9 +34,9 @@ class Forward:
     """
 
     phase: int
-    request: NDArray[np.int32]
-    position: NDArray[np.int32]
-    token_id: NDArray[np.int32]
+    request: I32
+    position: I32
+    token_id: I32
     rows: NDArray[np.intp]
 
 
@@ -85,7 +86,7 @@ class Batch:
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         self._positions = takes_any or "position_ids" in parameters
 
-    def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
+    def _forward(self, ids: I64, mask: I64 | None, positions: I64) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
         arguments: dict[str, int | Tensor] = dict(self._last_only)
         if self._positions:
@@ -101,6 +102,18 @@ class Batch:
         self.cache = self.checked(getattr(output, "past_key_values", None))
         logits: Tensor = output.logits
         return logits[:, -1]
+
+    def padded(self, live: I64, start: int, chunk: int) -> tuple[I64, Bools, I64]:
+        """Tokens `start` to `start + chunk` of the prompts `live`, right-padded: ids, which are real, and positions.
+
+        [live, time] each.
+        """
+        lengths = np.array([len(self.prompts[request]) for request in live])
+        columns = np.arange(start, min(start + chunk, int(lengths.max())))
+        real = columns < lengths[:, None]
+        ids = np.full(real.shape, PADDING, dtype=np.int64)
+        ids[real] = np.concatenate([self.prompts[request][start : start + chunk] for request in live])
+        return ids, real, np.broadcast_to(columns, real.shape).copy()
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -178,8 +191,8 @@ class Decoding(Batch):
         lengths = np.array([len(prompt) for prompt in self.prompts])
         width = int(lengths.max())
         # [batch, time]
-        mask: NDArray[np.int64] = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
-        ids: NDArray[np.int64] = np.full((len(lengths), width), PADDING, dtype=np.int64)
+        mask: I64 = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
+        ids: I64 = np.full((len(lengths), width), PADDING, dtype=np.int64)
         ids[mask == 1] = np.concatenate(self.prompts)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         live = np.arange(len(self.prompts))
@@ -246,16 +259,13 @@ class Scoring(Batch):
             if not staying.all():
                 self.keep(np.flatnonzero(staying).tolist())
                 live = live[staying]
-            columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
-            real = columns < lengths[live][:, None]  # [batch, time]
-            ids = np.full(real.shape, PADDING, dtype=np.int64)
-            ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
-            positions = np.broadcast_to(columns, real.shape).copy()
+            ids, real, positions = self.padded(live, start, self.chunk)
             self._forward(ids, None, positions)
-            yield Forward(
-                PREFILL,
-                np.broadcast_to(live[:, None], real.shape)[real].astype(np.int32),
-                positions[real].astype(np.int32),
-                ids[real].astype(np.int32),
-                np.flatnonzero(real),
-            )
+            yield read_forward(live, ids, real, positions)
+
+
+def read_forward(live: I64, ids: I64, real: Bools, positions: I64) -> Forward:
+    """The pass in which the requests `live` [n] read the `real` ones of ids [n, time]."""
+    owners = np.broadcast_to(live[:, None], real.shape)
+    request, position, token = (column[real].astype(np.int32) for column in (owners, positions, ids))
+    return Forward(PREFILL, request, position, token, np.flatnonzero(real))

@@ -136,18 +136,10 @@ def _recorded(model: PreTrainedModel, layers: list[MoeLayer], options: RecordOpt
         watch(layer)
     with tempfile.TemporaryDirectory() as folder:
         trace = Trace.open(record(model, Numbers(), PROMPTS, Path(folder) / "t.trace", options), verify=True)
-        _ = trace.experts, trace.weights, np.array(trace.logits)
+        _ = trace.experts, trace.weights, trace.logits  # which outlive their files
         for handle in handles:
             handle.remove()
-        return seen, _Loaded(trace)  # type: ignore[return-value]
-
-
-class _Loaded:
-    """A trace whose files may go."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.manifest, self.experts, self.weights = trace.manifest, np.array(trace.experts), np.array(trace.weights)
-        self.logits = np.array(trace.logits)
+        return seen, trace
 
 
 def _stacked(block: nn.Module) -> nn.Module:
@@ -302,9 +294,7 @@ def row(package: str, types: list[str]) -> tuple[bool, str]:
     """(recorded, the line of the document) for a family."""
     try:
         verdict = check(package, types)
-    except LookupError as error:
-        return False, f"| {package} | {error} |"
-    except ModelError as error:
+    except (LookupError, ModelError) as error:
         return False, f"| {package} | {error} |"
     note = " (shrunk by hand)" if package in OVERRIDES else ""
     cells = (package + note, verdict.model, verdict.layers, verdict.read, verdict.logits, verdict.choice)
