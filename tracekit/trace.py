@@ -1,7 +1,6 @@
 """A trace, opened for reading: checked once, then plain numpy arrays."""
 
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
+from tracekit.html_table import html_table
 from tracekit.manifest import Manifest, load_manifest, lookahead_distance
 from tracekit.rows import Columns
 from tracekit.shard_rows import ShardRows
@@ -205,10 +205,8 @@ class Trace:
         return f"Trace({str(self.path)!r}: {self.tokens} tokens, {self.layers} MoE layers, top-{self.top_k})"
 
     def _repr_html_(self) -> str:
-        """A small table, for notebooks."""
         manifest = self.manifest
         facts = {
-            "trace": self.path,
             "model": manifest.model.id,
             "source": manifest.source + ("" if manifest.complete else " (incomplete)"),
             "tokens": f"{self.tokens:,} in {manifest.steps:,} steps of {manifest.requests:,} requests",
@@ -216,5 +214,4 @@ class Trace:
             "besides": ", ".join(sorted(self.kinds)) or "nothing",
             "digest": self.digest[:16],
         }
-        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
-        return f"<table>{rows}</table>"
+        return html_table(str(self.path), facts.items())

@@ -1,6 +1,5 @@
 """Wherever rows are, on disk, in a view or in memory, a trace of them reads the same."""
 
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,6 @@ from tracekit.batched import batched
 from tracekit.prefix import first_steps
 from tracekit.rows import COLUMNS
 from tracekit.trace import Trace
-from tracekit.version import own_version, version_of
 from tracekit.writer import TraceWriter
 
 TOKENS, CUTS = 24, (10, 17)  # where its shards end
@@ -73,8 +71,3 @@ def test_a_notebook_is_shown_no_markup_of_a_stranger(disk: Trace) -> None:
     model = msgspec.structs.replace(disk.manifest.model, id="<script>alert(1)</script>")
     page = disk.with_manifest(msgspec.structs.replace(disk.manifest, model=model))._repr_html_()
     assert "&lt;script&gt;" in page and "<script" not in page and "24 in 24 steps of 1 requests" in page
-
-
-def test_versions() -> None:
-    assert own_version() in (metadata.version("moe-tracekit"), "not installed")
-    assert version_of("numpy") == np.__version__ and version_of("no-such-thing") == "unknown"

@@ -4,25 +4,25 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import tokenizers
+import torch
+import transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 from tracekit.manifest import Manifest, ModelInfo
 from tracekit.recorder.layers import model_depth
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.seam import MoeLayer
-from tracekit.version import version_of
+from tracekit.version import own_version
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-_LIBRARIES = ("moe-tracekit", "torch", "transformers", "tokenizers")
+_LIBRARIES = (torch, transformers, tokenizers)
 _CACHED = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]*$")
 
 
 def describe(
-    model: "PreTrainedModel", layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
+    model: PreTrainedModel, layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
 ) -> Manifest:
     """The manifest of a recording about to be made of `model`, whose MoE layers are `layers`."""
     config = model.config
@@ -44,7 +44,7 @@ def describe(
         expert_params=[layer.expert_params for layer in layers],
         expert_bytes=[layer.expert_bytes for layer in layers],
         score_function=scores.pop() if len(scores) == 1 else "unknown",
-        versions={name: version_of(name) for name in _LIBRARIES},
+        versions={"moe-tracekit": own_version()} | {name.__name__: str(name.__version__) for name in _LIBRARIES},
         prompts_sha256=prompts_sha256,
         sampling=options.sampling(),
         seed=options.seed if options.do_sample and not options.score else None,
