@@ -15,6 +15,8 @@ from tracekit.rows import fixed
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+Check = Callable[[NDArray[_Scalar], int], None]
+
 
 class Blocks(Generic[_Scalar]):
     """One array column of the routing shards: `experts` or `weights`.
@@ -26,12 +28,7 @@ class Blocks(Generic[_Scalar]):
     """
 
     def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        column: str,
-        dtype: type[_Scalar],
-        check: Callable[[NDArray[_Scalar], int], None],
+        self, path: Path, manifest: Manifest, column: str, dtype: type[_Scalar], check: Check[_Scalar]
     ) -> None:
         self._path, self._manifest, self._column, self._dtype, self._check = path, manifest, column, dtype, check
         self._shards = manifest.shards_of("routing")

@@ -46,8 +46,6 @@ class Columns:
     @staticmethod
     def join(parts: "Sequence[Columns]") -> "Columns":
         """`parts` end to end as read-only arrays; empty ones when there are no parts."""
-        if len(parts) == 1:
-            return parts[0]
         empty = np.zeros(0, np.int32)
         none = Columns(empty, empty, empty, np.zeros(0, np.uint8), empty)
         return Columns(*(fixed(np.concatenate([getattr(part, name) for part in parts or [none]])) for name in COLUMNS))

@@ -76,6 +76,8 @@ class ShardRows:
         return manifest.digest()
 
     def _read_columns(self) -> tuple[Columns, bool]:
+        import polars as pl
+
         path, manifest, parts, weighted = self._path, self._manifest, [], set()
         for shard in manifest.shards_of("routing"):
             columns, has_weights = shard_files.read_columns(path / shard.name, shard, manifest)
@@ -87,7 +89,8 @@ class ShardRows:
         with damaged(path):
             check_columns(columns)
         step = columns.step
-        counts = {"steps": len(step) and 1 + np.count_nonzero(step[1:] != step[:-1]), "requests": _distinct(columns)}
+        requests = pl.Series(columns.request).n_unique()  # by hashing, many times faster than sorting
+        counts = {"steps": len(step) and 1 + np.count_nonzero(step[1:] != step[:-1]), "requests": requests}
         for name, count in counts.items():
             if count != getattr(manifest, name):
                 raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
@@ -113,9 +116,3 @@ class ShardRows:
     def _map(self, shard: Shard) -> NDArray[np.float16]:
         shape = (shard.rows, *self._manifest.extent(shard.kind))
         return map_tensor(shard_files.regular_file(self._path / shard.name), shard.kind.partition("-")[0], shape)
-
-
-def _distinct(columns: Columns) -> int:
-    import polars as pl  # counts by hashing, many times faster than sorting
-
-    return pl.Series(columns.request).n_unique()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -133,26 +134,16 @@ class TraceWriter:
             return
         base = self._base
         columns, experts = Columns.join(self._rows), np.concatenate([part.experts for part in self._rows])
-        number = len(base.shards_of("routing"))
         parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
         weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
         with reporting(self.path):
             table = shard_files.routing_table(columns, experts, weights, base)
-            added = [
-                self._write_shard(
-                    f"routing-{number:05d}.parquet",
-                    "routing",
-                    len(columns),
-                    lambda file: shard_files.write_routing(file, table, base),
-                )
-            ]
+            number = len(base.shards_of("routing"))
+            write = partial(shard_files.write_routing, table=table, manifest=base)
+            added = [self._write_shard("routing", f"{number:05d}.parquet", len(columns), write)]
             for kind in sorted(parts):
-                tensor = "logits" if kind == "logits" else "lookahead"
-
-                def fill(file: BinaryIO, kind: str = kind, tensor: str = tensor) -> None:
-                    write_tensor(file, tensor, parts[kind])
-
-                added.append(self._write_shard(f"{kind}-{number:05d}.safetensors", kind, len(columns), fill))
+                write = partial(write_tensor, name=kind.partition("-")[0], pieces=parts[kind])
+                added.append(self._write_shard(kind, f"{number:05d}.safetensors", len(columns), write))
             requests = self._requests | set(np.unique(columns.request).tolist())
             self._store(
                 msgspec.structs.replace(
@@ -261,10 +252,10 @@ class TraceWriter:
             raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
         return arrays
 
-    def _write_shard(self, name: str, kind: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
-        path = self.path / name
+    def _write_shard(self, kind: str, suffix: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
+        path = self.path / f"{kind}-{suffix}"
         write_synced(path, fill)
-        return Shard(name=name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
+        return Shard(name=path.name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
 
     def _store(self, manifest: Manifest) -> None:
         data = manifest.encode()

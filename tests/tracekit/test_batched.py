@@ -70,13 +70,6 @@ def test_it_replays_as_the_same_rows_on_disk(trace: Trace, tmp_path: Path, batch
     assert found.lookups > 0
 
 
-def test_one_at_a_time_is_the_recording(trace: Trace) -> None:
-    view = batched(trace, 1)
-    for name in ("step", "request", "position", "phase", "token_id", "experts", "weights", "logits"):
-        assert np.array_equal(getattr(view, name), getattr(trace, name)), name
-        assert not getattr(view, name).flags.writeable
-
-
 def test_batching_shares_loads_between_requests(trace: Trace) -> None:
     """The same tokens in fewer decode steps: fewer lookups, since a step looks every expert up once."""
     plan = plan_from_dict(PLANS[0])

@@ -46,6 +46,9 @@ def test_every_source_reads_the_same(disk: Trace, view: object, tokens: int) -> 
     trace = first_steps(view(disk), tokens)
     assert trace.kinds == {"weights", "logits", "lookahead-1"} and trace.lookahead_distances == [1]
     assert (trace.tokens, trace.manifest.steps, len(trace.columns)) == (tokens, tokens, tokens)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(trace, name), getattr(disk, name)[:tokens])
+    assert not any(array.flags.writeable for array in (trace.step, trace.experts, trace.weights))
     for first, last in ((0, 99), (3, 9), (5, 19), (11, 11)):
         rows = slice(first, min(last, tokens))
         np.testing.assert_array_equal(trace.experts_of(first, last), disk.experts[rows])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
+from tracekit.arrays import Bools
 from tracekit.demand import step_starts
 from tracekit.durable import reporting
 from tracekit.errors import TraceError
@@ -24,13 +25,7 @@ _PIECE_BYTES = 64 << 20
 
 
 def copy_rows(
-    trace: Trace,
-    writer: TraceWriter,
-    progress: Progress,
-    *,
-    keep: NDArray[np.bool_] | None = None,
-    step: int = 0,
-    request: int = 0,
+    trace: Trace, writer: TraceWriter, progress: Progress, *, keep: Bools | None = None, step: int = 0, request: int = 0
 ) -> None:
     """Append all rows in order, or those to `keep` [tokens], with `step` and `request` added to their numbers.
 

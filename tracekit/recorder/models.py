@@ -34,8 +34,10 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
 }
-_SHORT_DTYPES: dict[str, torch.dtype | str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # By preference; transformers leaves much of these untyped.
 _AUTO: tuple[Any, ...] = (
     AutoModelForCausalLM,
@@ -203,11 +205,9 @@ def _auto_class(config: "PreTrainedConfig") -> Any:
 
 def parse_dtype(dtype: str) -> torch.dtype | str:
     """A torch dtype, or "auto", from its name."""
-    name = _SHORT_DTYPES.get(dtype, dtype)
-    if name not in DTYPES:
-        known = [*DTYPES, *_SHORT_DTYPES]
-        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(known)}{did_you_mean(dtype, known)}")
-    return DTYPES[name]
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    return DTYPES[dtype]
 
 
 def parse_device(device: str) -> torch.device:
@@ -242,8 +242,15 @@ def _grouped_mm_can_serve(model: PreTrainedModel) -> bool:
 @contextmanager
 def quietly(directory: Path) -> Iterator[None]:
     """Let transformers work on a model: what it has to say is not heard, and whatever it raises is a ModelError."""
-    with _quiet(), _reporting(directory):
-        yield
+    try:
+        with _quiet():
+            yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
+    except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
+        raise ModelError(f"{directory} cannot be loaded: {short(error)}") from None
 
 
 @contextmanager
@@ -258,15 +265,3 @@ def _quiet() -> Iterator[None]:
         _LOGGING.set_verbosity(level)
         if bars:
             _LOGGING.enable_progress_bar()
-
-
-@contextmanager
-def _reporting(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except ModelError:
-        raise
-    except torch.OutOfMemoryError:
-        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
-    except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
-        raise ModelError(f"{directory} cannot be loaded: {short(error)}") from None

@@ -58,11 +58,6 @@ class Packed:
         self._layers, self._parts = layers, parts
         self._blocks: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are held until the result is gone."""
-        return sum(block.numel() * 2 for block, _ in self._blocks)
-
     def add(self, block: Tensor) -> None:
         """Start the copy of [tokens, values] int16."""
         if block.device.type != "cuda":

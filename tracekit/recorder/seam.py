@@ -80,11 +80,6 @@ def is_concatenated(experts: nn.Module) -> bool:
     return bool(getattr(experts, "is_concatenated", not experts.is_transposed))
 
 
-def count_moe_layers(model: nn.Module) -> int:
-    """How many modules of the decoder are experts on the seam; 0 for a dense model."""
-    return len(seam_names(text_decoder(model)[1]))
-
-
 def moe_layers(model: nn.Module) -> list[MoeLayer]:
     """The MoE layers on the seam of `model`, in order. ModelError when there is none or one cannot be understood."""
     prefix, decoder = text_decoder(model)

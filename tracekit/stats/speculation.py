@@ -25,12 +25,11 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
 
 def recalls(trace: Trace) -> list[Recall]:
     """Recall at m of every distance that the trace recorded; long traces are sampled at regular steps."""
-    found = [recall_of(trace, distance) for distance in trace.lookahead_distances]
+    found = [_recall(trace, distance) for distance in trace.lookahead_distances]
     return [recall for recall in found if recall is not None]
 
 
-def recall_of(trace: Trace, distance: int) -> Recall | None:
-    """Recall at m of one recorded distance; None for a trace without tokens, or without it."""
+def _recall(trace: Trace, distance: int) -> Recall | None:
     ranks = np.zeros(trace.num_experts, np.int64)
     depth = trace.layers - distance
     every = 1 + trace.tokens * depth * trace.top_k * trace.num_experts // _MOST_WORK

@@ -188,12 +188,8 @@ def _formula(
         b.double()[: layer.num_experts].detach() for n, b in held if "bias" in n and b.numel() >= layer.num_experts
     ]
     config = model.config.get_text_config() if not model.config.is_encoder_decoder else model.config
-    groups = [
-        getattr(layer.router, "num_group", None),
-        getattr(layer.router, "n_group", None),
-        getattr(config, "n_group", 0),
-    ]
-    count = next((group for group in groups if group), 1)
+    holders = ((layer.router, "num_group"), (layer.router, "n_group"), (config, "n_group"))
+    count = next((group for holder, name in holders if (group := getattr(holder, name, None))), 1)
     for name, score in scores.items():
         for bias in (None, *biases):
             biased = score if bias is None else score + bias
