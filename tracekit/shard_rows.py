@@ -39,11 +39,9 @@ class ShardRows:
             self._read_everything()
 
     def experts(self, first: int, last: int) -> NDArray[np.uint16]:
-        """From the block in memory, or from disk."""
         return self._experts.read(first, last)
 
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
-        """From the block in memory, or from disk."""
         return self._weights.read(first, last) if "weights" in self.kinds else None
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
@@ -63,7 +61,6 @@ class ShardRows:
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [none])
 
     def scan(self) -> "pl.LazyFrame":
-        """The routing shards, unread."""
         import polars as pl
 
         paths = [self._path / shard.name for shard in self._manifest.shards_of("routing")]
@@ -72,8 +69,7 @@ class ShardRows:
         return pl.scan_parquet(paths, glob=False)
 
     def digest(self, manifest: Manifest) -> str:
-        """The manifest's: it lists the shards' digests."""
-        return manifest.digest()
+        return manifest.digest()  # which lists the shards' own
 
     def _read_columns(self) -> tuple[Columns, bool]:
         import polars as pl

@@ -66,7 +66,7 @@ class TraceWriter:
     @property
     def rows(self) -> int:
         """Rows given so far, flushed or not."""
-        return self._base.tokens + self._pending
+        return self._base.tokens + sum(len(part) for part in self._rows)
 
     @property
     def next_step(self) -> int:
@@ -183,10 +183,6 @@ class TraceWriter:
                 self.finish()
         finally:
             self.close()
-
-    @property
-    def _pending(self) -> int:
-        return sum(len(part) for part in self._rows)
 
     def _open(self, resume: bool) -> None:
         if self.path.exists() and not resume:
