@@ -18,6 +18,7 @@ from experiments.research.benchmarks.engine import NEW_TOKENS, PROMPT, decode, l
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from engine.runtime import EmulatedLink
 
@@ -58,7 +59,7 @@ def ablation() -> list[Row]:
     from engine.runtime import EmulatedLink, offload, offloaded
 
     link = EmulatedLink(bytes_per_s=LINK_BYTES_PER_S)
-    models: dict[str, nn.Module] = {}
+    models: dict[str, PreTrainedModel] = {}
     states = []
     for name, tables in ABLATION.items():
         models[name], tokenizer = load(MODEL, "eager")
@@ -82,16 +83,16 @@ def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
     """Serve a model by copying all experts of a layer at each of its visits."""
     import torch
 
-    from engine.runtime.experts import accumulation, compute, expert_forward, register, take_seat
+    from engine.runtime.experts import accumulation, compute, expert_forward, register, serve_experts
     from engine.runtime.links.thread_link import ThreadLink
     from engine.runtime.pool import SlotPool
-    from engine.runtime.storage.host_store import ExpertStore
+    from engine.runtime.storage.host_store import HostStore
     from engine.runtime.visit_routing import read_back, sort_by_expert
     from tracekit.recorder.seam import MoeLayer, moe_layers
 
     layers = moe_layers(model)
     adds_up = accumulation(layers[0].experts)
-    store, copies = ExpertStore(layers), ThreadLink(link)
+    store, copies = HostStore(layers), ThreadLink(link)
     pool = SlotPool(store.experts, store.slab_bytes, torch.device("cpu"))
 
     def serve(layer: MoeLayer, hidden: "Tensor", index: "Tensor", weights: "Tensor") -> "Tensor":
@@ -110,7 +111,7 @@ def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
 
     register()
     for layer in layers:
-        take_seat(layer.experts, partial(serve, layer))
+        serve_experts(layer.experts, partial(serve, layer))
     try:
         yield
     finally:
