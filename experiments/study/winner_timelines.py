@@ -12,8 +12,9 @@ from experiments.study.cell_results import setting_of
 from experiments.study.cells import Cell
 from experiments.study.shared import SharedRouting
 from tracekit.demand import iter_demand, step_starts
-from tracekit.prefix import PrefixTrace
-from tracekit.trace import DECODE, Trace
+from tracekit.prefix import first_steps
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 WARM = 200
 """The token that is drawn has at most so many decode steps before it: a cache is as full as it gets by then."""
@@ -54,7 +55,7 @@ def timeline_rows(cell: Cell, routing: SharedRouting) -> list[Row]:
     if cell.machine is None or len(decode) == 0:
         return []
     step = int(decode[min(len(decode) // 2, WARM)])
-    begun = PrefixTrace(trace, step + 1)
+    begun = first_steps(trace, step + 1)
     setting = setting_of(routing, cell)
     (done,) = run(begun, setting.spec, [setting.target], log=range(step, step + 1))
     assert done.timeline is not None

@@ -10,7 +10,7 @@ from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
 from tracekit.errors import ModelError
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def validate_routing(
     return compare(
         f"random weights of {model}, routed by {routing.path}",
         plan,
-        PrefixTrace(routing, count),
+        first_steps(routing, count),
         measured,
         Machine(hardware, calibrated_here, device, emulate_link),
         tokens=Tokens(compared=0, identical=True),
