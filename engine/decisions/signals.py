@@ -114,7 +114,7 @@ def _gate_weights(  # type: ignore[no-untyped-def]
         for row in range(steps[step], steps[step + 1]):
             for slot in range(k):
                 expert = experts[row, layer, slot]
-                if expert != 65535:
+                if expert != UNUSED:
                     scratch[layer * num_experts + expert] += weights[row, layer, slot]
         for i in range(start[visit], start[visit + 1]):
             by_demand[i] = scratch[keys[i]]
