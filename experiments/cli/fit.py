@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 if TYPE_CHECKING:
-    from tracekit import Trace
+    from tracekit.trace import Trace
 
 
 def command(
     predictor: Annotated[str, typer.Argument(help="linear, routing, mlp, recurrent, token-popularity, ...")],
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
+    trace: options.TraceDirectory,
     output: Annotated[Path, typer.Option("--output", "-o", help="the directory to write")],
     distance: Annotated[int, typer.Option("--distance", min=1, help="MoE layers to look ahead; not for eviction")] = 1,
     hold_out: Annotated[
@@ -35,7 +37,7 @@ def command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a hyperparameter of the predictor; repeat")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Fit a predictor on some requests of a trace and test it on the others.
 
@@ -46,11 +48,10 @@ def command(
     """
     import msgspec
 
-    from experiments.cli import console
     from experiments.fit.run import find_predictor, fit, spelled
     from experiments.fit.train import Training
-    from tracekit import Trace
     from tracekit.errors import PolicyError
+    from tracekit.trace import Trace
 
     opened = Trace.open(trace)
     kind = find_predictor(predictor)

@@ -62,7 +62,9 @@ def build(wanted: str | None) -> "typer.Typer":
 
     def print_version(asked: bool) -> None:
         if asked:
-            typer.echo(f"tracekit {own_version()}")
+            from tracekit.version import __version__
+
+            typer.echo(f"tracekit {__version__}")
             raise typer.Exit
 
     @app.callback()
@@ -123,16 +125,6 @@ def _guarded(action: Callable[[], object]) -> int:
     if result == INTERRUPTED:  # while Typer read the arguments
         return interrupted()
     return result if isinstance(result, int) else 0
-
-
-def own_version() -> str:
-    """The version of the installed distribution."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("moe-tracekit")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _fail(message: str) -> int:

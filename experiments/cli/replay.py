@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
-    plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
-    policy: Annotated[str | None, typer.Option("--policy", help="eviction policy, or ./file.py:Class")] = None,
+    trace: options.TraceDirectory,
+    plan: options.PlanFile = None,
+    policy: options.Policy = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", help="for --policy static: a trace whose popular experts are kept")
     ] = None,
@@ -24,14 +26,12 @@ def command(
     allow_fitted: Annotated[
         bool, typer.Option("--allow-fitted", help="replay also what a predictor was fitted on; the result is marked")
     ] = False,
-    capacity: Annotated[
-        str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%; each also with /layer")
-    ] = None,
-    prefetch: Annotated[str | None, typer.Option("--prefetch", help="prefetcher")] = None,
+    capacity: options.Capacity = None,
+    prefetch: options.Prefetch = None,
     prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
     prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="format of the experts, e.g. hqq-2bit")] = None,
+    weights: options.Weights = None,
     hardware: Annotated[
         str | None, typer.Option("--hardware", help="profile name or file: also model the time")
     ] = None,
@@ -63,7 +63,7 @@ def command(
             "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
 
@@ -77,12 +77,11 @@ def command(
     """
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay, replay_passes
-    from experiments.cli import console
     from experiments.cli.plans import plan_from_options
-    from tracekit import Trace
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
     from tracekit.errors import PlanError
+    from tracekit.trace import Trace
 
     if arrival_rate is not None and batch is None:
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
@@ -150,8 +149,7 @@ def command(
     from experiments.cli.results import result_rows
 
     console.table(str(trace), ["what", "value"], result_rows(result))
-    for warning in result.warnings:
-        typer.echo(f"warning: {warning}")
+    console.warn(result.warnings)
 
 
 def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | None:

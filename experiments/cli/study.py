@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.cli import console, options
+
 if TYPE_CHECKING:
     from experiments.study import Study
     from experiments.study.workers import Workers
@@ -21,7 +23,7 @@ def command(
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Replay a grid of plans on traces and machines, name the best, and say how sure that is.
 
@@ -41,7 +43,6 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
-    from experiments.cli import console
     from experiments.study import run_study
     from experiments.study.cells import cells_of
     from experiments.study.search import work
@@ -59,9 +60,9 @@ def command(
     else:
         _show(summary, output)
     if summary["failed"]:
-        typer.echo(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
+        console.say(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed")
         for found in summary["errors"][:10]:
-            typer.echo(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
+            console.say(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})")
     if summary["failed"] == summary["cells"]:
         raise typer.Exit(1)
 
@@ -77,7 +78,6 @@ def _workers(count: int | None, dask: str | None) -> "Workers":
 
 
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
-    from experiments.cli import console
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
     from experiments.study.search import shares, work
@@ -121,7 +121,6 @@ def _show_search(rounds: list[dict[str, Any]]) -> None:
     """What a search pruned, round by round."""
     if not rounds:
         return
-    from experiments.cli import console
 
     columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
     rows = []
@@ -152,8 +151,7 @@ def _show(summary: dict[str, Any], output: Path) -> None:
         for note in setting["notes"]:
             typer.echo(f"  note: {note}")
         _show_search(setting["search"])
-    for warning in summary["warnings"]:
-        typer.echo(f"warning: {warning}")
+    console.warn(summary["warnings"])
     if any(setting["winner"] is not None for setting in summary["settings"]):
         typer.echo(f"winner: {output}/winner.plan.toml")
     typer.echo(

@@ -1,13 +1,15 @@
 """`tracekit synthetic`: a trace of stated statistics."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+from experiments.cli.traces import emit
+
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
+    output: options.NewTrace,
     tokens: Annotated[int, typer.Option("--tokens", help="decode tokens, a step each")] = 10_000,
     layers: Annotated[int, typer.Option("--layers", help="MoE layers")] = 8,
     experts: Annotated[int, typer.Option("--experts", help="experts per layer")] = 64,
@@ -25,7 +27,7 @@ def command(
     ] = None,
     expert_bytes: Annotated[int | None, typer.Option("--expert-bytes", help="bytes of one expert")] = None,
     seed: Annotated[int, typer.Option("--seed", help="another seed, another trace")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Write a trace whose popularity, locality and domain shifts are as told, for tests and examples.
 
@@ -33,8 +35,6 @@ def command(
 
     Example: tracekit synthetic --tokens 20000 --zipf 1.0 --persistence 0.4 --output made.trace
     """
-    from experiments.cli import console
-    from experiments.cli import traces as printed
     from tracekit.synthetic import Recipe, synthesize
 
     recipe = Recipe(
@@ -52,4 +52,4 @@ def command(
     )
     with console.progress("drawing", tokens) as advance:
         written = synthesize(output, recipe, progress=advance)
-    printed.emit(written, json=json)
+    emit(written, json=json)

@@ -129,7 +129,7 @@ def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path):
         ({"model": "absent/model/here"}, "no model at absent/model/here"),
         ({"--prompts": "absent.jsonl"}, "no prompts at absent.jsonl"),
         ({"--output": "{tmp}"}, "exists: choose another name"),
-        ({"--output": "{tmp}/no/such/t.trace"}, "there is no directory"),
+        ({"--output": "{tmp}/no/such/t.trace"}, "is no directory that can be written to"),
         ({"--lookahead": "3"}, "the model has 3 MoE layers"),
         ({"--lookahead": "one"}, "--lookahead takes distances"),
         ({"--lookahead": "0"}, "at least 1"),
