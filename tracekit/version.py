@@ -2,7 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("moe-tracekit")
-except PackageNotFoundError:
-    __version__ = "not installed"
+
+def own_version() -> str:
+    """Such as "0.1.0"; "not installed" where the source is imported from a folder."""
+    try:
+        return version("moe-tracekit")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+__version__ = own_version()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.decisions.run import cache_spec
+from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes

@@ -62,9 +62,9 @@ def build(wanted: str | None) -> "typer.Typer":
 
     def print_version(asked: bool) -> None:
         if asked:
-            from tracekit.version import __version__
+            from tracekit.version import own_version
 
-            typer.echo(f"tracekit {__version__}")
+            typer.echo(f"tracekit {own_version()}")
             raise typer.Exit
 
     @app.callback()

@@ -14,8 +14,9 @@ from engine.plan.plan import Plan, WeightsPlan, plan_from_dict
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
+from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
-from experiments.validation.validate import Validation, validate
+from experiments.validation.validate import validate
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import TracekitError

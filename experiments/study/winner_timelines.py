@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from engine.replay.bars import bars
-from engine.replay.passes import DECODE, run
+from engine.replay.passes import run
 from engine.simulator import log
-from experiments.study.cell_results import costs_of
+from experiments.study.cell_results import setting_of
 from experiments.study.cells import Cell
-from experiments.study.workshop import Bench
-from tracekit import Trace
+from experiments.study.shared import SharedRouting
 from tracekit.demand import iter_demand, step_starts
 from tracekit.prefix import PrefixTrace
+from tracekit.trace import DECODE, Trace
 
 WARM = 200
 """The token that is drawn has at most so many decode steps before it: a cache is as full as it gets by then."""
@@ -46,17 +46,17 @@ def expert_rows(paths: Iterable[str]) -> list[Row]:
     return found
 
 
-def timeline_rows(cell: Cell, bench: Bench) -> list[Row]:
+def timeline_rows(cell: Cell, routing: SharedRouting) -> list[Row]:
     """One decode step of the cell, piece of work by piece of work (`TIMELINE`); as many layers as can be told apart."""
-    trace = bench.trace
+    trace = routing.trace
     phase = trace.phase[step_starts(trace.step)[:-1]]
     decode = np.flatnonzero(phase == DECODE)
-    costs = costs_of(bench, cell)
-    if costs is None or len(decode) == 0:
+    if cell.machine is None or len(decode) == 0:
         return []
     step = int(decode[min(len(decode) // 2, WARM)])
     begun = PrefixTrace(trace, step + 1)
-    done = run(begun, cell.plan, costs, cell.shape, log=range(step, step + 1))
+    setting = setting_of(routing, cell)
+    (done,) = run(begun, setting.spec, [setting.target], log=range(step, step + 1))
     assert done.timeline is not None
     return drawn_rows(done.timeline.log, trace) if len(done.timeline.log) else []
 
