@@ -1,13 +1,15 @@
 """`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.cli import console, options
+
+if TYPE_CHECKING:
+    from engine.replay.passes import Replayed
 
 
 def command(
@@ -75,9 +77,13 @@ def command(
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
+    from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay
+    from engine.replay.step_log import write_steps
     from experiments.cli.plans import plan_from_options
+    from experiments.cli.results import result_rows
+    from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
     from tracekit.errors import PlanError
@@ -105,28 +111,21 @@ def command(
             check_place(path)
     opened = Trace.open(trace)
     if batch is not None:
-        from tracekit.batched import batched
-
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
-    window = None
-    if timeline is not None:
-        from engine.replay.chrome_trace import save_timeline, timeline_window
+    window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
 
-        window = timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
-    listeners, finished = [], []
-    with ExitStack() as stack:
-        if events is not None:
-            listeners.append(stack.enter_context(EventLog(events, opened, chosen)).append)
+    def write_tables(done: "Replayed") -> None:
         if steps is not None:
-            from engine.replay.step_log import write_steps
+            write_steps(steps, opened, done)
+        if timeline is not None and hardware is not None:
+            save_timeline(timeline, opened, done, chosen, hardware)
 
-            finished.append(lambda done: write_steps(steps, opened, done))
-        if timeline is not None:
-            finished.append(lambda done: save_timeline(timeline, opened, done, chosen, hardware))
+    with ExitStack() as stack:
+        log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
         result = replay(
             opened,
             chosen,
@@ -135,24 +134,12 @@ def command(
             bounds=bounds,
             allow_fitted=allow_fitted,
             progress=True,
-            on_events=every(listeners),
-            on_done=every(finished),
+            on_events=None if log is None else log.append,
+            on_done=write_tables,
             log=window,
         )
     if json:
         console.emit_json(result.to_dict())
         return
-    from experiments.cli.results import result_rows
-
     console.table(str(trace), ["what", "value"], result_rows(result))
     console.warn(result.warnings)
-
-
-def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | None:
-    """One function that calls all of these; None if there is none."""
-
-    def call(*arguments: object) -> None:
-        for function in functions:
-            function(*arguments)
-
-    return call if functions else None
