@@ -89,11 +89,7 @@ def command(
     with reporting(output):
         write_synced(output, lambda file: file.write(found.profile.to_toml().encode()))
     if json:
-        figures = [
-            {"what": f.what, "ns": f.ns, "low_ns": f.low_ns, "high_ns": f.high_ns, "samples": f.samples}
-            for f in found.figures
-        ]
-        console.emit_json({"output": str(output), "profile": found.profile, "figures": figures})
+        console.emit_json({"output": str(output), "profile": found.profile, "figures": found.figures})
         return
     console.table(found.profile.description, ["what", "measured"], summary(found))
     typer.echo(f"wrote {output}: use it with --hardware {output}")

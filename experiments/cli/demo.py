@@ -38,7 +38,7 @@ def command(
             bound = None if bounds is None else bounds.best_tokens_per_second
             share = "-" if speed is None or bound is None else f"{100 * speed / bound:.0f} %"
             prefetched = console.percent(row.result.hits_by.prefetch / row.result.lookups)
-            capacity, hits = row.plan["cache"]["capacity"], console.percent(row.result.hit_ratio)
+            capacity, hits = str(row.plan["cache"]["capacity"]), console.percent(row.result.hit_ratio)
             rows.append([row.title, capacity, hits, prefetched, console.number(speed, 3), share])
         console.table(
             f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",

@@ -117,7 +117,7 @@ def chosen_requests(
     if numbers is not None and domain is not None:
         raise PolicyError("--hold-out-requests and --hold-out-domain say both what is kept for testing: give one")
     if numbers is not None:
-        return np.unique(trace.request[Selection(requests=numbers).rows(trace)]).tolist()  # type: ignore[no-any-return]
+        return [int(number) for number in np.unique(trace.request[Selection(requests=numbers).rows(trace)])]
     if domain is not None:
         if prompts is None:
             raise PolicyError("--hold-out-domain needs --prompts: a trace does not hold the ids of its prompts")
@@ -128,4 +128,4 @@ def chosen_requests(
         if not found:
             raise PolicyError(f"no prompt of {prompts} has an id that begins with {domain!r}")
         return found
-    return requests[len(requests) - int(len(requests) * share) :].tolist()  # type: ignore[no-any-return]
+    return [int(number) for number in requests[len(requests) - int(len(requests) * share) :]]

@@ -46,12 +46,11 @@ def command(
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
     from engine.hardware import load_hardware
-    from experiments.cli.links import emulated_link
     from experiments.cli.plans import plan_from_options
     from tracekit.recorder.prompts import Prompt, read_prompts
 
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
-    link, profile = emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
+    link, profile = options.emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
     if (prompts is None) == (not texts):
         raise ImportFormatError("generate continues texts: give one or more, or --prompts FILE")
     asked = [Prompt(id=index, prompt=text) for index, text in enumerate(texts or [])]

@@ -1,9 +1,14 @@
 """Arguments and options that several commands take, each said once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tracekit.errors import HardwareError
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink as Link
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 TraceDirectory = Annotated[Path, typer.Argument(help="a trace directory")]
@@ -42,3 +47,14 @@ PrefillChunk = Annotated[
     int | None,
     typer.Option(min=1, help="tokens of a prompt that are read at a time, each a step; generate: 2048, else all"),
 ]
+
+
+def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
+    """The link of `--emulate-link GB/s`, or None. Raises HardwareError for an impossible speed."""
+    if gigabytes_per_s is None:
+        return None
+    from engine.runtime.links.thread_link import EmulatedLink
+
+    if not gigabytes_per_s > 0:
+        raise HardwareError(f"--emulate-link {gigabytes_per_s:g} is no speed: give GB/s above 0")
+    return EmulatedLink(gigabytes_per_s * 1e9)

@@ -10,7 +10,7 @@ from experiments.cli import console, options
 from tracekit.errors import PlanError, TraceError
 
 if TYPE_CHECKING:
-    from experiments.validation.validate import Prefetches
+    from experiments.validation.comparison import Prefetches
 
 
 def command(
@@ -56,7 +56,6 @@ def command(
     Example: tracekit validate ./mixtral-mini --capacity 4/layer --prefetch gate --prompts prompts.jsonl
     """
     from engine.hardware import load_hardware
-    from experiments.cli.links import emulated_link
     from experiments.cli.plans import plan_from_options
     from tracekit.durable import check_place
     from tracekit.recorder.prompts import read_prompts
@@ -70,7 +69,7 @@ def command(
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
     requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
-    link = emulated_link(emulate_link)
+    link = options.emulated_link(emulate_link)
     from engine.runtime.memory import fit_checkpoint, parse_memory
     from experiments.validation.forced import validate_routing
     from experiments.validation.validate import validate

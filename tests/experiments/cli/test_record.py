@@ -51,21 +51,8 @@ def prompts(tmp_path):
 
 def test_records_and_says_so_in_json(model, prompts, tmp_path, call):
     output = tmp_path / "t.trace"
-    options = [
-        "--device",
-        "cpu",
-        "--max-new-tokens",
-        "3",
-        "--batch-size",
-        "2",
-        "--logits",
-        "--lookahead",
-        "1,2",
-        "--lookahead",
-        "1",
-        "--json",
-    ]
-    code, out, err = call("record", model, "--prompts", prompts, "--output", output, *options)
+    options = ["--device=cpu", "--max-new-tokens=3", "--batch-size=2", "--logits", "--lookahead=1,2", "--lookahead=1"]
+    code, out, err = call("record", model, "--prompts", prompts, "--output", output, *options, "--json")
     assert (code, err) == (0, "")
     said = json.loads(out)
     trace = Trace.open(output, verify=True)
