@@ -47,7 +47,7 @@ def command(
     import msgspec
 
     from experiments.cli import console
-    from experiments.fit.run import find_predictor, fit, spelled
+    from experiments.fit.fit_predictor import find_predictor, fit, spelled
     from experiments.fit.train import Training
     from tracekit import Trace
     from tracekit.errors import PolicyError

@@ -22,10 +22,10 @@ from experiments.report import (
     Work,
 )
 from experiments.statistics.comparison import rate_intervals
-from experiments.study import store as files
+from experiments.study import study_folder as files
 from experiments.study.grid import eviction_name, prefetch_name
 from experiments.study.notes import where
-from experiments.study.store import read_study
+from experiments.study.study_folder import read_study
 from experiments.study.trace_overviews import curve_sets, heat_maps
 
 MOST_PLANS = 2000

@@ -10,7 +10,7 @@ import polars as pl
 from engine.plan.capacity import Capacity
 from engine.plan.plan import plan_from_dict
 from experiments.report import CurvePoint, CurveSet, HeatMap
-from experiments.study import store as files
+from experiments.study import study_folder as files
 from experiments.study.grid import eviction_name
 from policies.registry import eviction_policy
 

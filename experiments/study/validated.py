@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from experiments import report
-from experiments.study.store import VALIDATION
+from experiments.study.study_folder import VALIDATION
 from experiments.validation.page import panel
 from experiments.validation.validate import Validation
 from tracekit.errors import StudyError

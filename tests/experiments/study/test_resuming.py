@@ -161,7 +161,7 @@ def test_damaged_pieces_are_computed_again(finished: Path, folder: Path, tmp_pat
 
 
 def test_one_writer_at_a_time(folder: Path, tmp_path: Path) -> None:
-    from experiments.study.store import Store
+    from experiments.study.study_folder import Store
 
     with Store(tmp_path / "out"), pytest.raises(TracekitError, match="written by another process"):
         run_study(load_study(folder / "study.toml"), tmp_path / "out", Threads(1))

@@ -13,7 +13,7 @@ from engine.curves.stack_curve import STACK_CURVES
 from engine.replay.advice import DOES_NOT_FIT
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
-from experiments.study import store as files
+from experiments.study import study_folder as files
 from experiments.study.cell_results import costs_of, described, measure
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
 from experiments.study.conclude import SETTING as NAMED
@@ -22,7 +22,7 @@ from experiments.study.grid import Study
 from experiments.study.notes import left_out, where
 from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
 from experiments.study.search import search, told, words
-from experiments.study.store import Store
+from experiments.study.study_folder import Store
 from experiments.study.winner_timelines import expert_rows, timeline_rows, winners
 from experiments.study.workers import Workers
 from experiments.study.workshop import Workshop

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from experiments.study import schema
-from experiments.study.summary import is_summary
+from experiments.study.study_json import is_summary
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
 
