@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from experiments.study import Study
+    from experiments.study.study_json import Round, Summary
     from experiments.study.workers import Workers
 
 
@@ -41,6 +42,8 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
+    import msgspec
+
     from experiments.cli import console
     from experiments.study import run_study
     from experiments.study.cells import cells_of
@@ -55,14 +58,14 @@ def command(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
     if json:
-        console.emit_json(summary)
+        console.emit_json(msgspec.to_builtins(summary))
     else:
         _show(summary, output)
-    if summary["failed"]:
-        typer.echo(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
-        for found in summary["errors"][:10]:
-            typer.echo(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
-    if summary["failed"] == summary["cells"]:
+    if summary.failed:
+        typer.echo(f"warning: {summary.failed} of {summary.cells} cells could not be replayed", err=True)
+        for found in summary.errors[:10]:
+            typer.echo(f"  {found.cells} x {found.error} (first: {found.first_plan})", err=True)
+    if summary.failed == summary.cells:
         raise typer.Exit(1)
 
 
@@ -88,7 +91,7 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     if seconds is not None:
         seconds *= work(study, found_out.cells) / max(found_out.cells, 1)
     threads = workers or cores()
-    found: dict[str, Any] = {
+    found = {
         "traces": len(study.traces),
         "plans": len(study.plans),
         "machines": len([machine for machine in study.machines if machine is not None]),
@@ -117,7 +120,7 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     console.table(study.label, ["what", "value"], rows)
 
 
-def _show_search(rounds: list[dict[str, Any]]) -> None:
+def _show_search(rounds: "list[Round]") -> None:
     """What a search pruned, round by round."""
     if not rounds:
         return
@@ -126,10 +129,11 @@ def _show_search(rounds: list[dict[str, Any]]) -> None:
     columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
     rows = []
     for found in rounds:
-        ends = [found[name] for name in ("last_kept", "first_pruned")]
-        named = ["-" if end is None else f"{end['plan']} ({end['value']:.4g})" for end in ends]
-        counts = [f"{found[name]:,}" for name in ("plans", "kept", "pruned", "too_large", "failed")]
-        rows.append([f"first {100 * found['share']:.3g} %", *counts, *named])
+        ends = [
+            "-" if end is None else f"{end.plan} ({end.value:.4g})" for end in (found.last_kept, found.first_pruned)
+        ]
+        counts = [f"{n:,}" for n in (found.plans, found.kept, found.pruned, found.too_large, found.failed)]
+        rows.append([f"first {100 * found.share:.3g} %", *counts, *ends])
     console.table("Search", columns, rows)
 
 
@@ -140,22 +144,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _show(summary: dict[str, Any], output: Path) -> None:
-    from experiments.study.notes import where
-
-    for setting in summary["settings"]:
-        typer.echo(f"{where(setting)}: {setting['statement']}")
-        for found in setting["comparisons"]:
-            typer.echo(f"  {found['verdict']}")
-        for line in setting["ranking"]:
+def _show(summary: "Summary", output: Path) -> None:
+    for found in summary.settings:
+        typer.echo(f"{found.setting}: {found.statement}")
+        for compared in found.comparisons:
+            typer.echo(f"  {compared.verdict}")
+        for line in found.ranking:
             typer.echo(f"  {line}")
-        for note in setting["notes"]:
+        for note in found.notes:
             typer.echo(f"  note: {note}")
-        _show_search(setting["search"])
-    for warning in summary["warnings"]:
+        _show_search(found.search)
+    for warning in summary.warnings:
         typer.echo(f"warning: {warning}")
-    if any(setting["winner"] is not None for setting in summary["settings"]):
+    if any(found.winner is not None for found in summary.settings):
         typer.echo(f"winner: {output}/winner.plan.toml")
     typer.echo(
-        f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {quote(str(output))} draws them"
+        f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.decisions.run import iter_hints
 from experiments.study.cell_results import prepared
-from experiments.study.cells import Cell, groups
+from experiments.study.cells import Cell, Routing, groups
 from experiments.study.passes import time_all
 from experiments.study.workshop import Bench, Workshop
 from policies.registry import prefetcher
@@ -35,7 +34,7 @@ def estimate(cells: Sequence[Cell]) -> Estimate:
     """
     workshop = Workshop()
     work = groups(cells)
-    found: dict[Any, float | None] = {}
+    found: dict[tuple[Routing, str, str, int, int], float | None] = {}
     known = []
     for group in work:
         plan = group[0].plan

@@ -1,41 +1,39 @@
 """Running a study: what is missing is computed, what is there is read, and all of it is concluded from."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from engine.curves.stack_curve import STACK_CURVES
+from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.replay.advice import DOES_NOT_FIT
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
+from engine.replay.result import Regret
 from experiments.study import study_folder as files
 from experiments.study.cell_results import costs_of, described, measure
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
-from experiments.study.conclude import SETTING as NAMED
-from experiments.study.conclude import conclude, fitting_rows
+from experiments.study.conclude import conclude
+from experiments.study.contestants import fitting_rows
 from experiments.study.grid import Study
-from experiments.study.notes import left_out, where
-from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
-from experiments.study.search import search, told, words
-from experiments.study.study_folder import Store
-from experiments.study.winner_timelines import expert_rows, timeline_rows, winners
-from experiments.study.workers import Workers
+from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.search import search
+from experiments.study.study_folder import StudyFolder
+from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
+from experiments.study.winner_timelines import expert_rows, timeline_rows
+from experiments.study.workers import OnPiece, Say, Workers
 from experiments.study.workshop import Workshop
 from tracekit.errors import TracekitError
 
 CURVE_POINTS = 64
-Say = Callable[[float], object]
 
 
 def run_study(
     study: Study, folder: Path, workers: Workers, *, source: str = "", progress: Say | None = None
-) -> dict[str, Any]:
-    """Run `study` into `folder`, or go on with what is there; returns the summary (study.json).
+) -> Summary:
+    """Run `study` into `folder`, or go on with what is there; returns what study.json says.
 
     Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
     study.json, winner.plan.toml and every .parquet file (experiments.study.schema).
@@ -48,37 +46,37 @@ def run_study(
     Raises TracekitError when the study as a whole is impossible; a plan that is becomes a row with an `error`.
     """
     cells = cells_of(study)
-    with Store(folder) as store:
-        store.text(files.COPY, source)
+    with StudyFolder(folder) as place:
+        place.write(files.COPY, source.encode())
 
         def replay(some: Sequence[Cell], share: float) -> pl.DataFrame:
-            return _rows(store, some, workers, None if progress is None else lambda done: progress(done * share))
+            return _rows(place, some, workers, None if progress is None else lambda done: progress(done * share))
 
-        cells, rounds = search(study, cells, replay)
+        cells, searched = search(study, cells, replay)
         rows = replay(cells, 1.0)
-        searched = pl.DataFrame(rounds, schema=SEARCH)
+        settings = conclude(study, rows, searched)
         tables = {
             files.RESULTS: rows,
             files.SEARCH: searched,
             files.CURVES: _curves(cells, workers),
-            files.REGRET: _regrets(study, store, cells, rows, workers),
-            files.EXPERTS: pl.DataFrame(expert_rows(study.traces), schema=EXPERTS),
+            files.REGRET: _regrets(study, place, cells, rows, workers),
+            files.EXPERTS: expert_rows(study.traces),
+            files.TIMELINE: timeline_rows(cells, settings),
         }
-        summary = summarise(study, cells, rows, searched)
-        tables[files.TIMELINE] = pl.DataFrame(_timelines(cells, summary["settings"]), schema=TIMELINE)
-        summary |= {"files": {name: store.frame(name, table) for name, table in tables.items()}}
-        store.text(files.SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        winner = next((setting for setting in summary["settings"] if setting["plan_toml"] is not None), None)
+        digests = {name: place.write(name, files.parquet(table)) for name, table in tables.items()}
+        summary = summarise(study, cells, rows, settings, digests)
+        place.write(files.SUMMARY, summary.to_json().encode())
+        winner = next((setting for setting in settings if setting.plan_toml is not None), None)
         if winner is None:
-            store.remove(files.WINNER)
+            place.remove(files.WINNER)
         else:
-            store.text(files.WINNER, winning_plan(winner))
+            place.write(files.WINNER, winning_plan(winner).encode())
     return summary
 
 
-def _rows(store: Store, cells: Sequence[Cell], workers: Workers, progress: Say | None) -> pl.DataFrame:
+def _rows(place: StudyFolder, cells: Sequence[Cell], workers: Workers, progress: Say | None) -> pl.DataFrame:
     """The results of all cells, in their order."""
-    done = store.pieces(files.PIECES, SCHEMA)
+    done = place.pieces(files.PIECES, SCHEMA)
     finished = set(done["cell"])
     missing = {cell.key: cell for cell in cells if cell.key not in finished}
     if progress is not None:
@@ -89,10 +87,10 @@ def _rows(store: Store, cells: Sequence[Cell], workers: Workers, progress: Say |
         failed += [row for row in rows if row.get("error") is not None]
         sound = [row for row in rows if row.get("error") is None]
         if sound:
-            store.add(files.PIECES, group_key(group), sound, SCHEMA)
+            place.add(files.PIECES, group_key(group), pl.DataFrame(sound, schema=SCHEMA))
         if progress is not None:
             progress(len(group))
-    done = pl.concat([store.pieces(files.PIECES, SCHEMA), pl.DataFrame(failed, schema=SCHEMA)])
+    done = pl.concat([place.pieces(files.PIECES, SCHEMA), pl.DataFrame(failed, schema=SCHEMA)])
     # Where traces, policies and profiles lie is no part of the key: results name them as this study does.
     named = [described(cell) for cell in cells]
     order = pl.DataFrame(named, schema={name: SCHEMA[name] for name in named[0]})
@@ -102,64 +100,67 @@ def _rows(store: Store, cells: Sequence[Cell], workers: Workers, progress: Say |
 
 def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
     """Hit ratio against cache size, of the policies that one pass tells all about; not of traces that take too long."""
-    asked = {(cell.routing, "layer" if cell.plan.capacity.per_layer else "global"): cell.bounds for cell in cells}
+    asked: dict[tuple[Routing, Scope], bool | None] = {}
+    for cell in cells:
+        asked[cell.routing, "layer" if cell.plan.capacity.per_layer else "global"] = cell.bounds
     tasks = [(routing, scope, bounds) for (routing, scope), bounds in asked.items()]
     found = dict(workers.run(curve_rows, tasks))
-    return pl.DataFrame([row for task in tasks for row in found[task]], schema=CURVES)
+    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task] for task in tasks)]).rechunk()
 
 
 def curve_rows(
-    workshop: Workshop, task: tuple[Routing, Any, bool | None], on_piece: object = None
-) -> list[dict[str, Any]]:
-    """The curves of one routing."""
+    workshop: Workshop, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
+) -> pl.DataFrame:
+    """The curves of one routing (`CURVES`)."""
     routing, scope, asked = task
     bench = workshop.bench(routing)
-    if not bench.bounded(asked) or bench.trace.tokens == 0:
-        return []
-    per_layer = bench.trace.manifest.experts_per_layer
-    most = max(per_layer) if scope == "layer" else sum(per_layer)
-    rows = []
-    for policy in STACK_CURVES:
-        curve = bench.curve(policy, scope)
-        for slots in sorted({int(size) for size in np.linspace(0, most, min(CURVE_POINTS, most) + 1).round()}):
+    found = [pl.DataFrame(schema=CURVES)]
+    if bench.bounded(asked) and bench.trace.tokens:
+        per_layer = bench.trace.manifest.experts_per_layer
+        most = max(per_layer) if scope == "layer" else sum(per_layer)
+        slots = np.unique(np.linspace(0, most, min(CURVE_POINTS, most) + 1).round().astype(np.int64))
+        held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
+        for policy in STACK_CURVES:
+            curve = bench.curve(policy, scope)
             hits, lookups = curve.hits[:, slots], curve.lookups
-            held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
-            rows.append(
-                {
-                    "trace": routing.path,
-                    "batch": routing.batch,
-                    "scope": scope,
-                    "policy": policy,
-                    "slots": slots,
-                    "share": min(1.0, held),
-                    "hit_ratio": int(hits.sum()) / max(int(lookups.sum()), 1),
-                    "decode_hit_ratio": int(hits[1]) / max(int(lookups[1]), 1),
-                }
-            )
-    return rows
+            columns = {
+                "trace": routing.path,
+                "batch": routing.batch,
+                "scope": scope,
+                "policy": policy,
+                "slots": slots,
+                "share": np.minimum(1.0, held),
+                "hit_ratio": hits.sum(axis=0) / max(int(lookups.sum()), 1),
+                "decode_hit_ratio": hits[1] / max(int(lookups[1]), 1),
+            }
+            found.append(pl.DataFrame(columns, schema=CURVES))
+    return pl.concat(found)
 
 
-def _regrets(study: Study, store: Store, cells: Sequence[Cell], rows: pl.DataFrame, workers: Workers) -> pl.DataFrame:
+def _regrets(
+    study: Study, place: StudyFolder, cells: Sequence[Cell], rows: pl.DataFrame, workers: Workers
+) -> pl.DataFrame:
     """What hinders the best plans on each routing and machine."""
     by_key = {cell.key: cell for cell in cells}
     chosen: list[Cell] = []
     # As who wins: of what fits, or of all where nothing does.
-    rows = rows.with_columns(fits=pl.Series(fitting_rows(study, rows), dtype=pl.Boolean))
+    rows = rows.with_columns(fits=fitting_rows(study, rows))
     timed = rows.filter(pl.col("tokens_per_second").is_not_null() & ~pl.col("needs_future"))
     for part in timed.partition_by("trace", "batch", "hardware_digest", "model_shape", maintain_order=True):
         candidates = part.filter("fits") if part["fits"].any() else part
         best = candidates.sort("tokens_per_second", descending=True, maintain_order=True).head(study.regret)
         chosen += [by_key[key] for key in best["cell"]]
     chosen = list({cell.key: cell for cell in chosen}.values())
-    done = set(store.pieces(files.REGRETS, REGRET)["cell"])
-    for cell, row in workers.run(regret_row, [cell for cell in chosen if cell.key not in done]):
-        if row is not None:
-            store.add(files.REGRETS, cell.key[:32], [row], REGRET)
+    done = set(place.pieces(files.REGRETS, REGRET)["cell"])
+    for cell, regret in workers.run(cell_regret, [cell for cell in chosen if cell.key not in done]):
+        if regret is not None:
+            row = {"cell": cell.key} | msgspec.structs.asdict(regret)
+            place.add(files.REGRETS, cell.key[:32], pl.DataFrame([row], schema=REGRET))
     order = pl.DataFrame({"cell": [cell.key for cell in chosen]}, schema={"cell": pl.String})
-    return order.join(store.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
+    return order.join(place.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
 
 
-def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | None = None) -> dict[str, Any] | None:
+def cell_regret(workshop: Workshop, cell: Cell, on_piece: OnPiece | None = None) -> Regret | None:
     """One cell's regret; None where it cannot be told, or the trace is too long for it."""
     bench = workshop.bench(cell.routing)
     if not bench.bounded(cell.bounds) or cell.machine is None:
@@ -173,61 +174,42 @@ def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | 
         costs = costs_of(bench, cell)
         assert costs is not None
         done = run(bench.trace, cell.plan, costs, cell.shape, progress=progress)
-        regret = find_regret(bench.trace, cell.plan, costs, cell.machine, cell.shape, done, progress)
+        return find_regret(bench.trace, cell.plan, costs, cell.machine, cell.shape, done, progress)
     except TracekitError:
         return None
-    return {"cell": cell.key} | msgspec.structs.asdict(regret)
 
 
-def _timelines(cells: Sequence[Cell], settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A token under each winner."""
-    shop = Workshop()
-    found = []
-    for setting, cell in winners(cells, settings):
-        about = {name: setting[name] for name in NAMED} | {"plan": setting["winner"], "trace": cell.routing.path}
-        found += [about | row for row in timeline_rows(cell, shop.bench(cell.routing))]
-    return found
-
-
-def summarise(study: Study, cells: Sequence[Cell], rows: pl.DataFrame, searched: pl.DataFrame) -> dict[str, Any]:
-    """study.json: who won, what failed, and what it all was made from."""
+def summarise(
+    study: Study, cells: Sequence[Cell], rows: pl.DataFrame, settings: list[SettingSummary], digests: dict[str, str]
+) -> Summary:
+    """study.json: who won, what failed, and what it all was made from; `digests` of the tables by file name."""
     failed = rows.filter(pl.col("error").is_not_null())
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
     # What does not fit is no candidate: how many do not, settings say in their notes.
-    fitting = rows.filter(pl.Series(fitting_rows(study, rows), dtype=pl.Boolean))
+    fitting = rows.filter(fitting_rows(study, rows))
     found = (fitting if len(fitting) else rows)["warnings"].to_list()
     warnings = [warning for own in found for warning in own or () if not warning.startswith(DOES_NOT_FIT)]
-    return {
-        "objective": study.objective,
-        "max_device_bytes": study.max_device_bytes,
-        "cells": len(cells),
-        "failed": len(failed),
-        "errors": [{"error": error, "cells": count, "first_plan": plan} for error, count, plan in reasons.iter_rows()],
-        "settings": [setting | _searched(setting, searched) for setting in conclude(study, rows)],
-        "warnings": list(dict.fromkeys(warnings)),
-        "statistics": msgspec.to_builtins(study.statistics),
-        "search": msgspec.to_builtins(study.search),
-        "provenance": {
-            "moe_tracekit": own_version(),
-            "results_version": RESULTS,
-            "traces": {cell.routing.path: cell.routing.digest for cell in cells},
-            "hardware": [msgspec.to_builtins(machine) for machine in study.machines if machine is not None],
-            "model_shapes": [shape.name for shape in study.shapes if shape is not None],
-        },
-    }
+    return Summary(
+        objective=study.objective,
+        max_device_bytes=study.max_device_bytes,
+        cells=len(cells),
+        failed=len(failed),
+        errors=[Failure(error=error, cells=count, first_plan=plan) for error, count, plan in reasons.iter_rows()],
+        settings=settings,
+        warnings=list(dict.fromkeys(warnings)),
+        statistics=study.statistics,
+        search=study.search,
+        provenance=Provenance(
+            moe_tracekit=own_version(),
+            results_version=RESULTS,
+            traces={cell.routing.path: cell.routing.digest for cell in cells},
+            hardware=[machine for machine in study.machines if machine is not None],
+            model_shapes=[shape.name for shape in study.shapes if shape is not None],
+        ),
+        files=digests,
+    )
 
 
-def _searched(setting: dict[str, Any], searched: pl.DataFrame) -> dict[str, Any]:
-    """What the search did in one setting, and a note of it."""
-    own = searched.filter(pl.all_horizontal(pl.col(name).eq_missing(pl.lit(setting[name])) for name in NAMED))
-    rounds = told(own)
-    note = words(rounds)
-    large = sum(found["too_large"] for found in rounds)
-    notes = left_out([0] * large, setting["room_bytes"]) + ([note] if note else [])
-    return {"search": rounds, "notes": [*setting["notes"], *notes]}
-
-
-def winning_plan(setting: dict[str, Any]) -> str:
+def winning_plan(won: SettingSummary) -> str:
     """winner.plan.toml: the plan, and what it won."""
-    lines = [setting["statement"], where(setting)]
-    return "".join(f"# {line}\n" for line in lines) + str(setting["plan_toml"])
+    return f"# {won.statement}\n# {won.setting}\n{won.plan_toml}"

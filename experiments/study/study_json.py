@@ -1,27 +1,26 @@
-"""What study.json holds, as far as others read it."""
+"""study.json: what a study found, in the structure that is built, written, and validated when it is read back."""
 
-from typing import Any, TypedDict
+import json
 
 import msgspec
 
-
-class Compared(TypedDict):
-    """A comparison of the winner with another plan."""
-
-    verdict: str
-    outcome: str
+from engine.hardware import HardwareProfile
+from experiments.statistics.comparison import Comparison
+from experiments.study.grid import Objective, Search, Statistics
+from experiments.study.setting import Setting
 
 
-class End(TypedDict):
+class End(msgspec.Struct, frozen=True):
     """The last plan that a search kept, or the first that it pruned."""
 
     plan: str
     value: float
 
 
-class Round(TypedDict):
-    """What a search did on a beginning of the traces."""
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search did on a beginning of the traces: `share` of their decode steps."""
 
+    round: int
     share: float
     plans: int
     kept: int
@@ -32,23 +31,37 @@ class Round(TypedDict):
     first_pruned: End | None
 
 
-class SettingSummary(TypedDict):
-    """Who won on one machine, shape and batch size."""
+class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Who won in one setting (`Setting`), and by how much; None where nobody did.
+
+    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`.
+    """
 
     hardware: str | None
     model_shape: str | None
     batch: int | None
-    winner: str | None
-    plan_toml: str | None
     room_bytes: int | None
+    contestants: int
+    too_large: int
+    winner: str | None = None
+    plan_toml: str | None = None
+    value: float | None = None
+    unit: str | None = None
+    device_bytes: int | None = None
+    share_of_bound: float | None = None
     statement: str
-    comparisons: list[Compared]
-    ranking: list[str]
+    comparisons: list[Comparison] = []
+    ranking: list[str] = []
     notes: list[str]
     search: list[Round]
 
+    @property
+    def setting(self) -> Setting:
+        """Machine, model shape and batch size."""
+        return Setting(self.hardware, self.model_shape, self.batch)
 
-class Failure(TypedDict):
+
+class Failure(msgspec.Struct, frozen=True):
     """Cells that failed for one reason."""
 
     error: str
@@ -56,45 +69,31 @@ class Failure(TypedDict):
     first_plan: str
 
 
-class Statistics(TypedDict):
-    """How intervals were found."""
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What it all was made from; `traces`: digests by path."""
 
-    level: float
-    resamples: int
-    seed: int
-
-
-class Machine(TypedDict):
-    """A profile, of which a report names this."""
-
-    name: str
-
-
-class Provenance(TypedDict):
-    """What it all was made from."""
-
+    moe_tracekit: str
+    results_version: int
     traces: dict[str, str]
-    hardware: list[Machine]
+    hardware: list[HardwareProfile]
+    model_shapes: list[str]
 
 
-class Summary(TypedDict):
-    """The whole file."""
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file. `files` holds the sha256 of each table beside it."""
 
-    objective: str
+    objective: Objective
+    max_device_bytes: int | None
     cells: int
     failed: int
     errors: list[Failure]
     settings: list[SettingSummary]
     warnings: list[str]
     statistics: Statistics
+    search: Search | None
     provenance: Provenance
     files: dict[str, str]
 
-
-def is_summary(found: Any) -> bool:
-    """Whether it is what this version writes."""
-    try:
-        msgspec.convert(found, Summary)
-    except msgspec.ValidationError:
-        return False
-    return True
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False) + "\n"
