@@ -9,7 +9,6 @@ import typer
 if TYPE_CHECKING:
     from experiments.study import Study
     from experiments.study.study_json import Round, Summary
-    from experiments.study.workers import Workers
 
 
 def command(
@@ -47,13 +46,14 @@ def command(
     from experiments.cli import console
     from experiments.study import run_study
     from experiments.study.cells import cells_of
+    from experiments.study.finished_study import choose_workers
     from experiments.study.search import work
 
     total = round(work(loaded, len(cells_of(loaded))))
     try:
         with console.progress("replaying", total) as advance:
             summary = run_study(
-                loaded, output, _workers(workers, dask), source=study.read_text("utf-8"), progress=advance
+                loaded, output, choose_workers(workers, dask), source=study.read_text("utf-8"), progress=advance
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
@@ -67,16 +67,6 @@ def command(
             typer.echo(f"  {found.cells} x {found.error} (first: {found.first_plan})", err=True)
     if summary.failed == summary.cells:
         raise typer.Exit(1)
-
-
-def _workers(count: int | None, dask: str | None) -> "Workers":
-    if dask is None:
-        from experiments.study import Threads
-
-        return Threads(count)
-    from experiments.study.cluster import Cluster
-
-    return Cluster(dask, count)
 
 
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
