@@ -7,10 +7,11 @@ import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.plan.plan import Plan, plan_from_dict
-from engine.replay.passes import DECODE, Replayed, run
+from engine.replay.passes import Replayed, run
+from engine.replay.setting import Setting
 from policies.events import BYPASS, HIT_PREFETCHED
-from tracekit import Trace
 from tracekit.errors import TraceError
+from tracekit.trace import DECODE, Trace
 
 POINTS = 16
 
@@ -69,7 +70,7 @@ def curve(
                 passes[policy] = STACK_CURVES[policy](trace, scope)
             lookups, hits = passes[policy].lookups, passes[policy].hits[:, count]
         else:
-            lookups, hits = _replayed(run(trace, plan))
+            lookups, hits = _replayed(run(trace, Setting.of(trace.manifest, plan).spec)[0])
         held = count * (trace.layers if scope == "layer" else 1)
         found.append(
             CurvePoint(

@@ -1,16 +1,19 @@
 """The plan: what to cache, what to prefetch, how weights are stored. The same file for simulator and engine."""
 
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypedDict, Unpack
 
 import msgspec
 
 from engine.plan.capacity import Capacity
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
+from tracekit.html_table import html_table
 from tracekit.named_toml import convert, read_toml
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Scalar = str | int | float | bool
 
 
 class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,8 +64,8 @@ class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cpu_experts: Literal["never", "auto"] = "never"
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated plan. Every table but `cache` may be left out."""
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A plan's file. Every table but `cache` may be left out."""
 
     cache: CachePlan
     eviction: EvictionPlan = EvictionPlan()
@@ -70,16 +73,67 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     weights: WeightsPlan = WeightsPlan()
     compute: ComputePlan = ComputePlan()
 
+
+class _Tables(TypedDict, total=False):
+    """Some of a plan's tables."""
+
+    cache: CachePlan
+    eviction: EvictionPlan
+    prefetch: PrefetchPlan
+    weights: WeightsPlan
+    compute: ComputePlan
+
+
+@dataclass(frozen=True, init=False)
+class Plan:
+    """A validated plan: what to cache, what to prefetch, how weights are stored.
+
+        Plan("4/layer", eviction="lru", prefetch={"predictor": "gate", "count": 2}, weights="hqq-2bit")
+
+    The words are those of a study's grid: each a name, or a table of the plan's file as a mapping. Raises PlanError,
+    and CapacityError for a capacity that cannot be read.
+    """
+
+    cache: CachePlan
+    eviction: EvictionPlan
+    prefetch: PrefetchPlan
+    weights: WeightsPlan
+    compute: ComputePlan
+
+    def __init__(
+        self,
+        capacity: str,
+        *,
+        eviction: str | Mapping[str, object] = "lru",
+        prefetch: str | Mapping[str, object] = "none",
+        weights: str | Mapping[str, object] | None = None,
+        cpu_experts: str = "never",
+    ) -> None:
+        tables = {
+            "cache": {"capacity": capacity},
+            "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
+            "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
+            "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
+            "compute": {"cpu_experts": cpu_experts},
+        }
+        self.__dict__.update(plan_from_dict(tables).__dict__)
+
     @property
     def capacity(self) -> Capacity:
         """The parsed capacity."""
         return Capacity.parse(self.cache.capacity)
 
-    def to_dict(self) -> dict[str, Any]:
+    def replace(self, **tables: Unpack[_Tables]) -> "Plan":
+        """This plan with other tables."""
+        plan = object.__new__(Plan)
+        plan.__dict__.update(self.__dict__ | tables)
+        return plan
+
+    def to_dict(self) -> dict[str, dict[str, Scalar]]:
         """The plan as the tables of its file; parameters stand beside the keys that every policy has."""
-        tables: dict[str, Any] = {}
-        for name in ("cache", "eviction", "prefetch", "weights", "compute"):
-            table = {k: v for k, v in msgspec.to_builtins(getattr(self, name)).items() if v is not None}
+        tables: dict[str, dict[str, Scalar]] = {}
+        for name, struct in self.__dict__.items():
+            table = {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
             table.update(table.pop("parameters", {}))
             if table:
                 tables[name] = table
@@ -91,25 +145,30 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
         return tomli_w.dumps(self.to_dict())
 
+    def _repr_html_(self) -> str:
+        rows = [(f"{name}.{key}", value) for name, table in self.to_dict().items() for key, value in table.items()]
+        return html_table("Plan", rows)
 
-def plan_from_dict(tables: dict[str, Any], label: str = "plan") -> Plan:
+
+def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
-    tables = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    given: dict[str, object] = dict(tables)
     for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan)):
-        table = tables.get(name)
-        if isinstance(table, dict):
+        table = given.get(name)
+        if isinstance(table, Mapping):
             own = set(kind.__struct_fields__) - {"parameters"}
-            tables[name] = {key: table[key] for key in table if key in own}
-            tables[name]["parameters"] = {key: table[key] for key in table if key not in own}
-            for key, value in tables[name]["parameters"].items():
+            parameters = {key: table[key] for key in table if key not in own}
+            for key, value in parameters.items():
                 if not isinstance(value, int | float):
                     raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
-    strict = convert(tables, _StrictPlan, label=label, error=PlanError)
-    plan = Plan(**{name: getattr(strict, name) for name in Plan.__struct_fields__})
-    Capacity.parse(plan.cache.capacity)
-    for text in (plan.weights.experts, plan.weights.attention):
+            given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
+    file = convert(given, _File, label=label, error=PlanError)
+    Capacity.parse(file.cache.capacity)
+    for text in (file.weights.experts, file.weights.attention):
         if text is not None:
             WeightFormat.parse(text)
+    plan = object.__new__(Plan)
+    plan.__dict__.update(msgspec.structs.asdict(file))
     return plan
 
 
@@ -118,5 +177,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_dict(read_toml(path, "plan", PlanError), str(path))
 
 
-class _StrictPlan(Plan, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`Plan` as it stands in a file: unknown tables are errors."""
+def as_plan(plan: Plan | Mapping[str, object] | str | os.PathLike[str]) -> Plan:
+    """The plan that a user gives: itself, the tables of its file, or the path of its file. Raises PlanError."""
+    if isinstance(plan, Plan):
+        return plan
+    return plan_from_dict(plan) if isinstance(plan, Mapping) else load_plan(plan)

@@ -1,35 +1,44 @@
 """Advice: what a reader of a replay's result should know before believing or using it, one line each."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from engine.decisions.run import cache_spec
-from engine.hardware import HardwareProfile
-from engine.plan.plan import Plan
 from engine.replay.estimates import device_bytes
-from engine.replay.passes import DECODE, Replayed
+from engine.replay.passes import Replayed
 from engine.replay.result import Time
-from engine.shapes import ModelShape
-from engine.simulator.costs import Costs
-from policies.events import DROP, EVICT, PREFETCH
-from tracekit import Trace
+from engine.replay.setting import Setting
+from policies.events import BYPASS
 from tracekit.stats.independence import looks_independent
+from tracekit.trace import DECODE, Trace
 
 FEW_TOKENS = 64
 SATURATED = 0.95
 DOES_NOT_FIT = "the plan does not fit"
 
 
+class DecodeWork(NamedTuple):
+    """What a replay decoded."""
+
+    steps: int
+    tokens: int
+    lookups: int
+
+    @classmethod
+    def of(cls, done: Replayed) -> "DecodeWork":
+        lookups = done.kinds[DECODE, : BYPASS + 1].sum()
+        return cls(int((done.phase == DECODE).sum()), int(done.tokens[DECODE]), int(lookups))
+
+
 def advice(
     trace: Trace,
-    plan: Plan,
-    done: Replayed,
-    sizes: list[int],
-    costs: Costs | None,
-    time: Time | None,
+    setting: Setting,
+    decode: DecodeWork,
+    time: Time | None = None,
     *,
     independent: bool | None = None,
 ) -> list[str]:
-    """Warnings about the trace, the capacity and the link. `sizes`: bytes of an expert per layer, empty if unknown.
+    """Warnings about the trace, the capacity and the link.
 
     `independent`: whether the routing looks so, where that is known already.
     """
@@ -38,30 +47,27 @@ def advice(
         warnings.append("the trace is incomplete: its recording did not finish")
     if trace.manifest.source == "synthetic":
         warnings.append("the trace is synthetic: hit ratios say nothing about a real model")
-    tokens = int(done.tokens[DECODE])
-    if tokens == 0:
+    if decode.tokens == 0:
         warnings.append("the trace has no decode steps: no tokens per second")
-    elif tokens < FEW_TOKENS:
-        warnings.append(f"only {tokens} decode tokens: the filling of the cache weighs more than the policy")
+    elif decode.tokens < FEW_TOKENS:
+        warnings.append(f"only {decode.tokens} decode tokens: the filling of the cache weighs more than the policy")
     if looks_independent(trace) if independent is None else independent:
         warnings.append("routing looks independent from token to token: no policy can gain from recency in it")
-    warnings += [] if costs is None else list(costs.notes)
-    warnings += cycle_warnings(trace, plan, done, sizes)
-    if time is not None and time.link_utilisation > SATURATED and plan.prefetch.predictor != "none":
+    warnings += [] if setting.costs is None else list(setting.costs.notes)
+    warnings += cycle_warnings(setting, decode)
+    if time is not None and time.link_utilisation > SATURATED and setting.plan.prefetch.predictor != "none":
         warnings.append(
             f"the link is busy more than {100 * SATURATED:.0f} % of the time: prefetches can only delay demand copies"
         )
     return warnings
 
 
-def cycle_warnings(trace: Trace, plan: Plan, done: Replayed, sizes: list[int]) -> list[str]:
+def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[str]:
     """A cache for all layers that is smaller than what one decode token demands over all of them: LRU hardly hits."""
-    spec = cache_spec(trace.manifest.experts_per_layer, sizes, plan)
-    steps = int((done.phase == DECODE).sum())
-    if len(spec.capacity) > 1 or steps == 0:
+    spec, plan = setting.spec, setting.plan
+    if len(spec.capacity) > 1 or decode.steps == 0:
         return []
-    lookups = int(done.kinds[DECODE].sum() - done.kinds[DECODE, [PREFETCH, EVICT, DROP]].sum())
-    cycle = lookups / steps * float(np.mean(spec.size[spec.size > 0]))
+    cycle = decode.lookups / decode.steps * float(np.mean(spec.size[spec.size > 0]))
     if spec.capacity[0] >= cycle:
         return []
     unit = "bytes" if plan.capacity.unit == "bytes" else "experts"
@@ -71,13 +77,11 @@ def cycle_warnings(trace: Trace, plan: Plan, done: Replayed, sizes: list[int]) -
     ]
 
 
-def fit_warnings(
-    trace: Trace, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, costs: Costs
-) -> list[str]:
-    """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the device's memory."""
-    largest = max(costs.expert_bytes)
-    spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
-    needed = device_bytes(trace, plan, costs, shape)
+def fit_warnings(setting: Setting) -> list[str]:
+    """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the machine's memory."""
+    plan, spec, machine = setting.plan, setting.spec, setting.machine
+    assert machine is not None
+    largest, needed = max(setting.sizes), device_bytes(setting)
     warnings = []
     if needed > machine.device.memory_bytes:
         warnings.append(

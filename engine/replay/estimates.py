@@ -2,30 +2,25 @@
 
 import numpy as np
 
-from engine.decisions.run import cache_spec
-from engine.hardware import HardwareProfile
-from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
-from engine.replay.passes import DECODE, Replayed
+from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
-from engine.shapes import ModelShape
-from engine.simulator.costs import Costs
+from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, STALLS
-from tracekit import Trace
+from tracekit.trace import DECODE
 
 JOULES_PER_KWH = 3.6e6
 OVERHEAD = CAUSES.index("overhead")
 
 
-def find_estimates(
-    trace: Trace, plan: Plan, costs: Costs, machine: HardwareProfile, shape: ModelShape | None, done: Replayed
-) -> Estimates:
-    """Memory of the plan; with the profile's `power` and `price`, energy and cost of a generated token.
+def find_estimates(setting: Setting, done: Replayed) -> Estimates:
+    """Memory of a plan on its machine; with the profile's `power` and `price`, energy and cost of a generated token.
 
     Energy: each part draws its idle power over the whole replay, and its busy power instead while it works. Prefill is
     part of what a generated token takes. Without decode steps there are no figures per token.
     """
-    assert done.timeline is not None
+    costs, machine = setting.costs, setting.machine
+    assert costs is not None and machine is not None and done.timeline is not None
     seconds = float(done.step_ns.sum()) * costs.scale / 1e9
     spent = done.timeline.spent.sum(axis=0) * costs.scale / 1e9
     computing = float(spent[:STALLS].sum() - spent[OVERHEAD])
@@ -44,8 +39,8 @@ def find_estimates(
         cost = machine.price.of(seconds / 3600, (joules or 0.0) / JOULES_PER_KWH)
         inputs.append(f"{machine.name}: price, over {seconds:.3f} s")
     return Estimates(
-        device_bytes=device_bytes(trace, plan, costs, shape),
-        host_bytes=round(host_bytes(trace, costs)),
+        device_bytes=device_bytes(setting),
+        host_bytes=round(host_bytes(setting)),
         joules_per_token=joules / tokens if joules is not None and tokens else None,
         cost_per_million_tokens=1e6 * cost / tokens if cost is not None and tokens else None,
         currency=machine.price.currency if cost is not None and machine.price is not None else None,
@@ -53,20 +48,24 @@ def find_estimates(
     )
 
 
-def device_bytes(trace: Trace, plan: Plan, costs: Costs, shape: ModelShape | None) -> int:
-    """Device memory of the plan: slots and staging buffers, and the dense weights if a shape tells their size."""
-    largest = max(costs.expert_bytes)
-    spec = cache_spec(trace.manifest.experts_per_layer, costs.expert_bytes, plan)
-    units = np.array(spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
-    needed = int(units.sum() * costs.scale) + spec.staging * largest
+def device_bytes(setting: Setting) -> int:
+    """Device memory of the plan: slots and staging buffers, and the dense weights if a shape tells their size.
+
+    The sizes of experts must be known (`setting.sizes`).
+    """
+    plan, shape, largest = setting.plan, setting.shape, max(setting.sizes)
+    units = np.array(setting.spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
+    needed = int(units.sum() * setting.scale) + setting.spec.staging * largest
     if shape is not None:
         attention = WeightFormat.parse(plan.weights.attention or "bf16")
         needed += shape.dense_params_per_token_bytes(attention, WeightFormat.parse("bf16"))
     return needed
 
 
-def host_bytes(trace: Trace, costs: Costs) -> float:
+def host_bytes(setting: Setting) -> float:
     """Host memory for all experts, or the host cache where they lie on disk."""
-    per_layer = zip(trace.manifest.experts_per_layer, costs.expert_bytes, strict=True)
+    assert setting.costs is not None
+    per_layer = zip(setting.manifest.experts_per_layer, setting.sizes, strict=True)
     experts = sum(count * size for count, size in per_layer)
-    return costs.scale * (experts if costs.host_bytes < 0 else min(experts, costs.host_bytes))
+    cached = setting.costs.host_bytes
+    return setting.scale * (experts if cached < 0 else min(experts, cached))

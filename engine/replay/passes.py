@@ -1,127 +1,182 @@
-"""One pass over a trace: a plan's decisions counted and, if costs are given, timed."""
+"""One decision pass over a trace, counted and timed as on any number of machines.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+Decisions look at no clock, so they are taken once, whatever they are then timed on. A replay is the case of one target;
+studies and validations call the same function.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from engine.decisions.run import cache_spec, iter_decisions
-from engine.plan.plan import Plan
-from engine.shapes import ModelShape
-from engine.simulator.costs import Costs, stored_expert_bytes
+from engine.decisions.run import iter_decisions
+from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.cache import CacheSpec
-from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
-from tracekit import Trace
+from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit.demand import Demand, step_starts
-from tracekit.errors import CapacityError
-from tracekit.manifest import Manifest
-
-DECODE = 1
+from tracekit.trace import DECODE, Trace
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What decisions are counted and timed as: bytes of an expert of each layer (none: unknown), a machine if any."""
+
+    sizes: tuple[int, ...] = ()
+    costs: Costs | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """The steps of a trace: `starts` [steps + 1] rows, `phase` u8 [steps], `context` i64 [steps] as a step's attention
+    reads it, summed over its tokens."""
+
+    starts: np.ndarray
+    phase: np.ndarray
+    context: np.ndarray
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Steps":
+        starts = step_starts(trace.step)
+        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
+        return cls(starts, trace.phase[starts[:-1]], context)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """A replay's sums and, if timed, its course (unscaled).
+    """A finished pass. Times are those of the trace's layers (`Costs.scale` turns them into the model's).
 
-    By phase: `kinds` [2, kinds] events, `loaded` [2] bytes, `tokens` [2], `copy_ns` [2] what demand loads take of the
-    link at least. By step: `phase` [steps], `step_tokens` [steps], `step_ns` [steps] i64 and its parts `spent`
-    [steps, causes]; by visit: `visit_end` [visits] i64.
+    By step: `phase` u8 [steps], `step_tokens` i32 [steps], `step_kinds` i64 [steps, kinds] events, `step_bytes` i64
+    [steps] copied. `demand_loads` i64 [2, layers] by phase. If timed, `timeline` holds the sums and `step_ns` i64
+    [steps] the times; if kept, also `spent` [steps, causes] and `visit_end` [visits], else these are empty.
     """
 
-    kinds: np.ndarray = field(default_factory=lambda: np.zeros((2, KINDS), np.int64))
-    loaded: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    copy_ns: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
-    phase: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-    visit_end: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    step_ns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    step_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    spent: np.ndarray = field(default_factory=lambda: np.zeros((0, len(CAUSES)), np.int64))
-    timeline: Timeline | None = None
+    phase: np.ndarray
+    step_tokens: np.ndarray
+    step_kinds: np.ndarray
+    step_bytes: np.ndarray
+    demand_loads: np.ndarray
+    step_ns: np.ndarray
+    spent: np.ndarray
+    visit_end: np.ndarray
+    timeline: Timeline | None
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """i64 [2, kinds]: events by phase."""
+        return self._by_phase(self.step_kinds)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """i64 [2]: tokens by phase."""
+        return self._by_phase(self.step_tokens)
+
+    @property
+    def loaded(self) -> np.ndarray:
+        """i64 [2]: bytes copied by phase."""
+        return self._by_phase(self.step_bytes)
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits over lookups, prefill and decode together."""
+        hits, lookups = (int(self.step_kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
+        return hits / lookups if lookups else 0.0
+
+    def _by_phase(self, of_step: np.ndarray) -> np.ndarray:
+        decode = self.phase == DECODE
+        return np.stack([of_step[~decode].sum(axis=0, dtype=np.int64), of_step[decode].sum(axis=0, dtype=np.int64)])
 
 
 def run(
     trace: Trace,
-    plan: Plan,
-    costs: Costs | None = None,
-    shape: ModelShape | None = None,
+    spec: CacheSpec,
+    targets: Sequence[Target] = (Target(),),
     *,
+    steps: Steps | None = None,
+    demands: Iterable[Demand] | None = None,
+    hints: Iterable[np.ndarray] | None = None,
+    reshape: Callable[[Demand], Demand] | None = None,
+    rewrite: Callable[[Events], Events] | None = None,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
-    timed: bool = True,
-    reshape: Callable[[Demand], Demand] | None = None,
-    respec: Callable[[CacheSpec], CacheSpec] | None = None,
-    rewrite: Callable[[Events], Events] | None = None,
+    keep: bool = False,
     log: range | None = None,
-) -> Replayed:
-    """Decide `plan` on `trace`; with `costs`, also time it unless `timed` is False.
+) -> list[Replayed]:
+    """Decide by `spec` on `trace`, once; count and time the decisions as each of `targets`.
 
     Args:
-        shape: sizes experts as this model's; None as the trace's own.
+        steps: the trace's, where they are at hand already.
+        demands, hints, reshape: as `iter_decisions` takes them.
+        rewrite: replaces each piece's decisions before they are counted and timed (for regret).
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
-        reshape: replaces each piece's demand (for bounds).
-        respec: replaces what the plan says of the cache (for regret).
-        rewrite: replaces each piece's decisions before they are counted and timed (for regret).
-        log: the steps, by running number, whose course the timeline is to log.
+        keep: keep times by visit, and their causes by step: memory for every machine.
+        log: the steps, by running number, whose course the timelines are to log.
     """
-    spec, sizes = spec_of(trace.manifest, plan, shape)
-    bytes_of = np.asarray(sizes or [0] * trace.layers, np.int64)
-    if respec is not None:
-        spec = respec(spec)
-    done = Replayed()
-    if costs is not None and timed:
-        done.timeline = Timeline(costs, timed_slots(spec), spec.experts, log)
-        context = context_of(trace)
-    phases, tokens, times = [], [], []
-    for demand, events in iter_decisions(trace, spec, reshape=reshape):
+    steps = steps or Steps.of(trace)
+    count = len(steps.phase)
+    kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
+    loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
+    timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
+    for demand, events in iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints):
         if rewrite is not None:
             events = rewrite(events)
-        np.add.at(done.tokens, demand.phase, demand.step_tokens)
-        tally(
-            events.code,
-            events.start,
-            (spec.layers, spec.experts),
-            demand.phase,
-            bytes_of,
-            bytes_of * 0 if costs is None else costs.least_link_ns,
-            done.kinds,
-            done.loaded,
-            done.copy_ns,
-        )
-        if done.timeline is not None:
-            first, last = demand.first_step, demand.first_step + demand.steps
-            times.append(done.timeline.run(demand, events, context[first:last]))
-        phases.append(demand.phase)
-        tokens.append(demand.step_tokens)
+        piece = slice(demand.first_step, demand.first_step + demand.steps)
+        counted, by_layer = kinds[piece], loads
+        for sizes, of_step in loaded.items():
+            bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
+            tally(events.code, events.start, demand.phase, spec.experts, bytes_of, counted, by_layer, of_step[piece])
+            counted, by_layer = np.zeros_like(counted), np.zeros_like(loads)  # the same whatever the sizes
+        for timing in timings:
+            if timing is not None:
+                timing.add(demand, events, steps.context[piece])
         if on_events is not None:
             on_events(demand, events)
         if progress is not None:
             progress(int(demand.step_tokens.sum()))
-    done.phase, done.step_tokens = np.concatenate(phases), np.concatenate(tokens)
-    if times:
-        done.visit_end = np.concatenate([piece.visit_end for piece in times])
-        done.spent = np.concatenate([piece.spent for piece in times])
-        done.step_ns = np.diff(done.visit_end[trace.layers - 1 :: trace.layers], prepend=0)
-    return done
-
-
-def spec_of(manifest: Manifest, plan: Plan, shape: ModelShape | None) -> tuple[CacheSpec, list[int]]:
-    """What `plan` means for the trace's model at the sizes of `shape`, and the bytes of an expert of each layer.
-
-    Without sizes the list is empty. Raises CapacityError where a capacity for all layers cannot be told.
-    """
-    sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
-    spec = cache_spec(manifest.experts_per_layer, sizes, plan)
-    absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
-    if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
-        raise CapacityError(
-            f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {spec.layers} MoE layers and "
-            f"{shape.name} has {len(shape.moe_layers)}: give a capacity per layer (4/layer, 250MiB/layer) or a share"
+    tokens = np.diff(steps.starts).astype(np.int32)
+    untimed = {"step_ns": NO_TIMES, "spent": NO_CAUSES, "visit_end": NO_TIMES, "timeline": None}
+    return [
+        Replayed(
+            phase=steps.phase,
+            step_tokens=tokens,
+            step_kinds=kinds,
+            step_bytes=loaded[target.sizes],
+            demand_loads=loads,
+            **(untimed if timing is None else timing.times()),
         )
-    return spec, sizes
+        for target, timing in zip(targets, timings, strict=True)
+    ]
+
+
+NO_TIMES, NO_CAUSES = np.zeros(0, np.int64), np.zeros((0, len(CAUSES)), np.int64)
+
+
+class Timing:
+    """One machine's timeline and what is kept of it."""
+
+    def __init__(self, costs: Costs, spec: CacheSpec, steps: int, keep: bool, log: range | None) -> None:
+        self._timeline = Timeline(costs, timed_slots(spec), spec.experts, log)
+        self._layers, self._keep = spec.layers, keep
+        self._step_end = np.zeros(steps, np.int64)
+        self._spent = np.zeros((steps, len(CAUSES)), np.int64) if keep else NO_CAUSES
+        self._visit_end = np.zeros(steps * spec.layers, np.int64) if keep else NO_TIMES
+
+    def add(self, demand: Demand, events: Events, context: np.ndarray) -> None:
+        """Time one piece."""
+        timed = self._timeline.run(demand, events, context)
+        first, last = demand.first_step, demand.first_step + demand.steps
+        self._step_end[first:last] = timed.visit_end[self._layers - 1 :: self._layers]
+        if self._keep:
+            self._spent[first:last] = timed.spent
+            self._visit_end[first * self._layers : last * self._layers] = timed.visit_end
+
+    def times(self) -> dict[str, Any]:
+        """The fields of `Replayed` that only a timed pass has."""
+        step_ns = np.diff(self._step_end, prepend=0)
+        return {"step_ns": step_ns, "spent": self._spent, "visit_end": self._visit_end, "timeline": self._timeline}
 
 
 def timed_slots(spec: CacheSpec) -> int:
@@ -129,17 +184,21 @@ def timed_slots(spec: CacheSpec) -> int:
     return sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
 
 
-def context_of(trace: Trace) -> np.ndarray:
-    """Context tokens that each step's attention reads, over its tokens: i64 [steps]."""
-    return np.add.reduceat(trace.position.astype(np.int64) + 1, step_starts(trace.step)[:-1])
-
-
 @njit(cache=True, nogil=True)
-def tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns):  # type: ignore[no-untyped-def]
-    """Add up events by phase and kind, bytes copied, and the time that demand copies keep the link busy."""
-    layers, experts = shape
+def tally(
+    code: np.ndarray,
+    start: np.ndarray,
+    phases: np.ndarray,
+    experts: int,
+    bytes_of: np.ndarray,
+    kinds: np.ndarray,
+    loads: np.ndarray,
+    loaded: np.ndarray,
+) -> None:
+    """Add up events by step and kind, demand loads by phase and layer, and bytes copied by step."""
+    layers = len(bytes_of)
     for visit in range(len(start) - 1):
-        phase, layer = phases[visit // layers], visit % layers
+        step, layer = visit // layers, visit % layers
         first, last = start[visit], start[visit + 1]
         while first < last:
             # Eight counters of eight bits in one register, emptied before any can overflow.
@@ -148,13 +207,13 @@ def tally(code, start, shape, phases, bytes_of, ns_of, kinds, loaded, copy_ns): 
             for e in range(first, stop):
                 counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) << np.uint64(3))
             for kind in range(KINDS):
-                kinds[phase, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
+                kinds[step, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
             demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
             demanded += np.int64((counters >> np.uint64(8 * BYPASS)) & np.uint64(255))
-            loaded[phase] += demanded * bytes_of[layer]
-            copy_ns[phase] += demanded * ns_of[layer]
+            loads[phases[step], layer] += demanded
+            loaded[step] += demanded * bytes_of[layer]
             if (counters >> np.uint64(8 * PREFETCH)) & np.uint64(255):
                 for e in range(first, stop):
                     if code[e] >> KIND_SHIFT == PREFETCH:
-                        loaded[phase] += bytes_of[(code[e] & KEY_MASK) // experts]
+                        loaded[step] += bytes_of[(code[e] & KEY_MASK) // experts]
             first = stop

@@ -6,8 +6,9 @@ import numpy as np
 
 from engine.decisions.evidence import artefacts_of
 from engine.hardware import HardwareProfile
+from engine.hardware.roofline import SECOND, ceil_ns
 from engine.plan.plan import Plan
-from engine.simulator.costs import SECOND, Costs
+from engine.simulator.costs import Costs
 from policies.learned.artefact import Card
 
 WEIGHT_BYTES = 8
@@ -38,7 +39,7 @@ def visit_ns(card: Card, machine: HardwareProfile) -> int:
     """Of a visit, whatever the number of its rows."""
     rate = (machine.cpu or machine.device).memory_bandwidth_bytes_per_s
     size = WEIGHT_BYTES * card.parameters // card.sources
-    return machine.overhead.per_prediction_ns + -(-size * SECOND // rate) + row_ps(card, machine) // 1000
+    return machine.overhead.per_prediction_ns + ceil_ns(size, rate) + row_ps(card, machine) // 1000
 
 
 def row_ps(card: Card, machine: HardwareProfile) -> int:

@@ -12,23 +12,23 @@ is there to win time, and clairvoyant decisions save copies, not always time.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from engine.hardware import HardwareProfile
 from engine.hardware.profile import Overhead
-from engine.plan.plan import CachePlan, EvictionPlan, Plan, PrefetchPlan
-from engine.replay.passes import DECODE, Replayed, run
+from engine.plan.plan import Plan
+from engine.replay.bounds import clairvoyant, without_prefetching
+from engine.replay.passes import Replayed, Target, run
 from engine.replay.result import Regret
-from engine.shapes import ModelShape
-from engine.simulator.costs import Costs, model_costs
+from engine.replay.setting import Setting, costs_without_predictors
+from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES
 from policies.cache import CacheSpec
 from policies.events import BYPASS, KIND_SHIFT, LOAD, PREFETCH, Events
-from tracekit import Trace
 from tracekit.demand import Demand
+from tracekit.trace import DECODE, Trace
 
 LATE = CAUSES.index("late_prefetch")
 
@@ -39,17 +39,15 @@ def regret_passes(plan: Plan) -> int:
 
 
 def find_regret(
-    trace: Trace,
-    plan: Plan,
-    costs: Costs,
-    machine: HardwareProfile,
-    shape: ModelShape | None,
-    done: Replayed,
-    progress: Callable[[int], object] | None = None,
+    trace: Trace, setting: Setting, done: Replayed, progress: Callable[[int], object] | None = None
 ) -> Regret:
-    """The regret of `plan`, whose finished and timed pass is `done`, over its decode steps (all steps if none is)."""
+    """The regret of the setting's plan on its machine, over its decode steps (all steps if none is).
+
+    `done` is the plan's own pass, timed and kept.
+    """
+    plan, spec, costs, machine = setting.plan, setting.spec, setting.costs, setting.machine
+    assert costs is not None and machine is not None
     chosen = done.phase == DECODE if (done.phase == DECODE).any() else np.ones(len(done.phase), bool)
-    replayed = partial(run, trace, shape=shape, progress=progress)
 
     def scaled(nanoseconds: int) -> int:
         return round(nanoseconds * costs.scale)
@@ -57,24 +55,24 @@ def find_regret(
     def total(finished: Replayed) -> int:
         return scaled(int(finished.step_ns[chosen].sum()))
 
-    none = PrefetchPlan(staging=plan.prefetch.staging)
-    unlimited = msgspec.structs.replace(plan, cache=CachePlan(capacity="100%"), eviction=EvictionPlan(), prefetch=none)
-    clairvoyant = msgspec.structs.replace(plan, eviction=EvictionPlan(policy="belady-bypass"), prefetch=none)
+    def replayed(by: CacheSpec, on: Costs, **how: Any) -> Replayed:
+        (finished,) = run(trace, by, [Target(costs=on)], progress=progress, **how)
+        return finished
+
     idle = msgspec.structs.replace(machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0))
-    weights = plan.weights
-    effortless = model_costs(trace.manifest, idle, shape, weights.experts, weights.attention, plan.compute.cpu_experts)
+    effortless = costs_without_predictors(setting.manifest, plan, idle, setting.shape)
+    unlimited = of_any_size(spec, sum(setting.manifest.experts_per_layer))
     steps = [
-        total(replayed(unlimited, effortless, respec=all_resident)),
-        total(replayed(unlimited, costs, respec=all_resident)),
+        total(replayed(all_resident(unlimited), effortless)),
+        total(replayed(all_resident(unlimited), costs)),
         total(replayed(unlimited, costs)),
-        total(replayed(clairvoyant, costs)),
+        total(replayed(clairvoyant(spec), costs)),
     ]
     late = polluted = 0
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
-        plain = msgspec.structs.replace(plan, prefetch=none)
-        steps.append(total(replayed(plain, costs, on_events=before.add)))
-        steps.append(total(replayed(plan, costs, rewrite=without_prefetches, on_events=after.add)))
+        steps.append(total(replayed(without_prefetching(spec), costs, on_events=before.add)))
+        steps.append(total(replayed(spec, costs, rewrite=without_prefetches, on_events=after.add)))
         polluted = scaled(int(costs.copy_ns[after.layers_beyond(before)].sum()))
         late = scaled(int(done.spent[chosen, LATE].sum()))
     else:
@@ -93,6 +91,12 @@ def find_regret(
         bandwidth_ns=copies - late,
         steps=int(chosen.sum()),
     )
+
+
+def of_any_size(spec: CacheSpec, experts: int) -> CacheSpec:
+    """The cache with a slot for each of the model's experts, empty at the start, nothing prefetched."""
+    best = replace(clairvoyant(spec), eviction="lru")
+    return replace(best, capacity=(experts,), size=np.ones_like(spec.size))
 
 
 def all_resident(spec: CacheSpec) -> CacheSpec:

@@ -124,17 +124,12 @@ class CpuLane:
             return out
 
     def _device_ns(self, layer: int, tokens: int) -> int:
-        weights, layout = self._params[layer], self.store.layouts[layer]
-        read, expanding = layout.bytes, 0
-        if isinstance(layout, QuantisedLayout):  # as the simulator has it: expanded to 16 bits, then read
-            read = 2 * weights
-            expanding = self.hardware.expand_ns(layout.format.bits, weights, layout.bytes + read)
-        return self.hardware.compute_ns(2 * weights * tokens, read) + expanding + self.hardware.overhead.per_expert_ns
+        layout = self.store.layouts[layer]
+        bits = layout.format.bits if isinstance(layout, QuantisedLayout) else None
+        return self.hardware.expert(layout.bytes, self._params[layer], bits).ns(tokens)
 
     def _cpu_ns(self, layer: int, tokens: int) -> int:
-        arithmetic = 2 * self._params[layer] * tokens * 10**9 // self.cpu.compute_flops_per_s
-        fixed = self.cpu.per_expert_ns + self.cpu.transfer_ns
-        return max(self.cpu.read_ns(self.store.layouts[layer].bytes), arithmetic) + fixed
+        return self.cpu.expert(self.store.layouts[layer].bytes, self._params[layer]).ns(tokens)
 
 
 def check_lane(hardware: HardwareProfile | None) -> HardwareProfile:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
-from engine.decisions.run import cache_spec
+from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes
@@ -83,7 +82,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
                 f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
-        return msgspec.structs.replace(plan, cache=CachePlan(capacity=capacity))
+        return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
     if need.device(slots) > room:
         largest = need.largest(room)

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 import torch
 from torch import nn
 
-from engine.decisions.run import cache_spec as spec_of
+from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat

@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 
 def _show(summary: "Summary", output: Path) -> None:
     for found in summary.settings:
-        typer.echo(f"{found.setting}: {found.statement}")
+        typer.echo(f"{found.conditions}: {found.statement}")
         for compared in found.comparisons:
             typer.echo(f"  {compared.verdict}")
         for line in found.ranking:

@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 
 from engine.curves.curve import CurvePoint, curve
-from engine.plan.plan import Plan, plan_from_dict
+from engine.plan.plan import Plan, WeightsPlan, plan_from_dict
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
+from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
-from experiments.validation.validate import Validation, validate
+from experiments.validation.validate import validate
 from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import TracekitError
@@ -153,7 +154,7 @@ def validate_plan(plan: Plan, prompts_file: Path, say: Callable[[str], object]) 
     from tracekit.recorder.prompts import read_prompts
 
     prompts = read_prompts(prompts_file)
-    own = msgspec.structs.replace(plan, weights=type(plan.weights)())
+    own = plan.replace(weights=WeightsPlan())
     return validate(
         CHECKPOINTS / NAMES[0],
         own,

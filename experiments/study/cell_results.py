@@ -2,62 +2,57 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
-from engine.hardware import load_hardware
-from engine.replay.advice import advice, fit_warnings
+from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.bounds import bounds_of, clairvoyant
 from engine.replay.estimates import device_bytes, find_estimates
-from engine.replay.passes import DECODE, Replayed, spec_of
-from engine.replay.predictor_costs import with_predictors
-from engine.replay.replay import counts_of, time_of
-from engine.replay.result import Counts
-from engine.shapes import ModelShape
-from engine.simulator.costs import Costs, model_costs
-from engine.simulator.timeline import STALLS
+from engine.replay.passes import Replayed, run
+from engine.replay.setting import Setting
+from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
-from experiments.study.passes import Target, time_all
-from experiments.study.workshop import Bench, Workshop
+from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
-from policies.events import HIT
 from tracekit.errors import TraceError, TracekitError
+from tracekit.trace import DECODE, PREFILL
 
 Row = dict[str, Any]
 
 
-def measure(workshop: Workshop, cells: Sequence[Cell], on_piece: Callable[[], object] | None = None) -> list[Row]:
+def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[], object] | None = None) -> list[Row]:
     """A row for each cell of a group, in order (`experiments.study.schema`). What cannot be replayed has an `error`."""
-    bench = workshop.bench(cells[0].routing)
+    routing = shared.of(cells[0].routing)
     rows: dict[str, Row] = {cell.key: described(cell) for cell in cells}
-    together: dict[bytes, list[tuple[Cell, CacheSpec, Target]]] = {}
+    together: dict[bytes, list[tuple[Cell, Setting]]] = {}
     for cell in cells:
         try:
-            if bench.trace.tokens == 0:
-                raise TraceError(f"{bench.trace.path} holds no tokens: nothing to replay")
-            spec, target = prepared(bench, cell)
+            if routing.trace.tokens == 0:
+                raise TraceError(f"{routing.trace.path} holds no tokens: nothing to replay")
+            setting = setting_of(routing, cell)
         except TracekitError as error:
             rows[cell.key]["error"] = str(error)
         else:
-            together.setdefault(_meaning(spec), []).append((cell, spec, target))
+            together.setdefault(_meaning(setting.spec), []).append((cell, setting))
     for found in together.values():
-        spec = found[0][1]
+        spec = found[0][1].spec
         try:
-            if scope := stack_scope(found, spec):
-                for cell, _, target in found:
-                    rows[cell.key] |= stacked(bench, cell, spec, target, scope)
+            if scope := stack_scope([setting for _, setting in found]):
+                for cell, setting in found:
+                    rows[cell.key] |= stacked(routing, cell, setting, scope)
                 continue
-            targets, hints = [target for *_, target in found], bench.hints(spec)
-            done = time_all(bench.trace, spec, targets, bench.course, bench.demands, on_piece, hints)
-            for (cell, _, target), (replayed, loaded) in zip(found, done, strict=True):
-                rows[cell.key] |= timed(bench, cell, spec, target, replayed, loaded)
+            targets = [setting.target for _, setting in found]
+            steps, hints = routing.requests.steps, routing.hints(spec)
+            report = None if on_piece is None else lambda tokens: on_piece()
+            done = run(routing.trace, spec, targets, steps=steps, demands=routing.demands, hints=hints, progress=report)
+            for (cell, setting), replayed in zip(found, done, strict=True):
+                rows[cell.key] |= replayed_row(routing, cell, setting, replayed)
         except TracekitError as error:
-            for cell, *_ in found:
+            for cell, _ in found:
                 rows[cell.key] = described(cell) | {"error": str(error)}
     return [rows[cell.key] for cell in cells]
 
@@ -83,20 +78,10 @@ def described(cell: Cell) -> Row:
     }
 
 
-def prepared(bench: Bench, cell: Cell) -> tuple[CacheSpec, Target]:
-    """What the cell's plan decides by, and what it is counted and timed as. PlanError where it would be no evidence."""
-    check_evidence(bench.trace, cell.plan)
-    spec, sizes = spec_of(bench.trace.manifest, cell.plan, cell.shape)
-    return spec, Target(tuple(sizes), costs_of(bench, cell))
-
-
-def costs_of(bench: Bench, cell: Cell) -> Costs | None:
-    """The cell's machine at work."""
-    if cell.machine is None:
-        return None
-    weights, lane = cell.plan.weights, cell.plan.compute.cpu_experts
-    costs = model_costs(bench.trace.manifest, cell.machine, cell.shape, weights.experts, weights.attention, lane)
-    return with_predictors(costs, cell.plan, cell.machine)
+def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
+    """The cell's plan on its machine. PlanError where it would be no evidence."""
+    check_evidence(routing.trace, cell.plan)
+    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape)
 
 
 def _meaning(spec: CacheSpec) -> bytes:
@@ -104,30 +89,29 @@ def _meaning(spec: CacheSpec) -> bytes:
     return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
 
 
-def timed(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, done: Replayed, loaded: np.ndarray) -> Row:
+def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed) -> Row:
     """The results of a cell's pass."""
-    trace, plan, machine, costs = bench.trace, cell.plan, cell.machine, target.costs
-    sized = bool(target.sizes)
-    total, decode = (counts_of(done, phases, sized=sized) for phases in ([0, 1], [DECODE]))
-    time = None if machine is None or costs is None else time_of(done, costs, machine, cell.shape)
-    warnings = advice(trace, plan, done, list(target.sizes), costs, time, independent=bench.independent)
-    course = bench.course
-    row = _counted(total, decode) | {
-        "hits_cache": total.hits_by.cache,
-        "hits_pinned": total.hits_by.pinned,
-        "hits_prefetch": total.hits_by.prefetch,
+    requests, sized = routing.requests, bool(setting.sizes)
+    total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
+    time = time_of(setting, done)
+    warnings = advice(routing.trace, setting, DecodeWork.of(done), time, independent=routing.independent)
+    row: Row = {name: getattr(total, name) for name in COUNTED}
+    row |= {f"decode_{name}": getattr(decode, name) for name in DECODE_COUNTED}
+    row |= {f"hits_{name}": getattr(total.hits_by, name) for name in ("cache", "pinned", "prefetch")}
+    row |= {
         "loads": total.loads,
         "bypasses": total.bypasses,
         "prefetches": total.prefetches,
         "bytes_loaded": total.bytes_loaded,
         "decode_bytes_loaded": decode.bytes_loaded,
-        "request": course.requests.tolist(),
-        "request_tokens": course.tokens.tolist(),
-        "request_bytes": course.shared(loaded).tolist() if sized else None,
+        "request": requests.requests.tolist(),
+        "request_tokens": requests.tokens.tolist(),
+        "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
+        "device_bytes": device_bytes(setting) if sized else None,
     }
-    if time is not None and costs is not None and machine is not None:
-        estimates = find_estimates(trace, plan, costs, machine, cell.shape, done)
-        warnings += fit_warnings(trace, plan, machine, cell.shape, costs)
+    if time is not None:
+        estimates = find_estimates(setting, done)
+        warnings += fit_warnings(setting)
         row |= {
             "time_scale": time.scale,
             "tokens_per_second": time.tokens_per_second,
@@ -138,71 +122,41 @@ def timed(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, done: Repla
             **{f"stall_{cause}_s": seconds for cause, seconds in time.stall_s.items()},
             "link_utilisation": time.link_utilisation,
             **{f"prefetch_{fate}": count for fate, count in time.prefetches.items()},
-            "device_bytes": estimates.device_bytes,
             "host_bytes": estimates.host_bytes,
             "joules_per_token": estimates.joules_per_token,
             "cost_per_million_tokens": estimates.cost_per_million_tokens,
-            "request_ns": course.shared(done.step_ns, costs.scale).tolist(),
-            "request_p99_ns": course.percentile(done.step_ns, 0.99, costs.scale).tolist(),
+            "request_ns": requests.of_each(done.step_ns, setting.scale).tolist(),
+            "request_p99_ns": requests.percentile(done.step_ns, 0.99, setting.scale).tolist(),
         }
         if time.tpot_ms is not None:
             row |= {f"tpot_{name}_ms": getattr(time.tpot_ms, name) for name in ("p50", "p95", "p99")}
-    else:
-        row["device_bytes"] = bare_device_bytes(bench, cell)
-    if bench.bounded(cell.bounds):
-        row |= bound(bench, spec, costs, done)
-    return row | {"warnings": warnings}
+    return row | bound(routing, cell, setting, done) | {"warnings": warnings}
 
 
-def _counted(total: Counts, decode: Counts) -> Row:
+COUNTED = ("tokens", "lookups", "hits", "misses", "hit_ratio")
+DECODE_COUNTED = ("tokens", "lookups", "hits", "hit_ratio")
+
+
+def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed | None) -> Row:
+    """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
+    if not routing.bounded(cell.bounds):
+        return {}
+    known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
+    if done is None or done.timeline is None or not done.tokens[DECODE]:
+        return {"bound_hit_ratio": known.hit_ratio}
+    found = bounds_of(known.hit_ratio, known.decode_loads, setting.costs, done)
     return {
-        "tokens": total.tokens,
-        "decode_tokens": decode.tokens,
-        "lookups": total.lookups,
-        "hits": total.hits,
-        "misses": total.misses,
-        "hit_ratio": total.hit_ratio,
-        "decode_lookups": decode.lookups,
-        "decode_hits": decode.hits,
-        "decode_hit_ratio": decode.hit_ratio,
+        "bound_hit_ratio": found.hit_ratio,
+        "link_bound_tokens_per_second": found.link_tokens_per_second,
+        "compute_bound_tokens_per_second": found.compute_tokens_per_second,
+        "bound_tokens_per_second": found.best_tokens_per_second,
     }
 
 
-def bound(bench: Bench, spec: CacheSpec, costs: Costs | None, done: Replayed) -> Row:
-    """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
-    clairvoyant = replace(
-        spec,
-        eviction="belady-bypass",
-        eviction_parameters=None,
-        prefetch="none",
-        prefetch_parameters=None,
-        distance=1,
-        count=2,
-        into_cache=False,
-        pinned=(),
-    )
-    known = bench.best(clairvoyant, timed=costs is not None)
-    row: Row = {"bound_hit_ratio": known.hit_ratio}
-    tokens = int(done.tokens[DECODE])
-    if costs is not None and done.timeline is not None and tokens:
-        assert known.decode_loads is not None
-        copies = float(known.decode_loads @ costs.least_link_ns) * costs.scale
-        work = float(done.timeline.spent[DECODE, :STALLS].sum()) * costs.scale
-        link = tokens / (copies / 1e9) if copies else None
-        compute = tokens / (work / 1e9) if work else None
-        best = [speed for speed in (link, compute) if speed is not None]
-        row |= {
-            "link_bound_tokens_per_second": link,
-            "compute_bound_tokens_per_second": compute,
-            "bound_tokens_per_second": min(best) if best else None,
-        }
-    return row
-
-
-def stack_scope(found: Sequence[tuple[Cell, CacheSpec, Target]], spec: CacheSpec) -> Scope | None:
+def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     """The scope of the stack pass that answers for these cells, if one does: only counts are asked."""
-    plan = found[0][0].plan
-    only_counts = all(target.costs is None for *_, target in found)
+    plan, spec = settings[0].plan, settings[0].spec
+    only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None
@@ -211,49 +165,30 @@ def stack_scope(found: Sequence[tuple[Cell, CacheSpec, Target]], spec: CacheSpec
     return "layer" if plan.capacity.per_layer else "global"
 
 
-def stacked(bench: Bench, cell: Cell, spec: CacheSpec, target: Target, scope: Scope) -> Row:
+def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) -> Row:
     """The counts of a cell from the pass that finds all sizes at once."""
-    found = bench.curve(cell.plan.eviction.policy, scope)
-    slots = min(spec.capacity[0], found.hits.shape[1] - 1)
-    hits, lookups = found.hits[:, slots], found.lookups
-    sizes = set(target.sizes)
-    size = sizes.pop() if len(sizes) == 1 else None
-    total, decode = (int(hits.sum()), int(lookups.sum())), (int(hits[DECODE]), int(lookups[DECODE]))
+    found = routing.curve(setting.plan.eviction.policy, scope)
+    hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
+    size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
     row: Row = {
-        "tokens": bench.trace.tokens,
-        "decode_tokens": len(bench.course.step),
-        "lookups": total[1],
-        "hits": total[0],
-        "misses": total[1] - total[0],
-        "hit_ratio": total[0] / total[1] if total[1] else 0.0,
-        "decode_lookups": decode[1],
-        "decode_hits": decode[0],
-        "decode_hit_ratio": decode[0] / decode[1] if decode[1] else 0.0,
-        "hits_cache": total[0],
+        "tokens": routing.trace.tokens,
+        "decode_tokens": len(routing.requests.step),
+        "hits_cache": int(hits.sum()),
         "hits_pinned": 0,
         "hits_prefetch": 0,
         "prefetches": 0,
-        "bytes_loaded": None if size is None else (total[1] - total[0]) * size,
-        "decode_bytes_loaded": None if size is None else (decode[1] - decode[0]) * size,
-        "device_bytes": bare_device_bytes(bench, cell),
+        "misses": int((found.lookups - hits).sum()),
+        "device_bytes": device_bytes(setting) if setting.sizes else None,
     }
-    phases = Replayed(phase=bench.course.phase)
-    phases.kinds[:, HIT] = found.lookups  # of advice, only how many lookups there are
-    phases.tokens[DECODE] = len(bench.course.step)
-    row["warnings"] = advice(
-        bench.trace, cell.plan, phases, list(target.sizes), None, None, independent=bench.independent
-    )
-    if bench.bounded(cell.bounds):
-        row |= bound(bench, spec, None, Replayed())
-    return row
-
-
-def bare_device_bytes(bench: Bench, cell: Cell) -> int | None:
-    """Device memory of a plan where no machine is given: sizes do not depend on which it is."""
-    shape: ModelShape | None = cell.shape
-    try:
-        costs = costs_of(bench, replace(cell, machine=load_hardware("h100")))
-    except TracekitError:  # sizes are unknown
-        return None
-    assert costs is not None
-    return device_bytes(bench.trace, cell.plan, costs, shape)
+    for prefix, phases in (("", [PREFILL, DECODE]), ("decode_", [DECODE])):
+        hit, lookups = int(hits[phases].sum()), int(found.lookups[phases].sum())
+        row |= {
+            f"{prefix}lookups": lookups,
+            f"{prefix}hits": hit,
+            f"{prefix}hit_ratio": hit / lookups if lookups else 0.0,
+            f"{prefix}bytes_loaded": None if size is None else (lookups - hit) * size,
+        }
+    steps = int((routing.requests.steps.phase == DECODE).sum())
+    decode = DecodeWork(steps, row["decode_tokens"], row["decode_lookups"])
+    warnings = advice(routing.trace, setting, decode, independent=routing.independent)
+    return row | bound(routing, cell, setting, None) | {"warnings": warnings}

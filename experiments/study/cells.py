@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from policies.learned.artefact import CARD
 from tracekit import Trace
 from tracekit.errors import PlanError
 from tracekit.prefix import PrefixTrace
+from tracekit.version import own_version
 
 RESULTS = 1
 """Version of what a cell's row means."""
@@ -83,7 +83,7 @@ def cell_key(
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
     for table, name in (("eviction", "policy"), ("prefetch", "predictor")):
-        tables[table][name] = tables[table][name].rpartition("/")[2]
+        tables[table][name] = str(tables[table][name]).rpartition("/")[2]
     meaning: dict[str, Any] = {
         "results": RESULTS,
         "version": own_version(),
@@ -98,14 +98,6 @@ def cell_key(
         "bounds": bounds,
     }
     return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
-
-
-def own_version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return version("moe-tracekit")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 @cache

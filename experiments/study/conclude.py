@@ -7,11 +7,11 @@ import polars as pl
 
 from experiments.statistics.comparison import Comparison, Quantity, compare, judge
 from experiments.statistics.ranking import in_words, rank_plans
+from experiments.study.conditions import Conditions
 from experiments.study.contestants import Contest, Contestant
 from experiments.study.grid import Objective, Study
 from experiments.study.notes import left_out, no_winner, notes, plans
 from experiments.study.search import told, words
-from experiments.study.setting import Setting
 from experiments.study.study_json import SettingSummary
 
 RUNNERS_UP = 5
@@ -29,12 +29,12 @@ def conclude(study: Study, rows: pl.DataFrame, searched: pl.DataFrame) -> list[S
     """
     found = []
     for (_, shape, batch), part in rows.group_by("hardware_digest", "model_shape", "batch", maintain_order=True):
-        setting = Setting(part["hardware"][0], shape, batch)
+        setting = Conditions(part["hardware"][0], shape, batch)
         found.append(_summary(study, setting, part, setting.rows_of(searched)))
     return found
 
 
-def _summary(study: Study, setting: Setting, rows: pl.DataFrame, searched: pl.DataFrame) -> SettingSummary:
+def _summary(study: Study, setting: Conditions, rows: pl.DataFrame, searched: pl.DataFrame) -> SettingSummary:
     contest, rounds = Contest.of(study, rows), told(searched)
     real, fitting, room = contest.real, contest.fitting, contest.room
     said = left_out([one.device_bytes for one in real if one not in fitting], room)

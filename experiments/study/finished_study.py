@@ -13,10 +13,10 @@ import tomli_w
 
 from engine.plan.plan import Plan
 from experiments.study import study_folder as files
+from experiments.study.conditions import Conditions
 from experiments.study.contestants import plan_of
 from experiments.study.grid import Study, load_study, study_from_dict
 from experiments.study.run_study import run_study
-from experiments.study.setting import Setting
 from experiments.study.study_folder import read_study
 from experiments.study.workers import Say, Threads, Workers
 
@@ -42,7 +42,7 @@ class FinishedStudy:
         """The winners against other plans: a row for each, its setting and an `experiments.statistics` comparison."""
         return pl.DataFrame(
             [
-                found.setting._asdict() | msgspec.to_builtins(compared)
+                found.conditions._asdict() | msgspec.to_builtins(compared)
                 for found in self.summary.settings
                 for compared in found.comparisons
             ],
@@ -50,9 +50,9 @@ class FinishedStudy:
         )
 
     @cached_property
-    def winners(self) -> dict[Setting, Plan]:
+    def winners(self) -> dict[Conditions, Plan]:
         """The best plan of each setting that has one."""
-        return {found.setting: plan_of(found.plan_toml) for found in self.summary.settings if found.plan_toml}
+        return {found.conditions: plan_of(found.plan_toml) for found in self.summary.settings if found.plan_toml}
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Draw the study as one HTML file; returns its path. Raises TracekitError, too where it lacks altair."""
@@ -68,7 +68,7 @@ class FinishedStudy:
         for found in self.summary.settings:
             said = [*(compared.verdict for compared in found.comparisons), *found.notes]
             items = "".join(f"<li>{escape(line)}</li>" for line in said)
-            parts.append(f"<h4>{escape(str(found.setting))}</h4><p>{escape(found.statement)}</p><ul>{items}</ul>")
+            parts.append(f"<h4>{escape(str(found.conditions))}</h4><p>{escape(found.statement)}</p><ul>{items}</ul>")
         limits = "".join(f"<li>{escape(warning)}</li>" for warning in self.summary.warnings)
         return "".join(parts) + (f"<h4>Limits</h4><ul>{limits}</ul>" if limits else "")
 

@@ -13,19 +13,20 @@ from engine.replay.passes import run
 from engine.replay.regret import find_regret
 from engine.replay.result import Regret
 from experiments.study import study_folder as files
-from experiments.study.cell_results import costs_of, described, measure
-from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
+from experiments.study.cell_results import described, measure, setting_of
+from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
 from experiments.study.conclude import conclude
 from experiments.study.contestants import fitting_rows
 from experiments.study.grid import Study
 from experiments.study.schema import CURVES, REGRET, SCHEMA
 from experiments.study.search import search
+from experiments.study.shared import SharedRoutings
 from experiments.study.study_folder import StudyFolder
 from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
 from experiments.study.winner_timelines import expert_rows, timeline_rows
 from experiments.study.workers import OnPiece, Say, Workers
-from experiments.study.workshop import Workshop
 from tracekit.errors import TracekitError
+from tracekit.version import own_version
 
 CURVE_POINTS = 64
 
@@ -109,19 +110,19 @@ def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
 
 
 def curve_rows(
-    workshop: Workshop, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
+    shared: SharedRoutings, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
 ) -> pl.DataFrame:
     """The curves of one routing (`CURVES`)."""
     routing, scope, asked = task
-    bench = workshop.bench(routing)
+    known = shared.of(routing)
     found = [pl.DataFrame(schema=CURVES)]
-    if bench.bounded(asked) and bench.trace.tokens:
-        per_layer = bench.trace.manifest.experts_per_layer
+    if known.bounded(asked) and known.trace.tokens:
+        per_layer = known.trace.manifest.experts_per_layer
         most = max(per_layer) if scope == "layer" else sum(per_layer)
         slots = np.unique(np.linspace(0, most, min(CURVE_POINTS, most) + 1).round().astype(np.int64))
         held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
         for policy in STACK_CURVES:
-            curve = bench.curve(policy, scope)
+            curve = known.curve(policy, scope)
             hits, lookups = curve.hits[:, slots], curve.lookups
             columns = {
                 "trace": routing.path,
@@ -160,10 +161,10 @@ def _regrets(
     return order.join(place.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
 
 
-def cell_regret(workshop: Workshop, cell: Cell, on_piece: OnPiece | None = None) -> Regret | None:
+def cell_regret(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = None) -> Regret | None:
     """One cell's regret; None where it cannot be told, or the trace is too long for it."""
-    bench = workshop.bench(cell.routing)
-    if not bench.bounded(cell.bounds) or cell.machine is None:
+    known = shared.of(cell.routing)
+    if not known.bounded(cell.bounds) or cell.machine is None:
         return None
 
     def progress(tokens: int) -> None:
@@ -171,10 +172,9 @@ def cell_regret(workshop: Workshop, cell: Cell, on_piece: OnPiece | None = None)
             on_piece()
 
     try:
-        costs = costs_of(bench, cell)
-        assert costs is not None
-        done = run(bench.trace, cell.plan, costs, cell.shape, progress=progress)
-        return find_regret(bench.trace, cell.plan, costs, cell.machine, cell.shape, done, progress)
+        setting = setting_of(known, cell)
+        (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
+        return find_regret(known.trace, setting, done, progress)
     except TracekitError:
         return None
 
@@ -212,4 +212,4 @@ def summarise(
 
 def winning_plan(won: SettingSummary) -> str:
     """winner.plan.toml: the plan, and what it won."""
-    return f"# {won.statement}\n# {won.setting}\n{won.plan_toml}"
+    return f"# {won.statement}\n# {won.conditions}\n{won.plan_toml}"

@@ -68,7 +68,7 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
 def _setting(
     found: SettingSummary, sound: pl.DataFrame, tables: dict[str, pl.DataFrame], statistics: Statistics
 ) -> Drawn:
-    rows = found.setting.rows_of(sound)
+    rows = found.conditions.rows_of(sound)
     plans = rows.partition_by("plan_toml", maintain_order=True)
     traces = max((len(part) for part in plans), default=0)
     whole = [part for part in plans if len(part) == traces]
@@ -82,7 +82,7 @@ def _setting(
         whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, statistics)
     formats = rows["weights"].n_unique() > 1  # else each name would end alike
-    title = str(found.setting)
+    title = str(found.conditions)
     return Drawn(
         title=title if found.hardware else title[:1].upper() + title[1:],
         statement=found.statement[:1].upper() + found.statement[1:] + ".",
@@ -97,7 +97,7 @@ def _setting(
         ),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
         search=tuple(_round(one) for one in found.search),
-        timeline=_timeline(found.setting.rows_of(tables[files.TIMELINE])),
+        timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
     )
 
@@ -135,7 +135,7 @@ def _again(found: SettingSummary, rows: pl.DataFrame) -> dict[str, str]:
         return {}
     own = rows.filter(pl.col("plan_toml") == found.plan_toml)
     trace = own["trace"][0] if len(own) else rows["trace"][0]
-    replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{found.setting.options}"
+    replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{found.conditions.options}"
     where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
     one = f"{where}\n{replayed}"
     return {
@@ -216,5 +216,5 @@ def _commands(folder: Path, summary: Summary) -> tuple[str, ...]:
     if winner is not None:
         trace = next(iter(summary.provenance.traces))
         plan = quote(str(folder / files.WINNER))
-        commands.append(f"tracekit replay {quote(trace)} --plan {plan}{winner.setting.options}")
+        commands.append(f"tracekit replay {quote(trace)} --plan {plan}{winner.conditions.options}")
     return tuple(commands)

@@ -6,8 +6,8 @@ import msgspec
 
 from engine.hardware import HardwareProfile
 from experiments.statistics.comparison import Comparison
+from experiments.study.conditions import Conditions
 from experiments.study.grid import Objective, Search, Statistics
-from experiments.study.setting import Setting
 
 
 class End(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Who won in one setting (`Setting`), and by how much; None where nobody did.
+    """Who won in one setting (`Conditions`), and by how much; None where nobody did.
 
     `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`.
     """
@@ -56,9 +56,9 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     search: list[Round]
 
     @property
-    def setting(self) -> Setting:
+    def conditions(self) -> Conditions:
         """Machine, model shape and batch size."""
-        return Setting(self.hardware, self.model_shape, self.batch)
+        return Conditions(self.hardware, self.model_shape, self.batch)
 
 
 class Failure(msgspec.Struct, frozen=True):

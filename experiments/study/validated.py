@@ -6,8 +6,8 @@ import msgspec
 
 from experiments import report
 from experiments.study.study_folder import VALIDATION
+from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
-from experiments.validation.validate import Validation
 from tracekit.errors import StudyError
 
 

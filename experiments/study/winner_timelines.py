@@ -6,17 +6,17 @@ import numpy as np
 import polars as pl
 
 from engine.replay.bars import bars
-from engine.replay.passes import DECODE, run
+from engine.replay.passes import run
 from engine.simulator import log
-from experiments.study.cell_results import costs_of
+from experiments.study.cell_results import setting_of
 from experiments.study.cells import Cell
+from experiments.study.conditions import Conditions
 from experiments.study.schema import EXPERTS, TIMELINE
-from experiments.study.setting import Setting
+from experiments.study.shared import SharedRouting, SharedRoutings
 from experiments.study.study_json import SettingSummary
-from experiments.study.workshop import Bench, Workshop
-from tracekit import Trace
 from tracekit.demand import iter_demand, step_starts
 from tracekit.prefix import PrefixTrace
+from tracekit.trace import DECODE, Trace
 
 WARM = 200
 """The token that is drawn has at most so many decode steps before it: a cache is as full as it gets by then."""
@@ -47,33 +47,33 @@ def expert_rows(paths: Iterable[str]) -> pl.DataFrame:
 
 def timeline_rows(cells: Sequence[Cell], settings: Sequence[SettingSummary]) -> pl.DataFrame:
     """One token under each winner that has a machine, on the first trace (`TIMELINE`)."""
-    shop = Workshop()
+    shared = SharedRoutings()
     found = [pl.DataFrame(schema=TIMELINE)]
     for summary in settings:
         cell = next((cell for cell in cells if cell.machine is not None and _won(cell, summary)), None)
-        if cell is not None and len(logged := drawn_step(cell, bench := shop.bench(cell.routing))):
-            about = summary.setting._asdict() | {"plan": summary.winner, "trace": cell.routing.path}
+        if cell is not None and len(logged := drawn_step(cell, known := shared.of(cell.routing))):
+            about = summary.conditions._asdict() | {"plan": summary.winner, "trace": cell.routing.path}
             columns = {name: pl.lit(value, TIMELINE[name]) for name, value in about.items()}
-            found.append(drawn_rows(logged, bench.trace).with_columns(**columns).select(list(TIMELINE)))
+            found.append(drawn_rows(logged, known.trace).with_columns(**columns).select(list(TIMELINE)))
     return pl.concat(found).rechunk()
 
 
 def _won(cell: Cell, summary: SettingSummary) -> bool:
     machine, shape = (None if one is None else one.name for one in (cell.machine, cell.shape))
-    own = Setting(machine, shape, cell.routing.batch) == summary.setting
+    own = Conditions(machine, shape, cell.routing.batch) == summary.conditions
     return own and cell.plan.to_toml() == summary.plan_toml
 
 
-def drawn_step(cell: Cell, bench: Bench) -> np.ndarray:
+def drawn_step(cell: Cell, routing: SharedRouting) -> np.ndarray:
     """The log of one decode step of the cell (engine.simulator.log), i64 [rows, COLUMNS]; no rows if there is none."""
-    trace = bench.trace
+    trace = routing.trace
     phase = trace.phase[step_starts(trace.step)[:-1]]
     decode = np.flatnonzero(phase == DECODE)
-    costs = costs_of(bench, cell)
-    if costs is None or len(decode) == 0:
+    if len(decode) == 0:
         return np.zeros((0, log.COLUMNS), np.int64)
     step = int(decode[min(len(decode) // 2, WARM)])
-    done = run(PrefixTrace(trace, step + 1), cell.plan, costs, cell.shape, log=range(step, step + 1))
+    setting = setting_of(routing, cell)
+    (done,) = run(PrefixTrace(trace, step + 1), setting.spec, [setting.target], log=range(step, step + 1))
     assert done.timeline is not None
     return done.timeline.log
 

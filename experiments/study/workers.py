@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
-from experiments.study.workshop import Workshop
+from experiments.study.shared import SharedRoutings
 
 Say = Callable[[float], object]
 """Told how many cells have just been finished."""
@@ -14,8 +14,8 @@ OnPiece = Callable[[], object]
 """What is called after each piece of work."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-Work = Callable[[Workshop, Item, OnPiece | None], Made]
-"""Called with a workshop, an item, and what to call after each piece of work."""
+Work = Callable[[SharedRoutings, Item, OnPiece | None], Made]
+"""Called with what is shared, an item, and what to call after each piece of work."""
 
 
 def cores() -> int:
@@ -38,7 +38,7 @@ class Threads:
 
     def __init__(self, count: int | None = None) -> None:
         self._count = count or cores()
-        self.workshop = Workshop()
+        self.shared = SharedRoutings()
 
     def run(self, work: Work[Item, Made], items: Sequence[Item]) -> Iterator[tuple[Item, Made]]:
         """Each item with what `work` made of it, as they finish. Stops soon after an error or an interruption."""
@@ -55,7 +55,7 @@ class Threads:
                 while True:
                     # Few at a time: a study may have a million cells.
                     for item in waiting:
-                        running[pool.submit(work, self.workshop, item, on_piece)] = item
+                        running[pool.submit(work, self.shared, item, on_piece)] = item
                         if len(running) >= 2 * self._count:
                             break
                     if not running:

@@ -2,30 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
-from engine.decisions.run import cache_spec, iter_decisions
 from engine.hardware import HardwareProfile
-from engine.plan.plan import Plan, WeightsPlan
-from engine.replay.passes import Replayed, run
-from engine.replay.predictor_costs import with_predictors
-from engine.simulator.costs import model_costs
-from experiments.validation.validate import (
-    Tokens,
-    Validation,
-    calibration_plan,
-    compare_logs,
-    fates_of,
-    profile_warnings,
-    time_error,
-    verdict,
-)
-from policies.events import Events
-from tracekit import Trace
+from engine.plan.plan import Plan
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
 from tracekit.errors import ModelError
+from tracekit.prefix import PrefixTrace
+from tracekit.trace import Trace
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink
 
 CALIBRATION_TOKENS = 32
 
@@ -40,7 +29,7 @@ def validate_routing(
     seed: int = 0,
     dtype: str = "auto",
     device: str = "cpu",
-    emulate_link: Any = None,
+    emulate_link: "EmulatedLink | None" = None,
     threshold: float | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
@@ -89,60 +78,23 @@ def validate_routing(
         distance = state.lookahead_distance
         forced = ForcedRouting(routing, len(state.layers), state.spec.experts, state.top_k, distance)
         count = forced.steps if steps is None else min(steps, forced.steps)
+        if count < 1:
+            raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
         for _ in range(2):  # the first time warms up
             state.reset()
             for _ in forced_steps(made, forced, count, seed):
                 pass
-        timings, log, layers, fates = state.timings, state.log, len(state.layers), state.prefetches
-        sizes = {
-            "expert_bytes": state.expert_bytes,
-            "expert_params": [layer.expert_params for layer in state.layers],
-        }
+        params = [layer.expert_params for layer in state.layers]
+        measured = Measured(state.log, state.timings, state.prefetches, state.expert_bytes, params)
 
     say("simulating")
-    routing.manifest = msgspec.structs.replace(routing.manifest, **sizes)
-    as_stored = msgspec.structs.replace(plan, weights=WeightsPlan())
-    decisions = compare_logs(simulated_events(routing, as_stored, count * layers), log)
-    costs = model_costs(
-        routing.manifest, hardware, None, None, None, plan.compute.cpu_experts, stored=plan.weights.experts
-    )
-    costs = with_predictors(costs, as_stored, hardware)
-    simulated = first_steps(run(routing, as_stored, costs), count)
-    time = time_error(routing, timings, simulated, hardware, calibrated_here, emulate_link)
-    tokens = Tokens(compared=0, identical=True)
-    slow = threshold is not None and time.step_error_median > threshold
-    return Validation(
-        model=f"random weights of {model}, routed by {routing.path}",
-        plan=plan.to_dict(),
-        decisions=decisions,
-        tokens=tokens,
-        time=time,
-        prefetches=fates_of(simulated, fates) if count == forced.steps else None,
+    return compare(
+        f"random weights of {model}, routed by {routing.path}",
+        plan,
+        PrefixTrace(routing, count),
+        measured,
+        Machine(hardware, calibrated_here, device, emulate_link),
+        tokens=Tokens(compared=0, identical=True),
         threshold=threshold,
-        passed=decisions.identical and not slow,
-        verdict=verdict(decisions, tokens, time, threshold),
-        warnings=[] if calibrated_here else profile_warnings(hardware, device),
+        whole=count == forced.steps,
     )
-
-
-def simulated_events(trace: Trace, plan: Plan, visits: int) -> Events:
-    """What the simulator decides at the first `visits` visits."""
-    spec = cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan)
-    pieces, seen = [], 0
-    for demand, events in iter_decisions(trace, spec):
-        pieces.append(events)
-        seen += demand.visits
-        if seen >= visits:
-            break
-    whole = Events.join(pieces)
-    return Events(whole.code[: int(whole.start[visits])], whole.start[: visits + 1], whole.first_visit, whole.orderly)
-
-
-def first_steps(replayed: Replayed, steps: int) -> Replayed:
-    """The first steps of what a replay timed."""
-    if steps < 1 or len(replayed.step_ns) < steps:
-        raise ModelError(f"{steps} steps cannot be timed: the trace has {len(replayed.step_ns)}")
-    layers = len(replayed.visit_end) // len(replayed.step_ns)
-    replayed.phase, replayed.step_ns = replayed.phase[:steps], replayed.step_ns[:steps]
-    replayed.visit_end = replayed.visit_end[: steps * layers]
-    return replayed

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.plan.plan import plan_from_dict
-from experiments.validation.validate import Validation
+from experiments.validation.comparison import Validation
 
 if TYPE_CHECKING:
     from experiments.report import content

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.decisions.run import cache_spec, iter_decisions
+from engine.decisions.run import iter_decisions
+from engine.decisions.spec import cache_spec
 from engine.plan.plan import plan_from_dict
 from engine.replay.event_log import KINDS, SCHEMA
 from experiments.cli.main import run

@@ -13,7 +13,7 @@ from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.research.prediction.traces import Setting
-from experiments.study.passes import Course
+from experiments.study.request_shares import RequestShares
 from tracekit import Trace
 
 HARDWARE = "rtx3060"
@@ -38,7 +38,7 @@ def measure(
     trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetch: Mapping[str, Any], *, free: bool = False
 ) -> Measured:
     """Replay one plan on the modelled machine; `free`: as if asking a predictor took no fixed time."""
-    course, kept, machine = Course.of(trace), [], load_hardware(HARDWARE)
+    requests, kept, machine = RequestShares.of(trace), [], load_hardware(HARDWARE)
     if free:
         overhead = msgspec.structs.replace(machine.overhead, per_prediction_ns=0)
         machine = msgspec.structs.replace(machine, overhead=overhead)
@@ -54,8 +54,8 @@ def measure(
 
     result = replay(trace, plan_from_dict(tables), machine, model_shape=setting.shape, bounds=False, on_done=keep)
     assert result.time is not None
-    of_step = np.rint(kept[0][course.phase == 1] * result.time.scale)
-    return Measured(result, course.shared(kept[0], result.time.scale), of_step)
+    of_step = np.rint(kept[0][requests.steps.phase == 1] * result.time.scale)
+    return Measured(result, requests.of_each(kept[0], result.time.scale), of_step)
 
 
 def foreseen(trace: Trace, prefetch: Mapping[str, Any], count: int) -> tuple[float, float]:

@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.decisions.run import cache_spec, iter_decisions  # noqa: E402  # needs torch through the helper
+from engine.decisions.run import iter_decisions  # noqa: E402
+from engine.decisions.spec import cache_spec  # noqa: E402
 from engine.hardware import load_hardware  # noqa: E402
 from engine.plan.plan import load_plan, plan_from_dict  # noqa: E402
 from engine.replay.predictor_costs import with_predictors  # noqa: E402

@@ -61,7 +61,7 @@ def test_reading_by_path_equals_reading_by_name(tmp_path: Path) -> None:
 
 def test_a_whole_float_is_an_integer(tmp_path: Path) -> None:
     path = tmp_path / "float.toml"
-    path.write_text(VALID.replace("320_000_000_000", "320e9"))
+    path.write_text(VALID.replace("320000000000", "320e9"))
     assert load_hardware(path) == load_hardware("t4")
 
 
@@ -159,13 +159,13 @@ def test_negative_work_is_refused() -> None:
         ("copy_engines = 1", "copy_engine = 1", r"did you mean 'copy_engines'"),
         ("copy_engines = 1", "copy_engines = 3", "<= 2"),
         ("copy_engines = 1", "", "missing required field `copy_engines`"),
-        ("latency_ns = 10_000", "latency_ns = -1", ">= 0"),
-        ("latency_ns = 10_000", "latency_ns = nan", "Expected `int`"),
-        ("latency_ns = 10_000", "latency_ns = inf", "Expected `int`"),
-        ("latency_ns = 10_000", "latency_ns = 0.5", "Expected `int`"),
-        ("latency_ns = 10_000", "latency_ns = '10'", "Expected `int`"),
-        ("latency_ns = 10_000", "latency_ns = true", "Expected `int`"),
-        ("latency_ns = 10_000", "latency_ns = 10_000_000_001", "<= 10000000000"),
+        ("latency_ns = 10000", "latency_ns = -1", ">= 0"),
+        ("latency_ns = 10000", "latency_ns = nan", "Expected `int`"),
+        ("latency_ns = 10000", "latency_ns = inf", "Expected `int`"),
+        ("latency_ns = 10000", "latency_ns = 0.5", "Expected `int`"),
+        ("latency_ns = 10000", "latency_ns = '10'", "Expected `int`"),
+        ("latency_ns = 10000", "latency_ns = true", "Expected `int`"),
+        ("latency_ns = 10000", "latency_ns = 10_000_000_001", "<= 10000000000"),
         ('"pinned"', '"pageable"', "needs link.pageable_bytes_per_s"),
         ('"pinned"', '"mapped"', "Invalid enum value 'mapped'"),
         ("chunk_bytes = 0", "chunk_bytes = 1000", "give at least 262144, or 0"),
@@ -183,9 +183,9 @@ def test_negative_work_is_refused() -> None:
         ("[link]", "[disk]\nlatency_ns = 1\n[link]", "missing required field `read_bytes_per_s`"),
         ("[link]", "[disk]\nread_bytes_per_s = 1e9\nlatency_ns = 1\nhost_cache_bytes = 0\n[link]", ">= 1048576"),
         ("transfer_ns", "transfers_ns", "unknown field `transfers_ns`"),
-        ("320_000_000_000", "0", ">= 1000"),
-        ("320_000_000_000", "1" * 100, "<= 1000000000000000"),
-        ("320_000_000_000", "1" * 5000, "not valid TOML"),
+        ("320000000000", "0", ">= 1000"),
+        ("320000000000", "1" * 100, "<= 1000000000000000"),
+        ("320000000000", "1" * 5000, "not valid TOML"),
         ("[link]", "[link", "not valid TOML"),
         ("[link]", "[links]", "unknown field `links`.*did you mean 'link'"),
         ("calibrated = false", "calibrated = 'no'", "Expected `bool`"),

@@ -1,5 +1,6 @@
 """Plans: what a file may say, what it means, and that nothing else passes."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.plan.plan import Plan, load_plan, plan_from_dict
+from engine.plan.plan import CachePlan, Plan, as_plan, load_plan, plan_from_dict
 from tracekit.errors import CapacityError, PlanError, TracekitError
 
 FULL = """
@@ -52,6 +53,34 @@ def test_a_plan_survives_being_written_and_read(tmp_path: Path) -> None:
     again = load_plan(written(tmp_path, plan.to_toml()))
     assert again == plan
     assert plan_from_dict(plan.to_dict()) == plan
+
+
+def test_a_plan_from_words_is_the_plan_of_its_file(tmp_path: Path) -> None:
+    """A name, or the table that a file would hold; `as_plan` takes whatever names a plan."""
+    read = load_plan(written(tmp_path, FULL))
+    tables = read.to_dict()
+    made = Plan(
+        "4/layer",
+        eviction=tables["eviction"],
+        prefetch=tables["prefetch"],
+        weights=tables["weights"],
+        cpu_experts="never",
+    )
+    assert made == read == pickle.loads(pickle.dumps(read))
+    for given_plan in (made, tables, tmp_path / "some.plan.toml", str(tmp_path / "some.plan.toml")):
+        assert as_plan(given_plan) == read
+    plain = Plan("25%", eviction="lfu", weights="bf16")
+    assert (plain.eviction.policy, plain.prefetch.predictor, plain.weights.experts) == ("lfu", "none", "bf16")
+    assert plain.replace(cache=CachePlan(capacity="512")) == Plan("512", eviction="lfu", weights="bf16")
+    with pytest.raises(CapacityError, match="lots"):
+        Plan("lots")
+    with pytest.raises(PlanError, match="target"):
+        Plan("4/layer", prefetch={"predictor": "gate", "target": "disk"})
+
+
+def test_a_notebook_shows_its_tables_escaped() -> None:
+    shown = Plan("4/layer", eviction="./<b>.py:Mine")._repr_html_()
+    assert "<th>cache.capacity</th><td>4/layer</td>" in shown and "./&lt;b&gt;.py:Mine" in shown
 
 
 @given(

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.decisions.run import cache_spec, iter_decisions
+from engine.decisions.run import iter_decisions
+from engine.decisions.spec import cache_spec
 from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.event_log import KINDS, SCHEMA, EventLog
-from engine.replay.replay import passes
 from policies import events as kinds
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
@@ -68,7 +68,7 @@ def test_metadata_says_what_was_replayed(tmp_path: Path, trace: Trace) -> None:
 
 
 def test_every_kind_has_a_name() -> None:
-    assert len(KINDS) == passes.KINDS
+    assert len(KINDS) == kinds.KINDS
     for code, name in KINDS.items():
         assert getattr(kinds, name.upper().replace("-", "_")) == code
     assert [KINDS[code] for code in sorted(KINDS)] == list(SCHEMA["kind"].categories)

@@ -10,10 +10,11 @@ import pytest
 from engine.curves.stack_curve import lru_curve
 from engine.hardware import load_hardware
 from engine.plan.plan import Plan, plan_from_dict
-from engine.replay.replay import replay, replay_passes, run
-from engine.replay.replay import replay as replays
+from engine.replay import bounds
+from engine.replay.passes import run
+from engine.replay.replay import replay, replay_passes
 from engine.replay.result import Result
-from engine.simulator.costs import model_costs
+from engine.replay.setting import Setting
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace, shards
 from tracekit.errors import PlanError, PolicyError, TracekitError
@@ -95,8 +96,8 @@ def test_a_model_of_more_layers_takes_proportionally_longer(trace: Trace) -> Non
 
 
 def test_the_course_of_a_replay_ends_when_its_time_does(trace: Trace) -> None:
-    costs = model_costs(trace.manifest, load_hardware("rtx3060"), None, None, None)
-    done = run(trace, plan(), costs)
+    setting = Setting.of(trace.manifest, plan(), load_hardware("rtx3060"))
+    (done,) = run(trace, setting.spec, [setting.target], keep=True)
     assert done.timeline is not None
     assert len(done.step_ns) == 22 and len(done.visit_end) == 66
     assert done.step_ns.sum() == done.visit_end[-1] == done.timeline.spent.sum()
@@ -227,7 +228,7 @@ def test_a_replay_never_holds_the_whole_routing(trace: Trace, monkeypatch: pytes
 
 
 def test_bounds_of_a_long_trace_are_computed_when_asked_for(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replays, "BOUNDED_LOOKUPS", 100)
+    monkeypatch.setattr(bounds, "BOUNDED_LOOKUPS", 100)
     result = replay(trace, plan())
     assert result.bounds is None and any("--bounds" in warning for warning in result.warnings)
     assert replay(trace, plan(), bounds=True).bounds is not None

@@ -9,7 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.decisions.run import cache_spec, iter_decisions  # noqa: E402  # needs torch
+from engine.decisions.run import iter_decisions  # noqa: E402
+from engine.decisions.spec import cache_spec  # noqa: E402
 from engine.plan.plan import Plan, plan_from_dict  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402

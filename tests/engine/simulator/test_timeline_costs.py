@@ -76,7 +76,7 @@ def test_the_cpu_takes_part_when_the_plan_says_so() -> None:
     assert MACHINE.cpu is not None
     found = costs(cpu="auto")
     assert found.cpu == 1
-    assert found.cpu_expert_ns.tolist() == [MACHINE.cpu.read_ns(3 * MIB)] * 2
+    assert found.cpu_expert_ns.tolist() == [MACHINE.cpu.expert(3 * MIB, 1).read_ns] * 2
     assert found.cpu_overhead_ns == MACHINE.cpu.per_expert_ns + MACHINE.cpu.transfer_ns
     assert found.cpu_token_ps > found.expert_token_ps
     assert (found.least_link_ns == np.zeros(2)).all()

@@ -10,7 +10,7 @@ import pytest
 from engine.plan.plan import load_plan
 from experiments.cli.main import run as cli
 from experiments.study import FinishedStudy, study, study_from_dict
-from experiments.study.setting import Setting
+from experiments.study.conditions import Conditions
 from tests.helpers.studies import contents
 from tracekit.errors import StudyError
 
@@ -51,7 +51,7 @@ def test_what_was_found_is_at_hand(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(folder)
     found = study(tomllib.loads(TOML) | {"search": None, "grid": tomllib.loads(TOML)["grid"] | {"batch": [None, 2]}})
     assert set(found.winners) == {
-        Setting(machine, "mixtral-8x7b", batch) for machine in ("rtx3060", "t4") for batch in (None, 2)
+        Conditions(machine, "mixtral-8x7b", batch) for machine in ("rtx3060", "t4") for batch in (None, 2)
     }
     assert next(iter(found.winners.values())) == load_plan(found.folder / "winner.plan.toml")
     assert found.results.equals(pl.read_parquet(found.folder / "results.parquet"))

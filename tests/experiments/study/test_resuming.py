@@ -82,17 +82,17 @@ from pathlib import Path
 from experiments.study.cells import cells_of
 from experiments.study.grid import study_from_dict
 from experiments.study.cell_results import measure
-from experiments.study.workshop import Workshop
-from experiments.study.sources import ENTRY, PACKAGES, import_closure, policies_digest
+from experiments.study.shared import SharedRoutings
+from experiments.study.sources import ENTRIES, PACKAGES, import_closure, policies_digest
 from engine.replay.replay import replay
 from policies.compiled import source_modules
 from policies.registry import eviction_policy, prefetcher
 grid = {{"capacity": "2/layer", "eviction": "lfu", "prefetch": ["gate", "none"], "hardware": "t4", "batch": 2,
         "model_shape": "mixtral-8x7b"}}
 cells = cells_of(study_from_dict({{"traces": "a.trace", "grid": grid}}, folder=Path({str(folder)!r})))
-assert not [row["error"] for row in measure(Workshop(), cells) if row.get("error")]
+assert not [row["error"] for row in measure(SharedRoutings(), cells) if row.get("error")]
 replay(cells[0].routing.open(), cells[0].plan, "t4", model_shape="mixtral-8x7b")
-known = set(import_closure(ENTRY))
+known = set(import_closure(*ENTRIES))
 for names in (("lfu", "gate"), ("lru", "none"), ("belady-bypass", "none")):  # lru: a plan's default is checked
     known |= {{m.__name__ for m in source_modules((eviction_policy(names[0]), prefetcher(names[1])))}}
 ours = {{name for name in sys.modules if name.partition(".")[0] in PACKAGES}}

@@ -87,7 +87,7 @@ def test_capacity_in_bytes_is_decided_for_each_format(folder: Path) -> None:
         folder=folder,
     )
     (group,) = groups(cells_of(study))
-    small, large = measure(Threads(1).workshop, group)
+    small, large = measure(Threads(1).shared, group)
     assert small["hits"] > large["hits"]
     for row, cell in zip((small, large), group, strict=True):
         found = replay(Trace.open(folder / "a.trace"), cell.plan, cell.machine, model_shape=cell.shape)
@@ -101,7 +101,7 @@ def test_without_machines_one_pass_answers_for_all_sizes(folder: Path, tmp_path:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a pass was made")
 
-    monkeypatch.setattr(cell_results, "time_all", refused)
+    monkeypatch.setattr(cell_results, "run", refused)
     grid = {"capacity": ["0/layer", "3/layer", "8/layer", "4", "25%"], "eviction": ["lru", "belady"]}
     study = study_from_dict({"traces": ["a.trace", "b.trace"], "bounds": False, "grid": grid}, folder=folder)
     summary = run_study(study, tmp_path / "out", Threads(1))

@@ -17,7 +17,7 @@ import pytest
 from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
 from experiments.report.content import PolicyRow, RegretRow, Setting
-from experiments.validation.validate import Decisions, TimeError, Tokens, Validation
+from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
 from tests.helpers.browser import browser, look, requests
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace

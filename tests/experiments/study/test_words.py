@@ -11,9 +11,9 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
+from experiments.study.conditions import Conditions
 from experiments.study.grid import study_from_dict
 from experiments.study.notes import amount
-from experiments.study.setting import Setting
 from experiments.study.study_content import report_content
 from experiments.study.study_json import Summary
 from tests.helpers.traces import make_trace
@@ -110,6 +110,6 @@ def test_commands_can_be_copied(folder: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_words_for_settings_and_sizes() -> None:
-    assert str(Setting("t4", "m", 2)) == "t4 at m's shape, batches of 2"
-    assert str(Setting(None, None, 1)) == "hits and bytes, batches of 1"
+    assert str(Conditions("t4", "m", 2)) == "t4 at m's shape, batches of 2"
+    assert str(Conditions(None, None, 1)) == "hits and bytes, batches of 1"
     assert [amount(size) for size in (15 << 30, 9 << 20, 2048, 12)] == ["15.0 GiB", "9.0 MiB", "2.0 KiB", "12 bytes"]

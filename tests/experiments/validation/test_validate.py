@@ -15,7 +15,8 @@ from engine.plan.plan import plan_from_dict  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
-from experiments.validation.validate import calibration_plan, compare_logs, profile_warnings, validate  # noqa: E402
+from experiments.validation.comparison import calibration_plan, compare_logs, profile_warnings  # noqa: E402
+from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
 from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError  # noqa: E402

@@ -19,7 +19,7 @@ from engine.runtime.calibration.expansion import by_bits, expansion_of  # noqa: 
 from engine.runtime.calibration.machine_profile import ascending, link_of  # noqa: E402
 from engine.runtime.calibration.probes import Figure  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
-from experiments.validation.validate import profile_warnings  # noqa: E402
+from experiments.validation.comparison import profile_warnings  # noqa: E402
 from tracekit.errors import HardwareError  # noqa: E402
 
 SIZES = (256, 1 << 14, 1 << 18, 1 << 22, 1 << 26)

@@ -1,4 +1,4 @@
-"""A setting: the machine, the model shape and the batch size in which plans are compared with each other."""
+"""Conditions: the machine, the model shape and the batch size under which plans are compared with each other."""
 
 from shlex import quote
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 
-class Setting(NamedTuple):
+class Conditions(NamedTuple):
     """Names as results hold them; None: no machine, the trace's own sizes, as recorded."""
 
     hardware: str | None
@@ -20,7 +20,7 @@ class Setting(NamedTuple):
 
     @property
     def options(self) -> str:
-        """The setting as options of `tracekit replay`, each with a blank before it."""
+        """The conditions as options of `tracekit replay`, each with a blank before it."""
         return "".join(
             f" --{name.replace('_', '-')} {quote(str(value))}"
             for name, value in self._asdict().items()
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
         )
 
     def rows_of(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows of one of a study's tables that are of this setting."""
+        """The rows of one of a study's tables under these conditions."""
         return frame.filter(
             pl.col(name).eq_missing(pl.lit(value, frame.schema[name])) for name, value in self._asdict().items()
         )

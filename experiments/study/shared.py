@@ -1,5 +1,7 @@
-"""What cells of one routing share: the trace's demand, clairvoyant decisions, curves. Each is made once, by whoever
-comes first; the others wait for it."""
+"""What cells of one routing share: the trace's demand, clairvoyant decisions, curves.
+
+Each is made once, by whichever thread asks first; the others wait for it.
+"""
 
 import itertools
 import threading
@@ -10,13 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
-from engine.decisions.run import iter_hints
-from engine.replay.bounds import free_prefill
-from engine.replay.replay import BOUNDED_LOOKUPS
+from engine.decisions.hints import iter_hints
+from engine.replay.bounds import fewest_decode_loads, is_bounded
+from engine.replay.passes import run
 from experiments.study.cells import Routing
-from experiments.study.passes import Course, Target, demand_loads, time_all
+from experiments.study.request_shares import RequestShares
 from policies.cache import CacheSpec
-from policies.events import BYPASS, HIT_PREFETCHED
 from policies.registry import prefetcher
 from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
@@ -53,35 +54,36 @@ class Shared:
             return self._made[name]  # type: ignore[no-any-return]
 
 
-class Workshop:
+class SharedRoutings:
     """Everything that the cells of a study share, in one process; threads may use it side by side."""
 
     def __init__(self) -> None:
         self._shared = Shared()
         self._own = threading.local()
 
-    def bench(self, routing: Routing) -> "Bench":
-        """The place to work on one routing. A trace reads ahead in one place, so each thread has its own."""
+    def of(self, routing: Routing) -> "SharedRouting":
+        """What is shared of one routing. A trace reads ahead in one place, so each thread opens its own."""
         if getattr(self._own, "routing", None) != routing:
             trace = routing.open()
             if self._shared.get(("digest", routing.path), lambda: Trace.open(routing.path).digest) != routing.digest:
                 raise StudyError(
                     f"{routing.path} is not the trace that the study began with: it was replaced meanwhile"
                 )
-            self._own.routing, self._own.bench = routing, Bench(routing, trace, self._shared)
-        return self._own.bench  # type: ignore[no-any-return]
+            self._own.routing, self._own.shared = routing, SharedRouting(routing, trace, self._shared)
+        found: SharedRouting = self._own.shared
+        return found
 
 
-class Bench:
+class SharedRouting:
     """One routing, opened by one thread, and what is shared of it."""
 
     def __init__(self, routing: Routing, trace: Trace, shared: Shared) -> None:
         self.routing, self.trace, self._shared = routing, trace, shared
 
     @property
-    def course(self) -> Course:
-        """Steps, requests and contexts."""
-        return self._shared.get((self.routing, "course"), lambda: Course.of(self.trace))
+    def requests(self) -> RequestShares:
+        """Its steps, and which tokens of them are which request's."""
+        return self._shared.get((self.routing, "requests"), lambda: RequestShares.of(self.trace))
 
     @property
     def demands(self) -> list[Demand] | None:
@@ -115,24 +117,23 @@ class Bench:
 
     def bounded(self, asked: bool | None) -> bool:
         """Whether bounds are to be found."""
-        few = self.trace.tokens * self.trace.layers * self.trace.top_k <= BOUNDED_LOOKUPS
-        return few if asked is None else asked
+        return is_bounded(self.trace, asked)
 
     def best(self, spec: CacheSpec, *, timed: bool) -> Best:
         """Clairvoyant decisions by `spec`, which names the policy; `timed` also finds the fewest loads of decode."""
         name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging)
-        ratio = self._shared.get((*name, "ratio"), lambda: self._hit_ratio(spec))
+        steps, demands = self.requests.steps, self.demands
+
+        def hit_ratio() -> float:
+            (done,) = run(self.trace, spec, steps=steps, demands=demands)
+            return done.hit_ratio
+
         loads = None
         if timed:
             loads = self._shared.get(
-                (*name, "loads"), lambda: demand_loads(self.trace, spec, self.demands, free_prefill)
+                (*name, "loads"), lambda: fewest_decode_loads(self.trace, spec, steps=steps, demands=demands)
             )
-        return Best(ratio, loads)
-
-    def _hit_ratio(self, spec: CacheSpec) -> float:
-        ((done, _),) = time_all(self.trace, spec, [Target((), None)], self.course, self.demands)
-        hits, lookups = (int(done.kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
-        return hits / lookups if lookups else 0.0
+        return Best(self._shared.get((*name, "ratio"), hit_ratio), loads)
 
     def curve(self, policy: str, scope: Scope) -> StackCurve:
         """Hits of `lru` or `belady` at every cache size."""
