@@ -19,7 +19,7 @@ _FACE = {
     "engine.runtime.offload": ("offload", "offloaded"),
     "engine.shapes.shape": ("ModelShape", "load_shape"),
     "experiments.fit.modules": ("Predictor",),
-    "experiments.study.study": ("study",),
+    "experiments.study.finished_study": ("study",),
     "policies.eviction.base": ("EvictionPolicy",),
     "policies.eviction.ordered": ("Ordered",),
     "policies.fields": ("parameter", "per_expert", "per_group", "per_pair", "scalar"),

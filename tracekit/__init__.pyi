@@ -1,5 +1,3 @@
-from experiments.study.study import study as study
-
 from engine.curves.curve import CurvePoint as CurvePoint
 from engine.curves.curve import curve as curve
 from engine.hardware.profile import HardwareProfile as HardwareProfile
@@ -14,6 +12,7 @@ from engine.runtime.offload import offloaded as offloaded
 from engine.shapes.shape import ModelShape as ModelShape
 from engine.shapes.shape import load_shape as load_shape
 from experiments.fit.modules import Predictor as Predictor
+from experiments.study.finished_study import study as study
 from policies.eviction.base import EvictionPolicy as EvictionPolicy
 from policies.eviction.ordered import Ordered as Ordered
 from policies.fields import parameter as parameter

@@ -48,7 +48,7 @@ def command(
     """
     import msgspec
 
-    from experiments.fit.run import find_predictor, fit, spelled
+    from experiments.fit.fit_predictor import find_predictor, fit, spelled
     from experiments.fit.train import Training
     from tracekit.errors import PolicyError
     from tracekit.trace import Trace

@@ -12,15 +12,15 @@ from tracekit.errors import PlanError
 
 HOME = Path(__file__).resolve().parents[2]
 PACKAGES = ("tracekit", "policies", "engine", "experiments")
-ENTRY = "experiments.study.cell_results"
-"""The module whose imports, and theirs, make a cell's row. Policies are loaded by name and looked at one by one."""
+ENTRIES = ("experiments.study.cell_results", "engine.replay.replay")
+"""The modules whose imports, and theirs, make a cell's row. Policies are loaded by name and looked at one by one."""
 
 
 @cache
 def sources_digest() -> str:
     """A digest of the source that replays, times and bounds: what an edited simulator finds is another result."""
     found = hashlib.sha256(policies_digest("belady-bypass", "none").encode())  # it decides the bounds
-    for name, path in sorted(import_closure(ENTRY).items()):
+    for name, path in sorted(import_closure(*ENTRIES).items()):
         found.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 
@@ -36,13 +36,13 @@ def policies_digest(eviction: str, predictor: str) -> str:
     return found.hexdigest()
 
 
-def import_closure(entry: str) -> dict[str, Path]:
-    """Every module of ours that importing `entry` and calling what it holds may load, by name, with its file.
+def import_closure(*entries: str) -> dict[str, Path]:
+    """Every module of ours that importing `entries` and calling what they hold may load, by name, with its file.
 
     Imports inside functions count; those for type checkers alone do not. A module's packages are loaded with it.
     """
     found: dict[str, Path] = {}
-    left = [entry]
+    left = list(entries)
     while left:
         name = left.pop()
         path = _file(name)

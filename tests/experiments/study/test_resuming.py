@@ -83,7 +83,7 @@ from experiments.study.cells import cells_of
 from experiments.study.grid import study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.shared import SharedRoutings
-from experiments.study.sources import ENTRY, PACKAGES, import_closure, policies_digest
+from experiments.study.sources import ENTRIES, PACKAGES, import_closure, policies_digest
 from engine.replay.replay import replay
 from policies.compiled import source_modules
 from policies.registry import eviction_policy, prefetcher
@@ -92,7 +92,7 @@ grid = {{"capacity": "2/layer", "eviction": "lfu", "prefetch": ["gate", "none"],
 cells = cells_of(study_from_dict({{"traces": "a.trace", "grid": grid}}, folder=Path({str(folder)!r})))
 assert not [row["error"] for row in measure(SharedRoutings(), cells) if row.get("error")]
 replay(cells[0].routing.open(), cells[0].plan, "t4", model_shape="mixtral-8x7b")
-known = set(import_closure(ENTRY))
+known = set(import_closure(*ENTRIES))
 for names in (("lfu", "gate"), ("lru", "none"), ("belady-bypass", "none")):  # lru: a plan's default is checked
     known |= {{m.__name__ for m in source_modules((eviction_policy(names[0]), prefetcher(names[1])))}}
 ours = {{name for name in sys.modules if name.partition(".")[0] in PACKAGES}}
@@ -134,7 +134,7 @@ def test_where_a_policy_lies_does_not_show(folder: Path, tmp_path: Path, monkeyp
     tables["traces"].append(str(folder / "b.trace"))
     summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
     assert set(pl.read_parquet(tmp_path / "out" / "results.parquet")["eviction"]) == {"lru", "mine.py:Lfu"}
-    assert summary["settings"][0]["contestants"] == 2
+    assert summary.settings[0].contestants == 2
 
 
 def test_killed_again_and_again_it_ends_the_same(finished: Path, folder: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_damaged_pieces_are_computed_again(finished: Path, folder: Path, tmp_pat
 
 
 def test_one_writer_at_a_time(folder: Path, tmp_path: Path) -> None:
-    from experiments.study.store import Store
+    from experiments.study.study_folder import StudyFolder
 
-    with Store(tmp_path / "out"), pytest.raises(TracekitError, match="written by another process"):
+    with StudyFolder(tmp_path / "out"), pytest.raises(TracekitError, match="written by another process"):
         run_study(load_study(folder / "study.toml"), tmp_path / "out", Threads(1))
