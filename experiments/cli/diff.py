@@ -9,7 +9,7 @@ from experiments.cli import console, options
 from experiments.cli.console import number, percent
 
 if TYPE_CHECKING:
-    from tracekit.edit import Diff
+    from tracekit.edit.diff import Diff
 
 _SHOWN = 12
 
@@ -27,7 +27,7 @@ def command(
     """
     import msgspec
 
-    from tracekit.edit import diff
+    from tracekit.edit.diff import diff
     from tracekit.trace import Trace
 
     first, second = Trace.open(one), Trace.open(other)

@@ -109,7 +109,7 @@ def chosen_requests(
     """The requests that are kept for testing."""
     import numpy as np
 
-    from tracekit.edit import Selection
+    from tracekit.edit.slice import Selection
     from tracekit.errors import PolicyError
     from tracekit.recorder.prompts import read_prompts
 

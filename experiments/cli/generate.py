@@ -45,7 +45,7 @@ def command(
     Text goes to stdout as it comes. Example:
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
-    from engine.hardware import load_hardware
+    from engine.hardware.profile import load_hardware
     from experiments.cli.plans import plan_from_options
     from tracekit.recorder.prompts import Prompt, read_prompts
 

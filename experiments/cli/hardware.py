@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.hardware import HardwareProfile, hardware_names, load_hardware
+from engine.hardware.profile import HardwareProfile, hardware_names, load_hardware
 from experiments.cli import console, options
 from tracekit.errors import HardwareError
 

@@ -21,7 +21,7 @@ def command(
 
     Example: tracekit merge monday.trace tuesday.trace --output week.trace
     """
-    from tracekit.edit import merge
+    from tracekit.edit.merge import merge
     from tracekit.trace import Trace
 
     opened = [Trace.open(path) for path in traces]

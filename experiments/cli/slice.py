@@ -27,7 +27,7 @@ def command(
 
     Example: tracekit slice long.trace --requests 0:10 --phase decode --output short.trace
     """
-    from tracekit.edit import Selection, slice_trace
+    from tracekit.edit.slice import Selection, slice_trace
     from tracekit.trace import Trace
 
     opened = Trace.open(trace)

@@ -9,7 +9,7 @@ import typer
 from experiments.cli import console, options
 
 if TYPE_CHECKING:
-    from experiments.study import Study
+    from experiments.study.grid import Study
     from experiments.study.study_json import Round, Summary
 
 
@@ -33,7 +33,7 @@ def command(
 
     Example: tracekit study study.toml --output study
     """
-    from experiments.study import load_study
+    from experiments.study.grid import load_study
 
     loaded = load_study(study)
     if dry_run:
@@ -43,9 +43,9 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
-    from experiments.study import run_study
     from experiments.study.cells import cells_of
     from experiments.study.finished_study import choose_workers
+    from experiments.study.run_study import run_study
     from experiments.study.search import work
 
     total = round(work(loaded, len(cells_of(loaded))))

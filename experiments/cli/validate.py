@@ -55,7 +55,7 @@ def command(
 
     Example: tracekit validate ./mixtral-mini --capacity 4/layer --prefetch gate --prompts prompts.jsonl
     """
-    from engine.hardware import load_hardware
+    from engine.hardware.profile import load_hardware
     from experiments.cli.plans import plan_from_options
     from tracekit.durable import check_place
     from tracekit.recorder.prompts import read_prompts

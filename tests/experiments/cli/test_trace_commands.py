@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.command_line import Call, assert_one_line
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 DOCS = Path(__file__).parents[3] / "docs" / "traces.md"
 COMMANDS = re.findall(r"^    (tracekit .+)$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
