@@ -26,11 +26,9 @@ def command(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="quantised formats whose expansion to measure, such as hqq-4bit,hqq-2bit"),
+        typer.Option(help="quantised formats whose expansion to measure, such as hqq-4bit,hqq-2bit"),
     ] = None,
-    disk: Annotated[
-        Path | None, typer.Option("--disk", help="a directory whose disk to measure, where slabs are to lie")
-    ] = None,
+    disk: Annotated[Path | None, typer.Option(help="a directory whose disk to measure, where slabs are to lie")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="times that the model's overhead is measured")] = 3,
     repeats: Annotated[int, typer.Option(min=3, max=10_000, help="times that everything else is measured")] = 21,
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="threads that torch computes with")] = None,

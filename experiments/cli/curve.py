@@ -9,7 +9,7 @@ from experiments.cli import console, options
 
 def command(
     trace: options.TraceDirectory,
-    policy: Annotated[str, typer.Option("--policy", help="eviction policies, separated by commas")] = "lru,lfu,belady",
+    policy: Annotated[str, typer.Option(help="eviction policies, separated by commas")] = "lru,lfu,belady",
     scope: Annotated[Literal["layer", "global"], typer.Option(help="a cache for each layer, or one for all")] = "layer",
     points: Annotated[int, typer.Option(min=2, help="at most this many cache sizes")] = 16,
     json: options.Json = False,

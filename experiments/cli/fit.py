@@ -15,9 +15,9 @@ def command(
     predictor: Annotated[str, typer.Argument(help="linear, routing, mlp, recurrent, token-popularity, ...")],
     trace: options.TraceDirectory,
     output: Annotated[Path, typer.Option("--output", "-o", help="the directory to write")],
-    distance: Annotated[int, typer.Option("--distance", min=1, help="MoE layers to look ahead; not for eviction")] = 1,
+    distance: Annotated[int, typer.Option(min=1, help="MoE layers to look ahead; not for eviction")] = 1,
     hold_out: Annotated[
-        float, typer.Option("--hold-out", min=0, max=0.9, help="share of the requests, the last ones, kept for testing")
+        float, typer.Option(min=0, max=0.9, help="share of the requests, the last ones, kept for testing")
     ] = 0.25,
     hold_out_requests: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="instead: these requests, such as 3,6,9:12")

@@ -15,14 +15,10 @@ def command(
     ],
     source: Annotated[Path, typer.Argument(help="the file to import; deepseek-csv also takes a folder of files")],
     output: options.NewTrace,
-    model: Annotated[str | None, typer.Option("--model", help="the model's name, if the file has none")] = None,
-    experts: Annotated[
-        int | None, typer.Option("--experts", help="experts per layer; else the largest id says how many")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", help="sglang: the model's layers, dense ones included")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="sglang, llama-csv: experts per token")] = None,
+    model: Annotated[str | None, typer.Option(help="the model's name, if the file has none")] = None,
+    experts: Annotated[int | None, typer.Option(help="experts per layer; else the largest id says how many")] = None,
+    layers: Annotated[int | None, typer.Option(help="sglang: the model's layers, dense ones included")] = None,
+    top_k: Annotated[int | None, typer.Option(help="sglang, llama-csv: experts per token")] = None,
     json: options.Json = False,
 ) -> None:
     """Import routing recorded by another engine, as a new trace.

@@ -16,33 +16,28 @@ NewTrace = Annotated[Path, typer.Option("--output", "-o", help="the trace direct
 Model = Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")]
 PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}'
 
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")]
+PlanFile = Annotated[Path | None, typer.Option(help="a plan file (TOML)")]
 Capacity = Annotated[
     str | None,
     typer.Option(
-        "--capacity",
-        help="4/layer, 512, 2000MiB or 25%, each also with /layer, or auto where the model runs; over the plan's",
+        help="4/layer, 512, 2000MiB or 25%, each also with /layer, or auto where the model runs; over the plan's"
     ),
 ]
-Policy = Annotated[str | None, typer.Option("--policy", help="eviction policy, or ./file.py:Class; over the plan's")]
-Prefetch = Annotated[str | None, typer.Option("--prefetch", help="prefetcher, or ./file.py:Class; over the plan's")]
+Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:Class; over the plan's")]
+Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),
+    typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),
 ]
 
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
-Host = Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")]
-Slabs = Annotated[
-    Path | None, typer.Option("--slabs", help="a directory of converted experts, written if it is not there yet")
-]
+Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]
+Slabs = Annotated[Path | None, typer.Option(help="a directory of converted experts, written if it is not there yet")]
 Memory = Annotated[
-    str | None, typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free")
+    str | None, typer.Option(help="device memory for weights and slots, e.g. 8GiB; default: what is free")
 ]
-EmulateLink = Annotated[
-    float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
-]
+EmulateLink = Annotated[float | None, typer.Option(help="slow copies down to this many GB/s (CPU only)")]
 PrefillChunk = Annotated[
     int | None,
     typer.Option(min=1, help="tokens of a prompt that are read at a time, each a step; generate: 2048, else all"),

@@ -32,7 +32,7 @@ def command(
     device: options.Device = "auto",
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", help="record from the engine, offloading by this plan: models larger than --device"),
+        typer.Option(help="record from the engine, offloading by this plan: models larger than --device"),
     ] = None,
     prefill_chunk: options.PrefillChunk = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished trace at OUTPUT")] = False,

@@ -17,7 +17,7 @@ def command(
     plan: options.PlanFile = None,
     policy: options.Policy = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="for --policy static: a trace whose popular experts are kept")
+        Path | None, typer.Option(help="for --policy static: a trace whose popular experts are kept")
     ] = None,
     eviction_artefact: Annotated[
         Path | None, typer.Option(help="for --policy learned: what tracekit fit wrote")
@@ -34,27 +34,21 @@ def command(
     prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     weights: options.Weights = None,
-    hardware: Annotated[
-        str | None, typer.Option("--hardware", help="profile name or file: also model the time")
-    ] = None,
-    model_shape: Annotated[
-        str | None, typer.Option("--model-shape", help="size the experts as this model's, e.g. mixtral-8x7b")
-    ] = None,
+    hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
+    model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="as if this many of the trace's requests were decoded together")
+        int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,
     arrival_rate: Annotated[
-        float | None, typer.Option("--arrival-rate", help="with --batch: mean requests that come per decode step")
+        float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="of --arrival-rate; 0 without")] = None,
-    events: Annotated[
-        Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate; 0 without")] = None,
+    events: Annotated[Path | None, typer.Option(help="also write every decision to this Parquet file")] = None,
     steps: Annotated[
-        Path | None, typer.Option("--steps", help="also write each step's counts and times to this Parquet file")
+        Path | None, typer.Option(help="also write each step's counts and times to this Parquet file")
     ] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="also write a timeline (.json or .json.gz) for Perfetto")
+        Path | None, typer.Option(help="also write a timeline (.json or .json.gz) for Perfetto")
     ] = None,
     timeline_steps: Annotated[
         str | None, typer.Option(help="steps of the timeline, A:B by running number; default: 4 in the middle")

@@ -13,12 +13,12 @@ def command(
     output: options.NewTrace,
     requests: Annotated[
         str | None,
-        typer.Option("--requests", metavar="FIRST:END", help="requests by number, the end excluded: 0:10 or 3,6,9:12"),
+        typer.Option(metavar="FIRST:END", help="requests by number, the end excluded: 0:10 or 3,6,9:12"),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option("--steps", metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10")
+        str | None, typer.Option(metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10")
     ] = None,
-    phase: Annotated[str | None, typer.Option("--phase", help="prefill or decode")] = None,
+    phase: Annotated[str | None, typer.Option(help="prefill or decode")] = None,
     json: options.Json = False,
 ) -> None:
     """Keep some requests, some steps or one phase of a trace; all that is given must hold.

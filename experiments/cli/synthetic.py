@@ -10,23 +10,19 @@ from experiments.cli.traces import emit
 
 def command(
     output: options.NewTrace,
-    tokens: Annotated[int, typer.Option("--tokens", help="decode tokens, a step each")] = 10_000,
-    layers: Annotated[int, typer.Option("--layers", help="MoE layers")] = 8,
-    experts: Annotated[int, typer.Option("--experts", help="experts per layer")] = 64,
-    top_k: Annotated[int, typer.Option("--top-k", help="distinct experts per token and layer")] = 2,
-    zipf: Annotated[float, typer.Option("--zipf", help="exponent of the experts' popularity; 0 is even")] = 0.8,
+    tokens: Annotated[int, typer.Option(help="decode tokens, a step each")] = 10_000,
+    layers: Annotated[int, typer.Option(help="MoE layers")] = 8,
+    experts: Annotated[int, typer.Option(help="experts per layer")] = 64,
+    top_k: Annotated[int, typer.Option(help="distinct experts per token and layer")] = 2,
+    zipf: Annotated[float, typer.Option(help="exponent of the experts' popularity; 0 is even")] = 0.8,
     persistence: Annotated[
-        float, typer.Option("--persistence", help="how likely a token repeats the choice before it, at each layer")
+        float, typer.Option(help="how likely a token repeats the choice before it, at each layer")
     ] = 0.3,
-    shift_every: Annotated[
-        int | None, typer.Option("--shift-every", help="tokens after which other experts become popular")
-    ] = None,
-    domains: Annotated[int, typer.Option("--domains", help="how many popularities take turns")] = 2,
-    request_tokens: Annotated[
-        int | None, typer.Option("--request-tokens", help="tokens per request; without it, one request")
-    ] = None,
-    expert_bytes: Annotated[int | None, typer.Option("--expert-bytes", help="bytes of one expert")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="another seed, another trace")] = 0,
+    shift_every: Annotated[int | None, typer.Option(help="tokens after which other experts become popular")] = None,
+    domains: Annotated[int, typer.Option(help="how many popularities take turns")] = 2,
+    request_tokens: Annotated[int | None, typer.Option(help="tokens per request; without it, one request")] = None,
+    expert_bytes: Annotated[int | None, typer.Option(help="bytes of one expert")] = None,
+    seed: Annotated[int, typer.Option(help="another seed, another trace")] = 0,
     json: options.Json = False,
 ) -> None:
     """Write a trace whose popularity, locality and domain shifts are as told, for tests and examples.

@@ -18,7 +18,7 @@ def command(
     model: options.Model,
     prompts: Annotated[Path | None, typer.Option(help=options.PROMPTS)] = None,
     routing: Annotated[
-        Path | None, typer.Option("--routing", help="instead of prompts: a trace that says which experts are chosen")
+        Path | None, typer.Option(help="instead of prompts: a trace that says which experts are chosen")
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="with --routing: only the model's config.json is read")
@@ -45,7 +45,7 @@ def command(
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="keep the engine's own trace here")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="write a page that shows both sides (HTML)")] = None,
+    report: Annotated[Path | None, typer.Option(help="write a page that shows both sides (HTML)")] = None,
     json: options.Json = False,
 ) -> None:
     """Run a plan in the engine and in the simulator; compare decisions, tokens and time. Exit code 1 if it fails.
