@@ -46,7 +46,8 @@ def validate_routing(
     from engine.runtime import offload, offloaded
     from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
-    from engine.runtime.forced import ForcedRouting, forced_steps, random_model
+    from engine.runtime.forced_routing import ForcedRouting, forced_steps
+    from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
     say = progress or (lambda text: None)

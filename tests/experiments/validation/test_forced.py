@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from engine.hardware import load_hardware  # noqa: E402  # needs torch
 from engine.plan.plan import plan_from_dict  # noqa: E402
-from engine.runtime.forced import random_model  # noqa: E402
+from engine.runtime.storage.random_weights import random_model  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validation.forced import validate_routing  # noqa: E402

@@ -64,13 +64,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(probes, "WIDTH", 256)
     monkeypatch.setattr(host_probes.disk, "__defaults__", (1 << 20,))
     monkeypatch.setattr(power.power, "__kwdefaults__", {"rapl": tmp_path / "none", "seconds": 0.01})
-    monkeypatch.setattr(
-        machine_profile.calibrate_machine, "__kwdefaults__", _smaller(machine_profile.calibrate_machine)
-    )
-
-
-def _smaller(function: Any) -> dict[str, Any]:
-    return function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    function: Any = machine_profile.calibrate_machine
+    smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    monkeypatch.setattr(function, "__kwdefaults__", smaller)
 
 
 @pytest.mark.usefixtures("small")
