@@ -8,7 +8,7 @@ from engine.replay.replay import replay as replay
 from engine.replay.result import Result as Result
 from engine.runtime.links.thread_link import EmulatedLink as EmulatedLink
 from engine.runtime.offload import offload as offload
-from engine.runtime.offload import offloaded as offloaded
+from engine.runtime.offload_state import offloaded as offloaded
 from engine.shapes.shape import ModelShape as ModelShape
 from engine.shapes.shape import load_shape as load_shape
 from experiments.fit.modules import Predictor as Predictor

@@ -54,7 +54,8 @@ def command(
 
     from engine.plan.plan import Plan
     from engine.runtime.calibration.machine_profile import STAGES, calibrate_machine, summary
-    from engine.runtime.offload import offload, offloaded
+    from engine.runtime.offload import offload
+    from engine.runtime.offload_state import offloaded
     from experiments.demo.reference_models import CHECKPOINTS, NAMES
     from tracekit.recorder.models import find_model, load_tokenizer, parse_device, parse_dtype
     from tracekit.recorder.prompts import Prompt, encode_prompts

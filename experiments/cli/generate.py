@@ -60,7 +60,8 @@ def command(
     import msgspec
 
     from engine.runtime.memory import fit_checkpoint, parse_memory
-    from engine.runtime.offload import offload, offloaded
+    from engine.runtime.offload import offload
+    from engine.runtime.offload_state import offloaded
     from experiments.generation import generate
     from tracekit.recorder.models import empty_model, find_model, load_config, load_tokenizer, parse_device
     from tracekit.recorder.prompts import encode_prompts

@@ -105,7 +105,8 @@ def _run(
             loaded, tokenizer = load_model(model, dtype, device, trust)
         else:
             from engine.plan.plan import load_plan
-            from engine.runtime.offload import offload, offloaded
+            from engine.runtime.offload import offload
+            from engine.runtime.offload_state import offloaded
 
             chosen, target = load_plan(plan), str(parse_device(device))
             if chosen.compute.cpu_experts != "never":
