@@ -19,7 +19,8 @@ from experiments.validation.page import panel
 from experiments.validation.validate import validate
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import TracekitError
-from tracekit.trace import UNUSED, Trace
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 HARDWARE, SHAPE = "rtx3060", "mixtral-8x7b"
 WEIGHTS = {"experts": "hqq-2bit", "attention": "hqq-4bit"}
