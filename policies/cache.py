@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import MOST_VISITS, PINNED, Batch, CacheState
+from policies.cache_state import BAD_SUGGESTION, BAD_VICTIM, MOST_VISITS, PINNED, VISITS, Batch, CacheState
 from policies.compiled import compiled_decide, mentions, one_line
-from policies.decide import decide, keep, take_slot
+from policies.decide import allocate_slot, decide, insert
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
 from policies.prefetch.none import NoPrefetch
@@ -92,7 +92,7 @@ class ExpertCache:
             resident_count=np.zeros(groups, np.int64),
             position=np.zeros(keys, self._index),
             free=np.arange(self.slots, dtype=np.int64),
-            free_head=np.array([0, self.slots], np.int64),
+            ring=np.array([0, self.slots], np.int64),
             staged=np.full(staging, -1, np.int32),
             staged_count=np.zeros(1, np.int64),
             clock=np.zeros(2, np.int64),
@@ -125,12 +125,12 @@ class ExpertCache:
         group = int(self.state.group_of[key // self.spec.experts])
         if self.state.used[group] + self.state.size[key] > self.state.capacity[group]:
             raise CapacityError(f"pinned experts do not fit into the cache (expert key {key})")
-        keep(self.state, key, group, take_slot(self.state))
+        insert(self.state, key, group, allocate_slot(self.state))
         self.state.place[key] |= PINNED
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
-        first = int(self.state.clock[0])
+        first = int(self.state.clock[VISITS])
         if first + len(batch.layer) > MOST_VISITS:
             raise PolicyError(
                 f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
@@ -150,11 +150,10 @@ class ExpertCache:
             raise PolicyError(
                 f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
             ) from error
-        if self.state.fault[0] or self.state.fault[1]:
-            name, named = (
-                (self.spec.eviction, "a victim") if self.state.fault[0] else (self.spec.prefetch, "a suggestion")
-            )
-            raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
+        faulty = ((self.spec.eviction, "a victim", BAD_VICTIM), (self.spec.prefetch, "a suggestion", BAD_SUGGESTION))
+        for name, named, fault in faulty:
+            if self.state.fault[fault]:
+                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         # One visit's events are kept by the engine for long: not as a view of room for the worst case.
         code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
         return Events(code, buffer.start, first, not self.state.clairvoyant)

@@ -13,7 +13,7 @@ from policies.cache_state import RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
-from policies.events import Events
+from policies.events import KIND_NAMES, Events
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
@@ -23,7 +23,6 @@ from tracekit.errors import PolicyError, did_you_mean
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
-NAMES = ("hit", "hit", "hit", "load", "bypass", "prefetch", "evict", "drop")
 
 
 @dataclass
@@ -241,4 +240,5 @@ def _words(decided: Decided, at: int, scenario: Scenario) -> str:
     if at >= len(decided):
         return "nothing more"
     visit, kind, key, _ = decided[at]
-    return f"visit {visit} {NAMES[kind]} expert {key % scenario.experts} of layer {key // scenario.experts}"
+    name = KIND_NAMES[kind].partition("-")[0]  # a hit is a hit
+    return f"visit {visit} {name} expert {key % scenario.experts} of layer {key // scenario.experts}"
