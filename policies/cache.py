@@ -2,20 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import BAD_SUGGESTION, BAD_VICTIM, MOST_VISITS, PINNED, VISITS, Batch, CacheState
-from policies.compiled import compiled_decide, mentions, one_line
-from policies.decide import allocate_slot, decide, insert
+from policies.cache_state import (
+    BAD_SUGGESTION,
+    BAD_VICTIM,
+    MOST_VISITS,
+    PINNED,
+    VISITS,
+    Batch,
+    CacheState,
+    allocate_slot,
+    insert,
+)
+from policies.compiled import Decide, compiled_decide, mentions, one_line
+from policies.decide import decide
 from policies.events import MOST_SLOTS, Events, event_buffer
-from policies.fields import Layout, Value
+from policies.fields import Layout, Policy, Value
+from policies.prefetch.base import Prefetcher
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
 
+P = TypeVar("P", bound=Policy)
 NO_SIGNAL = np.empty(0, np.float64)
 
 
@@ -106,17 +118,16 @@ class ExpertCache:
         for key in spec.pinned:
             self._pin(key)
         self.eviction_class, self.prefetch_class = eviction, suggester
-        self._eviction: Any = allocated(eviction, layout, spec.eviction_parameters)
-        self._prefetcher: Any = allocated(suggester, layout, spec.prefetch_parameters)
-        self._compiled = compiled
+        self._eviction = allocated(eviction, layout, spec.eviction_parameters)
+        self._prefetcher: Prefetcher | None = None
+        if suggester is not NoPrefetch:
+            self._prefetcher = allocated(suggester, layout, spec.prefetch_parameters)
+        self._decide: Decide = decide
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
         else:
-            self._decide = decide
             self._eviction = eviction.interpreted(self._eviction)
-            self._prefetcher = suggester.interpreted(self._prefetcher)
-        if suggester is NoPrefetch:
-            self._prefetcher = None
+            self._prefetcher = self._prefetcher and suggester.interpreted(self._prefetcher)
         # What one visit hands to the kernel is small: making it anew would take longer than deciding.
         self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
         self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
@@ -195,7 +206,7 @@ class ExpertCache:
         return np.array([base + expert for expert in experts], self._index)
 
 
-def allocated(policy: Any, layout: Layout, parameters: Mapping[str, Value] | None) -> Any:
+def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:
     """A fresh state of the policy. Raises PolicyError where what it declares cannot be."""
     try:
         return policy.allocate(layout, parameters)

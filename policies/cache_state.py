@@ -67,3 +67,68 @@ class Batch(NamedTuple):
     signal: np.ndarray  # f64, or empty: what the eviction policy reads, per lookup in order of `demand`
     signal_recency: np.ndarray  # f64, or empty: the same in order of `recency`
     hint: np.ndarray  # i32 [visits, n]: ranked keys of the target layer, padded with -1
+
+
+def allocate_slot(cache: CacheState) -> int:
+    """The slot that has been free longest: consecutive bypasses rotate through all free slots."""
+    head = cache.ring[FREE_HEAD]
+    slot: int = cache.free[head]
+    cache.ring[FREE_HEAD] = head + 1 if head + 1 < len(cache.free) else 0
+    cache.ring[FREE_COUNT] -= 1
+    return slot
+
+
+def free_slot(cache: CacheState, slot: int) -> None:
+    """The slot is free."""
+    tail = cache.ring[FREE_HEAD] + cache.ring[FREE_COUNT]
+    if tail >= len(cache.free):
+        tail -= len(cache.free)
+    cache.free[tail] = slot
+    cache.ring[FREE_COUNT] += 1
+
+
+def discard(cache: CacheState, expert: int) -> None:
+    """The expert is gone; its slot is free."""
+    free_slot(cache, cache.place[expert] >> SLOT)
+    cache.place[expert] = 0
+
+
+def insert(cache: CacheState, expert: int, group: int, slot: int) -> None:
+    """The expert becomes resident in `slot`."""
+    position = cache.first[group] + cache.resident_count[group]
+    cache.resident[position] = expert
+    cache.position[expert] = position
+    cache.resident_count[group] += 1
+    cache.used[group] += cache.size[expert]
+    cache.place[expert] = slot << SLOT | RESIDENT
+
+
+def evict(cache: CacheState, expert: int, group: int) -> None:
+    """The expert is resident no longer; its slot is free."""
+    last = cache.first[group] + cache.resident_count[group] - 1
+    position = cache.position[expert]
+    moved = cache.resident[last]
+    cache.resident[position] = moved
+    cache.position[moved] = position
+    cache.resident_count[group] -= 1
+    cache.used[group] -= cache.size[expert]
+    discard(cache, expert)
+
+
+def stage(cache: CacheState, expert: int, slot: int) -> None:
+    """The expert is loaded ahead into `slot`, a staging buffer."""
+    cache.place[expert] = slot << SLOT | STAGED | PREFETCHED
+    cache.staged[cache.staged_count[0]] = expert
+    cache.staged_count[0] += 1
+
+
+def unstage(cache: CacheState, expert: int) -> None:
+    """Take `expert` off the list of staged experts; its slot stays its own."""
+    count = cache.staged_count[0]
+    i = 0
+    while cache.staged[i] != expert:
+        i += 1
+    while i + 1 < count:
+        cache.staged[i] = cache.staged[i + 1]
+        i += 1
+    cache.staged_count[0] = count - 1

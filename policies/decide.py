@@ -18,7 +18,6 @@ from policies.cache_state import (
     BAD_VICTIM,
     FLAGS,
     FREE_COUNT,
-    FREE_HEAD,
     PINNED,
     PREFETCHED,
     REFERENCES,
@@ -28,14 +27,23 @@ from policies.cache_state import (
     VISITS,
     Batch,
     CacheState,
+    allocate_slot,
     as_key,
+    discard,
+    evict,
+    free_slot,
+    insert,
+    stage,
+    unstage,
 )
 from policies.events import BYPASS, DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, EventBuffer, pack
 from policies.eviction.base import EvictionPolicy
 from policies.prefetch.base import Prefetcher
 
 
-def decide(cache: CacheState, eviction: EvictionPolicy, prefetcher: Prefetcher | None, batch: Batch, events: EventBuffer) -> int:
+def decide(
+    cache: CacheState, eviction: EvictionPolicy, prefetcher: Prefetcher | None, batch: Batch, events: EventBuffer
+) -> int:
     """Run every visit of `batch`; returns how many events were written to `events`.
 
     `prefetcher` is None where nothing is ever prefetched: then the code for it is not even compiled.
@@ -123,7 +131,15 @@ def decide(cache: CacheState, eviction: EvictionPolicy, prefetcher: Prefetcher |
 
 
 def prefetch_suggested(
-    cache: CacheState, eviction: EvictionPolicy, target: int, count: int, now: int, group: int, held: int, events: EventBuffer, n: int
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    target: int,
+    count: int,
+    now: int,
+    group: int,
+    held: int,
+    events: EventBuffer,
+    n: int,
 ) -> int:
     """Prefetch the first `count` of the suggested experts of layer `target`."""
     for i in range(len(cache.suggestion)):
@@ -142,30 +158,6 @@ def record(events: EventBuffer, n: int, kind: int, expert: int, slot: int) -> in
     """Append one event."""
     events.code[n] = pack(kind, expert, slot)
     return n + 1
-
-
-def allocate_slot(cache: CacheState) -> int:
-    """The slot that has been free longest: consecutive bypasses rotate through all free slots."""
-    head = cache.ring[FREE_HEAD]
-    slot: int = cache.free[head]
-    cache.ring[FREE_HEAD] = head + 1 if head + 1 < len(cache.free) else 0
-    cache.ring[FREE_COUNT] -= 1
-    return slot
-
-
-def free_slot(cache: CacheState, slot: int) -> None:
-    """The slot is free."""
-    tail = cache.ring[FREE_HEAD] + cache.ring[FREE_COUNT]
-    if tail >= len(cache.free):
-        tail -= len(cache.free)
-    cache.free[tail] = slot
-    cache.ring[FREE_COUNT] += 1
-
-
-def discard(cache: CacheState, expert: int) -> None:
-    """The expert is gone; its slot is free."""
-    free_slot(cache, cache.place[expert] >> SLOT)
-    cache.place[expert] = 0
 
 
 def load(
@@ -208,29 +200,9 @@ def load(
     return record(events, n, kind, expert, slot), True
 
 
-def insert(cache: CacheState, expert: int, group: int, slot: int) -> None:
-    """The expert becomes resident in `slot`."""
-    position = cache.first[group] + cache.resident_count[group]
-    cache.resident[position] = expert
-    cache.position[expert] = position
-    cache.resident_count[group] += 1
-    cache.used[group] += cache.size[expert]
-    cache.place[expert] = slot << SLOT | RESIDENT
-
-
-def evict(cache: CacheState, expert: int, group: int) -> None:
-    """The expert is resident no longer; its slot is free."""
-    last = cache.first[group] + cache.resident_count[group] - 1
-    position = cache.position[expert]
-    moved = cache.resident[last]
-    cache.resident[position] = moved
-    cache.position[moved] = position
-    cache.resident_count[group] -= 1
-    cache.used[group] -= cache.size[expert]
-    discard(cache, expert)
-
-
-def choose_victim(cache: CacheState, eviction: EvictionPolicy, group: int, incoming: int, now: int, signal: float) -> tuple[bool, int]:
+def choose_victim(
+    cache: CacheState, eviction: EvictionPolicy, group: int, incoming: int, now: int, signal: float
+) -> tuple[bool, int]:
     """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
 
     A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
@@ -249,7 +221,15 @@ def choose_victim(cache: CacheState, eviction: EvictionPolicy, group: int, incom
 
 
 def make_room(
-    cache: CacheState, eviction: EvictionPolicy, group: int, expert: int, now: int, signal: float, held: int, events: EventBuffer, n: int
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    group: int,
+    expert: int,
+    now: int,
+    signal: float,
+    held: int,
+    events: EventBuffer,
+    n: int,
 ) -> tuple[int, bool]:
     """Evict until `expert` fits beside the `held` that must stay; returns the event count and whether it fits."""
     size = cache.size[expert]
@@ -263,25 +243,6 @@ def make_room(
         n = record(events, n, EVICT, victim, cache.place[victim] >> SLOT)
         evict(cache, victim, group)
     return n, True
-
-
-def stage(cache: CacheState, expert: int, slot: int) -> None:
-    """The expert is loaded ahead into `slot`, a staging buffer."""
-    cache.place[expert] = slot << SLOT | STAGED | PREFETCHED
-    cache.staged[cache.staged_count[0]] = expert
-    cache.staged_count[0] += 1
-
-
-def unstage(cache: CacheState, expert: int) -> None:
-    """Take `expert` off the list of staged experts; its slot stays its own."""
-    count = cache.staged_count[0]
-    i = 0
-    while cache.staged[i] != expert:
-        i += 1
-    while i + 1 < count:
-        cache.staged[i] = cache.staged[i + 1]
-        i += 1
-    cache.staged_count[0] = count - 1
 
 
 def drop_unused(cache: CacheState, layer: int, now: int, events: EventBuffer, n: int) -> int:
@@ -314,7 +275,16 @@ def ensure_buffer(cache: CacheState, now: int, events: EventBuffer, n: int) -> i
     return n
 
 
-def prefetch(cache: CacheState, eviction: EvictionPolicy, expert: int, group: int, now: int, held: int, events: EventBuffer, n: int) -> int:
+def prefetch(
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    expert: int,
+    group: int,
+    now: int,
+    held: int,
+    events: EventBuffer,
+    n: int,
+) -> int:
     """Load a suggested expert ahead of demand, unless it is already there or there is nowhere to put it."""
     if cache.place[expert] != 0:
         return n

@@ -1,11 +1,10 @@
 """CLOCK: first in, first out with a second chance."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
+from policies.eviction.lists import prev, push, remove, tail
 from policies.fields import per_expert, per_group
 
 
@@ -33,13 +32,13 @@ class Clock(EvictionPolicy):
     def on_evict(self, expert: int, group: int, now: int) -> None:
         remove(self.links, self.ends, group, expert)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         # The hand stands at the oldest end; passing over an expert moves it to the newest. After one round every mark
         # is gone, so the second finds a victim.
         for _ in range(2):
-            expert = oldest(self.ends, group)
+            expert = tail(self.ends, group)
             for _ in range(cache.resident_count[group]):
-                following = newer(self.links, expert)
+                following = prev(self.links, expert)
                 if cache.seen[expert] != now:
                     if self.marked[expert] == 0:
                         return expert

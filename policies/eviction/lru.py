@@ -1,11 +1,10 @@
 """Least recently used: the policy of Eliseev & Mazur 2023 (arXiv 2312.17238), section 3.1."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newest, oldest_idle, push, remove
+from policies.eviction.lists import head, last_idle, push, remove
 from policies.fields import per_expert, per_group
 
 
@@ -23,12 +22,12 @@ class Lru(EvictionPolicy):
         push(self.links, self.ends, group, expert)
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
-        if newest(self.ends, group) != expert:
+        if head(self.ends, group) != expert:
             remove(self.links, self.ends, group, expert)
             push(self.links, self.ends, group, expert)
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         remove(self.links, self.ends, group, expert)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        return oldest_idle(self.links, self.ends, group, cache.seen, now)
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
+        return last_idle(self.links, self.ends, group, cache.seen, now)

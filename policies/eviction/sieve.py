@@ -1,11 +1,10 @@
 """SIEVE: a hand that sieves out, from old to new, what was not hit since it last passed."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
+from policies.eviction.lists import prev, push, remove, tail
 from policies.fields import per_expert, per_group
 
 
@@ -33,19 +32,19 @@ class Sieve(EvictionPolicy):
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         if self.hand[group] == expert:
-            self.hand[group] = newer(self.links, expert)
+            self.hand[group] = prev(self.links, expert)
         remove(self.links, self.ends, group, expert)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         # Two rounds: the first may find only marks to clear.
         expert = self.hand[group]
         for _ in range(2 * cache.resident_count[group]):
             if expert < 0:
-                expert = oldest(self.ends, group)
+                expert = tail(self.ends, group)
             if cache.seen[expert] != now:
                 if self.visited[expert] == 0:
                     self.hand[group] = expert
-                    return expert  # type: ignore[no-any-return]
+                    return expert
                 self.visited[expert] = 0
-            expert = newer(self.links, expert)
+            expert = prev(self.links, expert)
         return -1
