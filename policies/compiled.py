@@ -153,16 +153,12 @@ def constants(module: ModuleType) -> str:
     return repr(sorted((name, repr(v)) for name, v in named if isinstance(v, plain) and not name.startswith("__")))
 
 
-def helpers(module: ModuleType) -> list[FunctionType]:
-    """The plain functions that code in `module` may call by name."""
-    return [value for value in vars(module).values() if isinstance(value, FunctionType)]
-
-
-def make_callable(helper: FunctionType) -> None:
-    """Let compiled code call a plain function."""
-    if helper not in CALLABLE:
-        register_jitable(error_model="numpy", **INLINE)(helper)
-        CALLABLE.add(helper)
+def make_callable(module: ModuleType) -> None:
+    """Let compiled code call the plain functions that code in `module` may name."""
+    for value in vars(module).values():
+        if isinstance(value, FunctionType) and value not in CALLABLE:
+            register_jitable(error_model="numpy", **INLINE)(value)
+            CALLABLE.add(value)
 
 
 def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
@@ -190,8 +186,7 @@ def load_compiled(
     """Make the module `name`, whose `run` is compiled at its first call."""
     for module in modules:
         if module is not sys.modules[__name__]:
-            for helper in helpers(module):
-                make_callable(helper)
+            make_callable(module)
     directory = cache_directory() / digest[:32]
     source = directory / f"{name}.py"
     if not source.exists():

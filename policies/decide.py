@@ -125,32 +125,38 @@ def decide(
             target = layer + cache.distance
             if target < len(cache.group_of):
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
-                n = prefetch_suggested(cache, eviction, target, count, now, group, held, events, n)
+                n = prefetch(cache, eviction, target, now, group, held, events, n, count)
         events.start[visit + 1] = n
     return n
 
 
-def prefetch_suggested(
+def prefetch(
     cache: CacheState,
     eviction: EvictionPolicy,
     target: int,
-    count: int,
     now: int,
     group: int,
     held: int,
     events: EventBuffer,
     n: int,
+    count: int,
 ) -> int:
-    """Prefetch the first `count` of the suggested experts of layer `target`."""
+    """Load the first `count` suggested experts of layer `target` ahead, those that are not there and have a place."""
     for i in range(len(cache.suggestion)):
         if i >= count:
             break
-        suggested = as_key(cache.suggestion[i])
-        if cache.suggestion[i] < 0 or suggested // cache.experts != target:
+        expert = as_key(cache.suggestion[i])
+        if cache.suggestion[i] < 0 or expert // cache.experts != target:
             cache.fault[BAD_SUGGESTION] = 1
-            continue
-        to = cache.group_of[target]
-        n = prefetch(cache, eviction, suggested, to, now, held if to == group else 0, events, n)
+        elif cache.place[expert] == 0 and cache.into_cache:
+            to = cache.group_of[target]
+            n, room = load(cache, eviction, to, expert, now, 0.0, held if to == group else 0, PREFETCH, events, n)
+            if room:
+                cache.place[expert] |= PREFETCHED
+        elif cache.place[expert] == 0 and cache.staged_count[0] < len(cache.staged):
+            slot = allocate_slot(cache)
+            stage(cache, expert, slot)
+            n = record(events, n, PREFETCH, expert, slot)
     return n
 
 
@@ -273,28 +279,3 @@ def ensure_buffer(cache: CacheState, now: int, events: EventBuffer, n: int) -> i
             if cache.seen[expert] != now:
                 return drop(cache, expert, events, n)
     return n
-
-
-def prefetch(
-    cache: CacheState,
-    eviction: EvictionPolicy,
-    expert: int,
-    group: int,
-    now: int,
-    held: int,
-    events: EventBuffer,
-    n: int,
-) -> int:
-    """Load a suggested expert ahead of demand, unless it is already there or there is nowhere to put it."""
-    if cache.place[expert] != 0:
-        return n
-    if cache.into_cache:
-        n, room = load(cache, eviction, group, expert, now, 0.0, held, PREFETCH, events, n)
-        if room:
-            cache.place[expert] |= PREFETCHED
-        return n
-    if cache.staged_count[0] == len(cache.staged):
-        return n
-    slot = allocate_slot(cache)
-    stage(cache, expert, slot)
-    return record(events, n, PREFETCH, expert, slot)

@@ -21,7 +21,7 @@ def read_all(machine: Machine, costs: Costs, visit: Visit, code: np.ndarray, fir
 @compiled
 def read(machine: Machine, costs: Costs, visit: Visit, event: int) -> None:
     """A copy is asked for: its expert becomes the host cache's most recent, read from disk if it is not there."""
-    key, host = event & KEY_MASK, machine.host
+    key, slot, host = event & KEY_MASK, event >> SLOT_SHIFT & SLOT_MASK, machine.host
     ends = len(host) - 1
     experts = ends // len(costs.chunks)
     if host[key, PREV] >= 0:
@@ -32,18 +32,16 @@ def read(machine: Machine, costs: Costs, visit: Visit, event: int) -> None:
         end = begin + costs.read_ns[layer]
         machine.other[DISK] = end
         machine.other[DISK_BUSY] += end - begin
-        machine.other[HOST_USED] += costs.expert_bytes[layer]
+        machine.other[HOST_USED] += machine.expert_bytes[layer]
         machine.ready[key] = end
-        note(
-            visit.log, DISK_READ, begin, end, visit.number, key, event >> SLOT_SHIFT & SLOT_MASK, event >> KIND_SHIFT, 0
-        )
+        note(visit.log, DISK_READ, begin, end, visit.number, key, slot, event >> KIND_SHIFT, 0)
     head = host[ends, HEAD]
     host[key, PREV], host[key, NEXT] = ends, head
     host[head, PREV] = host[ends, HEAD] = key
     while machine.other[HOST_USED] > costs.host_bytes:
         tail = host[ends, TAIL]
         unlink(host, tail)
-        machine.other[HOST_USED] -= costs.expert_bytes[tail // experts]
+        machine.other[HOST_USED] -= machine.expert_bytes[tail // experts]
 
 
 @inlined

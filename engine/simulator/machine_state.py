@@ -41,16 +41,13 @@ class Machine(NamedTuple):
     idle: np.ndarray  # i64 [slots]: when the last computation that uses the slot ends
     unused: np.ndarray  # u8 [slots]: the slot's expert was prefetched and not demanded since
     ahead: np.ndarray  # u8 [slots]: the slot's last copy is a prefetch's
-    queue: (
-        np.ndarray
-    )  # i64 [slots, 7]: waiting prefetches, oldest first; Q_EARLIEST: no copy before this instant, Q_CHUNK:
-    # the next chunk, Q_ARRIVAL: when the last copy to the slot that has begun ends
+    queue: np.ndarray  # i64 [slots, 7]: waiting prefetches, oldest first; Q_EARLIEST: no copy before this instant,
+    # Q_CHUNK: the next chunk, Q_ARRIVAL: when the last copy to the slot that has begun ends
     late: np.ndarray  # i64 [slots, 2]: scratch: arrival, event
     tokens: np.ndarray  # i32 [keys]: scratch: tokens of a demanded expert
+    expert_bytes: np.ndarray  # i64 [layers]: what an expert takes of the host cache
     ready: np.ndarray  # i64 [keys]: when the expert was or will be read from disk
-    host: (
-        np.ndarray
-    )  # i64 [keys + 1, 2]: the host cache's list, PREV and NEXT; -1 if not in it. Last: its TAIL and HEAD
+    host: np.ndarray  # i64 [keys + 1, 2]: the host cache's list, PREV and NEXT, -1 if not in it; then its TAIL and HEAD
 
 
 def make_state(costs: Costs, slots: int, experts: int) -> Machine:
@@ -68,6 +65,7 @@ def make_state(costs: Costs, slots: int, experts: int) -> Machine:
         queue=np.zeros((slots, 7), np.int64),
         late=np.zeros((slots, 2), np.int64),
         tokens=np.ones(keys, np.int32),
+        expert_bytes=np.array(costs.expert_bytes, np.int64),
         ready=np.zeros(keys, np.int64),
         host=host,
     )

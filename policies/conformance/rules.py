@@ -13,7 +13,7 @@ from policies.cache_state import RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
-from policies.events import KIND_NAMES, Events
+from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
@@ -143,7 +143,7 @@ class Trial:
             return ""
         self.trying(f"compiled code and {scenario}", not self.is_compiled)
         cache, batch = self._cache(scenario, compiled=True)
-        decided = _tuples(cache.run(batch))
+        decided = cache.run(batch).rows()
         self.is_compiled = True
         return _difference(given, decided, scenario, "interpreted", "compiled")
 
@@ -171,7 +171,7 @@ class Trial:
         for visit in range(len(batch.layer)):
             try:
                 with np.errstate(all="ignore"):
-                    decided += _tuples(cache.run(_one(batch, visit)))
+                    decided += cache.run(_one(batch, visit)).rows()
             except Exception as error:
                 raise Violation("runs", f"visit {visit} cannot be decided: {type(error).__name__}: {error}") from error
             _check_capacity(cache, scenario, visit)
@@ -207,10 +207,6 @@ def _one(batch: Batch, visit: int) -> Batch:
         signal_recency=batch.signal_recency[first:last],
         hint=batch.hint[visit : visit + 1],
     )
-
-
-def _tuples(events: Events) -> Decided:
-    return events.rows()
 
 
 def _check_capacity(cache: Any, scenario: Scenario, visit: int) -> None:

@@ -3,12 +3,12 @@
 import numpy as np
 
 from policies.cache_state import CacheState
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.fifo import Fifo
 from policies.eviction.lists import prev, push, remove, tail
-from policies.fields import per_expert, per_group
+from policies.fields import per_expert
 
 
-class Clock(EvictionPolicy):
+class Clock(Fifo):
     """Passes over experts that were hit since the hand last came by, clearing their mark.
 
     What the visit demands is skipped: it keeps its mark, and the hand comes back to it.
@@ -18,8 +18,6 @@ class Clock(EvictionPolicy):
     summary = "first in, first out with a second chance for what was hit"
     source = "Corbato 1968, A Paging Experiment with the Multics System (MIT Project MAC)"
 
-    links = per_expert(np.int32, -1, width=2)
-    ends = per_group(np.int32, -1, width=2)
     marked = per_expert(np.uint8)
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
@@ -28,9 +26,6 @@ class Clock(EvictionPolicy):
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
         self.marked[expert] = 0
         push(self.links, self.ends, group, expert)
-
-    def on_evict(self, expert: int, group: int, now: int) -> None:
-        remove(self.links, self.ends, group, expert)
 
     def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         # The hand stands at the oldest end; passing over an expert moves it to the newest. After one round every mark

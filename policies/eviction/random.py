@@ -24,9 +24,9 @@ class Random(EvictionPolicy):
     def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         first = cache.first[group]
         for _ in range(DRAWS):
-            expert = cache.resident[first + draw(self) % cache.resident_count[group]]
+            expert: int = cache.resident[first + draw(self) % cache.resident_count[group]]
             if cache.seen[expert] != now:
-                return int(expert)
+                return expert
         # Nearly all of them are demanded: draw among those that are not.
         evictable = 0
         for position in range(first, first + cache.resident_count[group]):
@@ -39,7 +39,7 @@ class Random(EvictionPolicy):
             expert = cache.resident[position]
             if cache.seen[expert] != now:
                 if chosen == 0:
-                    return int(expert)
+                    return expert
                 chosen -= 1
         return -1
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from policies.cache_state import CacheState
-from policies.eviction.base import EvictionPolicy
+from policies.eviction.fifo import Fifo
 from policies.eviction.lists import prev, push, remove, tail
 from policies.fields import per_expert, per_group
 
 
-class Sieve(EvictionPolicy):
+class Sieve(Fifo):
     """First in, first out with lazy promotion: unlike CLOCK, an expert that survives keeps its place.
 
     The hand also passes over what the visit demands, which keeps its mark.
@@ -18,8 +18,6 @@ class Sieve(EvictionPolicy):
     summary = "lazy promotion by a hand that leaves survivors in place"
     source = "Zhang et al. 2024, SIEVE is Simpler than LRU (NSDI), section 3, algorithm 1"
 
-    links = per_expert(np.int32, -1, width=2)
-    ends = per_group(np.int32, -1, width=2)
     visited = per_expert(np.uint8)
     hand = per_group(np.int32, -1)
 
