@@ -87,9 +87,7 @@ class Field:
         return np.full(length * self.width, self.fill, self.dtype)
 
 
-def _declared(extent: str, dtype: Whole | Real, fill: Value, width: int) -> Numbers[int]:
-    """A field, in the place of the array that a policy at work has there."""
-    return cast(Numbers[int], Field(extent, dtype, fill, width))
+# What is declared is a Field; a policy at work has the array, or the number, in its place.
 
 
 @overload
@@ -98,7 +96,7 @@ def per_expert(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: .
 def per_expert(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
 def per_expert(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """An array with `width` elements per expert key, those of one expert side by side: `self.a[expert * width + i]`."""
-    return _declared("experts", dtype, fill, width)
+    return cast(Numbers[int], Field("experts", dtype, fill, width))
 
 
 @overload
@@ -107,7 +105,7 @@ def per_pair(dtype: Whole, fill: Value = 0) -> Numbers[int]: ...
 def per_pair(dtype: Real, fill: Value = 0) -> Numbers[float]: ...
 def per_pair(dtype: Whole | Real, fill: Value = 0) -> Numbers[int] | Numbers[float]:
     """An array with one element per expert key and expert id: `self.a[expert * self.experts + other]`."""
-    return _declared("pairs", dtype, fill, 1)
+    return cast(Numbers[int], Field("pairs", dtype, fill, 1))
 
 
 @overload
@@ -116,7 +114,7 @@ def per_group(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: ..
 def per_group(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
 def per_group(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """An array with `width` elements per capacity group, those of one group side by side."""
-    return _declared("groups", dtype, fill, width)
+    return cast(Numbers[int], Field("groups", dtype, fill, width))
 
 
 @overload
@@ -125,7 +123,7 @@ def scalar(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: ...
 def scalar(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
 def scalar(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """`width` mutable numbers in an array: `self.hand[0]`."""
-    return _declared("one", dtype, fill, width)
+    return cast(Numbers[int], Field("one", dtype, fill, width))
 
 
 def parameter(default: Default, *, low: Value | None = None, high: Value | None = None) -> Default:
@@ -133,7 +131,7 @@ def parameter(default: Default, *, low: Value | None = None, high: Value | None 
     field = Field("parameter", type(default), default, low=low, high=high)
     if not field.holds(default):
         raise PolicyError(f"a parameter's default of {default} is not {field.range}")
-    return cast(Default, field)  # a policy that is at work has the value there
+    return cast(Default, field)
 
 
 SHARED = ("layers", "experts", "distance", "size", "last_use")  # of `Layout`

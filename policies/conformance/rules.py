@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -166,7 +165,8 @@ class Trial:
         self.trying(str(scenario))
         cache, batch = self._cache(scenario, compiled=False)
         policy = cache._eviction if self.kind == "eviction" else cache._prefetcher
-        watch(policy, BASES[self.kind], cache.state)
+        if policy is not None:
+            watch(policy, BASES[self.kind], cache.state)
         decided: Decided = []
         for visit in range(len(batch.layer)):
             try:
@@ -209,7 +209,7 @@ def _one(batch: Batch, visit: int) -> Batch:
     )
 
 
-def _check_capacity(cache: Any, scenario: Scenario, visit: int) -> None:
+def _check_capacity(cache: ExpertCache, scenario: Scenario, visit: int) -> None:
     state = cache.state
     resident = np.flatnonzero(state.place & RESIDENT)
     for group, capacity in enumerate(scenario.capacity):
