@@ -7,22 +7,11 @@ from typing import TypeVar
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import (
-    BAD_SUGGESTION,
-    BAD_VICTIM,
-    MOST_VISITS,
-    PINNED,
-    VISITS,
-    Batch,
-    CacheState,
-    allocate_slot,
-    insert,
-)
+from policies.cache_state import MOST_VISITS, PINNED, VISITS, Batch, CacheState, allocate_slot, insert
 from policies.compiled import Decide, compiled_decide, mentions, one_line
 from policies.decide import decide
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Policy, Value
-from policies.prefetch.base import Prefetcher
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
@@ -119,15 +108,14 @@ class ExpertCache:
             self._pin(key)
         self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
-        self._prefetcher: Prefetcher | None = None
-        if suggester is not NoPrefetch:
-            self._prefetcher = allocated(suggester, layout, spec.prefetch_parameters)
+        suggesting = allocated(suggester, layout, spec.prefetch_parameters)
         self._decide: Decide = decide
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
         else:
             self._eviction = eviction.interpreted(self._eviction)
-            self._prefetcher = self._prefetcher and suggester.interpreted(self._prefetcher)
+            suggesting = suggester.interpreted(suggesting)
+        self._prefetcher = None if suggester is NoPrefetch else suggesting
         # What one visit hands to the kernel is small: making it anew would take longer than deciding.
         self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
         self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
@@ -161,9 +149,9 @@ class ExpertCache:
             raise PolicyError(
                 f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
             ) from error
-        faulty = ((self.spec.eviction, "a victim", BAD_VICTIM), (self.spec.prefetch, "a suggestion", BAD_SUGGESTION))
-        for name, named, fault in faulty:
-            if self.state.fault[fault]:
+        faulty = ((self.spec.eviction, "a victim"), (self.spec.prefetch, "a suggestion"))  # in the order of `fault`
+        for fault, (name, named) in zip(self.state.fault, faulty, strict=True):
+            if fault:
                 raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         # One visit's events are kept by the engine for long: not as a view of room for the worst case.
         code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]

@@ -6,11 +6,11 @@ from engine.simulator.costs import Costs
 from engine.simulator.lanes import Visit
 from engine.simulator.log import DISK_READ, note
 from engine.simulator.machine_state import DISK, DISK_BUSY, HEAD, HOST_USED, NEXT, PREV, TAIL, Machine
-from engine.simulator.options import compiled, inlined
+from engine.simulator.options import compiled
 from policies.events import KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 
-@compiled
+@compiled()
 def read_all(machine: Machine, costs: Costs, visit: Visit, code: np.ndarray, first: int, last: int) -> None:
     """What the copies among events code[first:last] need of the disk, in their order."""
     for i in range(first, last):
@@ -18,7 +18,7 @@ def read_all(machine: Machine, costs: Costs, visit: Visit, code: np.ndarray, fir
             read(machine, costs, visit, code[i])
 
 
-@compiled
+@compiled()
 def read(machine: Machine, costs: Costs, visit: Visit, event: int) -> None:
     """A copy is asked for: its expert becomes the host cache's most recent, read from disk if it is not there."""
     key, slot, host = event & KEY_MASK, event >> SLOT_SHIFT & SLOT_MASK, machine.host
@@ -44,7 +44,7 @@ def read(machine: Machine, costs: Costs, visit: Visit, event: int) -> None:
         machine.other[HOST_USED] -= machine.expert_bytes[tail // experts]
 
 
-@inlined
+@compiled(inline=True)
 def unlink(host: np.ndarray, key: int) -> None:
     """Take an expert out of the list."""
     prev, next_ = host[key, PREV], host[key, NEXT]

@@ -21,7 +21,7 @@ from engine.simulator.lanes import (
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
 from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Machine
-from engine.simulator.options import compiled, kernel
+from engine.simulator.options import compiled
 from engine.simulator.plain import FIRST_MISS, FIRST_PREFETCHED, count, plain_visit, undisturbed
 from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
@@ -29,7 +29,7 @@ USEFUL, LATE, WASTED = range(3)
 """What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
 
 
-@kernel
+@compiled(kept=True)
 def run(
     machine: Machine,
     costs: Costs,
@@ -141,7 +141,7 @@ def run(
     machine.other[NOW] = now
 
 
-@compiled
+@compiled()
 def ask(costs: Costs, visit: Visit, code: np.ndarray, e: int, end: int) -> int:
     """The host asks for the visit's copies; returns when it has."""
     copies = 0
@@ -155,7 +155,7 @@ def ask(costs: Costs, visit: Visit, code: np.ndarray, e: int, end: int) -> int:
     return visit.routed + duration
 
 
-@compiled
+@compiled()
 def insert(late: np.ndarray, count: int, arrival: int, event: int) -> None:
     """Put an event behind those of the same arrival or an earlier one."""
     place = count

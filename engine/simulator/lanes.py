@@ -8,7 +8,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.link import place, start
 from engine.simulator.log import COPY, COPY_DEMAND, CPU_EXPERT, EXPERT, WAIT, Log, note
 from engine.simulator.machine_state import CPU_BUSY, Machine
-from engine.simulator.options import inlined
+from engine.simulator.options import compiled
 from policies.events import KEY_MASK, KIND_SHIFT, LOAD, SLOT_MASK, SLOT_SHIFT
 
 CAUSES = ("dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu")
@@ -30,14 +30,14 @@ class Visit(NamedTuple):
     log: Log | None
 
 
-@inlined
+@compiled(inline=True)
 def expert_ns(costs: Costs, layer: int, tokens: int) -> int:
     """One expert on the device, its dequantisation included."""
     arithmetic = tokens * costs.expert_token_ps // 1000
     return int(max(costs.expert_ns[layer], arithmetic) + costs.expert_overhead_ns + costs.dequant_ns[layer])
 
 
-@inlined
+@compiled(inline=True)
 def device_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     """The demanded expert on the device."""
     if visit.several:
@@ -45,14 +45,14 @@ def device_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     return visit.one_ns
 
 
-@inlined
+@compiled(inline=True)
 def cpu_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     """The demanded expert on the CPU."""
     tokens = machine.tokens[event & KEY_MASK] if visit.several else 1
     return int(max(costs.cpu_expert_ns[visit.layer], tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns)
 
 
-@inlined
+@compiled(inline=True)
 def compute(machine: Machine, costs: Costs, visit: Visit, event: int, now: int) -> int:
     """Compute an expert on the device from `now` on; returns when it ends."""
     slot = event >> SLOT_SHIFT & SLOT_MASK
@@ -62,7 +62,7 @@ def compute(machine: Machine, costs: Costs, visit: Visit, event: int, now: int) 
     return end
 
 
-@inlined
+@compiled(inline=True)
 def book(costs: Costs, visit: Visit, experts: int, duration: int) -> None:
     """The device computed so many experts in `duration`."""
     expanding = experts * costs.dequant_ns[visit.layer]
@@ -70,7 +70,7 @@ def book(costs: Costs, visit: Visit, experts: int, duration: int) -> None:
     visit.booked[EXPERTS] += duration - expanding
 
 
-@inlined
+@compiled(inline=True)
 def wait(visit: Visit, cause: int, now: int, until: int, event: int) -> int:
     """The device waits for `event`, for the CPU if it is -1; returns when it goes on."""
     if until <= now:
@@ -81,7 +81,7 @@ def wait(visit: Visit, cause: int, now: int, until: int, event: int) -> int:
     return until
 
 
-@inlined
+@compiled(inline=True)
 def serve(
     machine: Machine, costs: Costs, visit: Visit, event: int, now: int, cpu: int, blocked: int
 ) -> tuple[int, int, int]:
@@ -122,7 +122,7 @@ def serve(
     return end, cpu, blocked
 
 
-@inlined
+@compiled(inline=True)
 def copy(machine: Machine, visit: Visit, event: int, engine: int, begin: int, arrival: int) -> None:
     """A demand load begins as placed."""
     slot = event >> SLOT_SHIFT & SLOT_MASK

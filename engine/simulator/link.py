@@ -20,10 +20,10 @@ from engine.simulator.machine_state import (
     WIRE,
     Machine,
 )
-from engine.simulator.options import compiled, inlined
+from engine.simulator.options import compiled
 
 
-@inlined
+@compiled(inline=True)
 def place(machine: Machine, costs: Costs, earliest: int, wire_ns: int) -> tuple[int, int, int]:
     """The next copy's engine, begin and end, if it is asked for now and may not begin before `earliest`."""
     link = machine.link
@@ -37,7 +37,7 @@ def place(machine: Machine, costs: Costs, earliest: int, wire_ns: int) -> tuple[
     return engine, begin, max(begin + costs.setup_ns, link[WIRE]) + wire_ns
 
 
-@inlined
+@compiled(inline=True)
 def start(machine: Machine, engine: int, begin: int, end: int) -> None:
     """The copy that was placed begins."""
     link = machine.link
@@ -47,7 +47,7 @@ def start(machine: Machine, engine: int, begin: int, end: int) -> None:
     link[WIRE] = end
 
 
-@compiled
+@compiled()
 def enqueue(machine: Machine, costs: Costs, visit: int, layers: int, key: int, slot: int, routed: int) -> None:
     """A prefetch joins the queue."""
     layer = key // (len(machine.tokens) // layers)
@@ -63,7 +63,7 @@ def enqueue(machine: Machine, costs: Costs, visit: int, layers: int, key: int, s
     machine.unused[slot] = 1
 
 
-@compiled
+@compiled()
 def advance(machine: Machine, costs: Costs, until: int, log: Log | None) -> None:
     """Let the link begin queued prefetches before `until`."""
     while machine.other[WAITING] > 0:
@@ -81,7 +81,7 @@ def advance(machine: Machine, costs: Costs, until: int, log: Log | None) -> None
             forget(machine, entry[Q_SLOT])
 
 
-@compiled
+@compiled()
 def promote(machine: Machine, costs: Costs, slot: int, routed: int, log: Log | None) -> bool:
     """The expert of a queued prefetch is demanded: what is left of it is copied now. True if a chunk is under way."""
     i = 0
@@ -98,7 +98,7 @@ def promote(machine: Machine, costs: Costs, slot: int, routed: int, log: Log | N
     return bool(begun)
 
 
-@compiled
+@compiled()
 def forget(machine: Machine, slot: int) -> None:
     """Take the slot's copy out of the queue; what has begun of it stays."""
     i = 0

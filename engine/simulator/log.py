@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.simulator.options import inlined
+from engine.simulator.options import compiled
 
 COLUMNS = 8
 WHAT, BEGIN, END, VISIT, KEY, SLOT, KIND, ENGINE = range(COLUMNS)
@@ -44,7 +44,7 @@ def make_log(room: int) -> Log:
     return Log(np.zeros((room, COLUMNS), np.int64), np.zeros(1, np.int64))
 
 
-@inlined
+@compiled(inline=True)
 def note(
     log: Log | None, what: int, begin: int, end: int, visit: int, key: int, slot: int, kind: int, engine: int
 ) -> None:

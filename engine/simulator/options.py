@@ -10,19 +10,7 @@ F = TypeVar("F", bound=Callable[..., object])
 OPTIONS: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
 
 
-def kernel(function: F) -> F:
-    """Called from Python: compiled at the first call and kept on disk."""
-    made: F = njit(function, cache=True, nogil=True, **OPTIONS)
-    return made
-
-
-def compiled(function: F) -> F:
-    """Called from compiled code."""
-    made: F = njit(function, **OPTIONS)
-    return made
-
-
-def inlined(function: F) -> F:
-    """Compiled into its callers."""
-    made: F = njit(function, forceinline=True, **OPTIONS)
+def compiled(*, inline: bool = False, kept: bool = False) -> Callable[[F], F]:
+    """For compiled callers, into which it goes with `inline`; for Python if `kept`: compiled once, then from disk."""
+    made: Callable[[F], F] = njit(forceinline=inline, cache=kept, nogil=kept, **OPTIONS)
     return made

@@ -11,7 +11,7 @@ import numpy as np
 from engine.simulator.costs import Costs
 from engine.simulator.lanes import DEQUANTISATION, EXPERTS, OVERHEAD, STALL_DEMAND, Visit
 from engine.simulator.machine_state import AHEAD, LINK_BUSY, WAITING, Machine
-from engine.simulator.options import inlined
+from engine.simulator.options import compiled
 from policies.events import EVICT, HIT_PREFETCHED, KIND_SHIFT, LOAD
 
 FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
@@ -21,13 +21,13 @@ FIRST_EVICT = EVICT << KIND_SHIFT
 FIRST_DROP = (EVICT + 1) << KIND_SHIFT
 
 
-@inlined
+@compiled(inline=True)
 def undisturbed(machine: Machine) -> bool:
     """Whether no prefetch has ever begun and none is waiting."""
     return bool(machine.link[AHEAD] == 0 and machine.other[WAITING] == 0)
 
 
-@inlined
+@compiled(inline=True)
 def count(code: np.ndarray, e: int, end: int) -> tuple[int, int]:
     """Hits and loads of a visit's events; loads are -1 where there is anything but hits, loads and evictions."""
     hits = loads = other = 0
@@ -41,7 +41,7 @@ def count(code: np.ndarray, e: int, end: int) -> tuple[int, int]:
     return hits, loads if other == 0 else -1
 
 
-@inlined
+@compiled(inline=True)
 def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: int) -> int:
     """Time the visit from its `routed` on; returns when it ends."""
     asking = loads * costs.copy_overhead_ns

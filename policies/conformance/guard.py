@@ -68,7 +68,7 @@ def _watched(policy: Policy, name: str, cache: CacheState, shown: CacheState, ex
             raise explain(error, name, policy) from None
         _check_fields(policy, name, expected)
         if name in CHECKS:
-            CHECKS[name](result, cache, policy, *arguments)
+            CHECKS[name](result, policy, *arguments)
         return result
 
     return call
@@ -105,14 +105,7 @@ def _check_fields(policy: Policy, name: str, expected: dict[str, object]) -> Non
 
 
 def _check_victim(
-    victim: object,
-    cache: CacheState,
-    policy: EvictionPolicy,
-    _: object,
-    group: int,
-    incoming: int,
-    now: int,
-    signal: float,
+    victim: object, policy: EvictionPolicy, cache: CacheState, group: int, incoming: int, now: int, signal: float
 ) -> None:
     if keeps_order(type(policy)):
         meant = EvictionPolicy.victim(policy, cache, group, incoming, now, signal)
@@ -137,24 +130,22 @@ def _check_victim(
         raise Violation("demand", f"{said}, which the same visit demands: {mend}")
 
 
-def _check_rank(rank: object, cache: CacheState, policy: Policy, expert: int, group: int, now: int) -> None:
+def _check_rank(rank: object, policy: Policy, expert: int, group: int, now: int) -> None:
     if not isinstance(rank, int | float | np.integer | np.floating | np.bool_) or math.isnan(rank):
         raise Violation("runs", f"rank() of expert {expert} returned {rank!r}, which cannot be compared")
 
 
-def _check_suggestions(
-    count: object, cache: CacheState, policy: Policy, target: int, hint: np.ndarray, out: np.ndarray
-) -> None:
+def _check_suggestions(count: object, policy: Policy, target: int, hint: np.ndarray, out: np.ndarray) -> None:
     if not isinstance(count, int | np.integer) or isinstance(count, bool):
         raise Violation("suggestions", f"suggest() returned {count!r}, not how many it suggests")
     if not 0 <= count <= len(out):
         raise Violation("suggestions", f"suggest() returned {count}, but there is room for {len(out)} suggestions")
-    first = target * cache.experts
+    first = target * policy.experts
     for expert in out[:count]:
-        if not first <= expert < first + cache.experts:
-            mend = f"its keys are {first} to {first + cache.experts - 1}"
+        if not first <= expert < first + policy.experts:
+            mend = f"its keys are {first} to {first + policy.experts - 1}"
             raise Violation("suggestions", f"suggest() named {expert}, no expert of target layer {target}: {mend}")
 
 
 CHECKS: dict[str, Hook] = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}
-"""What is asked of what a hook returns: called with that, the cache, the policy, and what the hook was called with."""
+"""What is asked of what a hook returns: called with that, the policy, and what the hook was called with."""
