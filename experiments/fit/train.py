@@ -1,7 +1,7 @@
 """Training: every layer's module at once, deterministic by seed, resumable after each epoch."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,7 +32,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def make_modules(
-    kind: type[Predictor], shape: Shape, sources: int, seed: int, given: dict[str, object]
+    kind: type[Predictor], shape: Shape, sources: int, seed: int, given: Mapping[str, object]
 ) -> nn.ModuleList:
     """A fresh module for each source layer; `given` are its hyperparameters."""
     with torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ def _epoch(
         for first in range(0, len(order), options.batch):
             rows = order[first : first + options.batch]
             optimiser.zero_grad()
-            _loss(modules, *(tensor[rows] for tensor in part)).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(_loss(modules, *(tensor[rows] for tensor in part)))
             optimiser.step()
 
 

@@ -1,6 +1,6 @@
 """Numbers as a reader wants them, and tables of them. All text is escaped here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -36,18 +36,13 @@ def _signed(ratio: float) -> str:
     return f"{ratio:+.1%}".replace("-", "\u2212")
 
 
-def number(value: float | None, shown: str) -> Cell:
+def number(value: float | None, shown: Callable[[float], str]) -> Cell:
     """A number for the eye, with the exact one kept for whoever reads the file by machine."""
-    return f'<data value="{float(value)!r}">{escape(shown)}</data>' if value is not None else NONE
+    return NONE if value is None else f'<data value="{float(value)!r}">{escape(shown(value))}</data>'
 
 
 def table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Cell]],
-    *,
-    label: str,
-    policies: Sequence[str] | None = None,
+    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: str, policies: Iterable[str] | None = None
 ) -> str:
     """A table that scrolls sideways inside its own frame. The first cell of a row is its heading.
 
@@ -60,11 +55,18 @@ def table(
         f'<tr{mark}><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
         for mark, cells in zip(marks, listed, strict=True)
     )
-    shown = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-        f"<table>{shown}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def policy_rows(
+    columns: Sequence[str], rows: Sequence[PolicyRow], cells: Callable[[PolicyRow], Sequence[Cell]], *, label: str
+) -> str:
+    """A table with a line for each row: its label, and what `cells` makes of it."""
+    named = [[escape(name), *cells(row)] for name, row in zip(row_labels(rows), rows, strict=True)]
+    return table(columns, named, label=label, policies=[row.name for row in rows])
 
 
 def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
@@ -96,41 +98,37 @@ def policy_table(rows: Sequence[PolicyRow]) -> str:
         "of bound",
         "Loaded per token",
     ]
-    names = [row.name for row in rows]
-    return table("", columns, [_policy_cells(row) for row in rows], label="Policies, scrolls sideways", policies=names)
+    cells, names = [_policy_cells(row) for row in rows], [row.name for row in rows]
+    return table(columns, cells, label="Policies, scrolls sideways", policies=names)
 
 
 def _policy_cells(row: PolicyRow) -> list[Cell]:
     speed, bound = row.tokens_per_second, row.bound_tokens_per_second
     share = speed / bound if speed is not None and bound else None
     tag = ' <span class="tag">bound</span>' if row.is_bound else ""
-    loaded = row.bytes_loaded_per_token
     return [
         escape(row.name) + tag,
         escape(row.capacity),
         escape(row.prefetch) if row.prefetch not in ("", "none") else NONE,
-        number(row.hit_ratio, percent(row.hit_ratio)),
-        number(row.decode_hit_ratio, percent(row.decode_hit_ratio or 0)),
-        number(row.hits_prefetched, percent(row.hits_prefetched)),
-        number(speed, rate(speed or 0)),
-        number(bound, rate(bound or 0)),
-        number(share, percent(share or 0)),
-        number(loaded, size(loaded or 0)),
+        number(row.hit_ratio, percent),
+        number(row.decode_hit_ratio, percent),
+        number(row.hits_prefetched, percent),
+        number(speed, rate),
+        number(bound, rate),
+        number(share, percent),
+        number(row.bytes_loaded_per_token, size),
     ]
 
 
 def speed_table(rows: Sequence[PolicyRow]) -> str:
     """The bars' numbers, fastest first."""
-    shown = [
-        [
-            escape(label),
-            number(row.tokens_per_second, rate(row.tokens_per_second or 0)),
-            number(row.bound_tokens_per_second, rate(row.bound_tokens_per_second or 0)),
-        ]
-        for label, row in by_speed(rows)
+    found = by_speed(rows)
+    cells = [
+        [escape(label), number(row.tokens_per_second, rate), number(row.bound_tokens_per_second, rate)]
+        for label, row in found
     ]
-    names = [row.name for _, row in by_speed(rows)]
-    return table("", ["Policy", "Tokens/s", "Bound"], shown, label="Tokens per second", policies=names)
+    names = [row.name for _, row in found]
+    return table(["Policy", "Tokens/s", "Bound"], cells, label="Tokens per second", policies=names)
 
 
 def by_speed(rows: Sequence[PolicyRow]) -> list[tuple[str, PolicyRow]]:
@@ -146,10 +144,9 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
     ratio = {(point.policy, point.share_held): point.hit_ratio for point in points}
     rows = []
     for share, capacity in sizes:
-        found = [ratio.get((policy, share)) for policy in policies]
-        cells = [number(value, percent(value or 0)) for value in found]
-        rows.append([escape(capacity), number(share, percent(share)), *cells])
-    return table("", ["Cache", "Experts held", *policies], rows, label="Hit ratio by cache size")
+        cells = [number(ratio.get((policy, share)), percent) for policy in policies]
+        rows.append([escape(capacity), number(share, percent), *cells])
+    return table(["Cache", "Experts held", *policies], rows, label="Hit ratio by cache size")
 
 
 def heat_table(heat: HeatMap) -> str:
@@ -163,12 +160,12 @@ def heat_table(heat: HeatMap) -> str:
                 str(layer),
                 str(int((shares > 0).sum())),
                 str(int(shares.argmax())) if order.any() else NONE,
-                number(order[0], percent(order[0])),
+                number(order[0], percent),
                 str(half),
             ]
         )
     columns = ["Layer", "Experts used", "Busiest expert", "Its share", "Experts carrying half"]
-    return table("", columns, rows, label=f"Use of experts by layer, {heat.model}")
+    return table(columns, rows, label=f"Use of experts by layer, {heat.model}")
 
 
 def validation_table(validation: Validation) -> str:
@@ -184,10 +181,10 @@ def validation_table(validation: Validation) -> str:
     rows = [
         [
             name,
-            number(simulated, rate(simulated)),
-            number(measured, rate(measured)),
+            number(simulated, rate),
+            number(measured, rate),
             _signed(simulated / measured - 1) if measured else NONE,
         ]
         for name, (simulated, measured) in zip(names, pairs, strict=True)
     ]
-    return table("", ["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")
+    return table(["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")

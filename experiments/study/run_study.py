@@ -186,7 +186,8 @@ def summarise(
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
     # What does not fit is no candidate: how many do not, settings say in their notes.
     fitting = rows.filter(fitting_rows(study, rows))
-    told = (fitting if len(fitting) else rows).select("warnings", "warning_codes").explode(pl.all()).drop_nulls()
+    own = (fitting if len(fitting) else rows).select("warnings", "warning_codes")
+    told = own.explode("warnings", "warning_codes").drop_nulls()
     warnings = told.filter(pl.col("warning_codes") != "does not fit")["warnings"]
     return Summary(
         objective=study.objective,
