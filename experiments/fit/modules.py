@@ -87,7 +87,8 @@ class Mlp(Linear):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.outer(torch.relu(self.inner(x)))
+        more: Tensor = self.outer(torch.relu(self.inner(x)))
+        return super().forward(x) + more
 
 
 class Recurrent(Predictor):
@@ -148,7 +149,9 @@ class ReuseDistance(Mlp):
         super().__init__(shape, hidden)
 
     def begin(self, x: Tensor, token: Tensor, wanted: Tensor, counts: Tensor, shape: Shape) -> None:
-        super().begin(x, token, wanted, counts, shape)
+        nn.init.zeros_(self.scores.weight)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
         self.scores.bias.data = (wanted * counts).sum(0) / counts.sum(0).clamp(min=1)
 
 

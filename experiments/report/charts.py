@@ -271,7 +271,9 @@ def labelled(values: Sequence[Mapping[str, object]], order: Sequence[str]) -> al
 
 def labels(bars: alt.Chart, width: str) -> alt.Chart:
     """The labels of such bars, at most so wide."""
-    text: alt.Chart = bars.mark_text(align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef(width), aria=False)
+    text: alt.Chart = bars.mark_text(
+        align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef(width), aria=False
+    )
     return text.encode(x=alt.value(0), text="label:N")
 
 
