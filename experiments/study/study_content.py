@@ -24,7 +24,7 @@ from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
 from experiments.study.grid import Statistics, eviction_name, prefetch_name
 from experiments.study.study_folder import read_study
-from experiments.study.study_json import End, Round, SettingSummary, Summary
+from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
 
 MOST_PLANS = 2000
@@ -103,19 +103,8 @@ def _setting(
 
 
 def _round(found: Round) -> SearchRound:
-    def named(end: End | None) -> str:
-        return "" if end is None else f"{end.plan} ({end.value:.4g})"
-
-    return SearchRound(
-        share=found.share,
-        plans=found.plans,
-        kept=found.kept,
-        pruned=found.pruned,
-        too_large=found.too_large,
-        failed=found.failed,
-        last_kept=named(found.last_kept),
-        first_pruned=named(found.first_pruned),
-    )
+    counts = {name: getattr(found, name) for name in ("share", "plans", "kept", "pruned", "too_large", "failed")}
+    return SearchRound(**counts, last_kept=str(found.last_kept or ""), first_pruned=str(found.first_pruned or ""))
 
 
 def _timeline(own: pl.DataFrame) -> TokenTimeline | None:

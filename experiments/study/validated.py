@@ -4,14 +4,14 @@ from pathlib import Path
 
 import msgspec
 
-from experiments import report
+from experiments.report import content
 from experiments.study.study_folder import VALIDATION
 from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
 from tracekit.errors import StudyError
 
 
-def read_validation(study: Path, given: Path | None) -> report.Validation | None:
+def read_validation(study: Path, given: Path | None) -> content.Validation | None:
     """The validation in the file `given`, or in the study's folder if there is one. Raises StudyError."""
     path = study / VALIDATION if given is None else given
     if given is None and not path.exists():
