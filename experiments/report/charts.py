@@ -65,15 +65,11 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     """Hit ratio against the share of experts held, a line per policy."""
     rows = [{"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points]
     names = list(dict.fromkeys(point.policy for point in points))
-    colour = alt.Color("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[look[name].colour for name in names]
-    )
-    shape = alt.Shape("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[look[name].shape for name in names]
-    )
-    dash = alt.StrokeDash("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[list(look[name].dash) or [1, 0] for name in names]
-    )
+    drawn = [look[name] for name in names]
+    colour = alt.Color("policy:N", legend=None, sort=None).scale(domain=names, range=[one.colour for one in drawn])
+    shape = alt.Shape("policy:N", legend=None, sort=None).scale(domain=names, range=[one.shape for one in drawn])
+    dashes = [list(one.dash) or [1, 0] for one in drawn]
+    dash = alt.StrokeDash("policy:N", legend=None, sort=None).scale(domain=names, range=dashes)
     ratio = alt.Axis(format=".3~%", tickCount=5)
     base = dimmed(shown(rows)).encode(
         x=alt.X("held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)).scale(
@@ -89,10 +85,8 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         alt.Tooltip("hit:Q", title="hit ratio", format=".1%"),
     ]
     lines = base.mark_line(strokeWidth=2, aria=False).encode(strokeDash=dash)
-    # With many sizes the marks would hide the lines; they stay, unseen, to carry the tooltips.
-    marked = len(points) <= MARKED_POINTS
     dots = base.mark_point(filled=True, size=44).encode(shape=shape, tooltip=tooltip)
-    if not marked:
+    if len(points) > MARKED_POINTS:  # the marks would hide the lines; they stay, unseen, to carry the tooltips
         dots = dots.encode(opacity=alt.value(0))
     sentence = "Hit ratio of each policy against the share of all experts that the cache holds."
     if any(point.is_bound for point in points):
@@ -243,8 +237,8 @@ def steps(validation: Validation) -> Chart:
 
 
 def _of_bound(row: PolicyRow) -> str:
-    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
-    return f"{rate(speed)} ({percent(speed / bound)} of bound)" if bound else rate(speed)
+    share = "" if row.share_of_bound is None else f" ({percent(row.share_of_bound)} of bound)"
+    return rate(row.tokens_per_second or 0.0) + share
 
 
 def _ticks(count: int) -> list[int]:

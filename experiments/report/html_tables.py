@@ -84,40 +84,25 @@ def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
     return labels
 
 
+POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
+    ("Policy", lambda row: escape(row.name) + (' <span class="tag">bound</span>' if row.is_bound else "")),
+    ("Cache", lambda row: escape(row.capacity)),
+    ("Prefetch", lambda row: escape(row.prefetch) if row.prefetch not in ("", "none") else NONE),
+    ("Hit ratio", lambda row: number(row.hit_ratio, percent)),
+    ("in decode", lambda row: number(row.decode_hit_ratio, percent)),
+    ("Hits by prefetch", lambda row: number(row.hits_prefetched, percent)),
+    ("Tokens/s", lambda row: number(row.tokens_per_second, rate)),
+    ("Bound", lambda row: number(row.bound_tokens_per_second, rate)),
+    ("of bound", lambda row: number(row.share_of_bound, percent)),
+    ("Loaded per token", lambda row: number(row.bytes_loaded_per_token, size)),
+)
+"""Each column's heading, and what stands under it."""
+
+
 def policy_table(rows: Sequence[PolicyRow]) -> str:
     """Everything known about every row, in the order given."""
-    columns = [
-        "Policy",
-        "Cache",
-        "Prefetch",
-        "Hit ratio",
-        "in decode",
-        "Hits by prefetch",
-        "Tokens/s",
-        "Bound",
-        "of bound",
-        "Loaded per token",
-    ]
-    cells, names = [_policy_cells(row) for row in rows], [row.name for row in rows]
-    return table(columns, cells, label="Policies, scrolls sideways", policies=names)
-
-
-def _policy_cells(row: PolicyRow) -> list[Cell]:
-    speed, bound = row.tokens_per_second, row.bound_tokens_per_second
-    share = speed / bound if speed is not None and bound else None
-    tag = ' <span class="tag">bound</span>' if row.is_bound else ""
-    return [
-        escape(row.name) + tag,
-        escape(row.capacity),
-        escape(row.prefetch) if row.prefetch not in ("", "none") else NONE,
-        number(row.hit_ratio, percent),
-        number(row.decode_hit_ratio, percent),
-        number(row.hits_prefetched, percent),
-        number(speed, rate),
-        number(bound, rate),
-        number(share, percent),
-        number(row.bytes_loaded_per_token, size),
-    ]
+    cells, names = [[cell(row) for _, cell in POLICY_COLUMNS] for row in rows], [row.name for row in rows]
+    return table([name for name, _ in POLICY_COLUMNS], cells, label="Policies, scrolls sideways", policies=names)
 
 
 def speed_table(rows: Sequence[PolicyRow]) -> str:

@@ -132,10 +132,10 @@ def _lede(rows: tuple[PolicyRow, ...]) -> str:
         shown = html_tables.percent(row.hit_ratio)
         return f"The highest hit ratio without foresight is <b>{shown}</b>, by <b>{escape(label)}</b>."
     label, row = max(timed, key=lambda pair: pair[1].tokens_per_second or 0)
-    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
-    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{html_tables.rate(speed)} tokens/s</b>"
-    if bound:
-        text += f", {html_tables.percent(speed / bound)} of what clairvoyant decisions would allow with that cache"
+    speed = html_tables.rate(row.tokens_per_second or 0.0)
+    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{speed} tokens/s</b>"
+    if (share := row.share_of_bound) is not None:
+        text += f", {html_tables.percent(share)} of what clairvoyant decisions would allow with that cache"
     return text + "."
 
 

@@ -99,7 +99,7 @@ CURVES: Columns = {
 }
 """Hit ratio at every cache size; of the policies that need one pass for all."""
 
-REGRET: Columns = {"cell": TEXT} | dict.fromkeys(Regret.__struct_fields__, INT)
+REGRET: Columns = {"cell": TEXT, **{name: INT for name in Regret.__struct_fields__}}
 """Regret of the best cells (engine.replay.result.Regret)."""
 
 SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (

@@ -1,6 +1,8 @@
-"""Reports to test: rows of a table, names that are no markup, and what a chart draws."""
+"""Reports to test: rows of a table, names that are no markup, and what a page holds."""
 
+import json
 from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 from experiments.report.content import PolicyRow
@@ -21,6 +23,37 @@ def policy(name: str, **changes: Any) -> PolicyRow:
         bytes_loaded_per_token=1.374e9,
     )
     return replace(row, **changes)
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, and the text of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self.in_script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.in_script = tag == "script"
+        if self.in_script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_script = False
+
+    def handle_data(self, data: str) -> None:
+        if self.in_script:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    def charts(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts[0])
+        return found
 
 
 def values(drawn: Any) -> list[Any]:

@@ -1,11 +1,9 @@
 """The report: complete in itself, true to its numbers, safe with hostile names, the same every time, and drawn."""
 
-import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from experiments.report.content import (
     Verdict,
 )
 from tests.helpers.browser import browser, look, wait
-from tests.helpers.reports import HOSTILE, policy, values
+from tests.helpers.reports import HOSTILE, Page, policy, values
 from tracekit.errors import StudyError, TracekitError
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
@@ -89,37 +87,6 @@ def validated(**changes: Any) -> Validation:
     validation = report().validation
     assert validation is not None
     return replace(validation, **changes)
-
-
-class Page(HTMLParser):
-    """Start tags with their attributes, and the text of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.in_script = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.in_script = tag == "script"
-        if self.in_script:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_script = False
-
-    def handle_data(self, data: str) -> None:
-        if self.in_script:
-            self.scripts[-1] += data
-        else:
-            self.words.append(data)
-
-    def charts(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.scripts[0])
-        return found
 
 
 @pytest.fixture

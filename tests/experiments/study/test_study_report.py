@@ -5,7 +5,6 @@ import re
 import shutil
 import struct
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from experiments.cli.main import run as cli
 from experiments.report.content import PolicyRow
 from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
 from tests.helpers.browser import browser, look, requests, wait
-from tests.helpers.reports import policy, values
+from tests.helpers.reports import Page, policy, values
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
 
@@ -61,10 +60,7 @@ def page(studied: Path) -> Path:
 
 
 def specs(page: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
-    assert found is not None
-    drawn: dict[str, Any] = json.loads(found[1])
-    return drawn
+    return Page(page.read_text("utf-8")).charts()
 
 
 def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
@@ -76,21 +72,13 @@ def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
     }
     text = page.read_text("utf-8")
     summary = json.loads((studied / "study.json").read_text())
-
-    class Words(HTMLParser):
-        said = ""
-
-        def handle_data(self, data: str) -> None:
-            self.said += data
-
-    words = Words()
-    words.feed(text)
+    said = "".join(Page(text).words)
     for setting in summary["settings"]:
-        assert setting["statement"][1:] in words.said
+        assert setting["statement"][1:] in said
         for compared in setting["comparisons"]:
-            assert compared["verdict"] in words.said
-    assert "tracekit study study.toml --output" in words.said and "winner.plan.toml" in words.said
-    assert "no such" not in words.said
+            assert compared["verdict"] in said
+    assert "tracekit study study.toml --output" in said and "winner.plan.toml" in said
+    assert "no such" not in said
     own = text.replace(re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0], "")
     assert "http://" not in own and "https://" not in own
 
