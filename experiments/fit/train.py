@@ -167,7 +167,7 @@ def _snapshot(modules: nn.ModuleList) -> dict[str, Tensor]:
 
 @dataclass(slots=True)
 class _State:
-    """What a checkpoint holds, of the fit called `identity`; `best` are the tensors of the epoch with the least loss."""
+    """What a checkpoint of the fit `identity` holds; `best` are the tensors of the epoch with the least loss."""
 
     identity: str
     modules: nn.ModuleList

@@ -155,21 +155,13 @@ def heat_table(heat: HeatMap) -> str:
 
 def validation_table(validation: Validation) -> str:
     """Both sides of the comparison."""
-    names = ["Tokens/s"]
-    pairs = [(validation.simulated_tokens_per_second, validation.measured_tokens_per_second)]
-    if validation.simulated_ms:
-        for percentile in (50, 95, 99):
-            names.append(f"ms per decode step, p{percentile}")
-            sides = (validation.simulated_ms, validation.measured_ms)
-            simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
-            pairs.append((simulated, measured))
+    sides = (validation.simulated_ms, validation.measured_ms)
+    found = [("Tokens/s", validation.simulated_tokens_per_second, validation.measured_tokens_per_second)]
+    for percentile in (50, 95, 99) if validation.simulated_ms else ():
+        simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
+        found.append((f"ms per decode step, p{percentile}", simulated, measured))
     rows = [
-        [
-            name,
-            number(simulated, rate),
-            number(measured, rate),
-            _signed(simulated / measured - 1) if measured else NONE,
-        ]
-        for name, (simulated, measured) in zip(names, pairs, strict=True)
+        [name, number(ours, rate), number(theirs, rate), _signed(ours / theirs - 1) if theirs else NONE]
+        for name, ours, theirs in found
     ]
     return table(["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")
