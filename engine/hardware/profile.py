@@ -226,29 +226,21 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """The profile as TOML text that `load_hardware` reads back equal."""
         import tomli_w
 
-        tables = msgspec.to_builtins(self)
-        return tomli_w.dumps({key: _filled(value) for key, value in tables.items() if value is not None})
+        return tomli_w.dumps(_given(msgspec.to_builtins(self)))
 
     def _repr_html_(self) -> str:
-        return html_table(self.name, _flat(msgspec.to_builtins(self)))
+        tables = _given(msgspec.to_builtins(self)).items()
+        rows = [(f"{key}.{name}", v) for key, value in tables if isinstance(value, dict) for name, v in value.items()]
+        return html_table(self.name, rows)
 
 
-def _filled(value: object) -> object:
-    """A table without what has no value."""
-    if isinstance(value, dict):
-        return {key: item for key, item in value.items() if item is not None and item != []}
-    return value
-
-
-def _flat(tables: dict[str, object]) -> list[tuple[str, object]]:
-    """Every key that has a value, `table.key`, in order."""
-    found: list[tuple[str, object]] = []
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            found += [(f"{key}.{name}", item) for name, item in value.items() if item is not None and item != []]
-        elif value is not None and key != "name":
-            found.append((key, value))
-    return found
+def _given(table: dict[str, object]) -> dict[str, object]:
+    """What has a value; of the tables in it, what is not empty."""
+    given = {key: value for key, value in table.items() if value is not None}
+    return {
+        key: {k: v for k, v in value.items() if v is not None and v != []} if isinstance(value, dict) else value
+        for key, value in given.items()
+    }
 
 
 def hardware_names() -> tuple[str, ...]:

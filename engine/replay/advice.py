@@ -10,8 +10,9 @@ from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
 from policies.events import BYPASS
+from tracekit.rows import DECODE
 from tracekit.stats.independence import looks_independent
-from tracekit.trace import DECODE, Trace
+from tracekit.trace import Trace
 
 FEW_TOKENS = 64
 SATURATED = 0.95

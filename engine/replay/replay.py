@@ -23,7 +23,8 @@ from policies.events import Events
 from tracekit.demand import Demand
 from tracekit.errors import TraceError
 from tracekit.progress import reporting
-from tracekit.trace import DECODE, PREFILL, Trace
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 from tracekit.version import own_version
 
 

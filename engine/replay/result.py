@@ -1,8 +1,15 @@
 """The result of a replay, as data."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from tracekit.html_table import html_table
+
+if TYPE_CHECKING:
+    import altair as alt
+    import polars as pl
 
 
 class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,4 +142,49 @@ class Result(Counts, frozen=True, kw_only=True):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
-        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+    def to_polars(self) -> "pl.DataFrame":
+        """One row of figures: counts, and with a machine its times, by the names of `to_dict` joined with dots."""
+        import polars as pl
+
+        row: dict[str, object] = {"plan": self.provenance["plan"]["cache"]["capacity"]}
+        return pl.DataFrame([row | dict(self._figures())])
+
+    def plot(self) -> "alt.Chart":
+        """Where the time goes, as bars; hits and misses without a machine. Needs altair (the extra `report`)."""
+        import altair as alt
+
+        if self.time is None:
+            parts: dict[str, float] = {"hits": self.hits, "misses": self.misses}
+        else:
+            parts = {"compute": self.time.compute_s, "overhead": self.time.overhead_s}
+            parts |= {f"stall: {cause}": seconds for cause, seconds in self.time.stall_s.items() if seconds}
+        rows = [{"part": part, "value": value} for part, value in parts.items()]
+        title = "lookups" if self.time is None else "seconds"
+        base: alt.Chart = alt.Chart.from_dict({"data": {"values": rows}, "mark": "bar", "encoding": {}})
+        return base.encode(alt.X("value:Q", title=title), alt.Y("part:N", sort=None, title=None))
+
+    def _figures(self) -> Iterator[tuple[str, float | int | str | None]]:
+        """Every number and word of the result but provenance, under its path."""
+        left = [("", {key: value for key, value in self.to_dict().items() if key != "provenance"})]
+        while left:
+            path, table = left.pop(0)
+            for key, value in table.items():
+                if isinstance(value, dict):
+                    left.append((f"{path}{key}.", value))
+                elif not isinstance(value, list):
+                    yield f"{path}{key}", value
+
+    def _repr_html_(self) -> str:
+        told = {name: value for name, value in self._figures() if value is not None and name in SHOWN}
+        return html_table("Replay", [*told.items(), *(("warning", text) for text in self.warnings)])
+
+
+SHOWN = (
+    *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
+    *("time.hardware", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
+    *("bounds.hit_ratio", "bounds.best_tokens_per_second"),
+)
+"""What a notebook shows of a result."""

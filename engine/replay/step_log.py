@@ -11,7 +11,8 @@ from engine.replay.passes import Replayed
 from engine.simulator.timeline import CAUSES
 from tracekit.demand import step_starts
 from tracekit.durable import write_synced
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 
 def step_frame(trace: Trace, done: Replayed) -> pl.DataFrame:

@@ -1,29 +1,28 @@
-"""`OffloadState`: one offloaded model at work: decides, has experts copied and computed, keeps the log."""
+"""`OffloadState`: what serves one offloaded model: it decides, has experts copied and computed, and keeps the log."""
 
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from engine.runtime.cpu_lane import CpuLane
-from engine.runtime.experts import compute, expert_forward, take_seat
-from engine.runtime.forced import ForcedRouting
+from engine.runtime.experts import compute, expert_forward, serve_experts
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
-from engine.runtime.storage.disk_store import DiskStore
-from engine.runtime.storage.host_store import ExpertStore
+from engine.runtime.storage.store import Store
 from engine.runtime.timing import Clock, Timings
-from engine.runtime.turn import Turn
-from engine.runtime.visit_routing import read_back, sort_by_expert, weight_of
+from engine.runtime.visit_experts import VisitExperts
+from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import SLOT
 from policies.events import Events
@@ -38,21 +37,20 @@ class OffloadState:
     """What `offloaded(model)` returns.
 
     `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
-    only emulated (every result must say so) or None, `lane` the CPU's, if the plan wants one. One model, one thread,
-    one CUDA stream at a time.
+    only emulated (every result must say so) or None, `lane` the CPU's, if the plan wants one. `forced`, where set,
+    chooses in place of the gates. One model, one thread, one CUDA stream at a time.
 
     Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
     is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
-    rows may round differently, so only unpadded batches are promised to equal the un-offloaded model bit for
-    bit.
+    rows may round differently, so only unpadded batches equal the un-offloaded model bit for bit.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         layers: Sequence[MoeLayer],
         spec: CacheSpec,
-        store: ExpertStore | DiskStore,
+        store: Store,
         pool: SlotPool,
         link: Link,
         accumulate: Sequence[str],
@@ -73,7 +71,7 @@ class OffloadState:
         self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
         self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
         self._failure: str | None = None
-        self.forced: ForcedRouting | None = None  # whose choices replace the gates'
+        self.forced: Choices | None = None
         self._hooks: list[RemovableHandle] = self._attach(model)
         self._fill()
 
@@ -173,10 +171,10 @@ class OffloadState:
         events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
-        turn = Turn(self._loader, self.pool, self.lane, base, layout, forward)
-        order = turn.begin(layer, events, routing, hidden)
-        out = compute(order, turn.compute, hidden, top_k_weights, routing, self.accumulate[layer])
-        self._clock.add_visit(layer, start, turn.waited)
+        experts = VisitExperts(self._loader, self.pool, self.lane, base, layout, forward)
+        order = experts.begin(layer, events, routing, hidden)
+        out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])
+        self._clock.add_visit(layer, start, experts.waited)
         return out
 
     def _read_back(
@@ -237,7 +235,7 @@ class OffloadState:
 
     def _attach(self, model: nn.Module) -> list[RemovableHandle]:
         for layer in self.layers:
-            take_seat(layer.experts, partial(self.visit, layer.index))
+            serve_experts(layer.experts, partial(self.visit, layer.index))
         hooks = [
             model.register_forward_pre_hook(self._begin_step, with_kwargs=True),
             model.register_forward_hook(self._end_step, always_call=True),
@@ -247,13 +245,13 @@ class OffloadState:
             hooks.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
         return hooks
 
-    def _look_ahead(self, layer: int, router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _look_ahead(self, layer: int, router: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         hidden = next(iter((*args, *kwargs.values())))
         # Computed even if a trace says what to foresee: it takes time.
         logits = router_logits(self.layers[layer + self.spec.distance], hidden)
         self._lookahead[layer] = logits if self.forced is None else self.forced.lookahead(layer, self.spec.distance)
 
-    def _begin_step(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_step(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
         ids = args[0] if ids is None and args else ids
         mask = kwargs.get("attention_mask")
@@ -271,6 +269,14 @@ class OffloadState:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the host waits for the next token's id anyway
         self._clock.end_step()
+
+
+def offloaded(model: nn.Module) -> OffloadState:
+    """The state of an offloaded model. ModelError for any other."""
+    state = getattr(model, STATE, None)
+    if not isinstance(state, OffloadState):
+        raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
+    return state
 
 
 def check_policies(spec: CacheSpec) -> ExpertCache:

@@ -1,6 +1,7 @@
-"""What one visit's gate chose, brought to the host in a single copy and sorted by expert."""
+"""`Routing`: what one visit's gate chose, brought to the host in a single copy and sorted by expert."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -52,6 +53,19 @@ class TokenRouting:
 
     def count(self, expert: int) -> int:
         return 1
+
+
+class Choices(Protocol):
+    """Choices that are made in place of the gates', such as those of a trace (`forced_routing`)."""
+
+    token_ids: np.ndarray
+    """Vocabulary ids of this step [tokens]."""
+
+    def choice(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids i64 and weights [tokens, k] of this step at a layer; weights in the type of `like`."""
+
+    def lookahead(self, layer: int, distance: int) -> Tensor:
+        """Logits f16 [tokens, experts] of the layer `distance` after `layer`, foreseen at `layer`."""
 
 
 def read_back(

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 if TYPE_CHECKING:
-    from experiments.study import Study
+    from experiments.study.grid import Study
     from experiments.study.study_json import Round, Summary
 
 
@@ -21,7 +23,7 @@ def command(
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Replay a grid of plans on traces and machines, name the best, and say how sure that is.
 
@@ -31,7 +33,7 @@ def command(
 
     Example: tracekit study study.toml --output study
     """
-    from experiments.study import load_study
+    from experiments.study.grid import load_study
 
     loaded = load_study(study)
     if dry_run:
@@ -41,12 +43,9 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
-    import msgspec
-
-    from experiments.cli import console
-    from experiments.study import run_study
     from experiments.study.cells import cells_of
     from experiments.study.finished_study import choose_workers
+    from experiments.study.run_study import run_study
     from experiments.study.search import work
 
     total = round(work(loaded, len(cells_of(loaded))))
@@ -58,19 +57,18 @@ def command(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
     if json:
-        console.emit_json(msgspec.to_builtins(summary))
+        console.emit_json(summary)
     else:
         _show(summary, output)
     if summary.failed:
-        typer.echo(f"warning: {summary.failed} of {summary.cells} cells could not be replayed", err=True)
+        console.say(f"warning: {summary.failed} of {summary.cells} cells could not be replayed")
         for found in summary.errors[:10]:
-            typer.echo(f"  {found.cells} x {found.error} (first: {found.first_plan})", err=True)
+            console.say(f"  {found.cells} x {found.error} (first: {found.first_plan})")
     if summary.failed == summary.cells:
         raise typer.Exit(1)
 
 
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
-    from experiments.cli import console
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
     from experiments.study.search import shares, work
@@ -114,8 +112,6 @@ def _show_search(rounds: "list[Round]") -> None:
     """What a search pruned, round by round."""
     if not rounds:
         return
-    from experiments.cli import console
-
     columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
     rows = []
     for found in rounds:
@@ -142,8 +138,7 @@ def _show(summary: "Summary", output: Path) -> None:
         for note in found.notes:
             typer.echo(f"  note: {note}")
         _show_search(found.search)
-    for warning in summary.warnings:
-        typer.echo(f"warning: {warning}")
+    console.warn(summary.warnings)
     if any(found.winner is not None for found in summary.settings):
         typer.echo(f"winner: {output}/winner.plan.toml")
     typer.echo(

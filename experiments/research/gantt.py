@@ -6,7 +6,6 @@ python -m experiments.research.gantt T.trace --plan P.toml --hardware rtx3060 --
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -14,13 +13,14 @@ import numpy as np
 from engine.plan.plan import load_plan
 from engine.replay.bars import COLOURS, LANES, bars
 from engine.replay.chrome_trace import timeline_window
+from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.simulator import log
-from tracekit import Trace
 from tracekit.demand import step_starts
+from tracekit.trace import Trace
 
 
-def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> Any:
+def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> alt.TopLevelMixin:
     """The chart: lanes over time, a rule where each visit begins. `rows` is the simulator's log."""
     records = bars(rows, experts)
     lanes = [lane for lane in LANES if any(r["lane"] == lane for r in records)]
@@ -39,10 +39,11 @@ def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> Any:
         scale=alt.Scale(domain=kinds, range=[COLOURS[kind] for kind in kinds]),
         legend=alt.Legend(orient="bottom", columns=4, symbolStrokeWidth=1),
     )
-    work = _chart(records).mark_bar(stroke="#444", strokeWidth=0.5, height=34)
+    work = alt.Chart(alt.InlineData(values=records)).mark_bar(stroke="#444", strokeWidth=0.5, height=34)
     # Only what fits into its bar.
-    text = _chart([r for r in records if r["end"] - r["begin"] > length * max(1, len(r["label"])) / 140])
-    rules = _chart(visits)
+    fitting = [r for r in records if r["end"] - r["begin"] > length * max(1, len(r["label"])) / 140]
+    text = alt.Chart(alt.InlineData(values=fitting))
+    rules = alt.Chart(alt.InlineData(values=visits))
     return alt.layer(
         rules.mark_rule(strokeDash=[3, 3], color="#888").encode(x="at:Q"),
         work.encode(x=x, x2="end:Q", y=y, color=colour),
@@ -54,10 +55,6 @@ def picture(rows: np.ndarray, layers: int, experts: int, title: str) -> Any:
         ),
         rules.mark_text(align="left", dx=3, y=-6, fontSize=10, color="#666").encode(x="at:Q", text="layer:N"),
     ).properties(width=900, height=60 * len(lanes), title=alt.Title(title, anchor="start", offset=14))
-
-
-def _chart(records: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=records))  # type: ignore[no-untyped-call]
 
 
 def main(arguments: list[str]) -> int:
@@ -73,6 +70,11 @@ def main(arguments: list[str]) -> int:
     trace, plan = Trace.open(chosen.trace), load_plan(chosen.plan)
     window = timeline_window(chosen.steps, len(step_starts(trace.step)) - 1)
     logged: list[np.ndarray] = []
+
+    def keep(done: Replayed) -> None:
+        assert done.timeline is not None
+        logged.append(done.timeline.log)
+
     replay(
         trace,
         plan,
@@ -80,7 +82,7 @@ def main(arguments: list[str]) -> int:
         model_shape=chosen.model_shape,
         bounds=False,
         log=window,
-        on_done=lambda done: logged.append(done.timeline.log),  # type: ignore[union-attr]
+        on_done=keep,
     )
     shape = f" at {chosen.model_shape}'s shape" if chosen.model_shape else ""
     title = f"Step {window.start} of {trace.manifest.model.id} on {chosen.hardware}{shape}; numbers are experts"

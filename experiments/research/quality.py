@@ -11,19 +11,21 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from engine.plan.plan import WeightsPlan
 from engine.runtime.storage.rounding import rounded
 from engine.runtime.storage.slab_layout import layout_of
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.demo.stdlib_text import documents
-from experiments.research.reference_model.tokenizer import CONTEXT, END_OF_TEXT_ID, token_streams
+from experiments.research import markdown
+from experiments.research.reference_model.evaluate import nats_of, text_windows
+from experiments.research.reference_model.tokenizer import CONTEXT, END_OF_TEXT_ID, load_tokenizer, token_streams
 from tracekit.errors import PlanError, TracekitError
 from tracekit.recorder.models import load_model
 from tracekit.recorder.seam import moe_layers
@@ -49,22 +51,19 @@ def quality(checkpoint: Path, word: str, windows: int | None = None) -> Quality:
 
     Raises PlanError when the format cannot store the model's matrices.
     """
-    loaded: Any
-    loaded, tokenizer = load_model(checkpoint, "bfloat16" if word == "bf16" else "float32", "cpu")
-    loaded = rounded(loaded, WeightsPlan(experts=word))
+    model, tokenizer = load_model(checkpoint, "bfloat16" if word == "bf16" else "float32", "cpu")
+    model.set_experts_implementation("eager")
+    loaded: nn.Module = rounded(model, WeightsPlan(experts=word))
     layer = moe_layers(loaded)[0]
     size = layout_of(layer.experts, word).bytes
     loaded = loaded.float()
-    loaded.set_experts_implementation("eager")
     rows, sizes = held_out(tokenizer, windows)
     nats, tokens = 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             batch = torch.from_numpy(rows[start : start + BATCH])
-            targets = batch[:, 1:].flatten()
-            logits = loaded(input_ids=batch[:, :-1], use_cache=False).logits.flatten(0, 1)
-            nats += cross_entropy(logits, targets, ignore_index=END_OF_TEXT_ID, reduction="sum").item()
-            tokens += int((targets != END_OF_TEXT_ID).sum())
+            nats += nats_of(loaded(input_ids=batch[:, :-1], use_cache=False).logits, batch)
+            tokens += int((batch[:, 1:] != END_OF_TEXT_ID).sum())
     return Quality(
         model=checkpoint.name,
         format=word,
@@ -76,16 +75,11 @@ def quality(checkpoint: Path, word: str, windows: int | None = None) -> Quality:
     )
 
 
-def held_out(tokenizer: Any, windows: int | None) -> tuple[np.ndarray, int]:
+def held_out(tokenizer: PreTrainedTokenizerBase, windows: int | None) -> tuple[np.ndarray, int]:
     """Windows [windows, CONTEXT + 1] of the held-out text, and the bytes of text that they predict."""
-    from experiments.research.reference_model.tokenizer import load_tokenizer
-
     streams = token_streams(load_tokenizer(Path(tokenizer.name_or_path)), documents("held-out"))
-    cut = []
-    for stream in streams.values():
-        whole = np.concatenate([[END_OF_TEXT_ID], stream]).astype(np.int64)
-        cut += [whole[i : i + CONTEXT + 1] for i in range(0, len(whole) - CONTEXT, CONTEXT)]
-    rows = np.stack(cut)
+    cuts = [cut for stream in streams.values() for cut in text_windows(stream)]
+    rows = np.stack([cut for cut in cuts if len(cut) == CONTEXT + 1])
     if windows is not None and windows < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, windows).astype(int)]
     texts = tokenizer.batch_decode([[token for token in row[1:] if token != END_OF_TEXT_ID] for row in rows])
@@ -103,26 +97,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     found: list[Quality] = []
-    lines = ["| model | experts | bytes each | bits/parameter | bits/byte | perplexity |", "|---|---|--:|--:|--:|--:|"]
+    columns = ["model", "experts", "bytes each", "bits/parameter", "bits/byte", "perplexity"]
+    rows = []
     for checkpoint in options.checkpoints:
         for word in options.formats.split(","):
             try:
                 one = quality(checkpoint, word, options.windows)
             except PlanError as error:
-                lines.append(f"| {checkpoint.name} | {word} | | | | {error} |")
+                rows.append([checkpoint.name, word, "", "", "", str(error)])
                 continue
             except TracekitError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
             found.append(one)
-            lines.append(
-                f"| {one.model} | {one.format} | {one.expert_bytes:,} | {one.bits_per_parameter:.2f} "
-                f"| {one.bits_per_byte:.4f} | {one.perplexity:.2f} |"
-            )
+            measured = [f"{one.bits_per_parameter:.2f}", f"{one.bits_per_byte:.4f}", f"{one.perplexity:.2f}"]
+            rows.append([one.model, one.format, f"{one.expert_bytes:,}", *measured])
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
-        print("\n".join(lines))
+        print(markdown.table(columns, rows))
         if found:
             print(f"\n{found[0].tokens:,} tokens of held-out text each")
     return 0

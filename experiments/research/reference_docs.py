@@ -9,9 +9,9 @@ import inspect
 import sys
 import textwrap
 import typing
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import typer
@@ -22,15 +22,16 @@ from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan,
 from experiments.cli.main import COMMANDS
 from experiments.study.grid import Search, Statistics
 
+Tables = Mapping[str, type[msgspec.Struct]]
 MADE = "<!-- Made by: python -m experiments.research.reference_docs docs/reference -->\n\n"
-PLAN = {
+PLAN: Tables = {
     "cache": CachePlan,
     "eviction": EvictionPlan,
     "prefetch": PrefetchPlan,
     "weights": WeightsPlan,
     "compute": ComputePlan,
 }
-PROFILE = {
+PROFILE: Tables = {
     "": HardwareProfile,
     "device": Device,
     "device.expansions": Expansion,
@@ -42,7 +43,7 @@ PROFILE = {
     "power": Power,
     "price": Price,
 }
-STUDY: dict[str, Any] = {"statistics": Statistics, "search": Search}
+STUDY: Tables = {"statistics": Statistics, "search": Search}
 
 
 def commands() -> str:
@@ -64,14 +65,14 @@ def commands() -> str:
     return "".join(parts)
 
 
-def _told(function: Any) -> tuple[str, str]:
+def _told(function: Callable[..., object]) -> tuple[str, str]:
     """A command's description, and its example."""
     text = inspect.getdoc(function) or ""
     words, _, example = text.partition("Example: ")
     return words.strip(), example.strip()
 
 
-def _option(parameter: inspect.Parameter, hint: Any) -> str:
+def _option(parameter: inspect.Parameter, hint: object) -> str:
     _, info = typing.get_args(hint)[:2]
     name = parameter.name.replace("_", "-")
     if isinstance(info, typer.models.ArgumentInfo):
@@ -89,7 +90,7 @@ def _option(parameter: inspect.Parameter, hint: Any) -> str:
     return f"| {shown} | {_cell(str(default))} | {_cell(info.help or '')} |\n"
 
 
-def tables(title: str, about: str, structs: dict[str, Any]) -> str:
+def tables(title: str, about: str, structs: Tables) -> str:
     """The keys of a file's tables."""
     parts = [f"{MADE}# {title}\n\n{about}\n"]
     for name, struct in structs.items():
@@ -105,11 +106,11 @@ def tables(title: str, about: str, structs: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _default(field: Any) -> Any:
+def _default(field: msgspec.structs.FieldInfo) -> object:
     return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
 
 
-def _type(kind: Any) -> str:
+def _type(kind: object) -> str:
     """A type for people."""
     found = msgspec.inspect.type_info(kind)
     if isinstance(found, msgspec.inspect.UnionType):
@@ -117,7 +118,7 @@ def _type(kind: Any) -> str:
     return _named(found)
 
 
-def _named(found: Any) -> str:
+def _named(found: msgspec.inspect.Type) -> str:
     info = msgspec.inspect
     if isinstance(found, info.LiteralType):
         return " or ".join(f'`"{value}"`' for value in found.values)
@@ -136,7 +137,7 @@ def _named(found: Any) -> str:
     return shown + ("" if low is None or high is None else f", {low} to {high}")
 
 
-def _comments(struct: Any) -> dict[str, str]:
+def _comments(struct: type[msgspec.Struct]) -> dict[str, str]:
     """What stands beside each field in the source: a text below it, or a comment above it."""
     source = textwrap.dedent(inspect.getsource(struct))
     lines = source.splitlines()

@@ -20,7 +20,7 @@ from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
 from tracekit.errors import TraceError, TracekitError
-from tracekit.trace import DECODE, PREFILL
+from tracekit.rows import DECODE, PREFILL
 
 Row = dict[str, Any]
 

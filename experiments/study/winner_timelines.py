@@ -15,8 +15,9 @@ from experiments.study.schema import EXPERTS, TIMELINE
 from experiments.study.shared import SharedRouting, SharedRoutings
 from experiments.study.study_json import SettingSummary
 from tracekit.demand import iter_demand, step_starts
-from tracekit.prefix import PrefixTrace
-from tracekit.trace import DECODE, Trace
+from tracekit.prefix import first_steps
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 WARM = 200
 """The token that is drawn has at most so many decode steps before it: a cache is as full as it gets by then."""
@@ -73,7 +74,7 @@ def drawn_step(cell: Cell, routing: SharedRouting) -> np.ndarray:
         return np.zeros((0, log.COLUMNS), np.int64)
     step = int(decode[min(len(decode) // 2, WARM)])
     setting = setting_of(routing, cell)
-    (done,) = run(PrefixTrace(trace, step + 1), setting.spec, [setting.target], log=range(step, step + 1))
+    (done,) = run(first_steps(trace, step + 1), setting.spec, [setting.target], log=range(step, step + 1))
     assert done.timeline is not None
     return done.timeline.log
 

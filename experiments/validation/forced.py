@@ -10,7 +10,7 @@ from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
 from tracekit.errors import ModelError
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def validate_routing(
     from engine.runtime import offload, offloaded
     from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
-    from engine.runtime.forced import ForcedRouting, forced_steps, random_model
+    from engine.runtime.forced_routing import ForcedRouting, forced_steps
+    from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
     say = progress or (lambda text: None)
@@ -91,7 +92,7 @@ def validate_routing(
     return compare(
         f"random weights of {model}, routed by {routing.path}",
         plan,
-        PrefixTrace(routing, count),
+        first_steps(routing, count),
         measured,
         Machine(hardware, calibrated_here, device, emulate_link),
         tokens=Tokens(compared=0, identical=True),

@@ -1,16 +1,18 @@
-"""What expanding a quantised expert takes: measured on the engine's own slabs, and as the simulator reads it."""
+"""The time of expanding a quantised expert, measured on the engine's own slabs, as the simulator reads it."""
 
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from engine.hardware import Expansion
+from engine.hardware.roofline import SECOND
 from engine.plan.weights import WeightFormat
 from engine.runtime.calibration import probes
-from engine.runtime.calibration.probes import SECOND, Figure
-from engine.runtime.forced import random_slabs
+from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.storage.random_weights import random_slabs
 from engine.runtime.storage.slab_layout import Layout, layout_of
 from tracekit.errors import PlanError
 
@@ -35,7 +37,9 @@ def check_formats(formats: Sequence[str]) -> None:
             raise PlanError(f"{word} needs no expansion: give quantised formats, such as hqq-4bit")
 
 
-def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int) -> tuple[Figure, Figure, Expansion]:
+def measure_expansion(
+    device: torch.device, dtype: torch.dtype, word: str, repeats: int
+) -> tuple[Figure, Figure, Expansion]:
     """Expanding a large and a small expert from slabs that no cache holds, and what follows. PlanError."""
     figures = []
     for width in (probes.WIDTH, probes.WIDTH // PART):
@@ -53,18 +57,15 @@ def expanding(device: torch.device, dtype: torch.dtype, word: str, repeats: int)
 
 
 def expansion_of(word: str, large_ns: float, small_ns: float) -> Expansion:
-    """A fixed time and a rate, from what a large and a small expert of `expanding` take."""
+    """A fixed time and a rate, from what a large and a small expert of `measure_expansion` take."""
     weights, fewer = _weights(probes.WIDTH), _weights(probes.WIDTH // PART)
     if large_ns > small_ns:
         rate = (weights - fewer) * SECOND / (large_ns - small_ns)
     else:  # a machine too busy to tell them apart
         rate = weights * SECOND / max(large_ns, 1.0)
     fixed = max(0.0, small_ns - fewer * SECOND / rate)
-    return Expansion(
-        bits=WeightFormat.parse(word).bits,  # type: ignore[arg-type]  # checked when it was parsed
-        weights_per_s=min(max(round(rate), 1_000), 10**15),
-        per_expert_ns=min(round(fixed), 10**10),
-    )
+    figures = {"weights_per_s": clamp(rate, 1_000, 10**15), "per_expert_ns": clamp(fixed, 0, 10**10)}
+    return msgspec.convert({"bits": WeightFormat.parse(word).bits, **figures}, Expansion)
 
 
 def by_bits(found: Sequence[Expansion]) -> list[Expansion]:
@@ -76,8 +77,8 @@ def by_bits(found: Sequence[Expansion]) -> list[Expansion]:
     return [slowest[bits] for bits in sorted(slowest)]
 
 
-def _expand(layout: Layout, slabs: Tensor, turn: int) -> object:
-    return layout.weights(layout.views(slabs[turn % len(slabs)]))
+def _expand(layout: Layout, slabs: Tensor, number: int) -> object:
+    return layout.weights(layout.views(slabs[number % len(slabs)]))
 
 
 def _weights(width: int) -> int:

@@ -1,4 +1,4 @@
-"""Probes of the host: its processor as a lane that computes experts, and the disk that slabs are read from."""
+"""Probes of the host time its processor as a lane that computes experts, and the disk that slabs are read from."""
 
 import mmap
 import os
@@ -13,8 +13,10 @@ import torch
 from torch.nn import functional
 
 from engine.hardware import Cpu, Disk
+from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import probes
-from engine.runtime.calibration.probes import Figure
+from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.memory import meminfo
 from tracekit.errors import HardwareError
 
 DISK_BYTES = 1 << 29
@@ -23,7 +25,7 @@ PAGE = 4096
 MANY = 64  # tokens of an expert that has enough to compute
 
 
-def lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
+def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
     """The host's processor computing experts for `device`: one token, many tokens, the hand-over, the way there."""
     host = torch.device("cpu")
     alone, many = probes.experts(host, dtype, (1, MANY), repeats)
@@ -42,10 +44,10 @@ def lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[F
     )
     params = probes.expert_params()
     return [alone, many, handed, way], Cpu(
-        memory_bandwidth_bytes_per_s=_within(alone.rate(params * dtype.itemsize), 1_000, 10**15),
-        compute_flops_per_s=_within(many.rate(2 * params * MANY), 10**6, 10**18),
-        per_expert_ns=_within(handed.ns, 0, 10**10),
-        transfer_ns=_within(way.ns, 0, 10**10),
+        memory_bandwidth_bytes_per_s=clamp(alone.rate(params * dtype.itemsize), 1_000, 10**15),
+        compute_flops_per_s=clamp(many.rate(2 * params * MANY), 10**6, 10**18),
+        per_expert_ns=clamp(handed.ns, 0, 10**10),
+        transfer_ns=clamp(way.ns, 0, 10**10),
     )
 
 
@@ -77,9 +79,9 @@ def disk(folder: Path, repeats: int, size: int = DISK_BYTES) -> tuple[list[Figur
     return (
         [large, page],
         Disk(
-            read_bytes_per_s=_within(piece * probes.SECOND / moved, 1_000, 10**15),
-            latency_ns=_within(page.ns, 0, 10**10),
-            host_cache_bytes=_within(probes.meminfo("MemAvailable"), 1 << 20, 1 << 50),
+            read_bytes_per_s=clamp(piece * SECOND / moved, 1_000, 10**15),
+            latency_ns=clamp(page.ns, 0, 10**10),
+            host_cache_bytes=clamp(meminfo("MemAvailable"), 1 << 20, 1 << 50),
         ),
         f"disk: {how}; what the disk or the host below caches itself is not kept out",
     )
@@ -120,7 +122,3 @@ def _unbuffered(path: Path) -> Iterator[tuple[int, str]]:
         yield descriptor, how
     finally:
         os.close(descriptor)
-
-
-def _within(value: float, low: int, high: int) -> int:
-    return min(max(round(value), low), high)

@@ -1,25 +1,28 @@
-"""Calibrating a machine: probes of copies, memory and compute, and the engine's overhead on a model, as a profile."""
+"""A machine is measured into a profile: copies, memory and compute by probes, the engine's overhead on a model."""
 
 import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
+import transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import host_probes, probes
-from engine.runtime.calibration.engine_costs import calibrate
-from engine.runtime.calibration.expansion import by_bits, check_formats, expanding
+from engine.runtime.calibration.engine_costs import engine_costs
+from engine.runtime.calibration.expansion import by_bits, check_formats, measure_expansion
 from engine.runtime.calibration.power import power
-from engine.runtime.calibration.probes import SECOND, Figure
-from engine.runtime.offload import offloaded
+from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.memory import meminfo
+from engine.runtime.offload_state import offloaded
 from tracekit.errors import HardwareError
+from tracekit.version import own_version
 
 COPY_SIZES = tuple(1 << power for power in (8, 14, 16, 18, 20, 22, 24, 26))
 """256 bytes, which is all latency, and 16 KiB to 64 MiB."""
@@ -41,7 +44,7 @@ class Calibration:
 
 
 def calibrate_machine(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
     dtype: torch.dtype,
@@ -76,9 +79,9 @@ def calibrate_machine(
     advance()
     experts = probes.experts(device, dtype, tokens, repeats)
     advance()
-    expanded = [expanding(device, dtype, word, repeats) for word in formats]
+    expanded = [measure_expansion(device, dtype, word, repeats) for word in formats]
     advance()
-    lane_figures, cpu = host_probes.lane(device, dtype, repeats)
+    lane_figures, cpu = host_probes.cpu_lane(device, dtype, repeats)
     advance()
     disk_figures, read, disk_note = (
         ([], None, "disk: not measured") if disk is None else host_probes.disk(disk, repeats)
@@ -86,7 +89,7 @@ def calibrate_machine(
     matrix = torch.randn(probes.WIDTH, probes.WIDTH, device=device, dtype=dtype)
     watts, power_note = power(device, lambda: matrix @ matrix)
     advance()
-    found = [calibrate(model, prompts, max_new_tokens=max_new_tokens).overhead for _ in range(rounds)]
+    found = [engine_costs(model, prompts, max_new_tokens).overhead for _ in range(rounds)]
     overheads = {
         field: Figure.of(f"overhead.{field}", [float(getattr(one, field)) for one in found]) for field in OVERHEADS
     }
@@ -118,9 +121,9 @@ def calibrate_machine(
             *(str(figure) for figure in figures),
         ],
         device=Device(
-            memory_bytes=_clamp(memory_bytes(device), 1 << 20, 1 << 50),
-            memory_bandwidth_bytes_per_s=_clamp(bandwidth, 1_000, 10**15),
-            compute_flops_per_s=_clamp(flops, 10**6, 10**18),
+            memory_bytes=clamp(memory_bytes(device), 1 << 20, 1 << 50),
+            memory_bandwidth_bytes_per_s=clamp(bandwidth, 1_000, 10**15),
+            compute_flops_per_s=clamp(flops, 10**6, 10**18),
             expansions=by_bits([expansion for _, _, expansion in expanded]),
         ),
         disk=read,
@@ -131,14 +134,14 @@ def calibrate_machine(
             latency_ns=latency,
             copy_engines=1,
             rates=rates,
-            pageable_bytes_per_s=_clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
+            pageable_bytes_per_s=clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
         ),
         overhead=Overhead(
-            per_layer_ns=_clamp(per_layer, 0, 10**10),
-            per_step_ns=_clamp(overheads["per_step_ns"].ns, 0, 10**10),
-            gate_readback_ns=_clamp(readback.ns, 0, 10**10) if device.type == "cuda" else 0,
-            per_copy_ns=_clamp(overheads["per_copy_ns"].ns, 0, 10**10),
-            per_expert_ns=_clamp(per_expert, 0, 10**10),
+            per_layer_ns=clamp(per_layer, 0, 10**10),
+            per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
+            gate_readback_ns=clamp(readback.ns, 0, 10**10) if device.type == "cuda" else 0,
+            per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
+            per_expert_ns=clamp(per_expert, 0, 10**10),
         ),
     )
     return Calibration(profile, figures)
@@ -156,7 +159,7 @@ def link_of(sizes: Sequence[int], times: Sequence[float]) -> tuple[int, list[Rat
     for size, ns in zip(sizes, smooth, strict=True):
         if ns - latency < latency / 4:
             continue
-        rate = _clamp(size * SECOND / (ns - latency), 1_000, 10**15)
+        rate = clamp(size * SECOND / (ns - latency), 1_000, 10**15)
         if rates:  # equal times may round to falling ones
             rate = min(rate, size * rates[-1].bytes_per_s // rates[-1].bytes)
         rates.append(Rate(bytes=size, bytes_per_s=rate))
@@ -184,32 +187,23 @@ def describe_device(device: torch.device) -> str:
 
 def versions() -> str:
     """The versions that a measurement depends on."""
-    found = [f"Python {platform.python_version()}"]
-    for package in ("torch", "transformers", "moe-tracekit"):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    found = {"Python": platform.python_version(), "torch": torch.__version__}
+    found |= {"transformers": transformers.__version__, "moe-tracekit": own_version()}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def memory_bytes(device: torch.device) -> int:
     """All memory of a device; of the host, where the device is the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return probes.meminfo("MemTotal")
+    return meminfo("MemTotal")
 
 
-def _layer_of(model: Any, experts_name: str) -> nn.Module:
+def _layer_of(model: nn.Module, experts_name: str) -> nn.Module:
     """The decoder layer that holds the experts of that name."""
     parts = experts_name.split(".")
     last = max(index for index, part in enumerate(parts) if part.isdigit())
-    layer: nn.Module = model.get_submodule(".".join(parts[: last + 1]))
-    return layer
-
-
-def _clamp(value: float, low: int, high: int) -> int:
-    return min(max(round(value), low), high)
+    return model.get_submodule(".".join(parts[: last + 1]))
 
 
 def summary(calibration: Calibration) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a machine draws, idle and at work, where it says so: the accelerator by NVML, the processor by RAPL.
+"""The power of a machine, idle and at work, where it is reported: the accelerator's by NVML, the processor's by RAPL.
 
 Board, fans and power supply report nothing: the figures are lower bounds of what a meter at the plug would show.
 """
@@ -46,8 +46,8 @@ def power(
         host_idle_w=round(idle, 2),
         host_busy_w=round(max(at_work, idle), 2),
     )
-    told = "RAPL counts processor and memory" + (", nvidia-smi the accelerator" if device.type == "cuda" else "")
-    return found, f"power: {told}; board, fans and power supply are not in it"
+    counted = "RAPL counts processor and memory" + (", nvidia-smi the accelerator" if device.type == "cuda" else "")
+    return found, f"power: {counted}; board, fans and power supply are not in it"
 
 
 def _counters(rapl: Path) -> list[Path]:
@@ -84,7 +84,7 @@ def _gpu_watts(device: torch.device) -> float | None:
     try:
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         command = [*_QUERY, f"--id=GPU-{uuid.removeprefix('GPU-')}"]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        return float(told.split()[0])
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return float(answer.split()[0])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError, AttributeError):
         return None

@@ -1,24 +1,23 @@
-"""Probes: what one piece of work takes on this machine, measured often enough to say how far the figure spreads."""
+"""Probes time single pieces of work on this machine, often enough to say how far a figure spreads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.hardware.roofline import SECOND
 from engine.runtime.links.cuda_link import CudaLink
-from engine.runtime.links.queued_link import QueuedLink
+from engine.runtime.links.queued_link import Link, QueuedLink, Source
 from engine.runtime.links.thread_link import ThreadLink
 from tracekit.errors import HardwareError
 
-SECOND = 10**9
 BURST = 4  # copies in a row: what a link sustains, without the time a waiting thread takes to wake up
-COLD_BYTES = 1 << 28  # sources are taken in turns from so much memory, which no cache holds
+COLD_BYTES = 1 << 28  # sources are taken one after the other from so much memory, which no cache holds
 WIDTH = 2048  # of the matrices that compute is measured with
 
 
@@ -66,14 +65,27 @@ def time_text(ns: float) -> str:
 
 def sample(device: torch.device, work: Callable[[int], object], repeats: int, warm_up: int = 2) -> list[float]:
     """Nanoseconds of `work(i)` for i = 0, 1, ..., until the device is done with it; the first ones are discarded."""
-    found = []
-    for turn in range(repeats + warm_up):
-        synchronise(device)
-        start = perf_counter_ns()
-        work(turn)
-        synchronise(device)
-        found.append(float(perf_counter_ns() - start))
-    return found[warm_up:]
+    return [timed(device, partial(work, number)) for number in range(repeats + warm_up)][warm_up:]
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Nanoseconds of `work()`, until the device is done with it."""
+    synchronise(device)
+    start = perf_counter_ns()
+    work()
+    synchronise(device)
+    return float(perf_counter_ns() - start)
+
+
+def burst(link: Link, copies: Iterable[tuple[Source, Tensor]]) -> None:
+    """Ask for copies (source, target) at once and wait for all."""
+    for ticket in [link.copy(source, target, demand=True) for source, target in copies]:
+        link.wait(ticket)
+
+
+def clamp(value: float, low: int, high: int) -> int:
+    """`value` as a whole number from `low` to `high`."""
+    return min(max(round(value), low), high)
 
 
 def synchronise(device: torch.device) -> None:
@@ -99,21 +111,20 @@ def copies(device: torch.device, sizes: Sequence[int], repeats: int, *, pinned: 
     samples: dict[int, list[float]] = {size: [] for size in sizes}
     at = 0
 
-    def burst(size: int) -> None:
+    def pieces(size: int) -> list[tuple[Source, Tensor]]:
         nonlocal at
-        tickets = []
+        found: list[tuple[Source, Tensor]] = []
         for place in range(BURST):
             at = 0 if at + size > cold else at
-            tickets.append(link.copy(host[at : at + size], target[place * size :][:size], demand=True))
+            found.append((host[at : at + size], target[place * size :][:size]))
             at += size
-        for ticket in tickets:
-            link.wait(ticket)
+        return found
 
     try:
-        for turn in range(repeats + 1):  # sizes in turns, so that a drift of the machine's speed falls on all alike
+        for number in range(repeats + 1):  # all sizes each time, so that a drift of the machine's speed falls on all
             for size in sizes:
-                (ns,) = sample(device, lambda _, size=size: burst(size), 1, 0)  # type: ignore[misc]
-                if turn:
+                ns = timed(device, partial(burst, link, pieces(size)))
+                if number:
                     samples[size].append(ns / BURST)
     finally:
         link.close()
@@ -130,7 +141,7 @@ def dense(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repea
     """One [WIDTH, WIDTH] matrix applied to so many tokens, the matrix read from memory and not from a cache."""
     size = WIDTH * WIDTH * dtype.itemsize
     matrices = [torch.randn(WIDTH, WIDTH, device=device, dtype=dtype) for _ in range(max(2, COLD_BYTES // size // 2))]
-    return _by_tokens("dense", device, dtype, tokens, repeats, lambda turn, rows: rows @ matrices[turn % len(matrices)])
+    return _by_tokens("dense", device, dtype, tokens, repeats, lambda i, rows: rows @ matrices[i % len(matrices)])
 
 
 def experts(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repeats: int) -> list[Figure]:
@@ -145,8 +156,8 @@ def experts(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], rep
         for _ in range(max(2, COLD_BYTES // size // 2))
     ]
 
-    def run(turn: int, rows: Tensor) -> Tensor:
-        wide, down = weights[turn % len(weights)]
+    def run(number: int, rows: Tensor) -> Tensor:
+        wide, down = weights[number % len(weights)]
         gate, up = functional.linear(rows, wide).chunk(2, dim=-1)
         return functional.linear(functional.silu(gate) * up, down)
 
@@ -164,15 +175,15 @@ def _by_tokens(
     dtype: torch.dtype,
     tokens: Sequence[int],
     repeats: int,
-    run: Callable[[int, Tensor], Any],
+    run: Callable[[int, Tensor], Tensor],
 ) -> list[Figure]:
     samples: dict[int, list[float]] = {count: [] for count in tokens}
     with torch.inference_mode():
         rows = {count: torch.randn(count, WIDTH, device=device, dtype=dtype) for count in tokens}
-        for turn in range(repeats + 1):
+        for number in range(repeats + 1):
             for count in tokens:
-                (ns,) = sample(device, lambda _, turn=turn, count=count: run(turn, rows[count]), 1, 0)  # type: ignore[misc]
-                if turn:
+                ns = timed(device, partial(run, number, rows[count]))
+                if number:
                     samples[count].append(ns)
     return [Figure.of(f"{what}, {count} tokens", samples[count]) for count in tokens]
 
@@ -181,20 +192,3 @@ def readback(device: torch.device, repeats: int) -> Figure:
     """What a gate chose for one token, from the device to the host."""
     ids = torch.zeros(1, 8, dtype=torch.int16, device=device)
     return Figure.of("gate readback", sample(device, lambda _: ids.cpu().numpy(), repeats))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return meminfo("MemAvailable")
-
-
-def meminfo(field: str) -> int:
-    """A line of /proc/meminfo, in bytes; the smallest memory there is where nothing says."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 1 << 30
-    values = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
-    return int(values[field][0]) * 1024 if field in values else 1 << 30

@@ -18,9 +18,9 @@ class CudaTicket(Ticket):
 
     def __init__(self, source: Source, target: Tensor, *, demand: bool) -> None:
         super().__init__(source, target, demand=demand)
-        self.free = Event()  # type: ignore[no-untyped-call]
+        self.free = _event()
         self.free.record(torch.cuda.current_stream(target.device))
-        self.landed = Event(blocking=True)  # type: ignore[no-untyped-call]  # waiting for it sleeps instead of spinning
+        self.landed = _event(blocking=True)  # waiting for it sleeps instead of spinning
 
     @property
     def arrived(self) -> bool:
@@ -56,8 +56,8 @@ class _StreamCopies:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.running: deque[Event] = deque()
-        self.buffers: list[Tensor] = []  # pinned, for slabs that are read from files; used in turns
-        self.turn = 0
+        self.buffers: list[Tensor] = []  # pinned, for slabs that are read from files; used one after the other
+        self.last = 0  # the buffer that was read into last
 
     def move(self, ticket: Ticket) -> None:
         assert isinstance(ticket, CudaTicket)
@@ -73,13 +73,17 @@ class _StreamCopies:
         if not self.buffers or self.buffers[0].numel() < slab.numel():
             while self.running:
                 self.running.popleft().synchronize()
-            shape = {"dtype": torch.uint8, "pin_memory": True}
-            self.buffers = [torch.empty(slab.numel(), **shape) for _ in range(IN_FLIGHT)]  # type: ignore[call-overload]
-        self.turn = (self.turn + 1) % IN_FLIGHT
-        target = self.buffers[self.turn][: slab.numel()]
+            size = slab.numel()
+            self.buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(IN_FLIGHT)]
+        self.last = (self.last + 1) % IN_FLIGHT
+        target = self.buffers[self.last][: slab.numel()]
         slab.read_into(target)
         return target
 
     def pace(self) -> None:
         while len(self.running) >= IN_FLIGHT:
             self.running.popleft().synchronize()
+
+
+def _event(*, blocking: bool = False) -> Event:
+    return Event(blocking=blocking)  # type: ignore[no-untyped-call]

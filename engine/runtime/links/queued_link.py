@@ -1,10 +1,10 @@
-"""`Link`: how experts travel from host memory to device slots, one copy after the other.
+"""`Link`: copies experts from host memory to device slots, one after the other.
 
 The surface is small: ask for a copy and get a ticket, promote a prefetch that has become demanded, cancel one
 that is given up, wait for a ticket. Demand copies go before queued prefetches; a copy that has started is not
 aborted.
 
-`QueuedLink` is all of it but the copying. One daemon thread takes tickets from a queue and moves each, so
+`QueuedLink` does all but the copying. One daemon thread takes tickets from a queue and moves each, so
 demand overtakes prefetch up to the moment a copy starts, without help from the computing thread. `ThreadLink`
 moves with memcpy, `CudaLink` with a side stream; a test moves with a function of its own.
 """
@@ -68,7 +68,7 @@ class Link(Protocol):
     """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked."""
 
     def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
-        """Ask for a copy. What the caller's stream has been told to read from `target` is read first."""
+        """Ask for a copy. What the caller's stream has still to read from `target` is read first."""
 
     def promote(self, ticket: Ticket) -> None:
         """The copy is demanded now: it goes before all prefetches that have not started."""
@@ -100,7 +100,7 @@ class QueuedLink:
     ) -> None:
         self.timeout_s = timeout_s
         self._queue = _Queue()
-        # The thread knows the queue and not the link: a forgotten link can be collected, and that ends the
+        # The thread refers to the queue and not to the link: a forgotten link can be collected, and that ends the
         # thread.
         arguments = (self._queue, move, pace or _no_pace)
         self._thread = threading.Thread(target=_serve, args=arguments, name="expert-copies", daemon=True)
@@ -180,11 +180,11 @@ class _Queue:
 
     def wait(self, ticket: Ticket, timeout_s: float) -> None:
         with self.changed:
-            finished, patience_ends = self.finished, monotonic() + timeout_s
+            finished, deadline = self.finished, monotonic() + timeout_s
             while ticket.progress < Progress.DONE:
                 if self.finished > finished:
-                    finished, patience_ends = self.finished, monotonic() + timeout_s
-                if not self.changed.wait(patience_ends - monotonic()):
+                    finished, deadline = self.finished, monotonic() + timeout_s
+                if not self.changed.wait(deadline - monotonic()):
                     raise ModelError(f"the copy of an expert hangs: no copy has finished for {timeout_s:g} s")
         if ticket.progress is Progress.FAILED:
             raise ModelError(f"the copy of an expert failed: {ticket.error}") from ticket.error

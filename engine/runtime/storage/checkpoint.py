@@ -69,9 +69,6 @@ class Checkpoint:
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     def close(self) -> None:
         """Close the files. A second call does nothing."""
         self._tensors.clear()

@@ -1,31 +1,28 @@
-"""`CheckpointExperts`: experts read from a checkpoint straight into their slabs, by transformers' own conversions."""
+"""`CheckpointExperts`: an `Origin` that reads a checkpoint straight into slabs, by transformers' own conversions."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.checkpoint import Checkpoint
 from engine.runtime.storage.conversion import Group, Kept, groups_of
-from engine.runtime.storage.origin import Loaded
+from engine.runtime.storage.origin import LoadedExperts, Say
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import MoeLayer, moe_layers
-
-Say = Callable[[str], object]
 
 
 class CheckpointExperts:
     """Experts read from a checkpoint, one at a time where they can be told apart.
 
     `streamed` are the names of all its tensors that are read so. Experts that transformers makes together with other
-    weights, or ties to others, are left to it, and found in the model; `say` is told.
+    weights, or ties to others, are left to it, and found in the model; `say` is called with a line on them.
     """
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, say: Say) -> None:
+    def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint, say: Say) -> None:
         self.model, self.checkpoint = model, checkpoint
         served = {f"{layer.name}.{name}" for layer in moe_layers(model) for name in expert_parameters(layer.experts)}
         groups = [group for group in groups_of(model, checkpoint) if served.intersection(group.targets)]
@@ -71,7 +68,7 @@ class CheckpointExperts:
                 continue
             for expert in range(layer.num_experts):
                 layout.pack(name, self._read(layer, name, parameter, expert), slabs[expert : expert + 1], device)
-        Loaded().fill(layer, layout, slabs, device)
+        LoadedExperts().fill(layer, layout, slabs, device)
 
     def _kept(self, layer: MoeLayer, name: str) -> Kept:
         return self._groups[f"{layer.name}.{name}"].kept(layer.num_experts, self.checkpoint)

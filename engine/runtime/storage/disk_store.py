@@ -1,19 +1,20 @@
-"""`DiskStore`: the experts in files of slabs instead of host memory, read straight into slots; reopening a model."""
+"""`DiskStore`: the experts of a model in files of slabs, read straight into slots; writing and reopening them."""
 
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.runtime.attention import quantise_attention
 from engine.runtime.storage import slab_files
 from engine.runtime.storage.origin import Origin, accumulations
 from engine.runtime.storage.slab_files import Index
 from engine.runtime.storage.slab_layout import Layout, expert_parameters, layout_of
+from engine.runtime.storage.store import Store
 from tracekit.errors import ModelError
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.models import (
@@ -61,8 +62,8 @@ class DiskSlab:
         self.store.read(self.key, target)
 
 
-class DiskStore:
-    """The experts of all MoE layers in a directory of slabs (`slab_files`); keys as in the cache.
+class DiskStore(Store):
+    """A store in a directory of slabs (`slab_files`).
 
     The system's page cache keeps in memory what fits there. The digest of a slab is checked when it is first read
     whole.
@@ -81,21 +82,10 @@ class DiskStore:
             self.close()
             raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
 
-    @property
-    def slab_bytes(self) -> int:
-        """Bytes of the largest slab."""
-        return max(layout.bytes for layout in self.layouts)
-
-    def layout(self, key: int) -> Layout:
-        """How the slab of an expert is laid out."""
-        return self.layouts[key // self.experts]
-
     def slab(self, key: int, size: int | None = None) -> DiskSlab:
-        """The slab of an expert, or its first `size` bytes."""
         return DiskSlab(self, key, self.layout(key).bytes if size is None else size)
 
     def views(self, key: int) -> dict[str, Tensor]:
-        """The stored tensors of an expert by name, read now."""
         slab = torch.empty(self.layout(key).bytes, dtype=torch.uint8)
         self.read(key, slab)
         return self.layout(key).views(slab)
@@ -122,14 +112,13 @@ class DiskStore:
         """Nothing to lock: files are read through a buffer that the link has pinned."""
 
     def close(self) -> None:
-        """Close the files."""
         while self._files:
             os.close(self._files.pop())
 
 
 def write_slabs(
     path: Path,
-    model: nn.Module,
+    model: PreTrainedModel,
     layers: Sequence[MoeLayer],
     origin: Origin,
     formats: tuple[str | None, str | None],
@@ -139,23 +128,22 @@ def write_slabs(
 
     Afterwards its attention is in its format. Raises ModelError.
     """
-    config: Any = model.config
-    source = slab_files.fingerprint(_checkpoint(config))
+    source = slab_files.fingerprint(_checkpoint(model.config))
     layouts = [layout_of(layer.experts, formats[0]) for layer in layers]
     size = sum(map(slab_files.layer_bytes, layers, layouts))
     with slab_files.new_directory(path, size + sum(one.nbytes for one in slab_files.rest_of(model).values())) as folder:
         # One for all layers: memory that is freed does not always go back to the system.
-        room = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
+        buffer = torch.empty(max(map(slab_files.layer_bytes, layers, layouts)), dtype=torch.uint8)
         found = [
-            slab_files.write_layer(folder, layer, layout, how, origin, room, device)
+            slab_files.write_layer(folder, layer, layout, how, origin, buffer, device)
             for layer, layout, how in zip(layers, layouts, accumulations(layers, origin), strict=True)
         ]
-        del room
+        del buffer
         if formats[1] is not None:
             quantise_attention(model, formats[1], device or torch.device("cpu"))
         index = Index(
             version=slab_files.VERSION,
-            config_sha256=config_digest(config.to_dict()),
+            config_sha256=config_digest(model.config.to_dict()),
             source=source,
             dtype=str(getattr(model, "dtype", "")).removeprefix("torch."),
             experts=formats[0],
@@ -167,11 +155,11 @@ def write_slabs(
 
 
 def open_slabs(
-    path: Path, model: nn.Module, layers: Sequence[MoeLayer], formats: tuple[str | None, str | None]
+    path: Path, model: PreTrainedModel, layers: Sequence[MoeLayer], formats: tuple[str | None, str | None]
 ) -> DiskStore:
     """The store of a directory that was written for this model. Its experts lose what storage they have."""
     index = slab_files.read_index(path)
-    config: Any = model.config
+    config = model.config
     if index.config_sha256 != config_digest(config.to_dict()):
         raise ModelError(f"{path} holds slabs of a model with another configuration: choose another directory")
     source = slab_files.fingerprint(_checkpoint(config))
@@ -185,7 +173,7 @@ def open_slabs(
     return DiskStore(path, index, layouts)
 
 
-def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -> Any:
+def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -> PreTrainedModel:
     """The model at `path_or_id` from a directory of slabs: everything but its experts. Raises ModelError."""
     directory, path = find_model(path_or_id), Path(slabs)
     index = slab_files.read_index(path)
@@ -196,7 +184,7 @@ def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -
         raise ModelError(f"{path / slab_files.INDEX} is damaged: {index.dtype!r} is no type")
     if asked not in ("auto", stored):
         raise ModelError(f"{path} holds the model in {index.dtype}, not in {dtype}: choose another --slabs")
-    model: Any = empty_model(config, directory, stored)
+    model = empty_model(config, directory, stored)
     if index.attention is not None:
         quantise_attention(model, index.attention, torch.device("meta"))
     for name, tensor in slab_files.read_rest(path, index).items():
@@ -229,6 +217,6 @@ def _place(model: nn.Module, name: str, tensor: Tensor, path: Path) -> None:
         module._buffers[leaf] = tensor
 
 
-def _checkpoint(config: Any) -> Path | None:
+def _checkpoint(config: PreTrainedConfig) -> Path | None:
     name = str(getattr(config, "_name_or_path", "") or "")
     return Path(name) if name and Path(name).is_dir() else None

@@ -1,4 +1,4 @@
-"""`ExpertStore`: every expert of a model in host memory, each a slab of bytes, so that a load is one copy."""
+"""`HostStore`: the experts of a model in host memory, each a slab of bytes, so that a load is one copy."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.storage.origin import Loaded, Origin
+from engine.runtime.storage.origin import LoadedExperts, Origin
 from engine.runtime.storage.quantise import quantizer_of_hqq
-from engine.runtime.storage.slab_layout import Layout, aligned, expert_parameters, layout_of
+from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
+from engine.runtime.storage.store import Store
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class ExpertStore:
-    """The experts of all MoE layers in one host buffer; `key` is layer * experts + expert, as in the cache.
+class HostStore(Store):
+    """A store in one host buffer.
 
     `origin` fills it layer by layer, by default out of the model, quantised on the way if `weights` says so, and holds
     nothing twice. `device` is where quantising is done. Raises PlanError for a weight format that the engine cannot
@@ -33,7 +34,7 @@ class ExpertStore:
         origin: Origin | None = None,
     ) -> None:
         if origin is None:
-            origin = Loaded()
+            origin = LoadedExperts()
             for layer in layers:
                 check_storable(layer, weights)
         self.experts = max(layer.num_experts for layer in layers)
@@ -50,15 +51,6 @@ class ExpertStore:
             slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
             origin.fill(layer, layout, slabs[:, : layout.bytes], device)
 
-    @property
-    def slab_bytes(self) -> int:
-        """Bytes of the largest slab."""
-        return max(layout.bytes for layout in self.layouts)
-
-    def layout(self, key: int) -> Layout:
-        """How the slab of an expert is laid out."""
-        return self.layouts[key // self.experts]
-
     def slab(self, key: int, size: int | None = None) -> Tensor:
         """The bytes of an expert, u8 [bytes], or the first `size` of them."""
         layer, expert = divmod(key, self.experts)
@@ -67,7 +59,6 @@ class ExpertStore:
         return self._buffer[start : start + (whole if size is None else size)]
 
     def views(self, key: int) -> dict[str, Tensor]:
-        """The stored tensors of an expert by name, in host memory."""
         return self.layout(key).views(self.slab(key))
 
     def pin(self) -> None:

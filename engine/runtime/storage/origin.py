@@ -1,6 +1,6 @@
-"""Where the experts of a model come from when they are stored; by default out of the model."""
+"""`Origin`: fills the slabs of a model's experts; by default out of the model (`LoadedExperts`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from engine.runtime.experts import accumulation
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.recorder.seam import MoeLayer
+
+Say = Callable[[str], object]  # called with a line for the user
 
 
 class Origin(Protocol):
@@ -30,7 +32,7 @@ def accumulations(layers: Sequence[MoeLayer], origin: Origin) -> list[str]:
     return [kinds[type(layer.experts)] for layer in layers]
 
 
-class Loaded:
+class LoadedExperts:
     """Experts of a model that holds them: they are moved out, a parameter at a time, and leave shapes behind."""
 
     def accumulate(self, layer: MoeLayer) -> str:
@@ -43,4 +45,4 @@ class Loaded:
                 continue  # another origin's
             layout.pack(name, parameter, slabs, device)
             setattr(layer.experts, name, nn.Parameter(parameter.to("meta"), requires_grad=False))
-            del parameter  # before the next one's turn
+            del parameter  # before the next one

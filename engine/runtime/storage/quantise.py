@@ -76,7 +76,7 @@ def unpack(codes: Tensor, bits: int) -> Tensor:
 def quantizer_of_hqq() -> Any:
     """hqq's `Quantizer`. PlanError when the package is not installed."""
     try:
-        from hqq.core.quantize import Quantizer  # type: ignore[import-untyped]
+        from hqq.core.quantize import Quantizer
     except ImportError as error:
         raise PlanError(f"quantising weights needs the hqq package ({error}): pip install hqq") from None
     return Quantizer

@@ -1,6 +1,6 @@
-"""What weight formats do to a model's output, without offloading: its weights as they are read again once stored."""
+"""Rounding a model's weights to what they are once stored in a plan's formats, without offloading."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from engine.plan.plan import WeightsPlan
 from engine.runtime.attention import check_attention, quantise_attention
 from engine.runtime.storage.host_store import check_storable
 from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
-from tracekit.recorder.seam import moe_layers
+from tracekit.recorder.seam import MoeLayer, moe_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,18 +27,19 @@ def rounded(model: Model, weights: WeightsPlan, device: torch.device | None = No
         check_attention(model, weights.attention)
         if weights.experts is not None:
             for layer in layers:
-                _round_trip(layer.experts, weights.experts, device)
+                _round_trip(layer, weights.experts, device)
         if weights.attention is not None:
             quantise_attention(model, weights.attention, device or next(model.parameters()).device)
     return model
 
 
-def _round_trip(experts: Any, weights: str, device: torch.device | None) -> None:
+def _round_trip(layer: MoeLayer, weights: str, device: torch.device | None) -> None:
+    experts = layer.experts
     layout = layout_of(experts, weights)
-    slabs = torch.empty(experts.num_experts, aligned(layout.bytes), dtype=torch.uint8)[:, : layout.bytes]
+    slabs = torch.empty(layer.num_experts, aligned(layout.bytes), dtype=torch.uint8)[:, : layout.bytes]
     parameters = expert_parameters(experts)
     for name, parameter in parameters.items():
         layout.pack(name, parameter.detach(), slabs, device)
-    for expert in range(experts.num_experts):
+    for expert in range(layer.num_experts):
         for name, value in layout.weights(layout.views(slabs[expert])).items():
             parameters[name].data[expert].copy_(value)

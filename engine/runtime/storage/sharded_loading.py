@@ -1,12 +1,11 @@
-"""Loading a model shard by shard: everything but its experts, and an `Origin` that reads these into their slabs.
+"""A model is loaded shard by shard: everything but its experts, and an `Origin` that reads these into their slabs.
 
-transformers loads the model as it always does, conversions, types, ties and buffers included, but is given promises in
-place of tensors: one for a tensor of the rest reads it and puts it on the device, one for a tensor of the experts has
-a shape and nothing more.
+transformers loads the model as it always does, conversions, types, ties and buffers included, but is given a
+`LazyTensor` in place of each tensor: that of an expert has only a shape, any other is read when it is asked for.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.runtime.memory import dtype_of
 from engine.runtime.storage.checkpoint import Checkpoint, Stored
-from engine.runtime.storage.origin import Loaded, Origin
+from engine.runtime.storage.origin import LoadedExperts, Origin, Say
 from tracekit.errors import ModelError
 from tracekit.recorder.models import (
     check_complete,
@@ -31,7 +31,6 @@ from tracekit.recorder.models import (
     quietly,
 )
 
-Say = Callable[[str], object]
 STREAMED_WITH = {"transformers": (5, 23), "safetensors": (0, 8)}
 """What the way of reading shards was tested with; with older ones models are loaded whole."""
 
@@ -39,11 +38,11 @@ STREAMED_WITH = {"transformers": (5, 23), "safetensors": (0, 8)}
 @contextmanager
 def opened_checkpoint(
     path_or_id: str | Path, dtype: str = "auto", device: torch.device | None = None, say: Say = lambda text: None
-) -> Iterator[tuple[Any, Origin]]:
+) -> Iterator[tuple[PreTrainedModel, Origin]]:
     """The model at `path_or_id`, its experts without storage and the rest on `device`, and where its experts are.
 
     These can be read within the block. Bit for bit what `load_model` loads. Checkpoints in a quantised format, and
-    code that comes with a model, are loaded whole, which `say` is told. Raises ModelError.
+    code that comes with a model, are loaded whole, which `say` is called with. Raises ModelError.
     """
     directory = find_model(path_or_id)
     config = load_config(directory)
@@ -51,7 +50,7 @@ def opened_checkpoint(
     reason = _must_be_whole(config)
     if reason:
         say(f"{directory} is loaded whole: {reason}")
-        yield load_model(directory, dtype, "cpu")[0], Loaded()
+        yield load_model(directory, dtype, "cpu")[0], LoadedExperts()
         return
     # Here, since older versions of transformers have not what it imports.
     from engine.runtime.storage.checkpoint_experts import CheckpointExperts
@@ -60,14 +59,16 @@ def opened_checkpoint(
         stated, chosen = getattr(config, "dtype", None), parse_dtype(dtype)
         if isinstance(chosen, str):
             chosen = dtype_of(config, chosen) if stated is not None else _stored_dtype(checkpoint)
-        empty: Any = empty_model(config, directory, chosen)
+        empty = empty_model(config, directory, chosen)
         origin = CheckpointExperts(empty, checkpoint, say)
         place = device or torch.device("cpu")
-        promises = {name: Promise(checkpoint[name], None if name in origin.streamed else place) for name in checkpoint}
+        places = {name: None if name in origin.streamed else place for name in checkpoint}
+        state = {name: LazyTensor(checkpoint[name], where) for name, where in places.items()}
         with quietly(directory):
             # Shapes that differ are reported here, by name.
             options = {"dtype": chosen, "ignore_mismatched_sizes": True, "output_loading_info": True}
-            model, report = type(empty).from_pretrained(None, config=config, state_dict=promises, **options)
+            kind: Any = type(empty)  # transformers types no loading info
+            model, report = kind.from_pretrained(None, config=config, state_dict=state, **options)
         check_complete(report, directory)
         model.config.name_or_path = str(directory)
         load_generation_settings(model, directory)
@@ -76,17 +77,17 @@ def opened_checkpoint(
         yield model, origin
 
 
-class Promise:
+class LazyTensor:
     """What transformers takes for a tensor of a state dict. Without a device to put it on, it stays a shape."""
 
     def __init__(self, stored: Stored, device: torch.device | None) -> None:
         self.stored, self.device = stored, device
 
-    def __getitem__(self, index: object) -> "Promise":
+    def __getitem__(self, index: object) -> "LazyTensor":
         return self
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor in the type that is asked for, on the device that was promised."""
+        """The tensor in the type that is asked for, on its device."""
         if dtype is not None and dtype.is_floating_point and self.stored.kind is None:
             raise ModelError(
                 f"{self.stored.file} holds {self.stored.name} as {self.stored.handle.get_dtype()}, where the model has "
@@ -97,7 +98,7 @@ class Promise:
         return self.stored.read(dtype=dtype).to(self.device)
 
 
-def _must_be_whole(config: Any) -> str:
+def _must_be_whole(config: PreTrainedConfig) -> str:
     """Why a model cannot be loaded shard by shard; "" if it can."""
     for package, wanted in STREAMED_WITH.items():
         have = metadata.version(package)

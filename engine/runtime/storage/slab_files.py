@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from engine.runtime.storage.origin import Origin
 from engine.runtime.storage.slab_layout import Layout, aligned
-from tracekit.errors import ModelError
+from tracekit.durable import check_place
+from tracekit.errors import ModelError, TraceError
 from tracekit.recorder.seam import MoeLayer
 
 INDEX, REST = "index.json", "rest.safetensors"
@@ -66,7 +67,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def fingerprint(directory: Path | None) -> str | None:
     """A digest of a checkpoint: names and sizes of its weight files, and samples of their bytes.
 
-    Samples, since all of a large checkpoint takes minutes; whoever trains a model further changes them too.
+    Samples, since all of a large checkpoint takes minutes; training a model further changes them too.
     """
     from tracekit.recorder.files import weight_files
 
@@ -91,8 +92,10 @@ def new_directory(path: Path, size: int) -> Iterator[Path]:
     """
     if path.exists():
         raise ModelError(f"{path} exists: choose another directory for the slabs, or remove it")
-    if not path.absolute().parent.is_dir():
-        raise ModelError(f"cannot write {path}: there is no directory {path.parent}")
+    try:
+        check_place(path)
+    except TraceError as error:
+        raise ModelError(str(error)) from None
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with _locked(temporary, path):
@@ -155,12 +158,12 @@ def write_layer(
     layout: Layout,
     accumulate: str,
     origin: Origin,
-    room: Tensor,
+    buffer: Tensor,
     device: torch.device | None,
 ) -> LayerFile:
-    """Write one layer's slabs, which are put together in `room`, u8 [`layer_bytes` at least]."""
+    """Write one layer's slabs, which are put together in `buffer`, u8 [`layer_bytes` at least]."""
     stride = aligned(layout.bytes)
-    slabs = room[: layer_bytes(layer, layout)].zero_().view(layer.num_experts, stride)
+    slabs = buffer[: layer_bytes(layer, layout)].zero_().view(layer.num_experts, stride)
     origin.fill(layer, layout, slabs[:, : layout.bytes], device)
     file = f"layer-{layer.index:05d}.slabs"
     with (folder / file).open("wb") as target:

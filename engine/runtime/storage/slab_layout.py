@@ -1,9 +1,9 @@
-"""What a slab of bytes holds: the tensors of one expert, as the model has them or quantised."""
+"""`Layout`: where the tensors of one expert stand in its slab of bytes, as the model has them or quantised."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class QuantisedLayout:
     """What experts compute in."""
 
     @classmethod
-    def of(cls, experts: Any, weight_format: WeightFormat) -> Self:
+    def of(cls, experts: nn.Module, weight_format: WeightFormat) -> Self:
         """The layout of one expert of a module. PlanError for shapes that the format cannot store."""
         matrices: list[Matrix] = []
         stored: list[tuple[str, torch.dtype, tuple[int, ...]]] = []

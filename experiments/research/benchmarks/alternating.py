@@ -1,4 +1,4 @@
-"""Timing two things fairly: alternating, several times, medians."""
+"""Timing things fairly: in turns, several times, medians."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,34 @@ class Row:
     ratio: float
     target: str
 
+    @classmethod
+    def of_rates(cls, what: str, ours: float, peer: float, target: str) -> "Row":
+        """Two rates, per second."""
+        return cls(what, _per_second(ours), _per_second(peer), ours / peer, target)
 
-def medians(first: Callable[[], object], second: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
-    """Median seconds of each, measured in turns, so that a drift of the machine's speed falls on both alike."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for seconds, action in zip(times, (first, second), strict=True):
+
+def in_turns(*actions: Callable[[], object], repeats: int, uncounted: int = 0) -> list[list[float]]:
+    """Seconds of each action, measured in turns, so that a drift of the machine's speed falls on all alike.
+
+    The first `uncounted` turns come on top and are not told.
+    """
+    times: list[list[float]] = [[] for _ in actions]
+    for turn in range(uncounted + repeats):
+        for seconds, action in zip(times, actions, strict=True):
             start = perf_counter()
             action()
-            seconds.append(perf_counter() - start)
-    return median(times[0]), median(times[1])
+            if turn >= uncounted:
+                seconds.append(perf_counter() - start)
+    return times
+
+
+def medians(
+    first: Callable[[], object], second: Callable[[], object], repeats: int = 5, uncounted: int = 0
+) -> tuple[float, float]:
+    """Median seconds of each, measured in turns."""
+    ours, peer = in_turns(first, second, repeats=repeats, uncounted=uncounted)
+    return median(ours), median(peer)
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate / 1e6:.3g} M/s" if rate >= 1e6 else f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"

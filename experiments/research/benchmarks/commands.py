@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.research.benchmarks.alternating import Row, medians
-from tracekit import Manifest, ModelInfo, TraceWriter
+from experiments.research.benchmarks.load import manifest
+from tracekit.writer import TraceWriter
 
 USER_POLICY = Path(__file__).parents[3] / "policies" / "eviction" / "lfu.py"
 COMPILED = "3 s more; then <= 1.5 s"
@@ -35,15 +36,7 @@ def small_trace(path: Path) -> None:
     tokens, layers, experts = 2_000, 8, 8
     chosen = np.argsort(rng.random((tokens, layers, experts)), axis=2)[:, :, :2].astype(np.uint16)
     order = np.arange(tokens, dtype=np.int32)
-    manifest = Manifest(
-        source="synthetic",
-        model=ModelInfo(id="benchmark"),
-        moe_layers=list(range(layers)),
-        model_layers=layers,
-        experts_per_layer=[experts] * layers,
-        top_k=2,
-    )
-    with TraceWriter(path, manifest) as writer:
+    with TraceWriter(path, manifest(layers, experts, top_k=2)) as writer:
         writer.append(step=order, request=0 * order, position=order, phase=np.uint8(1), token_id=-1, experts=chosen)
         writer.finish()
 

@@ -9,8 +9,7 @@ from engine.curves.belady import belady_positions, belady_stack, next_uses
 from engine.curves.lru import lru_positions, lru_stack
 from engine.decisions.signals import NOTHING, next_use
 from experiments.research.benchmarks.alternating import Row, medians
-from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, routing
-from policies.cache import CacheSpec, ExpertCache
+from experiments.research.benchmarks.load import EXPERTS, LAYERS, new_cache, routing
 from policies.cache_state import Batch
 from policies.events import HIT
 from tracekit.demand import Demand, demand_of
@@ -51,7 +50,7 @@ def sweep(policy: str, demands: list[Demand]) -> np.ndarray:
     signals = next_use(demands) if policy == "belady" else nothing
     hits = np.zeros(EXPERTS, np.int64)
     for slots in range(1, EXPERTS + 1):
-        cache = ExpertCache(CacheSpec(LAYERS, EXPERTS, (slots,) * LAYERS, np.ones(LAYERS * EXPERTS, np.int64), policy))
+        cache = new_cache(policy, slots)
         for demand, signal in zip(demands, signals, strict=True):
             hints = np.empty((demand.visits, 0), np.int32)
             events = cache.run(Batch(demand.layer, demand.start, demand.keys, demand.recency, *signal, hints))
@@ -70,14 +69,11 @@ def rows() -> list[Row]:
         if not np.array_equal(one_pass(policy, few), sweep(policy, few)):
             raise AssertionError(f"{policy}: one pass and the sweep do not agree")
         ours, peer = medians(partial(one_pass, policy, demands), partial(sweep, policy, few))
-        ours_rate = sum(len(demand.keys) for demand in demands) / ours
-        peer_rate = sum(len(demand.keys) for demand in few) / peer
         found.append(
-            Row(
+            Row.of_rates(
                 f"{name} at all {EXPERTS} sizes, lookups/s, against replaying each",
-                f"{ours_rate / 1e6:.1f} M/s",
-                f"{peer_rate / 1e6:.2f} M/s",
-                ours_rate / peer_rate,
+                sum(len(demand.keys) for demand in demands) / ours,
+                sum(len(demand.keys) for demand in few) / peer,
                 TARGET[policy],
             )
         )

@@ -8,45 +8,17 @@ import numpy as np
 from cachetools import LRUCache
 
 from experiments.research.benchmarks.alternating import Row, medians
-from policies.cache import CacheSpec, ExpertCache
+from experiments.research.benchmarks.load import LAYERS, SLOTS, batches, new_cache, routing
 from policies.cache_state import Batch
 
-LAYERS, EXPERTS, TOP_K, SLOTS = 48, 128, 8, 32
-STEPS, PEER_STEPS, CHUNK = 20_000, 200, 100
+STEPS, PEER_STEPS = 20_000, 200
 
 USER_POLICY = Path(__file__).parents[3] / "policies" / "eviction" / "lru.py"
 
 
-def routing(steps: int, seed: int = 0) -> np.ndarray:
-    """Keys i32 [steps, layers, top_k]: independent draws, popularity rank^-0.8 in each layer. A load, no model."""
-    rng = np.random.default_rng(seed)
-    popularity = 1 / np.arange(1, EXPERTS + 1) ** 0.8
-    weights = np.log(np.stack([rng.permutation(popularity) for _ in range(LAYERS)])).astype(np.float32)
-    keys = np.empty((steps, LAYERS, TOP_K), np.int32)
-    for step in range(steps):
-        scores = rng.gumbel(size=(LAYERS, EXPERTS)).astype(np.float32) + weights
-        keys[step] = np.argpartition(-scores, TOP_K, axis=1)[:, :TOP_K]
-    return keys + (np.arange(LAYERS, dtype=np.int32) * EXPERTS)[None, :, None]
-
-
-def batches(keys: np.ndarray) -> list[Batch]:
-    """The routing as batches of whole steps."""
-    none = np.empty(0)
-    made = []
-    for first in range(0, len(keys), CHUNK):
-        part = keys[first : first + CHUNK]
-        visits = len(part) * LAYERS
-        flat = np.ascontiguousarray(part.reshape(-1)).astype(np.uint32)
-        start = np.arange(visits + 1, dtype=np.int64) * TOP_K
-        layer = np.tile(np.arange(LAYERS, dtype=np.int32), len(part))
-        made.append(Batch(layer, start, flat, flat, none, none, np.full((visits, 1), -1, np.int32)))
-    return made
-
-
 def run(policy: str, work: list[Batch]) -> None:
     """Decide all of `work` with a fresh cache."""
-    spec = CacheSpec(LAYERS, EXPERTS, (SLOTS,) * LAYERS, np.ones(LAYERS * EXPERTS, np.int64), policy)
-    cache = ExpertCache(spec)
+    cache = new_cache(policy)
     for batch in work:
         cache.run(batch)
 
@@ -76,20 +48,11 @@ def rows() -> list[Row]:
             run(policy, work[:1])
         ours, theirs = medians(partial(run, "lru", work), partial(run_cachetools, keys[:PEER_STEPS]))
         builtin, user = medians(partial(run, "lru", work), partial(run, own, work))
-    peer_lookups = keys[:PEER_STEPS].size
     return [
-        Row(
-            "LRU decisions, lookups/s, against cachetools",
-            f"{lookups / ours / 1e6:.0f} M/s",
-            f"{peer_lookups / theirs / 1e6:.2f} M/s",
-            (lookups / ours) / (peer_lookups / theirs),
-            "-",
+        Row.of_rates(
+            "LRU decisions, lookups/s, against cachetools", lookups / ours, keys[:PEER_STEPS].size / theirs, "-"
         ),
-        Row(
-            "LRU from a user's file, lookups/s, against the built-in",
-            f"{lookups / user / 1e6:.0f} M/s",
-            f"{lookups / builtin / 1e6:.0f} M/s",
-            builtin / user,
-            ">= 0.9x",
+        Row.of_rates(
+            "LRU from a user's file, lookups/s, against the built-in", lookups / user, lookups / builtin, ">= 0.9x"
         ),
     ]

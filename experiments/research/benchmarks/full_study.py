@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, TOP_K
-from experiments.research.benchmarks.studies import LOOKUPS, MACHINES, manifest
-from tracekit import TraceWriter
+from experiments.research.benchmarks.load import EXPERTS, LAYERS, TOP_K, log_popularity, manifest
+from experiments.research.benchmarks.studies import LOOKUPS, MACHINES
+from tracekit.writer import TraceWriter
 
 PIECE = 1_000  # steps
 POLICIES = ["lru", "lfu", "lfu-aging", "fifo", "clock", "sieve", "s3fifo", "arc", "lru-k", "random"]
@@ -35,8 +35,7 @@ model_shape = "qwen3-30b-a3b"
 def write_long_trace(path: Path, steps: int, seed: int = 0) -> None:
     """Independent draws as the other benchmarks' load; the gate of the layer before names the same with noise."""
     rng = np.random.default_rng(seed)
-    popularity = 1 / np.arange(1, EXPERTS + 1) ** 0.8
-    weights = np.log(np.stack([rng.permutation(popularity) for _ in range(LAYERS)])).astype(np.float32)
+    weights = log_popularity(rng)
     with TraceWriter(path, manifest()) as writer:
         for first in range(0, steps, PIECE):
             order = np.arange(first, min(first + PIECE, steps))

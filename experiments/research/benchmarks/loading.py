@@ -5,7 +5,6 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.research.benchmarks.alternating import Row
@@ -70,11 +69,10 @@ def rows() -> list[Row]:
 def _write(path: Path) -> int:
     """Save a random model with a tokenizer; returns the bytes of its weights."""
     import torch
-    import transformers
+    from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    family: Any = transformers  # much of which is untyped
-    model = family.MixtralForCausalLM(family.MixtralConfig(**SIZES, **HEADS)).to(torch.bfloat16)
+    model = MixtralForCausalLM(MixtralConfig.from_dict(SIZES | HEADS)).bfloat16()
     model.save_pretrained(path, max_shard_size="200MB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((CHECKPOINTS / NAMES[0] / name).read_bytes())

@@ -11,8 +11,8 @@ from time import perf_counter
 import numpy as np
 
 from experiments.research.benchmarks.alternating import Row
-from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, SLOTS, TOP_K, routing
-from tracekit import Manifest, ModelInfo, TraceWriter
+from experiments.research.benchmarks.load import EXPERTS, LAYERS, SLOTS, TOP_K, manifest, routing
+from tracekit.writer import TraceWriter
 
 TOKENS, DRAWN, SHARD = 390_625, 20_000, 65_536
 REPEATS = 3
@@ -41,16 +41,7 @@ def write_trace(path: Path) -> None:
     """390,625 tokens at 48 layers, top-8 of 128: drawn rows, renamed block by block so that no block repeats."""
     rng = np.random.default_rng(1)
     drawn = (routing(DRAWN) % EXPERTS).astype(np.uint16)
-    manifest = Manifest(
-        source="synthetic",
-        model=ModelInfo(id="benchmark"),
-        moe_layers=list(range(LAYERS)),
-        model_layers=LAYERS,
-        experts_per_layer=[EXPERTS] * LAYERS,
-        top_k=TOP_K,
-        expert_bytes=[1 << 20] * LAYERS,
-    )
-    with TraceWriter(path, manifest) as writer:
+    with TraceWriter(path, manifest(expert_bytes=[1 << 20] * LAYERS)) as writer:
         for first in range(0, TOKENS, DRAWN):
             rows = np.arange(first, min(first + DRAWN, TOKENS), dtype=np.int32)
             experts = rng.permutation(EXPERTS).astype(np.uint16)[drawn[: len(rows)]]

@@ -9,16 +9,25 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
-from engine.plan.plan import Plan, plan_from_dict
-from experiments.research.benchmarks.alternating import Row
-from experiments.research.benchmarks.engine import NEW_TOKENS, decode, load
+from engine.plan.plan import plan_from_dict
+from experiments.demo.reference_models import CHECKPOINTS
+from experiments.research.benchmarks.alternating import Row, in_turns
+from experiments.research.benchmarks.engine import NEW_TOKENS, PROMPT, decode, load
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from engine.runtime import EmulatedLink
+
+Tables = dict[str, dict[str, str | int]]
 
 MODEL = "mixtral-mini"
 LINK_BYTES_PER_S = 1e8  # slow enough that copies, not Python, decide: as on the machines of the paper
 ROUNDS = 5
-ABLATION: dict[str, dict[str, Any]] = {
+ABLATION: dict[str, Tables] = {
     "LRU cache and gate prefetching": {
         "cache": {"capacity": "4/layer"},
         "prefetch": {"predictor": "gate", "count": 2},
@@ -28,7 +37,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 NAIVE = "layer by layer"
 # Calibrated at 75 % of the experts with the same prefetcher; none of these is that plan.
-HELD_OUT: list[dict[str, dict[str, Any]]] = [
+HELD_OUT: list[Tables] = [
     {"cache": {"capacity": capacity}, "eviction": {"policy": policy}, "prefetch": {"predictor": prefetch, "count": 2}}
     for prefetch in ("none", "gate")
     for capacity, policy in (("2/layer", "lru"), ("3/layer", "lfu"), ("4/layer", "lru"))
@@ -50,58 +59,43 @@ def ablation() -> list[Row]:
     from engine.runtime import EmulatedLink, offload, offloaded
 
     link = EmulatedLink(bytes_per_s=LINK_BYTES_PER_S)
-    models: dict[str, Any] = {}
+    models: dict[str, PreTrainedModel] = {}
     states = []
     for name, tables in ABLATION.items():
-        models[name], prompts = load(MODEL, "eager")
+        models[name], tokenizer = load(MODEL, "eager")
         offload(models[name], plan_from_dict(tables), emulate_link=link)
         states.append(offloaded(models[name]))
-    models[NAIVE], prompts = load(MODEL, "eager")
+    models[NAIVE], tokenizer = load(MODEL, "eager")
     with layer_by_layer(models[NAIVE], link):
-        seconds = in_turns({name: partial(decode, model, prompts) for name, model in models.items()})
+        decodes = [partial(decode, model, tokenizer) for model in models.values()]
+        seconds = in_turns(*decodes, repeats=ROUNDS, uncounted=1)
     for state in states:
         state.close()
-    names = list(models)
-    tokens = {name: NEW_TOKENS / seconds[name] for name in names}
+    rates = {name: NEW_TOKENS / median(times) for name, times in zip(models, seconds, strict=True)}
     return [
-        Row(f"{above}, tokens/s, against {below}", f"{tokens[above]:.1f}/s", f"{tokens[below]:.1f}/s", ratio, "> 1x")
-        for above, below in pairwise(names)
-        for ratio in [tokens[above] / tokens[below]]
+        Row.of_rates(f"{above}, tokens/s, against {below}", rates[above], rates[below], "> 1x")
+        for above, below in pairwise(models)
     ]
 
 
-def in_turns(actions: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of each action, measured in turns after one round that does not count."""
-    from time import perf_counter
-
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(ROUNDS + 1):
-        for name, action in actions.items():
-            start = perf_counter()
-            action()
-            if turn:
-                seconds[name].append(perf_counter() - start)
-    return {name: median(times) for name, times in seconds.items()}
-
-
 @contextmanager
-def layer_by_layer(model: Any, link: Any) -> Iterator[None]:
+def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
     """Serve a model by copying all experts of a layer at each of its visits."""
     import torch
 
-    from engine.runtime.experts import accumulation, compute, expert_forward, register, take_seat
+    from engine.runtime.experts import accumulation, compute, expert_forward, register, serve_experts
     from engine.runtime.links.thread_link import ThreadLink
     from engine.runtime.pool import SlotPool
-    from engine.runtime.storage.host_store import ExpertStore
+    from engine.runtime.storage.host_store import HostStore
     from engine.runtime.visit_routing import read_back, sort_by_expert
     from tracekit.recorder.seam import MoeLayer, moe_layers
 
     layers = moe_layers(model)
     adds_up = accumulation(layers[0].experts)
-    store, copies = ExpertStore(layers), ThreadLink(link)
+    store, copies = HostStore(layers), ThreadLink(link)
     pool = SlotPool(store.experts, store.slab_bytes, torch.device("cpu"))
 
-    def serve(layer: MoeLayer, hidden: Any, index: Any, weights: Any) -> Any:
+    def serve(layer: MoeLayer, hidden: "Tensor", index: "Tensor", weights: "Tensor") -> "Tensor":
         routing = sort_by_expert(read_back(index, None, None)[0], layer.num_experts, hidden.device)
         layout, forward = store.layouts[layer.index], expert_forward(layer.experts)
         keys = range(layer.index * store.experts, layer.index * store.experts + layer.num_experts)
@@ -110,14 +104,14 @@ def layer_by_layer(model: Any, link: Any) -> Iterator[None]:
         for ticket in tickets:
             copies.wait(ticket)
 
-        def one(expert: int, rows: Any) -> Any:
+        def one(expert: int, rows: "Tensor") -> "Tensor":
             return forward(pool.views(expert, layout), rows)
 
         return compute(routing.demand, one, hidden, weights, routing, adds_up)
 
     register()
     for layer in layers:
-        take_seat(layer.experts, partial(serve, layer))
+        serve_experts(layer.experts, partial(serve, layer))
     try:
         yield
     finally:
@@ -149,19 +143,17 @@ def held_out() -> list[Row]:
     ]
 
 
-def error_of(tables: dict[str, Any]) -> float:
+def error_of(tables: Tables) -> float:
     """The median error of one plan's decode steps, after a calibration on other prompts and another cache size."""
     from engine.runtime import EmulatedLink
-    from experiments.demo.reference_models import CHECKPOINTS
     from experiments.validation.validate import validate
     from tracekit.recorder.prompts import Prompt
 
-    plan: Plan = plan_from_dict(tables)
-    texts = ("The methods of this class return the number of items that were read, or", "def test_", "When a file is")
+    texts = (PROMPT, "def test_", "When a file is")
     prompts = [Prompt(id=str(number), prompt=text) for number, text in enumerate(texts)]
     result = validate(
         CHECKPOINTS / MODEL,
-        plan,
+        plan_from_dict(tables),
         prompts[1:],
         calibration_prompts=prompts[:1],
         max_new_tokens=32,

@@ -5,50 +5,44 @@ disk once, however long it is.
 """
 
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.demo.reference_models import NAMES
-from experiments.research.benchmarks.alternating import Row
-from experiments.research.benchmarks.engine import load
+from experiments.research.benchmarks.alternating import Row, in_turns
+from experiments.research.benchmarks.engine import PROMPT, decode, load
+from tracekit.recorder.options import RecordOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_TOKENS = 256
 REPEATS = 7
+RECORDED = (
+    ("ids and weights", RecordOptions(max_new_tokens=NEW_TOKENS), "<= 1.05x"),
+    ("logits and lookahead too", RecordOptions(max_new_tokens=NEW_TOKENS, logits=True, lookahead=(1,)), "<= 1.10x"),
+)
 
 
-def record_into(model: Any, prompts: list[list[int]], folder: str, new: int, **what: Any) -> None:
-    """Record one continuation of the benchmark's prompt into a new trace."""
-    from tracekit.recorder.options import RecordOptions
+def times(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: RecordOptions
+) -> tuple[list[float], list[float]]:
+    """Seconds of recording the prompt's continuation into new traces, and of only generating it."""
     from tracekit.recorder.prompts import Prompt
     from tracekit.recorder.recorder import record
 
-    count = sum(1 for _ in Path(folder).iterdir())
-    options = RecordOptions(max_new_tokens=new, **what)
-    tokenizer: Any = _Encoded(prompts)
-    record(model, tokenizer, [Prompt(id="prompt", prompt="-")], Path(folder) / f"{count}.trace", options)
+    with tempfile.TemporaryDirectory() as folder:
 
+        def recorded() -> None:
+            trace = Path(folder) / f"{sum(1 for _ in Path(folder).iterdir())}.trace"
+            record(model, tokenizer, [Prompt(id="prompt", prompt=PROMPT)], trace, options)
 
-def generate(model: Any, prompts: list[list[int]], new: int) -> None:
-    """Continue the prompts greedily, until the model says that it is finished, as recording does."""
-    from tracekit.recorder.generation import Decoding
-    from tracekit.recorder.recorder import stop_tokens
+        def generated() -> None:
+            decode(model, tokenizer, options.max_new_tokens, stop=True)
 
-    for _ in Decoding(model, prompts, max_new_tokens=new, stop=stop_tokens(model)).passes():
-        pass
-
-
-class _Encoded:
-    """A tokenizer that knows one answer, so that only recording is timed."""
-
-    def __init__(self, prompts: list[list[int]]) -> None:
-        self._prompts = prompts
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": self._prompts[0]}
+        ours, peer = in_turns(recorded, generated, repeats=REPEATS, uncounted=1)
+    return ours, peer
 
 
 def rows() -> list[Row]:
@@ -62,16 +56,9 @@ def rows() -> list[Row]:
     torch.set_num_threads(1)
     found = []
     for name in NAMES:
-        model, prompts = load(name, "eager")
-        for what, options, target in (
-            ("ids and weights", {}, "<= 1.05x"),
-            ("logits and lookahead too", {"logits": True, "lookahead": (1,)}, "<= 1.10x"),
-        ):
-            with tempfile.TemporaryDirectory() as folder:
-                ours, peer = _turns(
-                    partial(record_into, model, prompts, folder, NEW_TOKENS, **options),
-                    partial(generate, model, prompts, NEW_TOKENS),
-                )
+        model, tokenizer = load(name, "eager")
+        for what, options, target in RECORDED:
+            ours, peer = times(model, tokenizer, options)
             low, middle, high = quantiles([a / b for a, b in zip(ours, peer, strict=True)], n=4)
             found.append(
                 Row(
@@ -82,8 +69,7 @@ def rows() -> list[Row]:
                     target,
                 )
             )
-        with tempfile.TemporaryDirectory() as folder:
-            ours, peer = _turns(partial(record_into, model, prompts, folder, 1), partial(generate, model, prompts, 1))
+        ours, peer = times(model, tokenizer, RecordOptions(max_new_tokens=1))
         fixed = median(a - b for a, b in zip(ours, peer, strict=True))
         found.append(
             Row(
@@ -95,15 +81,3 @@ def rows() -> list[Row]:
             )
         )
     return found
-
-
-def _turns(ours: Callable[[], object], peer: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Seconds of each, in turns, after one run of each that is not counted."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(REPEATS + 1):
-        for seconds, action in zip(times, (ours, peer), strict=True):
-            start = perf_counter()
-            action()
-            if repeat:
-                seconds.append(perf_counter() - start)
-    return times

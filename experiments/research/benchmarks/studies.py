@@ -10,40 +10,26 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.research.benchmarks.alternating import Row, medians
-from experiments.research.benchmarks.decisions import EXPERTS, LAYERS, TOP_K, routing
+from experiments.research.benchmarks.load import EXPERTS, LAYERS, TOP_K, manifest, routing
 from experiments.study.cell_results import measure
 from experiments.study.cells import Cell, cells_of, groups
 from experiments.study.grid import study_from_dict
 from experiments.study.workers import Threads, Workers
-from tracekit import Manifest, TraceWriter
-from tracekit.manifest import ModelInfo
+from tracekit.writer import TraceWriter
 
 SHORT, LONG = 2_000, 12_000  # steps
 PLANS, LOOKUPS = 1_000, 20_000_000
 MACHINES = ["t4", "rtx3060", "rtx4090", "h100"]
-GRID: dict[str, Any] = {
+GRID: dict[str, str | list[str]] = {
     "capacity": ["16/layer", "32/layer"],
     "eviction": ["lru", "lfu", "fifo", "clock", "sieve"],
     "hardware": MACHINES,
     "model_shape": "qwen3-30b-a3b",
 }
-
-
-def manifest() -> Manifest:
-    """Of the shape that all loads have."""
-    return Manifest(
-        source="benchmark",
-        model=ModelInfo(id="benchmark"),
-        moe_layers=list(range(LAYERS)),
-        model_layers=LAYERS,
-        experts_per_layer=[EXPERTS] * LAYERS,
-        top_k=TOP_K,
-    )
 
 
 def write_trace(path: Path, steps: int) -> None:
@@ -95,24 +81,14 @@ def rows() -> list[Row]:
     fixed = processor[0] - per_step * SHORT
     minutes = PLANS * (fixed + per_step * LOOKUPS / (LAYERS * TOP_K)) / 2 / 60
     return [
-        Row(
+        Row.of_rates(
             f"study: {passes} plans x {len(MACHINES)} machines, {LONG * LAYERS * TOP_K / 1e6:.1f} M lookups, cells/s "
             "on 2 threads, against 1",
-            f"{len(cells) / both:.0f}/s",
-            f"{len(cells) / alone:.0f}/s",
-            alone / both,
+            len(cells) / both,
+            len(cells) / alone,
             ">= 1.7x",
         ),
-        *(
-            Row(
-                f"the same on Dask, local: 2 workers, against 1{what}",
-                f"{len(cells) / two_s:.0f}/s",
-                f"{len(cells) / one_s:.0f}/s",
-                one_s / two_s,
-                target,
-            )
-            for what, two_s, one_s, target in dask
-        ),
+        *dask,
         Row(
             f"{PLANS:,} plans x {len(MACHINES)} machines on {LOOKUPS / 1e6:.0f} M lookups, scaled from "
             f"{passes} plans: processor time over 2 cores, against 10 minutes",
@@ -124,8 +100,8 @@ def rows() -> list[Row]:
     ]
 
 
-def on_dask(cells: list[Cell]) -> list[tuple[str, float, float, str]]:
-    """Seconds of two local Dask workers and of one, once they are up and have the demand in memory."""
+def on_dask(cells: list[Cell]) -> list[Row]:
+    """Two local Dask workers against one, once they are up and have the demand in memory."""
     try:
         import distributed  # noqa: F401
     except ModuleNotFoundError:
@@ -139,7 +115,8 @@ def on_dask(cells: list[Cell]) -> list[tuple[str, float, float, str]]:
             for _ in range(2):  # each worker meets the trace, whatever the scheduler gives it first
                 replay_all(cluster, cells)
         both, alone = medians(lambda: replay_all(clusters[0], cells), lambda: replay_all(clusters[1], cells), repeats=3)
-    return [("", both, alone, ">= 1.6x")]
+    what = "the same on Dask, local: 2 workers, against 1"
+    return [Row.of_rates(what, len(cells) / both, len(cells) / alone, ">= 1.6x")]
 
 
 def possible_speedup() -> float:

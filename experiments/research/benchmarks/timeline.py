@@ -1,9 +1,8 @@
 """Decisions and their timeline, lookups per second: alone, and against the same timeline as SimPy processes."""
 
-import importlib
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -12,30 +11,17 @@ from engine.shapes import load_shape
 from engine.simulator.costs import Costs, model_costs
 from engine.simulator.timeline import Timeline
 from experiments.research.benchmarks.alternating import Row, medians
-from experiments.research.benchmarks.decisions import CHUNK, EXPERTS, LAYERS, SLOTS, STEPS, TOP_K, batches, routing
-from policies.cache import CacheSpec, ExpertCache
+from experiments.research.benchmarks.decisions import STEPS
+from experiments.research.benchmarks.load import CHUNK, EXPERTS, LAYERS, SLOTS, batches, manifest, new_cache, routing
 from policies.cache_state import Batch
-from tracekit import Manifest
 from tracekit.demand import Demand
-from tracekit.manifest import ModelInfo
 
 PEER_STEPS = CHUNK
-MODEL = "tests.helpers.simpy_model"
-"""The SimPy model that the tests compare every event with; it comes with the source, not with the package."""
 
 
 def costs() -> Costs:
     """Qwen3-30B-A3B on an RTX 4090: the shape that the routing has."""
-    layers = list(range(LAYERS))
-    manifest = Manifest(
-        source="benchmark",
-        model=ModelInfo(id="benchmark"),
-        moe_layers=layers,
-        model_layers=LAYERS,
-        experts_per_layer=[EXPERTS] * LAYERS,
-        top_k=TOP_K,
-    )
-    return model_costs(manifest, load_hardware("rtx4090"), load_shape("qwen3-30b-a3b"), None, None)
+    return model_costs(manifest(), load_hardware("rtx4090"), load_shape("qwen3-30b-a3b"), None, None)
 
 
 def demand_of_batch(number: int, batch: Batch) -> Demand:
@@ -56,10 +42,6 @@ def demand_of_batch(number: int, batch: Batch) -> Demand:
     )
 
 
-def new_cache() -> ExpertCache:
-    return ExpertCache(CacheSpec(LAYERS, EXPERTS, (SLOTS,) * LAYERS, np.ones(LAYERS * EXPERTS, np.int64), "lru"))
-
-
 def decide(work: list[Batch]) -> None:
     """Decisions alone."""
     cache = new_cache()
@@ -77,8 +59,17 @@ def decide_and_time(machine: Costs, work: list[Batch], demands: list[Demand]) ->
     return np.concatenate(ends)
 
 
-def simpy_visits(model: Any, work: list[Batch]) -> list[Any]:
-    """The decisions of `work` for the SimPy model."""
+def simpy_ends(machine: Costs, work: list[Batch]) -> Callable[[], list[int]] | None:
+    """Runs the decisions of `work` in the SimPy model, and says when each visit ends; None where that model is not.
+
+    The tests compare every event with it: it comes with the source, not with the package.
+    """
+    try:
+        from tests.helpers import simpy_model
+    except ModuleNotFoundError as missing:
+        why = f"no module {missing.name!r}; run in the source tree with simpy"
+        print(f"not compared with SimPy: {why}", file=sys.stderr)
+        return None
     cache, visits = new_cache(), []
     for batch in work:
         events = cache.run(batch)
@@ -87,8 +78,8 @@ def simpy_visits(model: Any, work: list[Batch]) -> list[Any]:
             of_visit[number - events.first_visit].append((kind, key, slot))
         for v, decided in enumerate(of_visit):
             demanded = batch.demand[batch.start[v] : batch.start[v + 1]].tolist()
-            visits.append(model.Visit(v % LAYERS, 1, 1000, dict.fromkeys(demanded, 1), decided))
-    return visits
+            visits.append(simpy_model.Visit(v % LAYERS, 1, 1000, dict.fromkeys(demanded, 1), decided))
+    return lambda: simpy_model.Machine(machine, EXPERTS, visits).run()
 
 
 def rows() -> list[Row]:
@@ -101,36 +92,24 @@ def rows() -> list[Row]:
     ends = decide_and_time(machine, few, few_demands)
     both, alone = medians(partial(decide_and_time, machine, work, demands), partial(decide, work))
     found = [
-        Row(
+        Row.of_rates(
             "LRU decisions + timeline, lookups/s, against decisions alone",
-            f"{keys.size / both / 1e6:.0f} M/s",
-            f"{keys.size / alone / 1e6:.0f} M/s",
-            alone / both,
+            keys.size / both,
+            keys.size / alone,
             ">= 60 M/s",
         )
     ]
-    try:
-        model = importlib.import_module(MODEL)
-    except ModuleNotFoundError as missing:
-        print(
-            f"not compared with SimPy: no module {missing.name!r}; run in the source tree with simpy", file=sys.stderr
-        )
+    simulate = simpy_ends(machine, few)
+    if simulate is None:
         return found
-    visits = simpy_visits(model, few)
-
-    def simulate() -> list[int]:
-        return model.Machine(machine, EXPERTS, visits).run()  # type: ignore[no-any-return]
-
     if simulate() != ends.tolist():
         raise AssertionError("the timeline and the SimPy model differ")
     ours, theirs = medians(partial(decide_and_time, machine, work, demands), simulate, repeats=3)
-    ours, theirs = keys.size / ours, keys[:PEER_STEPS].size / theirs
     found.append(
-        Row(
+        Row.of_rates(
             "LRU decisions + timeline, lookups/s, against the timeline in SimPy",
-            f"{ours / 1e6:.0f} M/s",
-            f"{theirs / 1e6:.3f} M/s",
-            ours / theirs,
+            keys.size / ours,
+            keys[:PEER_STEPS].size / theirs,
             ">= 150x",
         )
     )

@@ -1,4 +1,4 @@
-"""`python -m experiments.research.paper table2 [--json]`, `python -m experiments.research.paper figures TRACE`."""
+"""`python -m experiments.research.paper table2 [--json] [--write docs/paper.md]` and `... figures TRACE`."""
 
 import sys
 from pathlib import Path
@@ -18,6 +18,7 @@ app = typer.Typer(
 def table2(
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
     picture: Annotated[Path | None, typer.Option("--picture", help="also draw the table, to this PNG file")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="also fill in the numbers of this page")] = None,
 ) -> None:
     """Fit two terms per GPU to two rows of Table 2, predict the others, and compare with what was published.
 
@@ -26,7 +27,8 @@ def table2(
     import msgspec
 
     from experiments.cli import console
-    from experiments.research.paper.notes import NOTES
+    from experiments.research.paper.page import filled
+    from experiments.research.paper.page_numbers import numbers
     from experiments.research.paper.table2 import reproduce
     from experiments.research.paper.text_tables import TABLES
 
@@ -35,16 +37,15 @@ def table2(
         from experiments.research.paper import charts
 
         picture.write_bytes(charts.png(charts.table2(result)))
+    if write is not None:
+        write.write_text(filled(write, result), encoding="utf-8")
     if json:
-        notes = {name: note(result) for name, note in NOTES.items()}
-        console.emit_json(msgspec.to_builtins(result, str_keys=True) | {"notes": notes})
+        console.emit_json(msgspec.to_builtins(result, str_keys=True) | {"numbers": numbers(result)})
         return
     for build in TABLES.values():
         table = build(result)
         console.table(table.title, table.columns, table.rows)
         print()
-    for note in NOTES.values():
-        print(note(result) + "\n")
 
 
 @app.command()
@@ -59,7 +60,7 @@ def figures(
     """
     from experiments.cli import console
     from experiments.research.paper.figures import write_figures
-    from tracekit import Trace
+    from tracekit.trace import Trace
 
     written = write_figures(Trace.open(trace), output)
     if json:

@@ -26,7 +26,6 @@ GB = 10**9
 class Reading:
     """One answer: bits per parameter, scales and zeros included, by nominal bits."""
 
-    name: str
     title: str
     bits: dict[Bits, float]
 
@@ -41,11 +40,11 @@ def readings() -> tuple[Reading, ...]:
     said: dict[Bits, float] = {2: SAID_BITS, 3: SAID_BITS + table1_bits(3, GIB) - table1_bits(2, GIB)}
     quantised: dict[Bits, float] = {**formats, 3: WeightFormat.parse(SCALES_QUANTISED).bits_per_parameter}
     return (
-        Reading("format", "HQQ's layout, byte for byte (used)", formats),
-        Reading("scales", "the same, 3-bit scales quantised too", quantised),
-        Reading("table1-gib", "Table 1's sizes in 2^30 bytes", {b: table1_bits(b, GIB) for b in formats}),
-        Reading("table1-gb", "Table 1's sizes in 10^9 bytes", {b: table1_bits(b, GB) for b in formats}),
-        Reading("said", "the text's figure; 3-bit as much more as in Table 1", said),
+        Reading("HQQ's layout, byte for byte (used)", formats),
+        Reading("the same, 3-bit scales quantised too", quantised),
+        Reading("Table 1's sizes in 2^30 bytes", {b: table1_bits(b, GIB) for b in formats}),
+        Reading("Table 1's sizes in 10^9 bytes", {b: table1_bits(b, GB) for b in formats}),
+        Reading("the text's figure; 3-bit as much more as in Table 1", said),
     )
 
 

@@ -13,8 +13,8 @@ from engine.hardware import HardwareProfile, load_hardware
 from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.replay import replay
 from experiments.research.paper.published import EXPERT_FORMAT, LAYERS, SHAPE, STAGING, Bits, Machine, Row
-from tracekit import Trace
 from tracekit.errors import StudyError
+from tracekit.trace import Trace
 
 SECOND = 10**9
 _CLOSE = 1e-7  # relative error of a fitted row

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit import DECODE, Manifest, ModelInfo, Trace, TraceWriter
 from tracekit.errors import TraceError
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 def position_shares(hit_ratio: Mapping[int, float], experts: int, top_k: int) -> NDArray[np.float64]:

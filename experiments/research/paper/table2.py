@@ -9,7 +9,6 @@ from typing import Literal
 import msgspec
 
 from experiments.research.paper.bits import Reading, readings
-from experiments.research.paper.model import TwoTerms, fit, loads_per_token, preloaded_seconds
 from experiments.research.paper.published import (
     BITS,
     EXPERTS,
@@ -29,12 +28,14 @@ from experiments.research.paper.published import (
 )
 from experiments.research.paper.simulated import Simulated, fit_simulated
 from experiments.research.paper.stated_routing import write_routing
-from tracekit import Trace
+from experiments.research.paper.two_terms import TwoTerms, fit, loads_per_token, preloaded_seconds
+from tracekit.trace import Trace
 
 TOKENS = 512
 SEED = 2312_17238
 
 Model = Literal["two-term", "simulator"]
+Kind = Literal["fitted", "predicted", "misprint"]
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     row: Row
     machine: str
     published: float
-    kind: Literal["fitted", "predicted", "misprint"]
+    kind: Kind
     predictions: list[Prediction]
 
     def of(self, model: Model, variant: str = "") -> Prediction:
@@ -192,10 +193,9 @@ def _cell(
     else:
         add("two-term", 1 / terms.seconds(loads, size))
         add("simulator", simulated.tokens_per_second(traces[RECALL[2]], bits, row))
-    fitted = "fitted" if (bits, row) in FITTED else "predicted"
-    kind: Literal["fitted", "predicted", "misprint"] = (
-        "misprint" if (bits, row, machine.name) in MISPRINTS else "fitted" if fitted == "fitted" else "predicted"
-    )
+    kind: Kind = "fitted" if (bits, row) in FITTED else "predicted"
+    if (bits, row, machine.name) in MISPRINTS:
+        kind = "misprint"
     return Cell(bits=bits, row=row, machine=machine.name, published=told, kind=kind, predictions=found)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.research.paper.model import loads_per_token
 from experiments.research.paper.published import (
     BITS,
     EXPERT_PARAMS,
@@ -15,6 +14,7 @@ from experiments.research.paper.published import (
     Machine,
 )
 from experiments.research.paper.table2 import Cell, Model, Prediction, Table2
+from experiments.research.paper.two_terms import loads_per_token
 
 MS = 1e3
 WITHIN = 0.10
@@ -23,16 +23,11 @@ _MODELS: tuple[tuple[Model, str], ...] = (("two-term", "two terms"), ("simulator
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text; the first column is set left, the others right."""
+    """A table of text."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """The table without its title, in GitHub's Markdown."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def percent(share: float) -> str:
@@ -50,18 +45,9 @@ def fits(result: Table2) -> Table:
     rows = []
     for machine in MACHINES:
         f = result.fitted(machine.name)
-        rows.append(
-            [
-                machine.title,
-                f"{machine.pcie}.0: {f.raw_link / 1e9:.1f}",
-                _rate(f.link, f.raw_link),
-                f"{f.overhead * MS:.0f}",
-                _rate(f.simulated_link, f.raw_link),
-                f"{f.simulated_overhead * MS:.0f}",
-                _rate(f.alone_link, f.raw_link),
-                f"{f.alone_overhead * MS:.0f}",
-            ]
-        )
+        terms = (f.link, f.overhead), (f.simulated_link, f.simulated_overhead), (f.alone_link, f.alone_overhead)
+        shown = [cell for link, overhead in terms for cell in (_rate(link, f.raw_link), f"{overhead * MS:.0f}")]
+        rows.append([machine.title, f"{machine.pcie}.0: {f.raw_link / 1e9:.1f}", *shown])
     columns = [
         "GPU", "slot, GB/s", "link, GB/s", "overhead, ms", "simulator: link", "overhead, ms", "3-bit alone: link",
         "overhead, ms",
@@ -133,17 +119,10 @@ def savings(result: Table2) -> Table:
     for bits in BITS:
         for machine in MACHINES:
             s = saving(result, bits, machine)
-            rows.append(
-                [
-                    f"{bits}-bit",
-                    machine.title,
-                    f"{s.remaining * MS:.0f}",
-                    f"{s.published * MS:.0f}",
-                    f"{100 * s.published / s.remaining:.0f} %",
-                    *(f"{s.simulated[guesses] * MS:.0f}" for guesses in s.simulated),
-                    *(f"{s.unexplained(guesses) * MS:+.1f}" for guesses in s.simulated),
-                ]
-            )
+            told = [f"{s.remaining * MS:.0f}", f"{s.published * MS:.0f}", f"{100 * s.published / s.remaining:.0f} %"]
+            simulated = [f"{saved * MS:.0f}" for saved in s.simulated.values()]
+            missing = [f"{s.unexplained(guesses) * MS:+.1f}" for guesses in s.simulated]
+            rows.append([f"{bits}-bit", machine.title, *told, *simulated, *missing])
     columns = [
         "row", "GPU", "copies left, ms", "saved, ms", "of the copies", "simulated, 1 guess", "2 guesses",
         "missing per layer, 1 guess", "2 guesses",
@@ -156,17 +135,13 @@ def naive(result: Table2) -> Table:
     rows = []
     for bits in BITS:
         for cell in _cells(result, bits, "naive"):
-            share = naive_share(result, cell)
-            added, hidden = cell.of("two-term", "overhead added"), cell.of("two-term", "overhead hidden")
-            told = f"{cell.published:.3f}" + (" (misprint)" if cell.kind == "misprint" else "")
-            rate = cell.published * loads_per_token("naive", 0) * expert_bytes(result, bits)
-            raw = result.fitted(cell.machine).raw_link
-            wanted = _rate(rate, raw)
-            if cell.kind == "misprint":
-                share_text = wanted = "-"
-            else:
-                share_text = f"{100 * share:.0f} %"
-            rows.append([f"{bits}-bit", _title(cell), told, _shown(added), _shown(hidden), share_text, wanted])
+            added, hidden = (_shown(cell.of("two-term", f"overhead {how}")) for how in ("added", "hidden"))
+            told, share, wanted = f"{cell.published:.3f} (misprint)", "-", "-"
+            if cell.kind != "misprint":
+                rate = cell.published * loads_per_token("naive", 0) * expert_bytes(result, bits)
+                told, share = f"{cell.published:.3f}", f"{100 * naive_share(result, cell):.0f} %"
+                wanted = _rate(rate, result.fitted(cell.machine).raw_link)
+            rows.append([f"{bits}-bit", _title(cell), told, added, hidden, share, wanted])
     columns = [
         "row", "GPU", "published", "overhead added", "overhead hidden", "experts loaded, overhead added",
         "link for all, overhead hidden",

@@ -8,19 +8,26 @@ prediction takes here.
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.research.prediction.plan_times import Measured, foreseen, measure
-from experiments.research.prediction.traces import SETTINGS, Parts, Setting, artefact_of, card_of, domain_of, parts_of
+from experiments.research import markdown
+from experiments.research.prediction.plan_times import Keys, Measured, foreseen, measure
+from experiments.research.prediction.recordings import (
+    SETTINGS,
+    Parts,
+    Setting,
+    artefact_of,
+    card_of,
+    domain_of,
+    parts_of,
+)
 from experiments.statistics.comparison import compare, judge
 from experiments.statistics.ranking import in_words, rank_plans
-from tracekit import Trace
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import TracekitError
+from tracekit.trace import Trace
 
 FITTED = ("routing", "token-popularity", "linear", "mlp", "recurrent")
 UNFITTED = ("previous-token", "popular", "markov", "gate", "oracle")
@@ -56,7 +63,7 @@ def study(setting: Setting, folder: Path) -> None:
     parts = parts_of(setting, folder)
     print(f"\n## {setting.model} at {setting.shape}'s shape, {setting.capacity}")
     print(f"test: {parts.test.manifest.requests} requests, {parts.test.tokens} tokens\n")
-    predictors: dict[str, dict[str, Any]] = {name: {"predictor": name} for name in UNFITTED}
+    predictors: dict[str, Keys] = {name: {"predictor": name} for name in UNFITTED}
     for name in FITTED:
         predictors[name] = {"predictor": "learned", "artefact": str(artefact_of(setting, parts, folder, name))}
     alone(setting, parts, predictors)
@@ -64,24 +71,22 @@ def study(setting: Setting, folder: Path) -> None:
     combined(setting, parts, predictors, str(artefact_of(setting, parts, folder, "reuse-distance")))
 
 
-def alone(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any]]) -> None:
+def alone(setting: Setting, parts: Parts, predictors: dict[str, Keys]) -> None:
     """Every predictor under LRU: recall, hits, tokens per second with its own cost."""
     k = parts.test.top_k
     counts = (1, k, k + 1, 2 * k)
-    columns = [*(f"recall at {m}" for m in counts), f"precision at {k}", "decode hits", "tokens/s", "if free"]
-    print(heading(columns))
+    columns = ["", *(f"recall at {m}" for m in counts), f"precision at {k}", "decode hits", "tokens/s", "if free"]
     found: dict[str, Measured] = {}
+    rows = []
     for name, table in predictors.items():
         seen = [foreseen(parts.test, table, m) for m in counts]
         found[name] = measure(parts.test, setting, {}, {**table, "count": k})
-        cells = [f"{recall:.3f}" for recall, _ in seen] + [f"{seen[1][1]:.3f}"]
-        cells += [f"{found[name].result.phases.decode.hit_ratio:.3f}", f"{found[name].rate:.3f}"]
         free = measure(parts.test, setting, {}, {**table, "count": k}, free=True) if name in FITTED else found[name]
-        cells.append(f"{free.rate:.3f}")
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        shares = [*(recall for recall, _ in seen), seen[1][1], found[name].hit_ratio, found[name].rate, free.rate]
+        rows.append([name, *(f"{share:.3f}" for share in shares)])
     none = measure(parts.test, setting, {}, {})
-    dashes = " | -" * (len(counts) + 1)
-    print(f"| none{dashes} | {none.result.phases.decode.hit_ratio:.3f} | {none.rate:.3f} | {none.rate:.3f} |")
+    shown = [f"{share:.3f}" for share in (none.hit_ratio, none.rate, none.rate)]
+    print(markdown.table(columns, [*rows, ["none", *["-"] * (len(counts) + 1), *shown]]))
     again = measure(parts.test, setting, {}, {**predictors["gate"], "count": k})
     same = np.array_equal(again.by_request, found["gate"].by_request)
     print(f"sentinel (gate once more): {'identical' if same else 'DIFFERENT'}")
@@ -95,12 +100,12 @@ def seeds_and_domains(setting: Setting, parts: Parts, folder: Path) -> None:
     k = parts.test.top_k
 
     def recall(path: Path, trace: Trace = parts.test, distance: int = 1) -> float:
-        return foreseen(trace, {"predictor": "learned", "artefact": str(path), "distance": distance}, k)[0]
+        return foreseen(trace, {"predictor": "learned", "artefact": str(path)}, k, distance)[0]
 
     by_seed = [artefact_of(setting, parts, folder, "mlp", seed=seed) for seed in SEEDS]
     print(f"mlp, seeds {SEEDS}: recall at {k} " + ", ".join(f"{recall(path):.4f}" for path in by_seed))
     ahead = artefact_of(setting, parts, folder, "mlp", distance=2)
-    gate = foreseen(parts.test, {"predictor": "gate", "distance": 2}, k)[0]
+    gate = foreseen(parts.test, {"predictor": "gate"}, k, distance=2)[0]
     print(f"two layers ahead: recall at {k} mlp {recall(ahead, distance=2):.3f}, gate {gate:.3f}")
     path = folder / f"{setting.model}-code.trace"
     numbers = [str(n) for n in np.unique(parts.test.request).tolist() if domain_of(n) == "code"]
@@ -118,10 +123,10 @@ def seeds_and_domains(setting: Setting, parts: Parts, folder: Path) -> None:
         )
 
 
-def combined(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any]], reuse: str) -> None:
+def combined(setting: Setting, parts: Parts, predictors: dict[str, Keys], reuse: str) -> None:
     """Plans tuned on the tuning requests, judged on the test requests against LRU with gate prefetching."""
     k = parts.test.top_k
-    evictions: dict[str, dict[str, Any]] = {
+    evictions: dict[str, Keys] = {
         "lru": {},
         "layer-aware": {"policy": "layer-aware"},
         "score": {"policy": "score"},
@@ -129,7 +134,7 @@ def combined(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any
         "learned, bypass": {"policy": "learned", "artefact": reuse, "aging": 0.3, "bypass": True},
     }
     mlp, gate = predictors["mlp"], predictors["gate"]
-    prefetches: dict[str, dict[str, Any]] = {
+    prefetches: dict[str, Keys] = {
         f"gate {k}": {**gate, "count": k},
         "gate 1": {**gate, "count": 1},
         "gate-adaptive": {"predictor": "gate-adaptive", "count": k},
@@ -143,9 +148,8 @@ def combined(setting: Setting, parts: Parts, predictors: dict[str, dict[str, Any
         return measure(trace, setting, evictions[plan[0]], prefetches[plan[1]])
 
     tuned = {plan: run(parts.tune, plan).rate for plan in itertools.product(evictions, prefetches)}
-    print(f"\ntuning requests, tokens/s:\n\n{heading(prefetches)}")
-    for name in evictions:
-        print(f"| {name} | " + " | ".join(f"{tuned[name, ahead]:.3f}" for ahead in prefetches) + " |")
+    rows = [[name, *(f"{tuned[name, ahead]:.3f}" for ahead in prefetches)] for name in evictions]
+    print(f"\ntuning requests, tokens/s:\n\n{markdown.table(['', *prefetches], rows)}")
     base = max((plan for plan in tuned if plan[0] == "lru" and plan[1].startswith("gate ")), key=tuned.__getitem__)
     chosen = {
         max(tuned, key=tuned.__getitem__),
@@ -184,9 +188,8 @@ def phone(route: Path, folder: Path) -> None:
             (e, p): measure(trace, setting, {"policy": e}, {"predictor": p, "count": trace.top_k})
             for e, p in itertools.product(evictions, prefetches)
         }
-        print(f"\n{capacity} slots, tokens/s:\n\n{heading(prefetches)}")
-        for e in evictions:
-            print(f"| {e} | " + " | ".join(f"{found[e, p].rate:.3f}" for p in prefetches) + " |")
+        rows = [[e, *(f"{found[e, p].rate:.3f}" for p in prefetches)] for e in evictions]
+        print(f"\n{capacity} slots, tokens/s:\n\n{markdown.table(['', *prefetches], rows)}")
         base = max((plan for plan in found if plan[0] == "lru"), key=lambda plan: found[plan].rate)
         best = max(found, key=lambda plan: found[plan].rate)
         ours, theirs = (blocks(found[plan].by_step) for plan in (best, base))
@@ -195,16 +198,11 @@ def phone(route: Path, folder: Path) -> None:
         print(f"\n- {words}; the best was chosen on the same blocks)")
 
 
-def heading(columns: Iterable[str]) -> str:
-    """The first two lines of a table."""
-    names = list(columns)
-    return "| | " + " | ".join(names) + " |\n" + "|---" * (len(names) + 1) + "|"
-
-
 def blocks(of_step: np.ndarray) -> np.ndarray:
     """Sums over BLOCK steps in a row, the last ones left out if they are fewer."""
     whole = len(of_step) // BLOCK * BLOCK
-    return of_step[:whole].reshape(-1, BLOCK).sum(axis=1).astype(np.float64)  # type: ignore[no-any-return]
+    sums: np.ndarray = of_step[:whole].reshape(-1, BLOCK).sum(axis=1)
+    return sums.astype(np.float64)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,11 +11,14 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result
-from experiments.research.prediction.traces import Setting
+from experiments.research.prediction.recordings import Setting
 from experiments.study.request_shares import RequestShares
-from tracekit import Trace
+from tracekit.trace import Trace
 
 HARDWARE = "rtx3060"
+
+Keys = Mapping[str, str | int | float | bool]
+"""Of a plan's table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,13 @@ class Measured:
         assert self.result.time is not None and self.result.time.tokens_per_second is not None
         return self.result.time.tokens_per_second
 
+    @property
+    def hit_ratio(self) -> float:
+        """Of decode steps."""
+        return self.result.phases.decode.hit_ratio
 
-def measure(
-    trace: Trace, setting: Setting, eviction: Mapping[str, Any], prefetch: Mapping[str, Any], *, free: bool = False
-) -> Measured:
+
+def measure(trace: Trace, setting: Setting, eviction: Keys, prefetch: Keys, *, free: bool = False) -> Measured:
     """Replay one plan on the modelled machine; `free`: as if asking a predictor took no fixed time."""
     requests, kept, machine = RequestShares.of(trace), [], load_hardware(HARDWARE)
     if free:
@@ -58,15 +63,14 @@ def measure(
     return Measured(result, requests.of_each(kept[0], result.time.scale), of_step)
 
 
-def foreseen(trace: Trace, prefetch: Mapping[str, Any], count: int) -> tuple[float, float]:
+def foreseen(trace: Trace, prefetch: Keys, count: int, distance: int = 1) -> tuple[float, float]:
     """Recall and precision of a prefetcher's first `count` suggestions, of decode steps, whatever is resident.
 
     With an empty cache every suggestion is loaded into a staging buffer, and hits are what was suggested rightly.
     """
-    distance = prefetch.get("distance", 1)
     tables = {
         "cache": {"capacity": "0/layer"},
-        "prefetch": {**prefetch, "count": count, "staging": distance * count + 1},
+        "prefetch": {**prefetch, "distance": distance, "count": count, "staging": distance * count + 1},
     }
     decode = replay(trace, plan_from_dict(tables), bounds=False).phases.decode
     reachable = decode.lookups * (trace.layers - distance) / trace.layers

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -24,7 +22,7 @@ def configuration(name: str, *, layers: int = 8, hidden: int = 128) -> PreTraine
 
     Raises ValueError for a name that is not in `NAMES`.
     """
-    common: dict[str, Any] = {
+    common: dict[str, object] = {
         "vocab_size": VOCABULARY,
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -40,18 +38,19 @@ def configuration(name: str, *, layers: int = 8, hidden: int = 128) -> PreTraine
         "pad_token_id": PADDING_ID,
     }
     if name == "mixtral-mini":
-        return MixtralConfig(**common, intermediate_size=112, num_local_experts=8, num_experts_per_tok=2)
+        sizes = {"intermediate_size": 112, "num_local_experts": 8, "num_experts_per_tok": 2}
+        return MixtralConfig.from_dict(common | sizes)
     if name == "qwen3-moe-mini":
-        return Qwen3MoeConfig(
-            **common,
-            intermediate_size=112,  # of a dense layer; there is none
-            moe_intermediate_size=28,
-            num_experts=32,
-            num_experts_per_tok=4,
-            norm_topk_prob=True,
-            decoder_sparse_step=1,
-            mlp_only_layers=[],
-        )
+        qwen = {
+            "intermediate_size": 112,  # of a dense layer; there is none
+            "moe_intermediate_size": 28,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+        return Qwen3MoeConfig.from_dict(common | qwen)
     raise ValueError(f"unknown reference model {name!r}; known: {', '.join(NAMES)}")
 
 

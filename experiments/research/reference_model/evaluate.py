@@ -13,15 +13,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.demo.stdlib_text import DOMAINS, Document, Domain, by_domain, digest, documents
+from experiments.research import markdown
 from experiments.research.reference_model.gate_use import Experts, LayerRouting, describe
 from experiments.research.reference_model.ngram import ByteModel
 from experiments.research.reference_model.tokenizer import CONTEXT, END_OF_TEXT_ID, load_tokenizer, token_streams
@@ -49,9 +51,8 @@ def read(checkpoint: Path, text: Sequence[Document], batch: int = 8) -> dict[Dom
     streams = token_streams(load_tokenizer(checkpoint), text)
     readings: dict[Domain, Reading] = {}
     for domain, group in by_domain(text).items():
-        stream = np.concatenate([[END_OF_TEXT_ID], streams[domain]]).astype(np.int64)
         bits, windows = 0.0, []
-        cuts = [stream[i : i + CONTEXT + 1] for i in range(0, len(stream) - 1, CONTEXT)]
+        cuts = text_windows(streams[domain])
         full = [cut for cut in cuts if len(cut) == CONTEXT + 1]
         batches = [full[i : i + batch] for i in range(0, len(full), batch)] + [cuts[len(full) :]]
         for rows in filter(None, batches):
@@ -63,18 +64,38 @@ def read(checkpoint: Path, text: Sequence[Document], batch: int = 8) -> dict[Dom
     return readings
 
 
+def text_windows(stream: npt.NDArray[np.uint16]) -> list[npt.NDArray[np.int64]]:
+    """A stream of token ids in windows of `CONTEXT` tokens and the one before them; the last may be shorter."""
+    whole = np.concatenate([[END_OF_TEXT_ID], stream]).astype(np.int64)
+    return [whole[i : i + CONTEXT + 1] for i in range(0, len(whole) - 1, CONTEXT)]
+
+
+def nats_of(logits: torch.Tensor, rows: torch.Tensor) -> float:
+    """Nats that the tokens of `rows` [windows, tokens + 1] take, the first of each and ends of text left out."""
+    targets = rows[:, 1:].flatten()
+    return cross_entropy(logits.flatten(0, 1), targets, ignore_index=END_OF_TEXT_ID, reduction="sum").item()
+
+
 @torch.inference_mode()
 def _read_batch(model: PreTrainedModel, rows: torch.Tensor) -> tuple[float, list[Experts]]:
     """Bits that `rows` [windows, tokens + 1] took, and each window's experts [tokens, layers, top_k]."""
     output = model(input_ids=rows[:, :-1], output_router_logits=True, use_cache=False)
-    targets = rows[:, 1:].flatten()
-    nats = cross_entropy(output.logits.flatten(0, 1), targets, ignore_index=END_OF_TEXT_ID, reduction="sum")
     top_k = model.config.num_experts_per_tok
     experts = torch.stack([logits.topk(top_k).indices for logits in output.router_logits], dim=1)
-    return nats.item() / math.log(2), list(experts.reshape(len(rows), -1, *experts.shape[1:]).numpy())
+    return nats_of(output.logits, rows) / math.log(2), list(experts.reshape(len(rows), -1, *experts.shape[1:]).numpy())
 
 
-def evaluate(checkpoint: Path) -> dict[str, Any]:
+class Evaluation(TypedDict):
+    """What evaluation.json holds."""
+
+    held_out_sha256: str
+    held_out_bytes: int
+    held_out_tokens: int
+    bits_per_byte: dict[str, dict[str, float]]
+    routing: dict[str, object]
+
+
+def evaluate(checkpoint: Path) -> Evaluation:
     """Bits per held-out byte of the model and the baselines, and each layer's routing, ready for JSON."""
     held_out, train = documents("held-out"), documents("train")
     readings = read(checkpoint, held_out)
@@ -137,9 +158,7 @@ def table(checkpoints: Path = CHECKPOINTS) -> str:
             "load distance between domains, mean": f"{routing['mean']['domain_distance']:.3f}",
         }
         columns.append(column)
-    lines = [f"| | {' | '.join(NAMES)} |", f"|---|{'---:|' * len(NAMES)}"]
-    lines += [f"| {row} | {' | '.join(column[row] for column in columns)} |" for row in columns[0]]
-    return "\n".join(lines)
+    return markdown.table(["", *NAMES], [[row, *(column[row] for column in columns)] for row in columns[0]])
 
 
 def main(arguments: list[str] | None = None) -> int:

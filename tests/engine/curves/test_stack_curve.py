@@ -52,9 +52,8 @@ def random_trace(seed: int) -> Trace:
             picked = np.argsort(-(bias + rng.gumbel(size=number)))[:top_k]
             chosen[token, layer, : len(picked)] = picked
     chosen[rng.random(chosen.shape) < rng.choice([0.0, 0.2, 0.7])] = ABSENT
-    trace = memory_trace(chosen, per_layer, step)
-    trace.__dict__["phase"] = (rng.random(step[-1] + 1) < 0.5).astype(np.uint8)[step]
-    return trace
+    phase = (rng.random(step[-1] + 1) < 0.5).astype(np.uint8)[step]
+    return memory_trace(chosen, per_layer, step, phase=phase)
 
 
 def most_slots(trace: Trace, scope: Scope) -> int:

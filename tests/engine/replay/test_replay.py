@@ -1,9 +1,12 @@
 """`replay`: sums that add up, JSON that is JSON, the same every time, and errors in one line."""
 
 import json
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -93,6 +96,50 @@ def test_a_model_of_more_layers_takes_proportionally_longer(trace: Trace) -> Non
     assert any("scaled" in warning for warning in result.warnings)
     parts = result.time.compute_s + result.time.overhead_s + sum(result.time.stall_s.values())
     assert parts == pytest.approx(result.time.total_s)
+
+
+def test_a_result_shows_itself(trace: Trace) -> None:
+    """As one row, as a chart, and as a table in a notebook, where nothing foreign is markup."""
+    result = replay(trace, {"cache": {"capacity": "2/layer"}}, "rtx3060")
+    (row,) = result.to_polars().to_dicts()
+    assert result.time is not None
+    assert row["phases.decode.hits"] == result.phases.decode.hits
+    assert row["time.tpot_ms.p99"] == result.time.tpot_ms.p99 if result.time.tpot_ms else None
+    assert f"<td>{result.misses}</td>" in result._repr_html_()
+    evil = msgspec.structs.replace(result, warnings=["<script>"])
+    assert "<script>" not in evil._repr_html_() and "&lt;script&gt;" in evil._repr_html_()
+    chart = result.plot().to_dict()
+    drawn = {row["part"]: row["value"] for row in chart["datasets"][chart["data"]["name"]]}
+    assert sum(drawn.values()) == pytest.approx(result.time.total_s)
+
+
+def test_paths_will_do(trace: Trace, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(plan().to_toml())
+    given = replay(str(trace.path), tmp_path / "p.toml", progress=True)
+    assert given.to_dict() == replay(trace, plan()).to_dict()
+
+
+def test_few_modules_are_handed_a_plan_or_a_trace(trace: Trace, tmp_path: Path) -> None:
+    """From its file to a timed result with bounds and regret a plan crosses at most 9 modules, a trace 14."""
+    (tmp_path / "p.toml").write_text(plan(prefetch={"predictor": "gate"}).to_toml())
+    replay(trace.path, tmp_path / "p.toml", "rtx3060")  # what is loaded on first use is not what is counted
+    handed: dict[type, set[str]] = {Plan: {"tracekit.named_toml"}, Trace: set()}
+
+    def see(frame: FrameType, event: str, argument: object) -> None:
+        module, code = frame.f_globals.get("__name__", ""), frame.f_code
+        if event == "call" and module.partition(".")[0] in ("tracekit", "policies", "engine"):
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            for kind, modules in handed.items():
+                if any(isinstance(frame.f_locals.get(name), kind) for name in names):
+                    modules.add(module)
+
+    sys.setprofile(see)
+    try:
+        replay(trace.path, tmp_path / "p.toml", "rtx3060")
+    finally:
+        sys.setprofile(None)
+    assert 4 < len(handed[Plan]) <= 9, handed[Plan]
+    assert 6 < len(handed[Trace]) <= 14, handed[Trace]
 
 
 def test_the_course_of_a_replay_ends_when_its_time_does(trace: Trace) -> None:

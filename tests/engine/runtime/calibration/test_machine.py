@@ -64,13 +64,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(probes, "WIDTH", 256)
     monkeypatch.setattr(host_probes.disk, "__defaults__", (1 << 20,))
     monkeypatch.setattr(power.power, "__kwdefaults__", {"rapl": tmp_path / "none", "seconds": 0.01})
-    monkeypatch.setattr(
-        machine_profile.calibrate_machine, "__kwdefaults__", _smaller(machine_profile.calibrate_machine)
-    )
-
-
-def _smaller(function: Any) -> dict[str, Any]:
-    return function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    function: Any = machine_profile.calibrate_machine
+    smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    monkeypatch.setattr(function, "__kwdefaults__", smaller)
 
 
 @pytest.mark.usefixtures("small")
@@ -110,7 +106,7 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
     assert run(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert run([*arguments[:2], str(tmp_path / "no" / "h.toml")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "is no directory that can be written to" in capsys.readouterr().err
     assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--weights", "bf16"]) == 2
     assert "needs no expansion" in capsys.readouterr().err
     assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--disk", str(tmp_path / "no")]) == 2

@@ -9,20 +9,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from engine.plan.plan import Plan, plan_from_dict
 from engine.runtime import offload, offloaded
-from tests.engine.runtime.models import FAMILIES, answer, same
+from tests.engine.runtime.models import FAMILIES, MakeModel, answer, plan_of, same
 from tracekit.errors import ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 from safetensors import SafetensorError  # noqa: E402  # needs torch
 
 from engine.runtime.storage.disk_store import DiskStore  # noqa: E402  # needs torch
-from engine.runtime.storage.host_store import ExpertStore  # noqa: E402
+from engine.runtime.storage.host_store import HostStore  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
@@ -31,14 +29,10 @@ from tracekit.recorder.models import load_model  # noqa: E402
 MINI = CHECKPOINTS / NAMES[0]
 
 
-def plan_of(**tables: Any) -> Plan:
-    return plan_from_dict({"cache": {"capacity": "2/layer"}, **tables})
-
-
 @pytest.mark.parametrize("weights", [{}, {"experts": "hqq-3bit-g16", "attention": "hqq-8bit-g16"}])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_disk_it_says_the_same(
-    family: str, weights: dict[str, str], make_model: Callable[..., Any], tmp_path: Path
+    family: str, weights: dict[str, str], make_model: MakeModel, tmp_path: Path
 ) -> None:
     if weights:
         pytest.importorskip("hqq.core.quantize")
@@ -77,17 +71,17 @@ def test_a_model_reopens_without_its_experts(slabs: Path) -> None:
 
 
 def test_slabs_are_read_back_into_memory_without_converting(
-    tmp_path: Path, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("hqq.core.quantize")
     plan, path = plan_of(weights={"experts": "hqq-4bit-g16", "attention": "hqq-8bit-g16"}), tmp_path / "m.slabs"
     with offloaded(offload(make_model(), plan, slabs=path)) as state:  # written first, then read
-        assert isinstance(state.store, ExpertStore)
+        assert isinstance(state.store, HostStore)
     monkeypatch.setattr("engine.runtime.storage.slab_layout.quantise", None)
     reopened = offload(make_model(), plan, slabs=path)
     monkeypatch.undo()
     with offloaded(reopened) as state, offloaded(offload(make_model(), plan)) as converted:
-        assert isinstance(state.store, ExpertStore)
+        assert isinstance(state.store, HostStore)
         for key in range(3 * 8):
             assert torch.equal(state.store.slab(key), converted.store.slab(key))
         assert same(answer(reopened), answer(rounded(make_model(), plan.weights)))
@@ -179,7 +173,7 @@ def test_slabs_of_something_else_are_refused(slabs: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_is_left_of_a_directory_that_could_not_be_written(
-    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from engine.runtime.storage import slab_files
 
@@ -203,7 +197,7 @@ def test_nothing_is_left_of_a_directory_that_could_not_be_written(
         offload(MINI, plan_of(), host="disk", slabs=tmp_path / "x.slabs")
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ModelError, match="there is no directory"):
+    with pytest.raises(ModelError, match="is no directory that can be written to"):
         offload(make_model(), plan_of(), host="disk", slabs=tmp_path / "no" / "x.slabs")
     with pytest.raises(PlanError, match="disk"):
         offload(make_model(), plan_of(), host="disk")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from engine.plan.plan import Plan, plan_from_dict
 from engine.runtime import offload, offloaded
 
 torch = pytest.importorskip("torch")
@@ -20,12 +19,12 @@ from engine.runtime.storage.checkpoint import Checkpoint  # noqa: E402
 from engine.runtime.storage.conversion import groups_of  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
-from tests.engine.runtime.models import answer, same  # noqa: E402
+from tests.engine.runtime.models import MakeModel, answer, plan_of, same  # noqa: E402
 from tests.tracekit.recorder.exactness import documented  # noqa: E402
-from tests.tracekit.recorder.families import build, packages  # noqa: E402
+from tests.tracekit.recorder.families import build  # noqa: E402
 from tracekit.errors import ModelError, PlanError  # noqa: E402
 from tracekit.recorder.models import load_model  # noqa: E402
-from tracekit.recorder.seam import count_moe_layers, moe_layers  # noqa: E402
+from tracekit.recorder.seam import moe_layers, seam_names, text_decoder  # noqa: E402
 
 WHOLE = {"diffusion_gemma", "ernie4_5_vl_moe"}  # experts tied to an encoder's, and made together with vision's
 
@@ -38,15 +37,6 @@ def quiet() -> Iterator[None]:
     yield
     transformers.utils.logging.set_verbosity(level)
     transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, list[str]]:
-    return packages()
-
-
-def plan_of(**tables: Any) -> Plan:
-    return plan_from_dict({"cache": {"capacity": "2/layer"}, **tables})
 
 
 def tensors_of(model: Any) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def test_a_family_is_loaded_as_transformers_loads_it(package: str, found: dict[s
         built = build(package, found[package])
     except LookupError as error:
         pytest.skip(str(error))
-    if not count_moe_layers(built):
+    if not seam_names(text_decoder(built)[1]):
         pytest.skip("not on the experts seam, which offloading needs")
     built.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -239,7 +229,7 @@ def name_an_absent_file(path: Path) -> None:
 def test_what_is_wrong_with_a_checkpoint_is_said_in_a_line(
     spoil: Callable[[Path], object],
     message: str,
-    make_model: Callable[..., Any],
+    make_model: MakeModel,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,6 +1,5 @@
 """Quantised experts: bytes as counted, codes that hqq itself expands alike, output and decisions as they should be."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from engine.plan.plan import WeightsPlan, plan_from_dict
 from engine.plan.weights import FORMATS, WeightFormat
 from engine.runtime import offload, offloaded
 from engine.shapes import ModelShape, load_shape, shape_names
-from tests.engine.runtime.models import PROMPT, answer, same
+from tests.engine.runtime.models import PROMPT, MakeModel, answer, same
 from tests.engine.runtime.test_decisions import assert_decided_alike, record
 from tracekit.errors import PlanError
 
@@ -115,7 +114,7 @@ def test_groups_without_spread_and_empty_weights_survive() -> None:
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
 def test_the_engine_says_what_the_rounded_model_says(
-    family: str, word: str, make_model: Callable[..., Any], tmp_path: Path
+    family: str, word: str, make_model: MakeModel, tmp_path: Path
 ) -> None:
     """Bit for bit, with the decisions of a replay whose capacity counts the stored bytes."""
     plan = plan_from_dict(
@@ -135,7 +134,7 @@ def test_the_engine_says_what_the_rounded_model_says(
         assert all(parameter.is_meta for layer in state.layers for parameter in layer.experts.parameters())
 
 
-def test_attention_may_have_a_format_of_its_own(make_model: Callable[..., Any]) -> None:
+def test_attention_may_have_a_format_of_its_own(make_model: MakeModel) -> None:
     plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "weights": {"attention": "hqq-4bit-g16"}})
     plain = rounded(make_model("mixtral"), plan.weights)
     before = [m.weight.numel() for m in make_model("mixtral").model.layers[0].self_attn.children()]
@@ -157,7 +156,7 @@ def test_attention_may_have_a_format_of_its_own(make_model: Callable[..., Any]) 
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_anything_moves(
-    weights: dict[str, str], message: str, make_model: Callable[..., Any]
+    weights: dict[str, str], message: str, make_model: MakeModel
 ) -> None:
     model = make_model()
     with pytest.raises(PlanError, match=message):
@@ -165,7 +164,7 @@ def test_what_cannot_be_stored_is_refused_before_anything_moves(
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
-def test_without_hqq_the_error_is_one_line(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hqq_the_error_is_one_line(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from engine.runtime.storage.quantise import quantizer_of_hqq

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from engine.runtime.pool import SlotPool  # noqa: E402  # needs torch
-from engine.runtime.storage.host_store import ExpertStore  # noqa: E402
+from engine.runtime.storage.host_store import HostStore  # noqa: E402
 from engine.runtime.storage.slab_layout import ALIGNMENT, PlainLayout, aligned  # noqa: E402
 from tracekit.errors import HardwareError  # noqa: E402
 
@@ -31,7 +31,7 @@ def test_layers_of_different_shapes_share_one_store() -> None:
     modules = [odd_experts(3, 5, torch.bfloat16), odd_experts(4, 7, torch.float32), odd_experts(2, 1, torch.float16)]
     values = [{name: p.detach().clone() for name, p in module.named_parameters()} for module in modules]
     shared = [module.shared for module in modules]
-    store = ExpertStore([layer_of(module) for module in modules])
+    store = HostStore([layer_of(module) for module in modules])
     pool = SlotPool(2, store.slab_bytes, torch.device("cpu"))
     assert store.experts == 4
     assert store.bytes == sum(

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments.research.paper.__main__ import run
-from experiments.research.paper.figures import activation, hit_ratios, recalls, write_figures
+from experiments.research.paper.activation import activation
+from experiments.research.paper.recall import hit_ratios, recalls
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import DECODE, PREFILL, Trace
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 
 def slow_recall(trace: Trace, distance: int, fetched: int) -> float:
@@ -84,6 +86,8 @@ def test_hit_ratios_rise_with_the_cache(trace: Trace) -> None:
 
 def test_files_hold_the_quantities(trace: Trace, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
+    from experiments.research.paper.figures import write_figures  # needs altair
+
     written = write_figures(trace, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert found == written["quantities"]

@@ -1,50 +1,19 @@
-"""docs/paper.md says what the command says.
+"""docs/paper.md says what the results say: its tables and every number in its sentences."""
 
-`python -m tests.experiments.research.paper.test_page`, in the repository's root, brings the page up to date.
-"""
-
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from experiments.research.paper.notes import NOTES
+from experiments.research.paper import page
+from experiments.research.paper.page_numbers import numbers
 from experiments.research.paper.table2 import Table2, reproduce
-from experiments.research.paper.text_tables import TABLES
+from tracekit.errors import StudyError
 
 PAGE = Path(__file__).resolve().parents[4] / "docs" / "paper.md"
-FIGURES = PAGE.parent / "paper" / "figures.json"
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
-
-
-def figures_table() -> str:
-    """Hit ratios and recalls of the recorded figures, by cache size or experts fetched."""
-    found = json.loads(FIGURES.read_text())
-    hits = {int(p["capacity"].partition("/")[0]): p["decode_hit_ratio"] for p in found["hits"]}
-    recall = {(p["distance"], p["fetched"]): p["recall"] for p in found["recall"]}
-    distances = sorted({distance for distance, _ in recall})
-    lines = [["k, or experts fetched", *(str(n) for n in hits)], ["---", *["---:"] * len(hits)]]
-    lines.append(["LRU hit ratio, decode", *(f"{ratio:.3f}" for ratio in hits.values())])
-    for d in distances:
-        lines.append([f"recall, {d} layer{'s' * (d > 1)} ahead", *(f"{recall[d, n]:.3f}" for n in hits)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def renewed(page: str, result: Table2) -> str:
-    """The page with every table and note as it should be."""
-    parts = {f"table:{name}": build(result).markdown() for name, build in TABLES.items()}
-    parts |= {f"note:{name}": note(result) for name, note in NOTES.items()}
-    parts["figures"] = figures_table()
-    for name, text in parts.items():
-        page, count = re.subn(
-            rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
-            lambda m, t=text: f"{m[1]}{t}\n{m[2]}",
-            page,
-            flags=re.S,
-        )
-        assert count == 1, f"docs/paper.md has {count} places for {name}"
-    return page
+HINT = "run: python -m experiments.research.paper table2 --write docs/paper.md"
+DIGITS = re.compile(r"\d+(?:\.\d+)?")
+MEASURED = re.compile(r".*(?:\d (?:%|ms|GB/s|tokens/s|billion)|\d\.\d(?! x16)).*")
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +22,49 @@ def result() -> Table2:
 
 
 def test_page_is_current(result: Table2) -> None:
-    page = PAGE.read_text()
-    wanted = renewed(page, result)
-    hint = "run: python -m tests.experiments.research.paper.test_page"
-    assert NUMBER.sub("#", page) == NUMBER.sub("#", wanted), hint
-    for have, want in zip(NUMBER.findall(page), NUMBER.findall(wanted), strict=True):
+    have, want = PAGE.read_text(), page.filled(PAGE, result)
+    assert DIGITS.sub("#", have) == DIGITS.sub("#", want), HINT
+    for one, other in zip(DIGITS.findall(have), DIGITS.findall(want), strict=True):
         # Another processor may round a last digit the other way; anything more is another result.
-        digits = len(want.partition(".")[2])
-        assert abs(float(have) - float(want)) <= 1.5 * 10**-digits if digits else have == want, (
-            f"{have}, {want}: {hint}"
+        digits = len(other.partition(".")[2])
+        assert abs(float(one) - float(other)) <= 1.5 * 10**-digits if digits else one == other, (
+            f"{one}, {other}: {HINT}"
         )
+
+
+def test_numbers_that_drifted_are_mended(result: Table2, tmp_path: Path) -> None:
+    (tmp_path / "paper").symlink_to(PAGE.parent / "paper")
+    drifted = tmp_path / "paper.md"
+    drifted.write_text(re.sub(r"\d(?=\d*<!--)", "7", PAGE.read_text()).replace("| A100 |", "| B200 |"))
+    assert page.filled(drifted, result) == page.filled(PAGE, result) != drifted.read_text()
+
+
+def test_no_measured_number_stands_unnamed() -> None:
+    """A quantity with a unit or decimals is filled in, or stands in a table, in code or in a link."""
+    sentences = re.sub(r"^\|.*$|^    .*$|`[^`]*`|\]\([^)]*\)", "", PAGE.read_text(), flags=re.M)
+    unnamed, named = page.NUMBER.subn("", sentences)
+    assert MEASURED.findall(unnamed) == []
+    assert named > 80
+
+
+def test_unknown_names_are_refused(result: Table2, tmp_path: Path) -> None:
+    (tmp_path / "paper").symlink_to(PAGE.parent / "paper")
+    wrong = tmp_path / "paper.md"
+    text = PAGE.read_text()
+    for bad, word in (
+        (text + "5<!--no.such-->", "no number 'no.such'"),
+        (text.replace("table:fits", "table:other"), "other"),
+    ):
+        wrong.write_text(bad)
+        with pytest.raises(StudyError, match=word):
+            page.filled(wrong, result)
+
+
+def test_numbers_say_what_the_table_published(result: Table2) -> None:
+    known = numbers(result)
+    assert known["t4.saved.2"] == pytest.approx(1000 / 1.567 - 1000 / 2.092)
+    assert known["misprint.over"] == pytest.approx(1.791 / 1.346)
+    assert known["t4.short"] == pytest.approx(known["t4.saved.2"] - known["t4.left.2"])
 
 
 def test_pictures_of_the_page_exist() -> None:
@@ -70,7 +72,3 @@ def test_pictures_of_the_page_exist() -> None:
     assert len(named) == 5
     for name in named:
         assert (PAGE.parent / name).stat().st_size > 1000
-
-
-if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(), reproduce()))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.research.paper.published import FITTED, LAYERS, MACHINES, TABLE2, Bits, Row
+from experiments.research.paper.published import FITTED, LAYERS, MACHINES, TABLE2, Bits, Machine, Row
 from experiments.research.paper.simulated import Simulated, fit_simulated, plan_of
 from experiments.research.paper.stated_routing import write_routing
-from tracekit import Trace
 from tracekit.errors import StudyError
+from tracekit.trace import Trace
 
 T4 = MACHINES[-1]
 
@@ -22,7 +22,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=[m.name for m in MACHINES])
-def test_a_known_machine_is_found_again(trace: Trace, machine) -> None:  # type: ignore[no-untyped-def]
+def test_a_known_machine_is_found_again(trace: Trace, machine: Machine) -> None:
     truth = Simulated(machine, link=0.6 * machine.raw_link, overhead=5e-3)
     table: dict[tuple[Bits, Row], float] = {
         (bits, row): truth.tokens_per_second(trace, bits, row) for bits, row in FITTED

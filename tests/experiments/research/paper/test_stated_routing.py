@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from engine.curves.curve import curve
-from experiments.research.paper.figures import recalls
+from experiments.research.paper.recall import recalls
 from experiments.research.paper.stated_routing import position_shares, write_routing
-from tracekit import Trace
 from tracekit.errors import TraceError
+from tracekit.trace import Trace
 
 STATED = {2: 0.375, 4: 0.61}
 RECALL = {1: 0.45, 2: 0.8}

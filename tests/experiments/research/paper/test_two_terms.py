@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from engine.plan.weights import WeightFormat
 from engine.shapes import load_shape
 from experiments.research.paper.bits import GB, GIB, Reading, readings, table1_bits, table1_unit_params
-from experiments.research.paper.model import TwoTerms, fit, largest_hit_ratio, loads_per_token, preloaded_seconds
 from experiments.research.paper.published import BITS, EXPERT_FORMAT, MACHINES, MODEL_PARAMS, RECALL, SHAPE, published
 from experiments.research.paper.table2 import two_terms
+from experiments.research.paper.two_terms import TwoTerms, fit, largest_hit_ratio, loads_per_token, preloaded_seconds
 from tracekit.errors import StudyError
 
 rates = st.floats(1e9, 60e9)
@@ -41,7 +41,7 @@ def test_rows_that_determine_no_machine_are_refused(rows: tuple[list[float], lis
 
 def test_reference_fit() -> None:
     """An independent fit with 2.93 and 3.6 bits per parameter gave these rates and 3-bit errors within 6 %."""
-    reading = Reading("reference", "", {2: 2.93, 3: 3.6})
+    reading = Reading("reference", {2: 2.93, 3: 3.6})
     found = [two_terms(m, reading).link / 1e9 for m in MACHINES]
     assert found == pytest.approx([25.5, 21.0, 9.7, 11.6], abs=0.1)
     for m in MACHINES[:3]:

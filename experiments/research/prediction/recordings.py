@@ -8,8 +8,8 @@ from experiments.demo.reference_models import CHECKPOINTS
 from experiments.demo.stdlib_text import prompts
 from experiments.fit.fit_predictor import fit
 from policies.learned.artefact import CARD, Card, load_artefact
-from tracekit import Trace
 from tracekit.edit import Selection, slice_trace
+from tracekit.trace import Trace
 
 REQUESTS, NEW_TOKENS = 300, 64
 FITTED, TUNED = 200, 240

@@ -1,4 +1,4 @@
-"""One visit's experts: computed on the device as they arrive, or by the CPU lane."""
+"""`VisitExperts`: one visit's experts, computed on the device as they arrive or by the CPU lane."""
 
 from time import perf_counter_ns
 
@@ -13,8 +13,8 @@ from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
 
 
-class Turn:
-    """What one visit computes. `waited` adds up the nanoseconds in which it could only wait.
+class VisitExperts:
+    """The experts of one visit. `waited` adds up the nanoseconds in which nothing could be computed.
 
     `base` is the key of the layer's first expert.
     """
