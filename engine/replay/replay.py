@@ -79,14 +79,14 @@ def replay(
             regret = find_regret(trace, setting, done, report) if timed else None
     sized = bool(setting.sizes)
     time = time_of(setting, done)
-    warnings = seen + advice(trace, setting, DecodeWork.of(done), time)
+    warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
     if not bounded and bounds is None:
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
     if timed:
         estimates = find_estimates(setting, done)
-        warnings += fit_warnings(setting)
+        warnings += [found.text for found in fit_warnings(setting)]
     return Result(
         **msgspec.structs.asdict(counts_of(done, [PREFILL, DECODE], sized=sized)),
         phases=PhaseCounts(

@@ -299,8 +299,8 @@ def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> 
         run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
         for name in ("t.trace", "unseen.trace")
     )
-    assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
-    (setting,) = unseen["settings"]
-    assert unseen["failed"] == 0 and len(setting["ranking"]) == 3
-    assert setting["ranking"][0].startswith("1. ")
-    assert sum("learned (of p" in line.partition(", level")[0] for line in setting["ranking"]) == 2
+    assert seen.failed == 2 and "no evidence" in seen.errors[0].error
+    (setting,) = unseen.settings
+    assert unseen.failed == 0 and len(setting.ranking) == 3
+    assert setting.ranking[0].startswith("1. ")
+    assert sum("learned (of p" in line.partition(", level")[0] for line in setting.ranking) == 2
