@@ -14,10 +14,10 @@ import polars as pl
 
 from engine.plan.plan import Plan
 from policies.events import KIND_NAMES, Events
-from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.durable import check_place, reporting
 from tracekit.errors import TraceError
+from tracekit.trace import Trace
 
 SCHEMA = {
     "visit": pl.Int64(),  # running number of the visit: step number * layers + layer

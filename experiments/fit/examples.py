@@ -7,9 +7,9 @@ import numpy as np
 from policies.learned.arithmetic import UNIT
 from policies.learned.features import RATES, Piece, width
 from policies.learned.verdict import log2_steps
-from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.errors import PolicyError
+from tracekit.trace import Trace
 
 FAR = 64
 """Steps until the next use are cut off at this."""

@@ -23,12 +23,12 @@ from policies.learned.arithmetic import Program
 from policies.learned.artefact import CARD, Artefact, Card, Fitted, load_artefact, save_artefact
 from policies.learned.session import Session
 from policies.registry import load_path
-from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.durable import lock_directory, reporting
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.requests import request_digests
+from tracekit.trace import Trace
 
 MOST_TOKENS = 4096
 """Rows of an embedding at most: the most frequent tokens."""

@@ -10,8 +10,9 @@ from policies.learned.artefact import Artefact
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until
 from policies.ranking import rank_scores
-from tracekit import DECODE, Trace
 from tracekit.demand import step_starts
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 BINS = 10

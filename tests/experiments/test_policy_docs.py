@@ -24,7 +24,7 @@ from policies.eviction.base import EvictionPolicy
 from policies.prefetch.base import Prefetcher
 from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "policies.md"
 

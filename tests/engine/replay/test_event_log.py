@@ -13,8 +13,8 @@ from engine.replay.event_log import SCHEMA, EventLog
 from policies import events as kinds
 from policies.events import KIND_NAMES
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
 from tracekit.errors import TraceError
+from tracekit.trace import Trace
 
 PLAN = {"cache": {"capacity": "2/layer"}, "prefetch": {"predictor": "oracle", "count": 3, "staging": 2}}
 

@@ -19,9 +19,10 @@ from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
-from tracekit import DECODE, Trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
 from tracekit.errors import PolicyError  # noqa: E402
+from tracekit.rows import DECODE  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "predictors.md"
 

@@ -15,10 +15,10 @@ from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.schema import SEARCH_COLUMNS
 from tests.helpers.studies import contents, killed_at
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
 from tracekit.batched import batched
 from tracekit.edit import Selection, slice_trace
 from tracekit.prefix import first_steps, prefix_steps
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 TOML = """

@@ -14,7 +14,7 @@ from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
 from experiments.study.schema import COLUMNS, SCHEMA
-from tracekit import Trace
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -20,7 +20,7 @@ from experiments.validation.comparison import Decisions, TimeError, Tokens, Vali
 from tests.helpers.browser import browser, look, requests, wait
 from tests.helpers.reports import Page, policy, values
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")

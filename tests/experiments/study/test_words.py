@@ -17,7 +17,7 @@ from experiments.study.notes import amount
 from experiments.study.study_content import report_content
 from experiments.study.study_json import Summary
 from tests.helpers.traces import make_trace
-from tracekit import Trace
+from tracekit.trace import Trace
 
 
 def studied(folder: Path, out: Path, **tables: Any) -> Summary:
