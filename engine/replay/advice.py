@@ -4,17 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.replay.caution import Caution
 from engine.replay.estimates import device_bytes
 from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
 from policies.events import BYPASS
+from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
 from tracekit.stats.independence import looks_independent
 from tracekit.trace import Trace
 
-FEW_TOKENS = 64
 SATURATED = 0.95
 
 
@@ -44,18 +43,12 @@ def advice(
     `independent`: whether the routing looks so, where that is known already.
     """
     warnings = [] if trace.batching is None else [Caution("batched", text) for text in trace.batching.warnings]
-    if not trace.manifest.complete:
-        warnings.append(Caution("incomplete trace", "the trace is incomplete: its recording did not finish"))
-    if trace.manifest.source == "synthetic":
-        warnings.append(Caution("synthetic trace", "the trace is synthetic: hit ratios say nothing about a real model"))
-    if decode.tokens == 0:
-        warnings.append(Caution("no decode steps", "the trace has no decode steps: no tokens per second"))
-    elif decode.tokens < FEW_TOKENS:
-        text = f"only {decode.tokens} decode tokens: the filling of the cache weighs more than the policy"
-        warnings.append(Caution("few decode tokens", text))
-    if looks_independent(trace) if independent is None else independent:
-        text = "routing looks independent from token to token: no policy can gain from recency in it"
-        warnings.append(Caution("independent routing", text))
+    warnings += routing_cautions(
+        complete=trace.manifest.complete,
+        source=trace.manifest.source,
+        decode_tokens=decode.tokens,
+        independent=looks_independent(trace) if independent is None else independent,
+    )
     warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
     if time is not None and time.link_utilisation > SATURATED and setting.plan.prefetch.predictor != "none":

@@ -10,7 +10,6 @@ from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_of, clairvoyant
-from engine.replay.caution import Caution
 from engine.replay.estimates import device_bytes, find_estimates
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
@@ -19,6 +18,7 @@ from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
+from tracekit.caution import Caution
 from tracekit.errors import TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
 

@@ -83,7 +83,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
         "bytes loaded for each, shared as time is; missing as loads are, or sizes unknown",
     ),
     ("warnings", pl.List(TEXT), "what to know before believing the row"),
-    ("warning_codes", pl.List(TEXT), "what kind each of these is: engine.replay.caution"),
+    ("warning_codes", pl.List(TEXT), "what kind each of these is: tracekit.caution"),
 )
 SCHEMA: Columns = {name: kind for name, kind, _ in COLUMNS}
 

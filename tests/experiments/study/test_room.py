@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from engine.hardware import load_hardware
-from engine.replay.caution import Code
 from experiments.report import charts
 from experiments.report.charts import Chart
 from experiments.report.content import Setting
@@ -16,6 +15,7 @@ from experiments.report.setting_sections import sections
 from experiments.study import Threads, run_study
 from experiments.study.grid import study_from_dict
 from experiments.study.study_content import report_content
+from tracekit.caution import Code
 
 
 @pytest.fixture(scope="module")
