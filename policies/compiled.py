@@ -57,7 +57,7 @@ LOADING = threading.Lock()
 INLINE = {"forceinline": True, "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
 
 CALLABLE: set[Callable[..., object]] = {as_key}
-"""The plain functions that numba has been told of."""
+"""The plain functions that numba knows."""
 
 
 @overload(as_key, jit_options=INLINE)  # type: ignore[arg-type]

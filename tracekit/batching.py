@@ -25,12 +25,12 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """What every result on such a trace must say."""
-        told = [
+        warnings = [
             f"batched {self.batch}: an approximation: requests' routing is taken as independent of their batch",
         ]
         if self.requests < 2:
-            told.append(f"the trace holds {self.requests} request: there is nothing to batch")
-        return told
+            warnings.append(f"the trace holds {self.requests} request: there is nothing to batch")
+        return warnings
 
 
 def schedule(

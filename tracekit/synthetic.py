@@ -117,7 +117,7 @@ def synthesize(path: str | Path, recipe: Recipe, *, progress: Callable[[int], ob
 
 def _manifest(recipe: Recipe) -> Manifest:
     settings = {name: value for name, value in msgspec.to_builtins(recipe).items() if name != "seed"}
-    told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    settings_text = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     return Manifest(
         source="synthetic",
         model=ModelInfo(id=f"synthetic/{recipe.experts}x{recipe.layers}-top{recipe.top_k}", family="synthetic"),
@@ -128,7 +128,7 @@ def _manifest(recipe: Recipe) -> Manifest:
         expert_bytes=[recipe.expert_bytes] * recipe.layers if recipe.expert_bytes else [],
         sampling={"generator": "zipf-persistence", **settings},
         seed=recipe.seed,
-        notes=[f"synthetic: {told}"],
+        notes=[f"synthetic: {settings_text}"],
     )
 
 

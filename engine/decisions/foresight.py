@@ -100,7 +100,7 @@ class Ranking:
         return rank_scores(scores, starts, self.picks, self.count, self.least)
 
 
-class Outlook:
+class ReuseEstimate:
     """In how many steps each demanded expert will be demanded again, as the plan's predictor expects."""
 
     def __init__(self, trace: Trace, spec: CacheSpec) -> None:

@@ -1,4 +1,4 @@
-"""What a prefetcher is told at each visit: ranked experts of the layer that it looks ahead to."""
+"""A prefetcher's hints at each visit: ranked experts of the layer that it looks ahead to."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,7 +14,7 @@ from tracekit.trace import Trace
 
 
 def iter_hints(trace: Trace, spec: CacheSpec, demands: Iterable[Demand]) -> Iterator[np.ndarray]:
-    """What a prefetcher that reads lookahead is told, for each piece of demand: i32 [visits, count], best first.
+    """The hints of a prefetcher that reads lookahead, for each piece of demand: i32 [visits, count], best first.
 
     Ranking takes far longer than deciding, and follows from distance and count alone: plans may share it. Raises
     PlanError when the trace lacks the lookahead.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numba import njit
 
-from engine.decisions.foresight import Outlook
+from engine.decisions.foresight import ReuseEstimate
 from policies.cache import CacheSpec
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
@@ -39,9 +39,9 @@ def with_signals(
         for demand in demands:
             yield demand, gate_weights(trace, demand, starts)
     elif reads == "predicted-use":
-        outlook = Outlook(trace, spec)
+        estimate = ReuseEstimate(trace, spec)
         for demand in demands:
-            yield demand, outlook.signal(demand)
+            yield demand, estimate.signal(demand)
     else:
         raise PlanError(
             f"no signal {reads!r}: an eviction policy reads nothing, gate-weight, predicted-use or next-use"

@@ -178,8 +178,8 @@ class Result(Counts, frozen=True, kw_only=True):
                     yield f"{path}{key}", value
 
     def _repr_html_(self) -> str:
-        told = {name: value for name, value in self._figures() if value is not None and name in SHOWN}
-        return html_table("Replay", [*told.items(), *(("warning", text) for text in self.warnings)])
+        shown = {name: value for name, value in self._figures() if value is not None and name in SHOWN}
+        return html_table("Replay", [*shown.items(), *(("warning", text) for text in self.warnings)])
 
 
 SHOWN = (

@@ -38,26 +38,26 @@ def check(name: str, *, seconds: float = 10.0) -> list[Report]:
 
 
 def _check(kind: str, name: str, seconds: float) -> Report:
-    told, ended = _run("interpreted", kind, name, seconds)
-    kind = told.get("kind", "")
+    report, ended = _run("interpreted", kind, name, seconds)
+    kind = report.get("kind", "")
     if not kind:
         raise PolicyError(f"policy {name!r} cannot be loaded: {ended or 'it ends the process'}")
-    found: dict[str, Outcome] = told["outcomes"]
+    found: dict[str, Outcome] = report["outcomes"]
     if ended:
-        rule = "terminates" if "hung" in told else "runs"
-        found[rule] = Outcome(rule, FAIL, f"{ended}; with {told['trying']}")
-    elif "digest" in told:
-        told, ended = _run("compiled", kind, name, seconds, told["digest"])
-        found.update(told["outcomes"])
+        rule = "terminates" if "hung" in report else "runs"
+        found[rule] = Outcome(rule, FAIL, f"{ended}; with {report['trying']}")
+    elif "digest" in report:
+        report, ended = _run("compiled", kind, name, seconds, report["digest"])
+        found.update(report["outcomes"])
         if ended:
-            found["compiled"] = Outcome("compiled", FAIL, f"{ended}; with {told['trying']}")
+            found["compiled"] = Outcome("compiled", FAIL, f"{ended}; with {report['trying']}")
     missing = [rule for rule in RULES[kind] if rule not in found]
     found.update({rule: Outcome(rule, NOT_RUN, FIRST) for rule in missing})
     return Report(name, kind, tuple(found[rule] for rule in RULES[kind]))
 
 
 def _run(stage: str, kind: str, name: str, seconds: float, digest: str = "") -> tuple[dict[str, Any], str]:
-    """What the process told, and how it ended if not well. Raises PolicyError if the policy cannot be used at all."""
+    """What the process reported, and how it ended if not well. Raises PolicyError if the policy cannot be used."""
     with tempfile.TemporaryDirectory(prefix="tracekit-check-") as folder:
         places = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
         done = subprocess.run(
@@ -74,23 +74,23 @@ def _run(stage: str, kind: str, name: str, seconds: float, digest: str = "") -> 
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         stuck_file = Path(folder) / "stuck"
         stuck = stuck_file.read_text(errors="replace") if stuck_file.exists() else ""
-    told: dict[str, Any] = {"outcomes": {}}
+    report: dict[str, Any] = {"outcomes": {}}
     for line in lines:
         if "rule" in line:
-            told["outcomes"][line["rule"]] = Outcome(line["rule"], line["status"], line["message"])
+            report["outcomes"][line["rule"]] = Outcome(line["rule"], line["status"], line["message"])
         else:
-            told.update(line)
-    if "error" in told:
-        raise PolicyError(told["error"])
+            report.update(line)
+    if "error" in report:
+        raise PolicyError(report["error"])
     if stuck:
-        told["hung"] = True
-        return told, _stuck(stuck)
+        report["hung"] = True
+        return report, _stuck(stuck)
     if done.returncode < 0:
-        return told, f"the process died of signal {-done.returncode}"
-    if "finished" not in told:
+        return report, f"the process died of signal {-done.returncode}"
+    if "finished" not in report:
         last = done.stderr.strip().splitlines()[-1:] or [f"the process ended with status {done.returncode}"]
-        return told, last[0][:300]
-    return told, ""
+        return report, last[0][:300]
+    return report, ""
 
 
 def _stuck(dump: str) -> str:

@@ -1,4 +1,4 @@
-"""What a predictor is told: features of a visit, step by step as an engine has them, or of a whole piece of a trace.
+"""A predictor's inputs: features of a visit, step by step as an engine has them, or of a whole piece of a trace.
 
 Everything is known when the visit's gate has spoken: this layer's choice and weights, the layers before it, lookahead
 logits, and a memory of earlier steps. All of it in whole units (`policies.learned.arithmetic`), from numbers rounded to

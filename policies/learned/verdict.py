@@ -1,4 +1,4 @@
-"""From scores to what policies are told: a threshold for suggestions, steps until the next use."""
+"""From scores to hints and signals: a threshold for suggestions, steps until the next use."""
 
 import math
 

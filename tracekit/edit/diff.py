@@ -227,9 +227,9 @@ def _result(
                 equal=float(equal / tokens / layers) if tokens else None,
                 first_routing_difference=int(position) if position < _NEVER else None,
                 first_layer=one.manifest.moe_layers[layer] if position < _NEVER else None,
-                first_token_difference=int(told) if told < _NEVER else None,
+                first_token_difference=int(differs) if differs < _NEVER else None,
             )
-            for request, ((equal, tokens), (position, layer), told) in enumerate(
+            for request, ((equal, tokens), (position, layer), differs) in enumerate(
                 zip(sums.requests, sums.first, token_difference, strict=True)
             )
         ],

@@ -140,8 +140,8 @@ def table2(result: Table2) -> Chart:
             if p.variant == wanted and cell.kind != "misprint":
                 model = "two terms" if p.model == "two-term" else "simulator"
                 values.append({**place, "model": model, "speed": p.tokens_per_second})
-        told = "published (misprint)" if cell.kind == "misprint" else "published"
-        values.append({**place, "model": told, "speed": cell.published})
+        stated = "published (misprint)" if cell.kind == "misprint" else "published"
+        values.append({**place, "model": stated, "speed": cell.published})
     order = [f"{m.title}, {bits}-bit" for m in MACHINES for bits in (2, 3)]
     domain = ["published", "published (misprint)", "two terms", "simulator"]
     colour = alt.Color("model:N", title=None, sort=None, legend=alt.Legend(orient="top")).scale(

@@ -79,14 +79,14 @@ def _machines(result: Table2) -> dict[str, float]:
 
 
 def _t4_full_row(result: Table2) -> dict[str, float]:
-    f, told = result.fitted(T4), published(2, "full", T4)
-    short = f.overhead - 1 / told
+    f, stated = result.fitted(T4), published(2, "full", T4)
+    short = f.overhead - 1 / stated
     load = expert_bytes(result, 2)
     others = [100 * (x.alone_overhead / x.overhead - 1) for x in result.machines if x.machine != T4]
     return {
         "t4.alone-speed": 1 / f.overhead,
-        "t4.below": 100 * (1 - 1 / f.overhead / told),
-        "t4.full": told,
+        "t4.below": 100 * (1 - 1 / f.overhead / stated),
+        "t4.full": stated,
         "t4.short": short * MS,
         "t4.short-share": 100 * short / f.overhead,
         "t4.most-hits": largest_hit_ratio(*(1 / published(2, row, T4) for row in ("no-cache", "no-preload", "full"))),
@@ -101,21 +101,25 @@ def _t4_full_row(result: Table2) -> dict[str, float]:
 
 
 def _naive(result: Table2) -> dict[str, float]:
-    two, told, below = published(2, "naive", DESKTOP), published(3, "naive", DESKTOP), published(3, "no-cache", DESKTOP)
+    two, stated, below = (
+        published(2, "naive", DESKTOP),
+        published(3, "naive", DESKTOP),
+        published(3, "no-cache", DESKTOP),
+    )
     ratios = [published(3, "naive", m.name) / published(2, "naive", m.name) for m in MACHINES if m.name != DESKTOP]
     cells = [c for c in result.cells if c.row == "naive" and c.kind == "predicted"]
     shares = [100 * naive_share(result, c) for c in cells if c.bits == 2]
     needed = two * LAYERS * EXPERTS * expert_bytes(result, 2)
     found = {
-        "misprint": told,
-        "misprint.over": told / below,
+        "misprint": stated,
+        "misprint.over": stated / below,
         "misprint.below": below,
-        "misprint.three": told / two,
+        "misprint.three": stated / two,
         "misprint.two-bit": two,
         "misprint.least": min(ratios),
         "misprint.most": max(ratios),
-        "slip": told - 1,
-        "slip.three": (told - 1) / two,
+        "slip": stated - 1,
+        "slip.three": (stated - 1) / two,
         "naive.least-share": min(shares),
         "naive.most-share": max(shares),
         "naive.link": needed / 1e9,

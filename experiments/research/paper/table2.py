@@ -170,11 +170,11 @@ def _cell(
     simulated: Simulated,
     traces: dict[float, Trace],
 ) -> Cell:
-    told = published(bits, row, machine.name)
+    stated = published(bits, row, machine.name)
     found: list[Prediction] = []
 
     def add(model: Model, speed: float, variant: str = "") -> None:
-        found.append(Prediction(model=model, variant=variant, tokens_per_second=speed, error=speed / told - 1))
+        found.append(Prediction(model=model, variant=variant, tokens_per_second=speed, error=speed / stated - 1))
 
     size, hits = reading.expert_bytes(bits), machine.expected_hits
     loads = loads_per_token(row, hits)
@@ -196,7 +196,7 @@ def _cell(
     kind: Kind = "fitted" if (bits, row) in FITTED else "predicted"
     if (bits, row, machine.name) in MISPRINTS:
         kind = "misprint"
-    return Cell(bits=bits, row=row, machine=machine.name, published=told, kind=kind, predictions=found)
+    return Cell(bits=bits, row=row, machine=machine.name, published=stated, kind=kind, predictions=found)
 
 
 def _fitted(machine: Machine, reading: Reading, simulated: Simulated) -> Fitted:

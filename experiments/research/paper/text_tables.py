@@ -119,10 +119,10 @@ def savings(result: Table2) -> Table:
     for bits in BITS:
         for machine in MACHINES:
             s = saving(result, bits, machine)
-            told = [f"{s.remaining * MS:.0f}", f"{s.published * MS:.0f}", f"{100 * s.published / s.remaining:.0f} %"]
+            stated = [f"{s.remaining * MS:.0f}", f"{s.published * MS:.0f}", f"{100 * s.published / s.remaining:.0f} %"]
             simulated = [f"{saved * MS:.0f}" for saved in s.simulated.values()]
             missing = [f"{s.unexplained(guesses) * MS:+.1f}" for guesses in s.simulated]
-            rows.append([f"{bits}-bit", machine.title, *told, *simulated, *missing])
+            rows.append([f"{bits}-bit", machine.title, *stated, *simulated, *missing])
     columns = [
         "row", "GPU", "copies left, ms", "saved, ms", "of the copies", "simulated, 1 guess", "2 guesses",
         "missing per layer, 1 guess", "2 guesses",
@@ -136,12 +136,12 @@ def naive(result: Table2) -> Table:
     for bits in BITS:
         for cell in _cells(result, bits, "naive"):
             added, hidden = (_shown(cell.of("two-term", f"overhead {how}")) for how in ("added", "hidden"))
-            told, share, wanted = f"{cell.published:.3f} (misprint)", "-", "-"
+            stated, share, wanted = f"{cell.published:.3f} (misprint)", "-", "-"
             if cell.kind != "misprint":
                 rate = cell.published * loads_per_token("naive", 0) * expert_bytes(result, bits)
-                told, share = f"{cell.published:.3f}", f"{100 * naive_share(result, cell):.0f} %"
+                stated, share = f"{cell.published:.3f}", f"{100 * naive_share(result, cell):.0f} %"
                 wanted = _rate(rate, result.fitted(cell.machine).raw_link)
-            rows.append([f"{bits}-bit", _title(cell), told, added, hidden, share, wanted])
+            rows.append([f"{bits}-bit", _title(cell), stated, added, hidden, share, wanted])
     columns = [
         "row", "GPU", "published", "overhead added", "overhead hidden", "experts loaded, overhead added",
         "link for all, overhead hidden",

@@ -112,8 +112,8 @@ def seeds_and_domains(setting: Setting, parts: Parts, folder: Path) -> None:
     code = Trace.open(path) if path.exists() else slice_trace(parts.test, Selection(requests=",".join(numbers)), path)
     unseen = artefact_of(setting, parts, folder, "mlp", without="code")
     gate = foreseen(code, {"predictor": "gate"}, k)[0]
-    told = f"mlp {recall(by_seed[0], code):.3f}, fitted without code {recall(unseen, code):.3f}, gate {gate:.3f}"
-    print(f"test requests of code alone: recall at {k} {told}")
+    recalls = f"mlp {recall(by_seed[0], code):.3f}, fitted without code {recall(unseen, code):.3f}, gate {gate:.3f}"
+    print(f"test requests of code alone: recall at {k} {recalls}")
     for name in (*FITTED, "reuse-distance"):
         card = card_of(artefact_of(setting, parts, folder, name))
         print(
