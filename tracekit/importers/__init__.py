@@ -78,9 +78,12 @@ def import_trace(
 
 def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions) -> Imported:
     from tracekit.importers.defects import inspect
+    from tracekit.importers.saved import refuse_pickle
 
     module, _, function = chosen.reader.partition(":")
     try:
+        if source.is_file():
+            refuse_pickle(source)
         imported: Imported = getattr(import_module(module), function)(source, options)
         imported.manifest.check()
         return inspect(source, imported)

@@ -199,10 +199,10 @@ NEGATIVE[4, 1, 0] = -3
         ("vllm", vllm(npy(CHOSEN)[:-40]), "the file does not hold that"),
         ("vllm", vllm(flat(CHOSEN)), "import sglang"),
         ("vllm", vllm(npy(np.zeros_like(CHOSEN))), "holds no routing"),
-        ("vllm", vllm(npy(CHOSEN[:0])), "no routed tokens"),
+        ("vllm", vllm(npy(CHOSEN[:0])), "0 rows for a prompt of 5 and 4 generated tokens"),
         ("vllm", {"choices": []}, "no routed tokens"),
         ("vllm", {"choices": [{"routed_experts": None}]}, "no routed tokens"),
-        ("vllm", {"error": "x"}, "no list of choices"),
+        ("vllm", {"error": "x"}, "holds refused requests only (response 0: x)"),
         ("vllm", {"choices": [{"routed_experts": {"data": "AAAA", "shape": [9, 9, 9]}}]}, "not whole int32"),
         ("vllm", {"choices": [{"routed_experts": {"data": "AAAAAA==", "shape": [9, 9, 9]}}]}, "claims shape"),
         ("vllm", {"choices": [{"routed_experts": 5}]}, "neither a nested list nor base64"),
@@ -216,7 +216,7 @@ NEGATIVE[4, 1, 0] = -3
         ("sglang", sglang(flat(CHOSEN)[:-4]), "not whole int32 numbers: truncated?"),
         ("sglang", {"meta_info": {}}, "no routed tokens"),
         ("sglang", {"meta_info": 3}, "no routed tokens"),
-        ("sglang", {}, "neither meta_info nor choices"),
+        ("sglang", {}, "has no meta_info or choices"),
     ],
 )
 def test_refusals(tmp_path: Path, format_name: str, document: Any, words: str) -> None:
