@@ -30,9 +30,10 @@ class Format:
 IMPORTERS = {
     "bigmoe-csv": Format("tracekit.importers.bigmoe_csv:read", ("model",)),
     "deepseek-csv": Format("tracekit.importers.deepseek_csv:read", ("model", "experts"), folders=True),
-    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts")),
+    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request")),
     "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k")),
     "npz": Format("tracekit.importers.npz:read", ("model", "experts")),
+    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request")),
     "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k")),
     "vllm": Format("tracekit.importers.vllm:read", ("model", "experts")),
 }

@@ -14,9 +14,11 @@ class ImportOptions:
     experts: int | None = None
     layers: int | None = None
     top_k: int | None = None
+    request: str | None = None
+    """The field of a line log that tells requests apart; "none" where no field does."""
 
     def check(self, format_name: str, understood: tuple[str, ...]) -> None:
-        """Raise ImportFormatError for a number out of range, or one that the format has no use for."""
+        """Raise ImportFormatError for a number out of range, or an option that the format has no use for."""
         limits = {"experts": MAX_EXPERTS, "layers": MAX_LAYERS, "top_k": MAX_TOP_K}
         for field in fields(self):
             value = getattr(self, field.name)
