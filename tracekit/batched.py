@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tracekit.batching import first_appearances, poisson_arrivals, schedule
 from tracekit.errors import TraceError
+from tracekit.requests import told_apart
 from tracekit.rows import COLUMNS, DECODE
 from tracekit.shards import installed_memory
 from tracekit.trace import Trace
@@ -104,8 +105,12 @@ def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed
         batch: most requests in flight.
         arrival_rate: requests per decode step on average, drawn with `seed`; None has all there from the start.
 
-    Raises PlanError for an impossible batch or rate.
+    Raises PlanError for an impossible batch or rate, TraceError where the trace does not tell requests apart.
     """
+    if not told_apart(trace.step, trace.request, trace.phase):
+        raise TraceError(
+            f"{trace.path} holds passes of a batch without saying whose tokens they are: it is batched as is"
+        )
     _, requests = first_appearances(trace.request)
     arrivals = None if arrival_rate is None else poisson_arrivals(requests, arrival_rate, seed)
     order, step = schedule(trace.step, trace.request, trace.phase, batch, arrivals)

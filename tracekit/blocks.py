@@ -4,27 +4,28 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
 from tracekit.manifest import Manifest, Shard
+from tracekit.shards import ArrayColumn
 
 Check = Callable[[NDArray[Any], int], None]
 """Raises TraceError unless an array [n, layers, k] may stand in a trace from the given row on."""
 
 
 class Blocks:
-    """One array column of the routing shards: `experts` or `weights`.
+    """One array column of the routing shards.
 
     A shard is checked against its digest again when the first block of it is read, which may be long after the trace
     was opened: a flipped byte becomes an error, never an answer. The last block stays in memory, so reading forwards
     decodes everything once.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, column: Literal["experts", "weights"], check: Check) -> None:
+    def __init__(self, path: Path, manifest: Manifest, column: ArrayColumn, check: Check) -> None:
         self._path, self._manifest, self._column, self._check = path, manifest, column, check
         self._shards = manifest.shards_of("routing")
         self._first = [0, *accumulate(shard.rows for shard in self._shards)]  # row at which each shard begins
@@ -39,7 +40,7 @@ class Blocks:
             if last <= begin + len(block):
                 return block[first - begin : last - begin]
         shape = (max(0, last - first), len(self._manifest.moe_layers), self._manifest.top_k)
-        rows = np.empty(shape, np.uint16 if self._column == "experts" else np.float16)
+        rows = np.empty(shape, shard_files.ARRAY_TYPES[self._column])
         row = first
         while row < last:
             begin, block = self._block(row)

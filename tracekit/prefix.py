@@ -26,7 +26,7 @@ class PrefixTrace(Trace):
         columns = {name: getattr(whole, name)[:rows] for name in COLUMNS}
         requests = len(np.unique(columns["request"]))
         manifest = msgspec.structs.replace(whole.manifest, tokens=rows, steps=steps, requests=requests)
-        super().__init__(whole.path, manifest, columns, whole.has_weights)
+        super().__init__(whole.path, manifest, columns, whole.has_weights, whole.has_recorded)
         self.batching = whole.batching
         self._whole = whole
 
@@ -47,6 +47,10 @@ class PrefixTrace(Trace):
     def weights_of(self, first: int, last: int) -> NDArray[np.float16] | None:
         """`weights[first:last]`; None when the trace holds none."""
         return self._whole.weights_of(first, min(last, self.tokens))
+
+    def recorded_of(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        """`recorded[first:last]`; None when the trace does not say."""
+        return self._whole.recorded_of(first, min(last, self.tokens))
 
     @cached_property
     def digest(self) -> str:

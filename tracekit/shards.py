@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 _T = TypeVar("_T")
+ArrayColumn = Literal["experts", "weights", "residency"]
+ARRAY_TYPES: "dict[ArrayColumn, type[np.generic]]" = {
+    "experts": np.uint16,
+    "weights": np.float16,
+    "residency": np.uint8,
+}
 _BLOCK_LOOKUPS = 1 << 22
 
 
-def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataType]":
+def routing_schema(manifest: Manifest, *, weights: bool, residency: bool = False) -> "dict[str, pl.DataType]":
     """The exact columns and types of a routing shard, in order."""
     import polars as pl
 
@@ -31,10 +37,18 @@ def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataTy
     schema["experts"] = pl.Array(pl.UInt16, width)
     if weights:
         schema["weights"] = pl.Array(pl.Float16, width)
+    if residency:
+        schema["residency"] = pl.Array(pl.UInt8, width)
     return schema
 
 
-def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | None, manifest: Manifest) -> None:
+def write_routing(
+    file: BinaryIO,
+    rows: Rows,
+    weights: NDArray[np.float16] | None,
+    manifest: Manifest,
+    residency: NDArray[np.uint8] | None = None,
+) -> None:
     """Write one routing shard; the same rows give the same bytes."""
     import polars as pl
 
@@ -42,23 +56,28 @@ def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | Non
     columns["experts"] = rows.experts.reshape(len(rows), -1)
     if weights is not None:
         columns["weights"] = weights.reshape(len(rows), -1)
-    frame = pl.DataFrame(columns, schema=routing_schema(manifest, weights=weights is not None))
+    if residency is not None:
+        columns["residency"] = residency.reshape(len(rows), -1)
+    schema = routing_schema(manifest, weights=weights is not None, residency=residency is not None)
+    frame = pl.DataFrame(columns, schema=schema)
     # Through memory: a full disk is then an OSError like any other, not an error of polars.
     encoded = io.BytesIO()
     frame.write_parquet(encoded, compression="zstd", statistics=False, row_group_size=block_rows(manifest))
     file.write(encoded.getbuffer())
 
 
-def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
-    """The columns of a routing shard that are one number per row, undigested, and whether it holds weights."""
-    weights = "weights" in _guard(path, lambda: _polars().scan_parquet(regular_file(path), glob=False).collect_schema())
-    _check_shape(path, shard, routing_schema(manifest, weights=weights))
+def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], frozenset[str]]:
+    """The columns of a routing shard that are one number per row, undigested; and what it holds besides experts."""
+    schema = _guard(path, lambda: _polars().scan_parquet(regular_file(path), glob=False).collect_schema())
+    besides = frozenset(name for name in ("weights", "residency") if name in schema)
+    expected = routing_schema(manifest, weights="weights" in besides, residency="residency" in besides)
+    _check_shape(path, shard, expected)
     frame = _guard(path, lambda: _polars().read_parquet(path, columns=list(COLUMNS), glob=False))
-    return {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}, weights
+    return {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}, besides
 
 
 def read_block(
-    path: Path, shard: Shard, manifest: Manifest, column: Literal["experts", "weights"], first: int, count: int
+    path: Path, shard: Shard, manifest: Manifest, column: ArrayColumn, first: int, count: int
 ) -> NDArray[Any]:
     """`count` rows of an array column of a routing shard, [count, layers, k], from row `first` of the shard on."""
     source = regular_file(path)
@@ -121,7 +140,7 @@ def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> 
 
 def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     column = frame[name]
-    wanted = {"phase": np.uint8, "experts": np.uint16, "weights": np.float16}.get(name, np.int32)
+    wanted = {"phase": np.uint8, **ARRAY_TYPES}.get(name, np.int32)
     array = _guard(path, column.to_numpy)
     # A null inside an array column turns the whole column into another type.
     if column.null_count() or array.dtype != wanted or array.size != np.prod(shape, dtype=np.int64):

@@ -42,13 +42,22 @@ class Trace:
 
     batching: "Batching | None" = None
 
-    def __init__(self, path: Path, manifest: Manifest, columns: dict[str, NDArray[Any]], has_weights: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        columns: dict[str, NDArray[Any]],
+        has_weights: bool,
+        has_recorded: bool = False,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.has_weights = has_weights
+        self.has_recorded = has_recorded
         self._columns = columns
         self._experts = Blocks(path, manifest, "experts", self._check_experts)
         self._weights = Blocks(path, manifest, "weights", self._check_weights)
+        self._residency = Blocks(path, manifest, "residency", lambda residency, first: None)
         self._dense: dict[str, NDArray[np.float16] | None] = {}
 
     @classmethod
@@ -69,7 +78,7 @@ class Trace:
         for shard in manifest.shards:
             if verify or shard.kind == "routing":
                 shard_files.check_digest(path / shard.name, shard)
-        columns, has_weights = _read_columns(path, manifest)
+        columns, besides = _read_columns(path, manifest)
         with damaged(path):
             check_columns(columns)
         step = columns["step"]
@@ -77,7 +86,7 @@ class Trace:
         for name, count in counts.items():
             if count != getattr(manifest, name):
                 raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
-        trace = cls(path, manifest, columns, has_weights)
+        trace = cls(path, manifest, columns, "weights" in besides, "residency" in besides)
         for kind in sorted({shard.kind for shard in manifest.shards} - {"routing"}):
             trace._map(kind)  # headers, shapes and sizes; the values stay on disk
         if verify:
@@ -151,6 +160,19 @@ class Trace:
         """`weights[first:last]`, with memory for these rows only; None when the trace holds none."""
         return self._weights.read(first, last) if self.has_weights else None
 
+    @cached_property
+    def recorded(self) -> NDArray[np.uint8] | None:
+        """What the cache of the engine that was traced held, [tokens, layers, top_k]; None when the trace does not say.
+
+        0: the expert was not there when the lookup came (or the slot is unused); above: it was, as a hit (1) or after
+        a prefetch (2). Read whole on first use.
+        """
+        return self.recorded_of(0, self.tokens)
+
+    def recorded_of(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        """`recorded[first:last]`, with memory for these rows only; None when the trace does not say."""
+        return self._residency.read(first, last) if self.has_recorded else None
+
     @property
     def logits(self) -> NDArray[np.float16] | None:
         """Gate logits, [tokens, layers, num_experts]; None when not recorded. Mapped when in one shard."""
@@ -205,6 +227,7 @@ class Trace:
             with damaged(self.path):
                 check_distinct(experts, first)
             self.weights_of(first, last)
+            self.recorded_of(first, last)
 
     def _dense_array(self, kind: str) -> NDArray[np.float16] | None:
         if kind not in self._dense:
@@ -224,16 +247,17 @@ class Trace:
         ]
 
 
-def _read_columns(path: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
-    parts, weighted = [], set()
+def _read_columns(path: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], frozenset[str]]:
+    parts, held = [], set()
     for shard in manifest.shards_of("routing"):
-        columns, has_weights = shard_files.read_columns(path / shard.name, shard, manifest)
+        columns, besides = shard_files.read_columns(path / shard.name, shard, manifest)
         parts.append(columns)
-        weighted.add(has_weights)
-    if len(weighted) > 1:
-        raise TraceError(f"{path} is damaged: some of its routing shards hold weights and some do not")
+        held.add(besides)
+    if len(held) > 1:
+        odd = " and ".join(sorted(frozenset.union(*held) - frozenset.intersection(*held)))
+        raise TraceError(f"{path} is damaged: some of its routing shards hold {odd} and some do not")
     columns = parts[0] if len(parts) == 1 else join_columns(parts)
-    return columns, weighted == {True}
+    return columns, held.pop() if held else frozenset()
 
 
 def _distinct(columns: dict[str, NDArray[Any]]) -> int:

@@ -42,7 +42,7 @@ class TraceWriter:
     def __init__(self, path: str | Path, manifest: Manifest, *, resume: bool = False) -> None:
         self.path = Path(path)
         self._rows: list[Rows] = []
-        self._extras: list[dict[str, NDArray[np.float16]]] = []
+        self._extras: list[dict[str, NDArray[Any]]] = []
         self._kinds: frozenset[str] | None = None  # what every row carries besides its routing
         self._requests: set[int] = set()
         self._last_step = -1  # of the flushed rows
@@ -89,6 +89,7 @@ class TraceWriter:
         weights: ArrayLike | None = None,
         logits: ArrayLike | None = None,
         lookahead: Mapping[int, ArrayLike] | None = None,
+        residency: ArrayLike | None = None,
     ) -> None:
         """Add rows, copied.
 
@@ -96,8 +97,9 @@ class TraceWriter:
         value.
 
         weights [n, layers, top_k], logits [n, layers, experts] and lookahead[D] [n, layers - D, experts]
-        become f16; finite values beyond its range are clipped to it. All rows of a trace carry the same of
-        these three.
+        become f16; finite values beyond its range are clipped to it. residency [n, layers, top_k] is what the
+        traced engine's own cache held (`Trace.recorded`), 0 to 255. All rows of a trace carry the same of
+        these four.
 
         Raises TraceError, and adds nothing, when a value could not stand in a trace.
         """
@@ -120,7 +122,7 @@ class TraceWriter:
         earliest = self.next_step - 1 if self._rows else self._last_step + 1
         if rows.step[0] < earliest:
             raise TraceError(f"step {rows.step[0]} comes after step {self.next_step - 1} was written")
-        extras = self._float_arrays(rows, weights, logits, lookahead or {})
+        extras = self._arrays(rows, weights, logits, lookahead or {}, residency)
         self._kinds = frozenset(extras)
         self._rows.append(rows)
         self._extras.append(extras)
@@ -134,13 +136,14 @@ class TraceWriter:
         number = len(base.shards_of("routing"))
         parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
         weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
+        residency = np.concatenate(parts.pop("residency")) if "residency" in parts else None
         with reporting(self.path):
             added = [
                 self._write_shard(
                     f"routing-{number:05d}.parquet",
                     "routing",
                     len(rows),
-                    lambda file: shard_files.write_routing(file, rows, weights, base),
+                    lambda file: shard_files.write_routing(file, rows, weights, base, residency),
                 )
             ]
             for kind in sorted(parts):
@@ -226,22 +229,23 @@ class TraceWriter:
             path = self.path / shard.name
             shard_files.check_digest(path, shard)
             if shard.kind == "routing":
-                columns, weighted = shard_files.read_columns(path, shard, found)
+                columns, besides = shard_files.read_columns(path, shard, found)
                 self._requests.update(np.unique(columns["request"]).tolist())
                 self._last_step = int(columns["step"][-1])
-                kinds |= {"weights"} if weighted else set()
+                kinds |= besides
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
 
-    def _float_arrays(
+    def _arrays(
         self,
         rows: Rows,
         weights: ArrayLike | None,
         logits: ArrayLike | None,
         lookahead: Mapping[int, ArrayLike],
-    ) -> dict[str, NDArray[np.float16]]:
+        residency: ArrayLike | None,
+    ) -> dict[str, NDArray[Any]]:
         layers, experts = len(self._base.moe_layers), max(self._base.experts_per_layer)
-        arrays: dict[str, NDArray[np.float16]] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         if weights is not None:
             arrays["weights"] = _floats("weights", weights, rows.experts.shape)
             check_weights(arrays["weights"], rows.experts)
@@ -253,6 +257,11 @@ class TraceWriter:
                 raise TraceError(f"a lookahead of {distance} in a model of {layers} MoE layers")
             kind = f"lookahead-{distance}"
             arrays[kind] = _floats(kind, values, (len(rows), layers - distance, experts))
+        if residency is not None:
+            held = np.asarray(residency)
+            if held.shape != rows.experts.shape:
+                raise TraceError(f"residency has shape {list(held.shape)}, expected {list(rows.experts.shape)}")
+            arrays["residency"] = np.where(rows.experts == UNUSED, 0, _integers("residency", held, np.uint8))
         if self._kinds is not None and self._kinds != arrays.keys():
             had, has = sorted(self._kinds) or ["routing alone"], sorted(arrays) or ["routing alone"]
             raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")

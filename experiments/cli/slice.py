@@ -14,7 +14,8 @@ def command(
         typer.Option("--requests", metavar="FIRST:END", help="requests by number, the end excluded: 0:10 or 3,6,9:12"),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option("--steps", metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10")
+        str | None,
+        typer.Option("--steps", metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10,20:"),
     ] = None,
     phase: Annotated[str | None, typer.Option("--phase", help="prefill or decode")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,

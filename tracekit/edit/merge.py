@@ -9,6 +9,7 @@ import msgspec
 from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest
+from tracekit.notes import moved
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
@@ -62,7 +63,8 @@ def _check_same(one: Trace, other: Trace) -> None:
 
 def _carried(trace: Trace) -> list[str]:
     kinds = {shard.kind for shard in trace.manifest.shards}
-    return sorted(kinds | ({"weights"} if trace.has_weights else set()))
+    kinds |= {name for name, there in (("weights", trace.has_weights), ("residency", trace.has_recorded)) if there}
+    return sorted(kinds)
 
 
 def _short(value: Any) -> str:
@@ -76,13 +78,16 @@ def _manifest(traces: Sequence[Trace]) -> Manifest:
     sources = sorted({manifest.source for manifest in manifests})
     artificial = any(source.startswith("synthetic") for source in sources)
     notes = [f"merged from {len(traces)} traces, {len({trace.digest for trace in traces})} of them different"]
+    steps = 0  # as `merge` numbers them on
     for number, trace in enumerate(traces):
+        own = trace.manifest.notes
         notes.append(
             f"part {number}: {trace.path.name}, {trace.tokens} tokens, {trace.manifest.requests} requests, "
             f"source {trace.manifest.source}, digest {trace.digest[:16]}"
         )
         notes += [f"part {number}: incomplete recording"] if not trace.manifest.complete else []
-        notes += [f"part {number}: {note}" for note in trace.manifest.notes]
+        notes += [moved(note, steps - int(trace.step[0]) if trace.tokens else 0, f"part {number}") for note in own]
+        steps += int(trace.step[-1] - trace.step[0]) + 1 if trace.tokens else 0
     return msgspec.structs.replace(
         first,
         # What is in part synthetic must not pass for a recording.

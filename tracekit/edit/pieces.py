@@ -114,7 +114,7 @@ def _columns(
     trace: Trace, readers: dict[str, DenseReader], first: int, last: int, rows: NDArray[np.intp]
 ) -> dict[str, Any]:
     inside = rows - first
-    experts, weights = trace.experts_of(first, last), trace.weights_of(first, last)
+    experts, weights, recorded = (read(first, last) for read in (trace.experts_of, trace.weights_of, trace.recorded_of))
     with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
         check_distinct(experts, first)
     columns: dict[str, Any] = {
@@ -125,6 +125,7 @@ def _columns(
         "token_id": trace.token_id[rows],
         "experts": experts[inside],
         "weights": None if weights is None else weights[inside],
+        "residency": None if recorded is None else recorded[inside],
     }
     lookahead = {}
     for kind, reader in readers.items():

@@ -8,10 +8,11 @@
 
 `step` counts the tokens of a turn. The whole prompt (phase 0) is one forward pass; every generated token
 (phase 1) is one. The engine computes the last layer's experts for the last prompt token only, so the other
-prompt tokens have no lines there and their slots stay unused. `residency`, what that engine's own cache did,
-is no routing and is left out.
+prompt tokens have no lines there and their slots stay unused. `residency`, whether that engine's own cache held the
+expert (0: no), becomes `Trace.recorded`.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.saved import read_text
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import PREFILL, UNUSED
-from tracekit.shards import installed_memory
 
 _COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight", "residency", "expert_bytes")
 _NEEDED = _COLUMNS[:7]
 _PAIR = re.compile(r"(\w+)=(\S+)")
+_INFLATION = 5
 _NUMBERS = {"layer", "expert_bytes", "n_layer", "n_expert", "n_expert_used"}
 
 Columns = Mapping[str, NDArray[Any]]
@@ -47,8 +49,9 @@ class _Preamble:
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read a route trace: layers, experts and bytes per expert from the preamble, the rest from the lines."""
-    preamble = _read_preamble(source)
-    lines = _read_lines(source)
+    data = read_text(source, _INFLATION)
+    preamble = _read_preamble(source, data)
+    lines = _read_lines(source, data)
     layers = sorted(preamble.expert_bytes)
     _check_ranges(source, lines, preamble)
     token, request, step_of_turn, phase = _tokens(source, lines)
@@ -60,6 +63,8 @@ def read(source: Path, options: ImportOptions) -> Imported:
         raise ImportFormatError(f"{source}: a (turn, step, layer, slot) has two lines")
     experts[place] = lines["expert"]
     weights[place] = lines["weight"]
+    residency = np.zeros(experts.shape, dtype=np.uint8)
+    residency[place] = lines.get("residency", 0)
     _check_whole(source, experts, phase, request, step_of_turn)
 
     same_prompt = (phase[1:] == PREFILL) & (phase[:-1] == PREFILL) & (request[1:] == request[:-1])
@@ -83,14 +88,15 @@ def read(source: Path, options: ImportOptions) -> Imported:
             "phase": phase,
             "experts": experts,
             "weights": weights,
+            "residency": residency if "residency" in lines else None,
         },
     )
 
 
-def _read_preamble(source: Path) -> _Preamble:
+def _read_preamble(source: Path, data: bytes) -> _Preamble:
     head: dict[str, str] = {}
     expert_bytes: dict[int, int] = {}
-    with source.open(encoding="utf-8", errors="replace") as file:
+    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace") as file:
         first = file.readline(200)
         if not first.startswith("# route_trace "):
             raise ImportFormatError(f"{source} is not a route trace: its first line is not '# route_trace v1'")
@@ -125,15 +131,12 @@ def _read_preamble(source: Path) -> _Preamble:
     )
 
 
-def _read_lines(source: Path) -> Columns:
+def _read_lines(source: Path, data: bytes) -> Columns:
     import polars as pl
 
-    size = source.stat().st_size
-    if 4 * size > installed_memory():
-        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
     schema = dict.fromkeys(_COLUMNS, pl.Int64()) | {"weight": pl.Float64()}
     try:
-        frame = pl.read_csv(source, comment_prefix="#", schema_overrides=schema, infer_schema=False)
+        frame = pl.read_csv(io.BytesIO(data), comment_prefix="#", schema_overrides=schema, infer_schema=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a readable route trace: {first[:200]}") from None
@@ -145,7 +148,7 @@ def _read_lines(source: Path) -> Columns:
     if holes:
         row = int(frame[holes[0]].is_null().arg_max() or 0)
         raise ImportFormatError(f"{source} is truncated or damaged: routing line {row + 1} has no {holes[0]}")
-    return {name: frame[name].to_numpy() for name in _NEEDED}
+    return {name: frame[name].to_numpy() for name in (*_NEEDED, "residency") if name in frame.columns}
 
 
 def _check_ranges(source: Path, lines: Columns, preamble: _Preamble) -> None:
@@ -156,7 +159,7 @@ def _check_ranges(source: Path, lines: Columns, preamble: _Preamble) -> None:
         "layer": preamble.n_layer,
         "slot": preamble.top_k,
         "expert": preamble.n_expert,
-    }
+    } | ({"residency": 256} if "residency" in lines else {})
     for name, limit in limits.items():
         wrong = (lines[name] < 0) | (lines[name] >= limit)
         if wrong.any():

@@ -13,6 +13,7 @@ Source: ngavhane/moe-beyond, expert_activation_scripts/generate_deepseek_logs_ea
 
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,13 @@ from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.defects import refuse_ragged
 from tracekit.importers.lines import Lines
+from tracekit.importers.saved import read_text
 from tracekit.importers.sequences import Sequence, assemble
 from tracekit.shards import installed_memory
 
 _HEADER = ("layer id", "batch number", "token", "activated expert ids")
 _LIST = re.compile(r"\[\s*[0-9]{1,6}(?:\s*,\s*[0-9]{1,6})*\s*\]")
+_CSV = re.compile(r"\.csv(\.gz|\.zst)?$")
 _NUMBERS = re.compile(r"[0-9]{1,6}")
 _INFLATION = 8
 
@@ -51,7 +54,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = [entry for entry in folder.iterdir() if entry.suffix == ".csv" and entry.is_file()]
+    found = [entry for entry in folder.iterdir() if _CSV.search(entry.name) and entry.is_file()]
     if not found:
         raise ImportFormatError(f"{folder} holds no .csv files")
     return sorted(found, key=lambda path: ([int(number) for number in _NUMBERS.findall(path.name)], path.name))
@@ -94,17 +97,16 @@ def _prompt(source: Path) -> tuple[list[Sequence], list[int]]:
 
 
 def _rows(source: Path) -> Iterator[tuple[int, list[str]]]:
-    with source.open(encoding="utf-8", errors="replace", newline="") as file:
-        reader = csv.reader(file)
-        try:
-            header = [field.strip().lower() for field in next(reader, [])]
-            if tuple(header) != _HEADER:
-                raise ImportFormatError(
-                    f"{source} is not an activation log: its first line is {','.join(header)[:60]!r}, not "
-                    "Layer ID,Batch Number,Token,Activated Expert IDs"
-                )
-            for fields in reader:
-                if fields:
-                    yield reader.line_num, fields
-        except csv.Error as error:
-            raise ImportFormatError(f"{source}, line {reader.line_num}: {error}") from None
+    reader = csv.reader(io.StringIO(read_text(source, _INFLATION).decode("utf-8", "replace"), newline=""))
+    try:
+        header = [field.strip().lower() for field in next(reader, [])]
+        if tuple(header) != _HEADER:
+            raise ImportFormatError(
+                f"{source} is not an activation log: its first line is {','.join(header)[:60]!r}, not "
+                "Layer ID,Batch Number,Token,Activated Expert IDs"
+            )
+        for fields in reader:
+            if fields:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise ImportFormatError(f"{source}, line {reader.line_num}: {error}") from None

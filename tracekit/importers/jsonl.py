@@ -218,7 +218,8 @@ class _Dump:
         notes = []
         unphased = any(phase < 0 for phase in self.phase)
         if passes.how == "restarts":
-            again = len(np.unique(request[np.diff(passes.number, prepend=0) != 0])) or 1
+            own = np.unique(np.stack([request, passes.number]), axis=1)[0]  # the passes of each request
+            again = int((np.bincount(own) > 1).sum())
             notes.append(f"token numbers start again in {again} requests: each start was taken as a forward pass")
         if passes.how == "order":
             notes.append("the log goes layer by layer: the tokens of each turn were taken as one forward pass")
@@ -227,9 +228,7 @@ class _Dump:
         elif unphased:
             notes.append("no phases: a pass of more tokens of a request than the one before was taken as its prompt")
         if self.runs:
-            notes.append(
-                f"the log holds {self.runs + 1} runs, each with its header: their requests are kept apart"
-            )
+            notes.append(f"the log holds {self.runs + 1} runs, each with its header: their requests are kept apart")
         if 0 < len(self.lines.weights) < len(self.lines.ids):
             notes.append("only some lines have weights: they were left out")
         if self.predicted:

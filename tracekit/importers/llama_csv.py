@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.lines import Lines
+from tracekit.importers.saved import lines_of, read_text
 from tracekit.importers.sequences import ABSENT, Sequence, assemble
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
-from tracekit.shards import installed_memory
 
 _FLAT = ("layer", "expert")
 _LISTED = ("layer_id", "expert_ids")
@@ -43,32 +43,25 @@ Groups = list[tuple[int, NDArray[np.int64]]]
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read a routing log, see the module's text; ImportFormatError when it is none."""
-    size = source.stat().st_size
-    if size * _INFLATION > installed_memory():
-        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
-    with source.open(encoding="utf-8", errors="replace") as file:
-        header = _fields(file.readline(1000))
+    data = read_text(source, _INFLATION)
+    header = _fields(data[: data.find(b"\n") if b"\n" in data[:1000] else 1000].decode("utf-8", "replace"))
     if header == _RANKED:
-        return _ranked(source, options)
+        return _ranked(source, data, options)
     if header not in (_FLAT, _LISTED) and not all(part.isdecimal() for part in header):
         known = " or ".join(",".join(names) for names in (_FLAT, _LISTED, _RANKED))
         raise ImportFormatError(
             f"{source} is not a routing log: its first line is {','.join(header)[:60]!r}, not {known}"
         )
-    return _grouped(source, options, listed=header == _LISTED)
+    return _grouped(source, data, options, listed=header == _LISTED)
 
 
 def _fields(line: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in line.strip().split(","))
 
 
-def _lines(source: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    with source.open(encoding="utf-8", errors="replace") as file:
-        number = 0
-        while line := file.readline(1 << 20):
-            number += 1
-            if line.strip():
-                yield number, _fields(line)
+def _lines(source: Path, data: bytes) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for number, line in lines_of(source, data):
+        yield number, _fields(line.decode("utf-8", "replace"))
 
 
 def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
@@ -77,12 +70,12 @@ def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
     return int(text)
 
 
-def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
+def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool) -> Imported:
     sequences: list[Sequence] = []
     top_k = options.top_k
     prefilled = False
     layers: list[int] | None = None
-    for number, groups in enumerate(_requests(source, listed)):
+    for number, groups in enumerate(_requests(source, data, listed)):
         if top_k is None:
             top_k = min(len(ids) for _, ids in groups)
             if len({layer for layer, _ in groups}) < 2:
@@ -102,11 +95,11 @@ def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
     return assemble(source, "llama-csv", sequences, options, moe_layers=layers, notes=notes)
 
 
-def _requests(source: Path, listed: bool) -> Iterator[Groups]:
+def _requests(source: Path, data: bytes, listed: bool) -> Iterator[Groups]:
     """The micro-batches of each request: up to the next header line."""
     groups: Groups = []
     current, ids = -1, array("q")
-    for line, fields in _lines(source):
+    for line, fields in _lines(source, data):
         if fields in (_FLAT, _LISTED):
             if ids:
                 groups.append((current, np.array(ids)))
@@ -162,13 +155,13 @@ def _tokens(source: Path, name: str, groups: Groups, layers: list[int], top_k: i
     return np.concatenate(blocks), prompt
 
 
-def _ranked(source: Path, options: ImportOptions) -> Imported:
+def _ranked(source: Path, data: bytes, options: ImportOptions) -> Imported:
     """The layout that says everything: gathered as lines of one activation each."""
     table = Lines(source)
     requests, prompt, decoding = 0, [0], False
     pending: tuple[int, int, int, int] | None = None  # first line, request, token, layer
     chosen: list[int] = []
-    for line, fields in _lines(source):
+    for line, fields in _lines(source, data):
         if fields == _RANKED:
             continue
         if len(fields) != len(_RANKED):

@@ -72,7 +72,7 @@ def test_lost_scores(tmp_path: Path) -> None:
     experts[50:190], weights[50:190] = [7, 8, 9, 10], 0.25
     assert "scores were lost; record again" in refusal(tmp_path, experts, weights=weights)
     experts[50:190] = [0, 1, 2, 3]
-    assert "from 0 on" in bring(tmp_path, experts).manifest.notes[0]
+    assert "from 0 on" in bring(tmp_path, experts).manifest.notes[1]
 
 
 def test_a_shared_expert_in_a_slot(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Notes of a manifest that are about some steps only: they name them first, `steps 3:7: ...`, and go where these go."""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ABOUT = re.compile(r"steps ([0-9]{1,10}):([0-9]{1,10}): (.*?)(; tracekit slice --steps [0-9:,]+ leaves them out)?")
+
+
+def on_steps(first: int, end: int, text: str, *, removes: bool = False) -> str:
+    """A note about the steps `first` to before `end`; `removes`: with the slice that leaves them out."""
+    rest = ",".join(part for part in (f":{first}" if first else "", f"{end}:") if part)
+    mend = f"; tracekit slice --steps {rest} leaves them out" if removes else ""
+    return f"steps {first}:{end}: {text}{mend}"
+
+
+def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
+    """The notes of a trace of which only the steps `kept`, ascending, are left; partly kept ones say so."""
+    found = []
+    for note in notes:
+        if about := _ABOUT.fullmatch(note):
+            first, end = int(about[1]), int(about[2])
+            left = int(np.searchsorted(kept, end) - np.searchsorted(kept, first))
+            if not left:
+                continue
+            note = note if left >= end - first else f"{note} (cut to {left} of these steps)"
+        found.append(note)
+    return found
+
+
+def moved(note: str, by: int, part: str) -> str:
+    """A note where its trace has become `part` of another, `by` steps later."""
+    if about := _ABOUT.fullmatch(note):
+        return on_steps(int(about[1]) + by, int(about[2]) + by, f"{part}: {about[3]}", removes=about[4] is not None)
+    return f"{part}: {note}"
