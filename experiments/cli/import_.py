@@ -8,7 +8,11 @@ import typer
 
 def command(
     format: Annotated[
-        str, typer.Argument(help="bigmoe-csv, deepseek-csv, jsonl, llama-csv, npz, sglang or vllm", metavar="FORMAT")
+        str,
+        typer.Argument(
+            help="bigmoe-csv, deepseek-csv, jsonl, llama-csv, mbolt, npz, parquet, router-data, sglang or vllm",
+            metavar="FORMAT",
+        ),
     ],
     source: Annotated[Path, typer.Argument(help="the file to import; deepseek-csv also takes a folder of files")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
@@ -20,16 +24,23 @@ def command(
         int | None, typer.Option("--layers", help="sglang: the model's layers, dense ones included")
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="sglang, llama-csv: experts per token")] = None,
+    request: Annotated[
+        str | None,
+        typer.Option(
+            "--request", metavar="FIELD", help="jsonl, parquet: what tells requests apart; none if nothing does"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
     """Import routing recorded by another engine, as a new trace.
 
-    vllm and sglang are saved responses with routed experts (JSON or JSON lines; vllm also .npy and .npz), jsonl a dump
-    of router choices with a line per token and layer, llama-csv the logs of llama.cpp's moe-trace, deepseek-csv the
-    activations of MoE-Beyond, bigmoe-csv the route trace of BigMoeOnEdge. npz is a NumPy file: `experts`, integers of
+    vllm and sglang are saved responses with routed experts (JSON, JSON lines or events; vllm also .npy and .npz), jsonl
+    and parquet a dump of router choices with a line per token and layer, llama-csv the logs of llama.cpp's moe-trace,
+    mbolt those of its patch of that name, deepseek-csv the activations of MoE-Beyond, bigmoe-csv the route trace of
+    BigMoeOnEdge, router-data gpt-oss's published activations. npz is a NumPy file: `experts`, integers of
     shape (tokens, layers, k), and if you have them `weights` of the same shape, `request`, `step`, `position`, `phase`
     and `token_id` of shape (tokens), `expert_bytes` and `experts_per_layer` as one number or one for each layer.
-    docs/traces.md shows each layout. A file that is not what its format says is refused, and nothing is written; what
+    docs/traces.md shows each layout; text may be packed with gzip or zstd. A file that is not what its format says is refused, and nothing is written; what
     is only odd becomes a note of the trace.
 
     Example: tracekit import npz routing.npz --output mine.trace
@@ -37,4 +48,4 @@ def command(
     from experiments.cli import traces
     from tracekit.importers import ImportOptions, import_trace
 
-    traces.emit(import_trace(format, source, output, ImportOptions(model, experts, layers, top_k)), json=json)
+    traces.emit(import_trace(format, source, output, ImportOptions(model, experts, layers, top_k, request)), json=json)

@@ -175,7 +175,8 @@ class _Dump:
             np.maximum.at(prompt, request[phase == PREFILL], passes.place[phase == PREFILL] + 1)
             sequences, layers = self.lines.sequences(names, prompt, None if self.numbered else passes)
         else:
-            sequences, layers = self.lines.sequences(names, None, passes, phase)
+            alone = len({request for _, _, request in self.owners}) > 1 or self.options.request is not None
+            sequences, layers = self.lines.sequences(names, None, passes, phase, alone=alone)
         sequences, copies = self._first_rank(sequences)
         experts = next((self.header[name] for name in EXPERTS if type(self.header.get(name)) is int), None)
         model = next((self.header[name] for name in MODEL if isinstance(self.header.get(name), str)), None)
@@ -226,7 +227,7 @@ class _Dump:
         if passes.how == "nothing" and unphased:
             notes.append("no phases: every token is taken as generated")
         elif unphased:
-            notes.append("no phases: a pass of more tokens of a request than the one before was taken as its prompt")
+            notes.append("no phases: they are inferred from how many tokens passes have")
         if self.runs:
             notes.append(f"the log holds {self.runs + 1} runs, each with its header: their requests are kept apart")
         if 0 < len(self.lines.weights) < len(self.lines.ids):

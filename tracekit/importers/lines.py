@@ -71,12 +71,15 @@ class Lines:
         prompt: NDArray[np.int64] | None = None,
         passes: Passes | None = None,
         phase: NDArray[np.int8] | None = None,
+        *,
+        alone: bool = False,
     ) -> tuple[list[Sequence], list[int]]:
         """Every request's tokens in order, and the layers there are; `names` of the requests, by number.
 
         `prompt` says how many tokens of each request belong to its prompt, or `passes` which pass each row is of, with
-        the `phase` of each row, -1 where unknown. Raises ImportFormatError when a choice is given twice, or is missing
-        (a layer with fewer rows than the others).
+        the `phase` of each row, -1 where unknown; `alone`: what a pass holds of a request are its own tokens, and not
+        those of a batch that the log does not tell apart. Raises ImportFormatError when a choice is given twice, or is
+        missing (a layer with fewer rows than the others).
         """
         if not self.line:
             raise ImportFormatError(f"{self.source} holds no routing")
@@ -135,7 +138,7 @@ class Lines:
                 inside = 0 if prompt is None else max(0, int(prompt[number]) - first)
                 found.append(Sequence(name, chosen, inside, first, known, part))
                 continue
-            own = np.where(phases[rows] < 0, phases_of(steps[rows], chosen), phases[rows])
+            own = np.where(phases[rows] < 0, phases_of(steps[rows], chosen, alone=alone), phases[rows])
             found.append(Sequence(name, chosen, 0, first, known, part, steps=steps[rows], phase=own))
         return found, layers.tolist()
 

@@ -7,9 +7,9 @@
 
 The first two do not say where tokens end: lines of one layer that follow each other are one micro-batch, and the
 smallest such group is a decode step, whose length is top-k (--top-k says it otherwise). A group of several tokens is a
-prefill micro-batch. At the last layer llama.cpp computes only the tokens whose output is asked for: those before them
-have no routing there. A header line in the middle (`cat a.csv b.csv`) begins another request, as does, in the third
-layout, a prefill after a decode. There are no weights.
+prefill micro-batch; each is a forward pass of its own. At the last layer llama.cpp computes only the tokens whose
+output is asked for: those before them have no routing there. A header line in the middle (`cat a.csv b.csv`) begins
+another request, as does, in the third layout, a prefill after a decode. There are no weights.
 
 The first release of moe-trace read its tensor without its stride: from the second token of a prefill micro-batch on,
 ids may be wrong, and a note says so wherever there are any. Source: ggml-org/llama.cpp pull request 28544 and a fork's
@@ -19,26 +19,24 @@ examples/moe-trace/README.md.
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.lines import Lines
+from tracekit.importers.microbatches import Groups, tokens_of
+from tracekit.importers.passes import phases_of
 from tracekit.importers.saved import lines_of, read_text
-from tracekit.importers.sequences import ABSENT, Sequence, assemble
+from tracekit.importers.sequences import Sequence, assemble
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
+from tracekit.rows import PREFILL
 
 _FLAT = ("layer", "expert")
 _LISTED = ("layer_id", "expert_ids")
 _RANKED = ("phase", "token", "layer", "rank", "expert")
 _STRIDE = "prefill of the first moe-trace release may hold wrong ids after the first token of a micro-batch"
 _INFLATION = 8
-
-Groups = list[tuple[int, NDArray[np.int64]]]
-"""Micro-batches in order: the layer, and the ids of all its tokens, flat."""
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
@@ -73,7 +71,7 @@ def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
 def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool) -> Imported:
     sequences: list[Sequence] = []
     top_k = options.top_k
-    prefilled = False
+    prefilled, passes = False, 0
     layers: list[int] | None = None
     for number, groups in enumerate(_requests(source, data, listed)):
         if top_k is None:
@@ -84,9 +82,11 @@ def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool)
         layers = layers or found
         if found != layers:
             raise ImportFormatError(f"{source}: request {number} has other layers than the first: import them apart")
-        experts, prompt = _tokens(source, f"request {number}", groups, layers, top_k)
-        prefilled |= prompt > 1
-        sequences.append(Sequence(f"request {number}", experts, prompt))
+        experts, step = tokens_of(source, f"request {number}", groups, layers, top_k)
+        phase = phases_of(step, experts, alone=True)
+        prefilled |= bool((phase == PREFILL).any())
+        sequences.append(Sequence(f"request {number}", experts, steps=passes + step, phase=phase))
+        passes += int(step[-1]) + 1
     if not sequences or top_k is None:
         raise ImportFormatError(f"{source} holds no routing lines")
     notes = [_STRIDE] if prefilled and not listed else []
@@ -120,39 +120,6 @@ def _requests(source: Path, data: bytes, listed: bool) -> Iterator[Groups]:
         groups.append((current, np.array(ids)))
     if groups:
         yield groups
-
-
-def _tokens(source: Path, name: str, groups: Groups, layers: list[int], top_k: int) -> tuple[NDArray[Any], int]:
-    """[tokens, layers, k] of one request, and how many of its tokens were prefilled together."""
-    if len(groups) % len(layers) or any(layer != layers[at % len(layers)] for at, (layer, _) in enumerate(groups)):
-        at = next((at for at, (layer, _) in enumerate(groups) if layer != layers[at % len(layers)]), len(groups) - 1)
-        raise ImportFormatError(
-            f"{source}: {name}, micro-batch {at // len(layers)} lacks layer {layers[at % len(layers)]} "
-            "(truncated, or rows were dropped); record again"
-        )
-    blocks: list[NDArray[Any]] = []
-    prompt = 0
-    for at in range(0, len(groups), len(layers)):
-        batch = groups[at : at + len(layers)]
-        sizes = [len(ids) for _, ids in batch]
-        if any(size % top_k for size in sizes):
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)} has {max(sizes)} experts at a layer, not a "
-                f"multiple of top-{top_k}: truncated, or --top-k is wrong"
-            )
-        tokens = sizes[0] // top_k
-        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)}: layers have {min(sizes) // top_k} to "
-                f"{max(sizes) // top_k} tokens: rows were dropped; record again"
-            )
-        block = np.full((tokens, len(layers), top_k), ABSENT, np.int32)
-        for layer, (_, ids) in enumerate(batch):
-            block[tokens - len(ids) // top_k :, layer] = ids.reshape(-1, top_k)
-        if tokens > 1:
-            prompt = sum(len(earlier) for earlier in blocks) + tokens
-        blocks.append(block)
-    return np.concatenate(blocks), prompt
 
 
 def _ranked(source: Path, data: bytes, options: ImportOptions) -> Imported:

@@ -15,6 +15,7 @@ from tracekit.rows import DECODE, PREFILL
 Column = NDArray[np.int64]
 
 _CONSTANT = 16  # tokens of one choice: a warm-up pass, which says nothing about the next one
+_CHUNK = 64  # tokens: prompts are cut into no smaller chunks, and batches are seldom larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +55,26 @@ def find_passes(
     return Passes(number, token if numbered and not repeated else _places(stretch, number, token), how)
 
 
-def phases_of(number: Column, experts: NDArray[Any]) -> NDArray[np.uint8]:
+def phases_of(number: Column, experts: NDArray[Any], *, alone: bool) -> NDArray[np.uint8]:
     """The phase of one request's tokens, in order, from the passes they went through; experts [tokens, layers, k].
 
-    One token in a pass was generated. Several are prompt where the pass before had fewer, for generating never takes
-    more tokens to a pass; otherwise they are a batch's generated tokens. A pass of one choice throughout is a warm-up.
+    One token in a pass was generated. Several are of the prompt where the tokens are one request's `alone`. Where they
+    may be a batch's, a pass is of prompts if it has more tokens than the one before (generating never takes more),
+    as many and no fewer than a chunk has, or is the rest of a chunked prompt before single tokens; else it was
+    generated. A pass of one choice throughout is a warm-up, after which all begins again.
     """
     starts = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
-    sizes = np.diff(np.append(starts, len(number)))
+    sizes = np.diff(np.append(starts, len(number))).tolist()
     phase = np.full(len(number), DECODE, np.uint8)
-    before = 1
-    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+    before, prompt = 1, False
+    for start, size, after in zip(starts.tolist(), sizes, [*sizes[1:], 0], strict=True):
         rows = experts[start : start + size]
         constant = size >= _CONSTANT and bool((rows == rows[0]).all())
-        if constant or size > before:
+        goes_on = prompt and ((size == before and size >= _CHUNK) or (size > 1 and after == 1))
+        prompt = constant or size > before or goes_on or (alone and size > 1)
+        if prompt:
             phase[start : start + size] = PREFILL
-        before = 1 if constant else size
+        before, prompt = (1, False) if constant else (size, prompt)
     return phase
 
 
