@@ -40,8 +40,8 @@ def command(
     BigMoeOnEdge, router-data gpt-oss's published activations. npz is a NumPy file: `experts`, integers of
     shape (tokens, layers, k), and if you have them `weights` of the same shape, `request`, `step`, `position`, `phase`
     and `token_id` of shape (tokens), `expert_bytes` and `experts_per_layer` as one number or one for each layer.
-    docs/traces.md shows each layout; text may be packed with gzip or zstd. A file that is not what its format says is refused, and nothing is written; what
-    is only odd becomes a note of the trace.
+    docs/traces.md shows each layout; text may be packed with gzip or zstd. A file that is not what its format says is
+    refused, and nothing is written; what is only odd becomes a note of the trace.
 
     Example: tracekit import npz routing.npz --output mine.trace
     """

@@ -104,6 +104,6 @@ def test_notes_of_an_import_reach_info(call: Call, tmp_path: Path) -> None:
     experts[:40] = experts[0]
     np.savez(tmp_path / "warm.npz", experts=experts)
     assert "first 40 tokens" in call("import", "npz", tmp_path / "warm.npz", "--output", tmp_path / "warm.trace")[1]
-    assert "note: the first 40 tokens" in call("info", tmp_path / "warm.trace")[1]
+    assert "note: steps 0:40: the first 40 tokens" in call("info", tmp_path / "warm.trace")[1]
     notes = json.loads(call("info", tmp_path / "warm.trace", "--json")[1])["notes"]
     assert any("warm-up" in note for note in notes)
