@@ -170,13 +170,10 @@ class _Dump:
         passes = find_passes(request, layer, token, line, step if (step >= 0).all() else None, phase)
         self._check_requests(passes)
         names = [f"request {str(name)[:40]}" for _, _, name in self.owners]
-        if passes.how == "nothing":
-            prompt = np.zeros(len(names), np.int64)
-            np.maximum.at(prompt, request[phase == PREFILL], passes.place[phase == PREFILL] + 1)
-            sequences, layers = self.lines.sequences(names, prompt, None if self.numbered else passes)
-        else:
-            alone = len({request for _, _, request in self.owners}) > 1 or self.options.request is not None
-            sequences, layers = self.lines.sequences(names, None, passes, phase, alone=alone)
+        prompt = np.zeros(len(names), np.int64)
+        np.maximum.at(prompt, request[phase == PREFILL], passes.place[phase == PREFILL] + 1)
+        alone = len({request for _, _, request in self.owners}) > 1 or self.options.request is not None
+        sequences, layers = self.lines.sequences(names, prompt, passes, phase, alone=alone)
         sequences, copies = self._first_rank(sequences)
         experts = next((self.header[name] for name in EXPERTS if type(self.header.get(name)) is int), None)
         model = next((self.header[name] for name in MODEL if isinstance(self.header.get(name), str)), None)
@@ -193,7 +190,7 @@ class _Dump:
 
     def _check_requests(self, passes: Passes) -> None:
         """Refuse numbers that start again with a field that was not read: it may well be that of requests."""
-        if passes.how != "restarts" or self.options.request is not None:
+        if passes.number is None or passes.how != "restarts" or self.options.request is not None:
             return
         if telling := self.unread.telling(passes.number):
             raise ImportFormatError(
@@ -218,7 +215,7 @@ class _Dump:
     def _notes(self, passes: Passes, request: np.ndarray[Any, Any], layers: int) -> list[str]:
         notes = []
         unphased = any(phase < 0 for phase in self.phase)
-        if passes.how == "restarts":
+        if passes.number is not None and passes.how == "restarts":
             own = np.unique(np.stack([request, passes.number]), axis=1)[0]  # the passes of each request
             again = int((np.bincount(own) > 1).sum())
             notes.append(f"token numbers start again in {again} requests: each start was taken as a forward pass")
@@ -236,8 +233,9 @@ class _Dump:
             notes.append(f"{self.predicted} lines of multi-token prediction were left out")
         if self.unread.lists:
             notes.append(f"fields not read: {', '.join(sorted(self.unread.lists)[:8])}")
-        if passes.how in ("lists", "order") and (telling := self.unread.telling(passes.number)):
-            notes.append(f"fields that change with forward passes and were not read: {', '.join(telling[:8])}")
+        if passes.number is not None and passes.how in ("lists", "order"):
+            telling = self.unread.telling(passes.number)
+            notes += [f"not read, though they change with forward passes: {', '.join(telling[:8])}"] if telling else []
         return notes
 
 

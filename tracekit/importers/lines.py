@@ -76,10 +76,10 @@ class Lines:
     ) -> tuple[list[Sequence], list[int]]:
         """Every request's tokens in order, and the layers there are; `names` of the requests, by number.
 
-        `prompt` says how many tokens of each request belong to its prompt, or `passes` which pass each row is of, with
-        the `phase` of each row, -1 where unknown; `alone`: what a pass holds of a request are its own tokens, and not
-        those of a batch that the log does not tell apart. Raises ImportFormatError when a choice is given twice, or is
-        missing (a layer with fewer rows than the others).
+        `prompt` says how many tokens of each request belong to its prompt, unless `passes` say which pass each row is
+        of; then `phase` is the phase of each row, -1 where unknown, and `alone` says that what a pass holds of a
+        request are its own tokens, not those of a batch that the log does not tell apart. Raises ImportFormatError when
+        a choice is given twice, or is missing (a layer with fewer rows than the others).
         """
         if not self.line:
             raise ImportFormatError(f"{self.source} holds no routing")
@@ -114,10 +114,11 @@ class Lines:
         token_id = np.full(len(key), -1, np.int64)
         token_id[row] = np.array(self.token_id)
         steps, phases = np.zeros(len(key), np.int64), np.full(len(key), -1, np.int8)
-        if passes is not None:
-            steps[row] = passes.number
-            if (steps[row] != passes.number).any():
-                at = int((steps[row] != passes.number).argmax())
+        number = None if passes is None else passes.number
+        if number is not None:
+            steps[row] = number
+            if (steps[row] != number).any():
+                at = int((steps[row] != number).argmax())
                 raise ImportFormatError(
                     f"{self.source}, line {self.line[at]}: token {token[at]} is of another forward pass at layer "
                     f"{layer[at]} than at others: rows were dropped; record again without sampling or filtering"
@@ -126,16 +127,16 @@ class Lines:
             phases[row] = phase
         edges = np.searchsorted(key >> 31, np.arange(len(names) + 1))
         found = []
-        for number, name in enumerate(names):
-            rows = slice(int(edges[number]), int(edges[number + 1]))
+        for owner, name in enumerate(names):
+            rows = slice(int(edges[owner]), int(edges[owner + 1]))
             if rows.start == rows.stop:
                 continue
             part = None if weights is None else weights[rows]
             known = token_id[rows] if (token_id[rows] >= 0).any() else None
             first = int(key[rows.start] & (2**31 - 1))
             chosen = experts.reshape(shape)[rows]
-            if passes is None:
-                inside = 0 if prompt is None else max(0, int(prompt[number]) - first)
+            if number is None:
+                inside = 0 if prompt is None else max(0, int(prompt[owner]) - first)
                 found.append(Sequence(name, chosen, inside, first, known, part))
                 continue
             own = np.where(phases[rows] < 0, phases_of(steps[rows], chosen, alone=alone), phases[rows])

@@ -22,10 +22,11 @@ _CHUNK = 64  # tokens: prompts are cut into no smaller chunks, and batches are s
 class Passes:
     """One value per row of a log: `number` of its pass in order of appearance, and `place` of its token in its request.
 
-    `how` is what told: "steps", "lists", "restarts", "order", or "nothing", where `number` is of no use.
+    `how` is what told: "steps", "lists", "restarts", "order", or "nothing": then each generated token is a pass, and
+    each stretch of a prompt, in the order of the log. None where its lines are in no order.
     """
 
-    number: Column
+    number: Column | None
     place: Column
     how: str
 
@@ -43,6 +44,7 @@ def find_passes(
     stretch = _dense(request, layer) if step is None else _dense(step, request, layer)
     ordinal = _lines(stretch, line) if listed else _returns(stretch, token) if numbered else np.zeros_like(line)
     how = "lists" if listed else "restarts" if ordinal.any() else "nothing"
+    number: Column | None
     if step is not None:
         number, how = _by_appearance(_dense(step, ordinal)), "steps"
     else:
@@ -52,7 +54,8 @@ def find_passes(
             number, how = order, "order" if how == "nothing" else how
     stretch = _dense(request, layer)
     repeated = how != "nothing" and bool((np.bincount(_dense(stretch, token)) > 1).any())
-    return Passes(number, token if numbered and not repeated else _places(stretch, number, token), how)
+    place = token if numbered and not repeated else _places(stretch, number, token)
+    return Passes(_singly(request, stretch, place, phase) if how == "nothing" else number, place, how)
 
 
 def phases_of(number: Column, experts: NDArray[Any], *, alone: bool) -> NDArray[np.uint8]:
@@ -119,6 +122,17 @@ def _first(ordered: Column, value: Column) -> Column:
     """For each row the value of its group's first row; groups one after the other."""
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     return np.repeat(value[starts], np.diff(np.append(starts, len(value))))
+
+
+def _singly(request: Column, stretch: Column, place: Column, phase: NDArray[np.int8]) -> Column | None:
+    """Passes of single tokens, and of prompts whole; None where tokens do not come in order."""
+    order = np.argsort(stretch, kind="stable")
+    ordered, at, prompt = stretch[order], place[order], phase[order] == PREFILL
+    same = ordered[1:] == ordered[:-1]
+    if (same & (at[1:] < at[:-1])).any():
+        return None
+    stretches = _counted(order, ordered, prompt & np.append(True, ~prompt[:-1]))
+    return _by_appearance(_dense(request, np.where(phase == PREFILL, -1 - stretches, place)))
 
 
 def _by_order(request: Column, layer: Column, phase: NDArray[np.int8]) -> Column | None:

@@ -153,7 +153,7 @@ def test_torch_files_are_named_and_refused(bring: Bring, tmp_path: Path, format_
         archive.writestr("recorder/data.pkl", b"\x80\x02}q\x00.")
     legacy.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
     for source in (saved, legacy):
-        with pytest.raises(ImportFormatError, match="may run code when it is opened.*import that as npz"):
+        with pytest.raises(ImportFormatError, match=r"may run code when it is opened.*import that as npz"):
             bring(format_name, source)
 
 
@@ -177,7 +177,7 @@ def test_one_array_beside_several_choices(cases: Path, bring: Bring, tmp_path: P
 def test_an_unknown_place_is_said(cases: Path, bring: Bring, tmp_path: Path) -> None:
     source = tmp_path / "unknown.json"
     source.write_text((cases / "sglang-sglext" / "chat.jsonl").read_text().replace('"sglext"', '"sgx"'))
-    with pytest.raises(ImportFormatError, match="in meta_info, sglext, sgl_ext, nvext.*the first has: id, .*sgx"):
+    with pytest.raises(ImportFormatError, match=r"in meta_info, sglext, sgl_ext, nvext.*the first has: id, .*sgx"):
         bring("sglang", source)
 
 
