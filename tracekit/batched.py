@@ -109,7 +109,7 @@ def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed
     """
     if not told_apart(trace.step, trace.request, trace.phase):
         raise TraceError(
-            f"{trace.path} holds passes of a batch without saying whose tokens they are: it is batched as is"
+            f"{trace.path} holds a batch's passes and does not say whose tokens they are: replay it as it is"
         )
     _, requests = first_appearances(trace.request)
     arrivals = None if arrival_rate is None else poisson_arrivals(requests, arrival_rate, seed)
