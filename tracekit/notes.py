@@ -5,14 +5,16 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-_ABOUT = re.compile(r"steps ([0-9]{1,10}):([0-9]{1,10}): (.*?)(; tracekit slice --steps [0-9:,]+ leaves them out)?")
+_ABOUT = re.compile(
+    r"steps ([0-9]{1,10}):([0-9]{1,10}): (.*?)"
+    r"(; tracekit slice --steps [0-9:,]+ leaves them out)?( \(cut to [0-9]+ of these steps\))?"
+)
 
 
 def on_steps(first: int, end: int, text: str, *, removes: bool = False) -> str:
     """A note about the steps `first` to before `end`; `removes`: with the slice that leaves them out."""
-    rest = ",".join(part for part in (f":{first}" if first else "", f"{end}:") if part)
-    mend = f"; tracekit slice --steps {rest} leaves them out" if removes else ""
-    return f"steps {first}:{end}: {text}{mend}"
+    rest = f":{first},{end}:" if first else f"{end}:"
+    return f"steps {first}:{end}: {text}" + (f"; tracekit slice --steps {rest} leaves them out" if removes else "")
 
 
 def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
@@ -24,7 +26,8 @@ def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
             left = int(np.searchsorted(kept, end) - np.searchsorted(kept, first))
             if not left:
                 continue
-            note = note if left >= end - first else f"{note} (cut to {left} of these steps)"
+            if left < end - first:
+                note = note.removesuffix(about[5] or "") + f" (cut to {left} of these steps)"
         found.append(note)
     return found
 
@@ -32,5 +35,6 @@ def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
 def moved(note: str, by: int, part: str) -> str:
     """A note where its trace has become `part` of another, `by` steps later."""
     if about := _ABOUT.fullmatch(note):
-        return on_steps(int(about[1]) + by, int(about[2]) + by, f"{part}: {about[3]}", removes=about[4] is not None)
+        first, end = int(about[1]) + by, int(about[2]) + by
+        return on_steps(first, end, f"{part}: {about[3]}", removes=about[4] is not None) + (about[5] or "")
     return f"{part}: {note}"

@@ -7,6 +7,9 @@ import polars as pl
 import pytest
 
 from tracekit import DECODE, PREFILL, UNUSED, ImportFormatError, Trace, TraceError, import_trace
+from tracekit.edit import Selection, merge, slice_trace
+from tracekit.prefix import PrefixTrace
+from tracekit.stats import describe
 
 # MoE layers 0 and 2, 4 experts, top-2; a prompt of two tokens, the last layer sees only the second.
 ROUTE = """\
@@ -52,6 +55,26 @@ def test_a_small_route(tmp_path: Path) -> None:
     ]
     assert trace.weights is not None
     assert trace.weights[0].tolist() == [[0.75, 0.25], [0, 0]]
+
+
+def test_what_the_engine_held(tmp_path: Path) -> None:
+    """`residency` is kept, and comes along where rows are copied; without it there is none."""
+    trace = bring(tmp_path, ROUTE)
+    assert trace.recorded is not None and trace.recorded.dtype == np.uint8
+    assert trace.recorded.tolist() == [[[0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [0, 1]]]
+    assert Trace.open(trace.path, verify=True).recorded_of(2, 3).tolist() == [[[1, 1], [0, 1]]]
+    assert "residency" in describe(trace).recorded
+    cut = slice_trace(trace, Selection(steps="1:"), tmp_path / "cut.trace")
+    assert cut.recorded is not None and cut.recorded.tolist() == [[[1, 1], [0, 1]]]
+    both = merge([trace, cut], tmp_path / "both.trace")
+    assert both.recorded is not None and both.recorded[3:].tolist() == cut.recorded.tolist()
+    assert PrefixTrace(both, 1).recorded.tolist() == both.recorded[:2].tolist()
+    head, lines = ROUTE.splitlines()[:5], ROUTE.splitlines()[5:]
+    (tmp_path / "x").mkdir()
+    without = bring(tmp_path / "x", "\n".join([*head, *(line.rsplit(",", 2)[0] for line in lines)]) + "\n")
+    assert without.recorded is None and without.digest != trace.digest
+    with pytest.raises(TraceError, match="recorded arrays differ"):
+        merge([trace, without], tmp_path / "not.trace")
 
 
 def test_a_second_turn_is_a_second_request(tmp_path: Path) -> None:

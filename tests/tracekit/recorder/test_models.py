@@ -55,6 +55,16 @@ def test_experts_of_uneven_width_can_be_run(tokenizer, tmp_path):
         assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
 
 
+def test_training_settings_stay_out_of_forward_passes(saved):
+    """With router logits asked for, transformers computes an auxiliary loss, which fails over padded prompts."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"output_router_logits": True}))
+    model, _ = load_model(saved, device="cpu")
+    tokens, mask = torch.tensor([[0, 3, 4], [5, 6, 7]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    generated = model.generate(tokens, attention_mask=mask, max_new_tokens=2, do_sample=False)
+    assert generated.shape == (2, 5)
+
+
 def test_unknown_names(saved, tmp_path):
     refused("no model at .*absent: the directory does not exist", tmp_path / "absent")
     refused("neither a directory nor in the local model cache, and nothing is downloaded", "nobody/nothing-here")
