@@ -140,7 +140,8 @@ def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> 
 
 def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     column = frame[name]
-    wanted = {"phase": np.uint8, **ARRAY_TYPES}.get(name, np.int32)
+    types: dict[str, type[np.generic]] = {"phase": np.uint8, **ARRAY_TYPES}
+    wanted = types.get(name, np.int32)
     array = _guard(path, column.to_numpy)
     # A null inside an array column turns the whole column into another type.
     if column.null_count() or array.dtype != wanted or array.size != np.prod(shape, dtype=np.int64):

@@ -114,7 +114,8 @@ def _columns(
     trace: Trace, readers: dict[str, DenseReader], first: int, last: int, rows: NDArray[np.intp]
 ) -> dict[str, Any]:
     inside = rows - first
-    experts, weights, recorded = (read(first, last) for read in (trace.experts_of, trace.weights_of, trace.recorded_of))
+    experts, weights = trace.experts_of(first, last), trace.weights_of(first, last)
+    recorded = trace.recorded_of(first, last)
     with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
         check_distinct(experts, first)
     columns: dict[str, Any] = {

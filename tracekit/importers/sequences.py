@@ -144,7 +144,7 @@ def _blank(experts: NDArray[Any]) -> NDArray[np.bool_]:
     is a run of tokens with zeros at every layer that is too long for chance.
     """
     blank: NDArray[np.bool_] = (experts == ABSENT).all(axis=2)
-    zero = blank | (experts == 0).all(axis=2)
+    zero: NDArray[np.bool_] = blank | (experts == 0).all(axis=2)
     if experts.shape[2] > 1:
         return zero
     if len(zero) >= _BY_CHANCE:
