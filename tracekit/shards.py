@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 ArrayColumn = Literal["experts", "weights", "residency"]
-ARRAY_TYPES: "dict[ArrayColumn, type[np.generic]]" = {
+ARRAY_TYPES: dict[str, type[np.generic]] = {
     "experts": np.uint16,
     "weights": np.float16,
     "residency": np.uint8,
@@ -140,8 +140,7 @@ def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> 
 
 def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     column = frame[name]
-    types: dict[str, type[np.generic]] = {"phase": np.uint8, **ARRAY_TYPES}
-    wanted = types.get(name, np.int32)
+    wanted = np.uint8 if name == "phase" else ARRAY_TYPES.get(name, np.int32)
     array = _guard(path, column.to_numpy)
     # A null inside an array column turns the whole column into another type.
     if column.null_count() or array.dtype != wanted or array.size != np.prod(shape, dtype=np.int64):

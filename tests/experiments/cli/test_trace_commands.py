@@ -4,14 +4,17 @@ import base64
 import json
 import re
 import shlex
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
+from tracekit.importers import IMPORTERS
 
 Call = Callable[..., tuple[int, str, str]]
 DOCS = Path(__file__).parents[3] / "docs" / "traces.md"
@@ -33,10 +36,15 @@ def sources(folder: Path) -> None:
     vllm = {"model": "m", "choices": [{"routed_experts": chosen.tolist()}], "usage": usage}
     (folder / "responses.json").write_text(json.dumps(vllm))
     flat = base64.b64encode(chosen.astype("<i4").tobytes()).decode()
-    sglang = {"model": "m", "choices": [{"sgl_ext": {"routed_experts": flat}}], "usage": usage}
+    sglang = {"model": "m", "choices": [{}], "sglext": {"routed_experts": flat}, "usage": usage}
     (folder / "responses.jsonl").write_text(json.dumps(sglang) + "\n")
     line = next(text for text in DOCS.read_text(encoding="utf-8").splitlines() if text.startswith('    {"request"'))
     (folder / "router.jsonl").write_text(line.strip() + "\n")
+    rows = [{"conversation": token, "layer": 3, "ids": [token, 9]} for token in range(2)]
+    pl.DataFrame(rows).write_parquet(folder / "router.parquet")
+    (folder / "route.bin").write_bytes(struct.pack("<4s7i", b"MBLT", 1, 8, 3, 2, 1, 5, 0))
+    choice = {"layer_0": {"selected_experts": [31, 21], "selected_probs": [0.75, 0.25]}}
+    (folder / "gpqa.json").write_text(json.dumps({"router_data": [{"token_178": choice}, {"token_179": choice}]}))
     (folder / "moe_trace.csv").write_text("layer,expert\n" + "0,1\n0,2\n1,3\n1,0\n" * 3)
     (folder / "route.csv").write_text(ROUTE)
     np.savez(folder / "routing.npz", experts=chosen[:, :2, :2])
@@ -49,7 +57,9 @@ def sources(folder: Path) -> None:
 def test_the_commands_of_the_document(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sources(tmp_path)
-    assert len(COMMANDS) >= 15
+    assert len(COMMANDS) >= 15 and {command.split()[2] for command in COMMANDS if " import " in command} == set(
+        IMPORTERS
+    )
     for command in COMMANDS:
         code, out, err = call(*shlex.split(command)[1:])
         assert (code, err) == (0, ""), command
