@@ -106,7 +106,11 @@ class _Dump:
 
     def entry(self, where: str, number: int, entry: dict[str, Any]) -> None:
         """One line's fields."""
-        found = {MEANING[name]: value for name, value in reversed(entry.items()) if name in MEANING}
+        found: dict[str, Any] = {}
+        for name, value in reversed(entry.items()):
+            meaning = MEANING.get(name)
+            if meaning is not None and (meaning not in found or len(name) > 1):  # short names say least
+                found[meaning] = value
         if self.options.request is not None:
             found["request"] = entry.get(self.options.request, 0)
         if "layer" not in found and "ids" not in found and self._header(entry):
@@ -220,7 +224,9 @@ class _Dump:
             again = int((np.bincount(own) > 1).sum())
             notes.append(f"token numbers start again in {again} requests: each start was taken as a forward pass")
         if passes.how == "order":
-            notes.append("the log goes layer by layer: the tokens of each turn were taken as one forward pass")
+            once = passes.number is not None and not passes.number.any()
+            mend = ": if it was sorted by layer afterwards, sort it by token" if once else ""
+            notes.append(f"the log goes layer by layer: tokens of a turn were taken as one forward pass{mend}")
         if passes.how == "nothing" and unphased:
             notes.append("no phases: every token is taken as generated")
         elif unphased:

@@ -41,12 +41,13 @@ def find_passes(
     """
     listed = bool((line[1:] == line[:-1]).any())
     numbered = bool((token >= 0).all())
-    stretch = _dense(request, layer) if step is None else _dense(step, request, layer)
+    own = np.zeros_like(line) if step is None else _own_steps(request, layer, step)
+    stretch = _dense(own, request, layer)
     ordinal = _lines(stretch, line) if listed else _returns(stretch, token) if numbered else np.zeros_like(line)
     how = "lists" if listed else "restarts" if ordinal.any() else "nothing"
     number: Column | None
     if step is not None:
-        number, how = _by_appearance(_dense(step, ordinal)), "steps"
+        number, how = _by_appearance(_dense(own, ordinal)), "steps"
     else:
         number = _by_appearance(_dense(request, ordinal))
         order = _by_order(request, layer, phase)
@@ -96,6 +97,16 @@ def _by_appearance(group: Column) -> Column:
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse.reshape(-1)]
+
+
+def _own_steps(request: Column, layer: Column, step: Column) -> Column:
+    """Which rows name the same step: of all requests, unless its numbers go back, as where each counts its own."""
+    if (step[1:] >= step[:-1]).all():
+        return _dense(step)
+    stretch = _dense(request, layer)
+    order = np.argsort(stretch, kind="stable")
+    back = np.append(False, np.diff(step[order]) < 0)
+    return _dense(request, _counted(order, stretch[order], back), step)
 
 
 def _lines(stretch: Column, line: Column) -> Column:

@@ -241,6 +241,29 @@ def test_requests_in_one_pass_share_its_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(trace.experts, CHOSEN[:12])
 
 
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_steps_that_each_request_counts_itself(tmp_path: Path, by_layer: bool) -> None:
+    """Numbers that go back are no batch's: the requests came one after the other, or the log is sorted by layer."""
+    data = [
+        {"request": name, "step": token, "layer": layer, "ids": CHOSEN[3 * at + token, layer].tolist()}
+        for at, name in enumerate("ab")
+        for token in range(3)
+        for layer in range(2)
+    ]
+    if by_layer:
+        data.sort(key=lambda line: line["layer"])
+    trace = bring(tmp_path, "jsonl", data)
+    assert trace.step.tolist() == list(range(6)) and trace.request.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(trace.experts, CHOSEN[:6, :2])
+
+
+def test_short_names_yield_to_long_ones(tmp_path: Path) -> None:
+    data = [{"t": 1700 + at, "token": at, "layer": 0, "l": 9, "e": [0, 1], "ids": [2, 3]} for at in range(2)]
+    trace = bring(tmp_path, "jsonl", data)
+    assert trace.position.tolist() == [0, 1] and trace.manifest.moe_layers == [0]
+    assert trace.experts.tolist() == [[[2, 3]], [[2, 3]]]
+
+
 def test_fields_that_were_not_read_are_said(tmp_path: Path) -> None:
     data = [line | {"router_entropies": [0.5, 1.5]} for line in gate_log([4, 1])]
     assert "fields not read: router_entropies" in notes(bring(tmp_path, "jsonl", data))
