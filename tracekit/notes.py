@@ -17,6 +17,11 @@ def on_steps(first: int, end: int, text: str, *, removes: bool = False) -> str:
     return f"steps {first}:{end}: {text}" + (f"; tracekit slice --steps {rest} leaves them out" if removes else "")
 
 
+def is_about_steps(note: str) -> bool:
+    """Whether a note is one of `on_steps`, which hold nothing but what was counted."""
+    return _ABOUT.fullmatch(note) is not None
+
+
 def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
     """The notes of a trace of which only the steps `kept`, ascending, are left; partly kept ones say so."""
     found = []

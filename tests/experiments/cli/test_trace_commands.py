@@ -117,3 +117,16 @@ def test_notes_of_an_import_reach_info(call: Call, tmp_path: Path) -> None:
     assert "note: steps 0:40: the first 40 tokens" in call("info", tmp_path / "warm.trace")[1]
     notes = json.loads(call("info", tmp_path / "warm.trace", "--json")[1])["notes"]
     assert any("warm-up" in note for note in notes)
+
+
+def test_an_anonymised_trace_replays_as_before(call: Call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    experts = random_experts(rng, 200, 3, 16, 2)
+    make_trace(tmp_path / "a.trace", experts, num_experts=16, logits=rng.random((200, 3, 16)), token_id=np.arange(200))
+    call("anonymise", tmp_path / "a.trace", "--relabel", "--output", tmp_path / "b.trace")
+    for policy in ("lru", "lfu", "belady", "sieve"):
+        found = [
+            json.loads(call("replay", tmp_path / name, "--policy", policy, "--capacity", "5/layer", "--json")[1])
+            for name in ("a.trace", "b.trace")
+        ]
+        assert found[0]["hits"] == found[1]["hits"] > 0
