@@ -85,6 +85,8 @@ class Lines:
             raise ImportFormatError(f"{self.source} holds no routing")
         request, layer = np.array(self.request), np.array(self.layer)
         token = np.array(self.token) if passes is None else passes.place
+        if token.max() >= 2**31:
+            raise ImportFormatError(f"{self.source}: token {token.max()} is out of range")
         layers = np.unique(layer)
         key, row = np.unique(request << 31 | token, return_inverse=True)
         row = row.reshape(-1)

@@ -101,7 +101,8 @@ def _part(source: Path, document: Document, choices: int, number: int, name: str
     completion = integer(document, "usage", "completion_tokens")
     # Usage counts all choices together; a choice of several says its own number by its ids alone.
     generated = completion if choices == 1 else len(generated_ids) or None
-    start = integer(document, "routed_experts_prompt_start")
+    start = integer(choice, "routed_experts_prompt_start")
+    start = integer(document, "routed_experts_prompt_start") if start is None else start
     if isinstance(choice["routed_experts"], dict):
         told = integer(choice["routed_experts"], "start")
         start = start if told is None else told
