@@ -33,6 +33,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError, did_you_mean
 from tracekit.importers import Imported, ImportOptions
@@ -45,6 +46,7 @@ from tracekit.rows import PREFILL
 from tracekit.shards import installed_memory
 
 _INFLATION = 12  # bytes of columns made of one byte of JSON, at worst
+_NO_FIELD = "none"  # what --request says where nothing tells requests apart
 _ROWS = 1 << 16  # of a Parquet file looked at at once
 
 _Owner = tuple[int, int, str | int]
@@ -82,7 +84,7 @@ class _Dump:
     """What the lines so far say."""
 
     def __init__(self, source: Path, options: ImportOptions) -> None:
-        self.source, self.options = source, options
+        self.source, self.options, self.asked = source, options, options.request
         self.lines = Lines(source)
         self.unread = Unread()
         self.owners: dict[_Owner, int] = {}
@@ -111,8 +113,6 @@ class _Dump:
             meaning = MEANING.get(name)
             if meaning is not None and (meaning not in found or len(name) > 1):  # short names say least
                 found[meaning] = value
-        if self.options.request is not None:
-            found["request"] = entry.get(self.options.request, 0)
         if "layer" not in found and "ids" not in found and self._header(entry):
             return
         if entry.get("block") == "mtp":
@@ -121,6 +121,12 @@ class _Dump:
         for needed in ("layer", "ids"):
             if needed not in found:
                 self._refuse(where, entry, needed)
+        if self.asked == _NO_FIELD:
+            found["request"] = 0
+        elif self.asked is not None:
+            if self.asked not in entry:
+                raise ImportFormatError(f"{where} has no {self.asked[:40]}, which --request names")
+            found["request"] = entry[self.asked]
         self.runs += self.fresh
         self.fresh = False
         layer = _integer(where, "layer", found["layer"])
@@ -176,7 +182,7 @@ class _Dump:
         names = [f"request {str(name)[:40]}" for _, _, name in self.owners]
         prompt = np.zeros(len(names), np.int64)
         np.maximum.at(prompt, request[phase == PREFILL], passes.place[phase == PREFILL] + 1)
-        alone = len({request for _, _, request in self.owners}) > 1 or self.options.request is not None
+        alone = len({request for _, _, request in self.owners}) > 1 or self.asked not in (None, _NO_FIELD)
         sequences, layers = self.lines.sequences(names, prompt, passes, phase, alone=alone)
         sequences, copies = self._first_rank(sequences)
         experts = next((self.header[name] for name in EXPERTS if type(self.header.get(name)) is int), None)
@@ -189,12 +195,12 @@ class _Dump:
             moe_layers=layers,
             model=model,
             stated=experts if experts and experts > 0 else None,
-            notes=[*self._notes(passes, request, len(np.unique(layer))), *copies],
+            notes=[*self._notes(passes, request), *copies],
         )
 
     def _check_requests(self, passes: Passes) -> None:
         """Refuse numbers that start again with a field that was not read: it may well be that of requests."""
-        if passes.number is None or passes.how != "restarts" or self.options.request is not None:
+        if passes.number is None or passes.how != "restarts" or self.asked is not None:
             return
         if telling := self.unread.telling(passes.number):
             raise ImportFormatError(
@@ -216,7 +222,7 @@ class _Dump:
         told = [f"{copies} requests are copies by other ranks and were left out"] if copies else []
         return [sequence for _, sequence in kept.values()], told
 
-    def _notes(self, passes: Passes, request: np.ndarray[Any, Any], layers: int) -> list[str]:
+    def _notes(self, passes: Passes, request: NDArray[np.int64]) -> list[str]:
         notes = []
         unphased = any(phase < 0 for phase in self.phase)
         if passes.number is not None and passes.how == "restarts":
@@ -228,7 +234,7 @@ class _Dump:
             mend = ": if it was sorted by layer afterwards, sort it by token" if once else ""
             notes.append(f"the log goes layer by layer: tokens of a turn were taken as one forward pass{mend}")
         if passes.how == "nothing" and unphased:
-            notes.append("no phases: every token is taken as generated")
+            notes.append("no phases and no passes: every token is taken as generated, in a forward pass of its own")
         elif unphased:
             notes.append("no phases: they are inferred from how many tokens passes have")
         if self.runs:

@@ -60,7 +60,10 @@ def test_requests_under_another_name(cases: Path, bring: Bring, tmp_path: Path) 
     with pytest.raises(ImportFormatError, match="where exercise changes: --request exercise"):
         bring("jsonl", unknown)
     assert bring("jsonl", unknown, request="exercise").manifest.requests == 3
-    assert bring("jsonl", unknown, request="none").manifest.requests == 1
+    trace = bring("jsonl", unknown, request="none")
+    assert trace.manifest.requests == 1 and trace.manifest.steps == 3
+    with pytest.raises(ImportFormatError, match="line 1 has no exam, which --request names"):
+        bring("jsonl", unknown, request="exam")
     with pytest.raises(ImportFormatError, match="--request"):
         bring("vllm", unknown, request="none")
 

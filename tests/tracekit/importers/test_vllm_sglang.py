@@ -207,9 +207,7 @@ def test_vllm_rows_from_a_later_token_on(tmp_path: Path, told: bool) -> None:
     assert ("from position 3" in str(trace.manifest.notes)) != told
 
 
-@pytest.mark.parametrize(
-    ("rows", "words"), [(1, "one row more"), (2, "10 rows for a prompt"), (-6, "2 rows")]
-)
+@pytest.mark.parametrize(("rows", "words"), [(1, "one row more"), (2, "10 rows for a prompt"), (-6, "2 rows")])
 def test_rows_that_fit_no_start(tmp_path: Path, rows: int, words: str) -> None:
     """One row too many is an engine that counts the last token; anything else is left out, or refused if it is all."""
     many = random_experts(np.random.default_rng(3), len(CHOSEN) + rows, LAYERS, EXPERTS, TOP_K)
