@@ -19,11 +19,11 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python -m experiments.benchmarks
+	$(BIN)/python -m experiments.research.benchmarks
 
 # A site that opens from the disk: site/index.html. Nothing is fetched, neither to build it nor to read it.
 docs: $(READY)
-	$(BIN)/python -m experiments.reference docs/reference
+	$(BIN)/python -m experiments.research.reference_docs docs/reference
 	$(BIN)/mkdocs build --quiet --strict
 
 # constraints.txt holds the exact versions that were tested; pyproject.toml the ranges that users may choose from.

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numba.core.errors import NumbaError
 
+from policies.cache_state import MOST_VISITS, PINNED, Batch, CacheState
 from policies.compiled import compiled_decide, mentions, one_line
 from policies.decide import decide, keep, take_slot
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Value
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
-from policies.state import MOST_VISITS, PINNED, Batch, CacheState
 from tracekit.errors import CapacityError, PolicyError
 
 NO_SIGNAL = np.empty(0, np.float64)
@@ -25,7 +25,7 @@ class CacheSpec:
 
     `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
     for all layers. `pinned` keys are resident from the start and never evicted. `predictor` and `estimator` are the
-    directories of what was fitted for prefetching and for eviction, which others read (engine.foresight).
+    directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
     """
 
     layers: int

@@ -25,8 +25,8 @@ from numba.core import types
 from numba.extending import overload, overload_method, register_jitable
 
 from policies import decide as decide_module
+from policies.cache_state import as_key
 from policies.fields import Policy
-from policies.state import as_key
 from tracekit.errors import PolicyError
 
 Decide = Callable[[Any, Any, Any, Any, Any], int]

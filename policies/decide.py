@@ -4,7 +4,7 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
 
 1. every distinct expert is looked up once; what is resident or staged is a hit;
 2. staged experts of this layer are adopted into the cache if demanded, dropped if not;
-3. each missing expert is loaded into the cache if room can be made, else streamed through a staging buffer;
+3. each missing expert is loaded into the cache if room can be made, else into a staging buffer and not kept (a bypass);
 4. recency is refreshed in (token, slot) order of last reference;
 5. the prefetcher suggests experts of layer `layer + distance`; each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.
@@ -15,8 +15,8 @@ a clock.
 
 from typing import Any
 
-from policies.events import DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, pack
-from policies.state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
+from policies.cache_state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
+from policies.events import BYPASS, DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, pack
 
 
 def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) -> int:
@@ -82,7 +82,7 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
                 if prefetcher is not None:
                     n = ensure_buffer(cache, now, events, n)
                 slot = take_slot(cache)
-                n = record(events, n, STREAM, expert, slot)
+                n = record(events, n, BYPASS, expert, slot)
                 put_slot(cache, slot)
             elif cache.unit == 0:
                 held += cache.size[expert]
@@ -129,7 +129,7 @@ def record(events: Any, n: int, kind: int, expert: int, slot: int) -> int:
 
 
 def take_slot(cache: Any) -> int:
-    """The slot that has been free longest: consecutive streamed experts rotate through all free slots."""
+    """The slot that has been free longest: consecutive bypasses rotate through all free slots."""
     head = cache.free_head[0]
     cache.free_head[0] = head + 1 if head + 1 < len(cache.free) else 0
     cache.free_head[1] -= 1

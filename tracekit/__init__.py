@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     )
     from tracekit.importers import import_trace
     from tracekit.manifest import Manifest, ModelInfo, Shard
-    from tracekit.trace import DECODE, PREFILL, UNUSED, Trace
+    from tracekit.rows import DECODE, PREFILL, UNUSED
+    from tracekit.trace import Trace
     from tracekit.writer import TraceWriter
 
 _HOME = {
@@ -42,9 +43,9 @@ _HOME = {
     "Manifest": "manifest",
     "ModelInfo": "manifest",
     "Shard": "manifest",
-    "DECODE": "trace",
-    "PREFILL": "trace",
-    "UNUSED": "trace",
+    "DECODE": "rows",
+    "PREFILL": "rows",
+    "UNUSED": "rows",
     "Trace": "trace",
     "TraceWriter": "writer",
     "import_trace": "importers",

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,11 +16,24 @@ from tracekit import shards as shard_files
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import TraceError
 from tracekit.manifest import MANIFEST_NAME, Manifest, Shard, is_shard_name, load_manifest
-from tracekit.rows import UNUSED, Rows, check_distinct, check_rows, check_weights
+from tracekit.rows import UNUSED, Columns, Rows, check_columns, check_distinct, check_ids, check_weights
 from tracekit.tensorfile import write_tensor
 
 _KEPT_BY_WRITER = {"tokens", "requests", "steps", "shards", "complete", "notes", "versions"}
 _F16 = np.finfo(np.float16)
+_Integer = TypeVar("_Integer", bound=np.integer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What rows carry besides their routing."""
+
+    floats: dict[str, NDArray[np.float16]]  # by kind
+    residency: NDArray[np.uint8] | None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset([*self.floats, *([] if self.residency is None else ["residency"])])
 
 
 class TraceWriter:
@@ -42,7 +57,7 @@ class TraceWriter:
     def __init__(self, path: str | Path, manifest: Manifest, *, resume: bool = False) -> None:
         self.path = Path(path)
         self._rows: list[Rows] = []
-        self._extras: list[dict[str, NDArray[Any]]] = []
+        self._extras: list[_Extras] = []
         self._kinds: frozenset[str] | None = None  # what every row carries besides its routing
         self._requests: set[int] = set()
         self._last_step = -1  # of the flushed rows
@@ -64,7 +79,7 @@ class TraceWriter:
     @property
     def rows(self) -> int:
         """Rows given so far, flushed or not."""
-        return self._base.tokens + self._pending
+        return self._base.tokens + sum(len(part) for part in self._rows)
 
     @property
     def next_step(self) -> int:
@@ -117,13 +132,15 @@ class TraceWriter:
             token_id=_column("token_id", token_id, len(chosen), np.int32),
             experts=_integers("experts", chosen, np.uint16),
         )
-        check_rows(rows, self._base.experts_per_layer)
+        check_columns(rows)
+        check_ids(rows.experts, self._base.experts_per_layer)
         check_distinct(rows.experts)
         earliest = self.next_step - 1 if self._rows else self._last_step + 1
         if rows.step[0] < earliest:
             raise TraceError(f"step {rows.step[0]} comes after step {self.next_step - 1} was written")
-        extras = self._arrays(rows, weights, logits, lookahead or {}, residency)
-        self._kinds = frozenset(extras)
+        extras = _Extras(self._float_arrays(rows, weights, logits, lookahead or {}), _residency(residency, rows))
+        self._check_kinds(extras.kinds)
+        self._kinds = extras.kinds
         self._rows.append(rows)
         self._extras.append(extras)
 
@@ -132,38 +149,32 @@ class TraceWriter:
         if not self._rows:
             return
         base = self._base
-        rows = Rows.join(self._rows, len(base.moe_layers), base.top_k)
-        number = len(base.shards_of("routing"))
-        parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
-        weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
-        residency = np.concatenate(parts.pop("residency")) if "residency" in parts else None
+        columns, experts = Columns.join(self._rows), np.concatenate([part.experts for part in self._rows])
+        parts = {kind: [extra.floats[kind] for extra in self._extras] for kind in self._extras[0].floats}
+        besides: dict[str, NDArray[np.generic]] = {}
+        if "weights" in parts:
+            besides["weights"] = np.concatenate(parts.pop("weights"))
+        if held := [extra.residency for extra in self._extras if extra.residency is not None]:
+            besides["residency"] = np.concatenate(held)
         with reporting(self.path):
-            added = [
-                self._write_shard(
-                    f"routing-{number:05d}.parquet",
-                    "routing",
-                    len(rows),
-                    lambda file: shard_files.write_routing(file, rows, weights, base, residency),
-                )
-            ]
+            table = shard_files.routing_table(columns, experts, besides, base)
+            number = len(base.shards_of("routing"))
+            write = partial(shard_files.write_routing, table=table, manifest=base)
+            added = [self._write_shard("routing", f"{number:05d}.parquet", len(columns), write)]
             for kind in sorted(parts):
-                tensor = "logits" if kind == "logits" else "lookahead"
-
-                def fill(file: BinaryIO, kind: str = kind, tensor: str = tensor) -> None:
-                    write_tensor(file, tensor, parts[kind])
-
-                added.append(self._write_shard(f"{kind}-{number:05d}.safetensors", kind, len(rows), fill))
-            requests = self._requests | set(np.unique(rows.request).tolist())
+                write = partial(write_tensor, name=kind.partition("-")[0], pieces=parts[kind])
+                added.append(self._write_shard(kind, f"{number:05d}.safetensors", len(columns), write))
+            requests = self._requests | set(np.unique(columns.request).tolist())
             self._store(
                 msgspec.structs.replace(
                     base,
-                    tokens=base.tokens + len(rows),
+                    tokens=base.tokens + len(columns),
                     requests=len(requests),
-                    steps=base.steps + len(np.unique(rows.step)),
+                    steps=base.steps + len(np.unique(columns.step)),
                     shards=[*base.shards, *added],
                 )
             )
-        self._requests, self._last_step = requests, int(rows.step[-1])
+        self._requests, self._last_step = requests, int(columns.step[-1])
         self._rows, self._extras = [], []
 
     def finish(self) -> None:
@@ -192,10 +203,6 @@ class TraceWriter:
                 self.finish()
         finally:
             self.close()
-
-    @property
-    def _pending(self) -> int:
-        return sum(len(part) for part in self._rows)
 
     def _open(self, resume: bool) -> None:
         if self.path.exists() and not resume:
@@ -230,22 +237,21 @@ class TraceWriter:
             shard_files.check_digest(path, shard)
             if shard.kind == "routing":
                 columns, besides = shard_files.read_columns(path, shard, found)
-                self._requests.update(np.unique(columns["request"]).tolist())
-                self._last_step = int(columns["step"][-1])
+                self._requests.update(np.unique(columns.request).tolist())
+                self._last_step = int(columns.step[-1])
                 kinds |= besides
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
 
-    def _arrays(
+    def _float_arrays(
         self,
         rows: Rows,
         weights: ArrayLike | None,
         logits: ArrayLike | None,
         lookahead: Mapping[int, ArrayLike],
-        residency: ArrayLike | None,
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, NDArray[np.float16]]:
         layers, experts = len(self._base.moe_layers), max(self._base.experts_per_layer)
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: dict[str, NDArray[np.float16]] = {}
         if weights is not None:
             arrays["weights"] = _floats("weights", weights, rows.experts.shape)
             check_weights(arrays["weights"], rows.experts)
@@ -257,20 +263,17 @@ class TraceWriter:
                 raise TraceError(f"a lookahead of {distance} in a model of {layers} MoE layers")
             kind = f"lookahead-{distance}"
             arrays[kind] = _floats(kind, values, (len(rows), layers - distance, experts))
-        if residency is not None:
-            held = np.asarray(residency)
-            if held.shape != rows.experts.shape:
-                raise TraceError(f"residency has shape {list(held.shape)}, expected {list(rows.experts.shape)}")
-            arrays["residency"] = np.where(rows.experts == UNUSED, 0, _integers("residency", held, np.uint8))
-        if self._kinds is not None and self._kinds != arrays.keys():
-            had, has = sorted(self._kinds) or ["routing alone"], sorted(arrays) or ["routing alone"]
-            raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
         return arrays
 
-    def _write_shard(self, name: str, kind: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
-        path = self.path / name
+    def _check_kinds(self, kinds: frozenset[str]) -> None:
+        if self._kinds is not None and self._kinds != kinds:
+            had, has = sorted(self._kinds) or ["routing alone"], sorted(kinds) or ["routing alone"]
+            raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
+
+    def _write_shard(self, kind: str, suffix: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
+        path = self.path / f"{kind}-{suffix}"
         write_synced(path, fill)
-        return Shard(name=name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
+        return Shard(name=path.name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
 
     def _store(self, manifest: Manifest) -> None:
         data = manifest.encode()
@@ -278,17 +281,28 @@ class TraceWriter:
         self._base = manifest
 
 
-def _column(name: str, values: ArrayLike, rows: int, dtype: type[np.generic]) -> NDArray[Any]:
+def _column(name: str, values: ArrayLike, rows: int, dtype: type[_Integer]) -> NDArray[_Integer]:
     column = np.asarray(values)
     if column.shape not in ((), (rows,)):
         raise TraceError(f"{name} has shape {list(column.shape)}, expected [{rows}] or one value")
     return _integers(name, np.broadcast_to(column, (rows,)), dtype)
 
 
-def _integers(name: str, values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+def _residency(values: ArrayLike | None, rows: Rows) -> NDArray[np.uint8] | None:
+    if values is None:
+        return None
+    held = np.asarray(values)
+    if held.shape != rows.experts.shape:
+        raise TraceError(f"residency has shape {list(held.shape)}, expected {list(rows.experts.shape)}")
+    held = _integers("residency", held, np.uint8)
+    held[rows.experts == UNUSED] = 0
+    return held
+
+
+def _integers(name: str, values: NDArray[np.generic], dtype: type[_Integer]) -> NDArray[_Integer]:
     if values.dtype.kind not in "iu":
         raise TraceError(f"{name} holds {values.dtype}, expected integers")
-    limits = np.iinfo(dtype)  # type: ignore[type-var]
+    limits = np.iinfo(dtype)
     if values.size and (values.min() < limits.min or values.max() > limits.max):
         raise TraceError(f"{name} holds values from {values.min()} to {values.max()}, out of range")
     return values.astype(dtype)

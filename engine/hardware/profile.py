@@ -4,17 +4,18 @@ All quantities are integers in the unit their name ends with. `copy_ns` is the l
 a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)).
 """
 
-import json
 import os
 from fractions import Fraction
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from engine import tables
 from engine.hardware.economy import Power, Price
+from engine.hardware.roofline import SECOND, Roofline, ceil_ns, token_ps
+from tracekit import named_toml
 from tracekit.errors import HardwareError
+from tracekit.html_table import html_table
 
 # Wide enough for a microcontroller and for a rack, narrow enough to catch a wrong unit.
 MemoryBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
@@ -22,7 +23,6 @@ BytesPerSecond = Annotated[int, msgspec.Meta(ge=1_000, le=10**15)]
 FlopsPerSecond = Annotated[int, msgspec.Meta(ge=1_000_000, le=10**18)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
 SMALLEST_CHUNK = 1 << 18
-_SECOND_NS = 1_000_000_000
 
 
 class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,7 +113,7 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def read_ns(self, size_bytes: int) -> int:
         """Nanoseconds of reading so many bytes: latency + size / rate, rounded up."""
-        return self.latency_ns + _ceil_ns(size_bytes, self.read_bytes_per_s)
+        return self.latency_ns + ceil_ns(size_bytes, self.read_bytes_per_s)
 
 
 class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -129,9 +129,10 @@ class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     transfer_ns: Nanoseconds
     """Activations from the device and the result back, for one expert at one visit."""
 
-    def read_ns(self, size_bytes: int) -> int:
-        """Nanoseconds of reading so many bytes of weights, rounded up."""
-        return _ceil_ns(size_bytes, self.memory_bandwidth_bytes_per_s)
+    def expert(self, stored_bytes: int, params: int) -> Roofline:
+        """An expert of so many bytes and parameters, computed where it lies, as it is stored."""
+        read = ceil_ns(stored_bytes, self.memory_bandwidth_bytes_per_s)
+        return Roofline(read, token_ps(params, self.compute_flops_per_s), 0, self.per_expert_ns + self.transfer_ns)
 
 
 class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -179,16 +180,16 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         link = self.link
         if link.host_memory == "pageable":
             assert link.pageable_bytes_per_s is not None
-            return _ceil_ns(size_bytes, link.pageable_bytes_per_s)
+            return ceil_ns(size_bytes, link.pageable_bytes_per_s)
         if not link.rates:
-            return _ceil_ns(size_bytes, link.host_to_device_bytes_per_s)
+            return ceil_ns(size_bytes, link.host_to_device_bytes_per_s)
         for small, large in zip(link.rates, link.rates[1:], strict=False):
             if small.bytes <= size_bytes <= large.bytes:
-                low = Fraction(small.bytes * _SECOND_NS, small.bytes_per_s)
-                high = Fraction(large.bytes * _SECOND_NS, large.bytes_per_s)
+                low = Fraction(small.bytes * SECOND, small.bytes_per_s)
+                high = Fraction(large.bytes * SECOND, large.bytes_per_s)
                 return ceil(low + (high - low) * (size_bytes - small.bytes) / (large.bytes - small.bytes))
         nearest = link.rates[0] if size_bytes < link.rates[0].bytes else link.rates[-1]
-        return _ceil_ns(size_bytes, nearest.bytes_per_s)
+        return ceil_ns(size_bytes, nearest.bytes_per_s)
 
     def compute_ns(self, flops: int, bytes_read: int) -> int:
         """Nanoseconds of `flops` operations on `bytes_read` bytes: the slower of the two, each rounded up."""
@@ -197,8 +198,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 f"work of {flops} operations on {bytes_read} bytes has no duration; neither is negative"
             )
         return max(
-            _ceil_ns(flops, self.device.compute_flops_per_s),
-            _ceil_ns(bytes_read, self.device.memory_bandwidth_bytes_per_s),
+            ceil_ns(flops, self.device.compute_flops_per_s),
+            ceil_ns(bytes_read, self.device.memory_bandwidth_bytes_per_s),
         )
 
     def expand_ns(self, bits: int, weights: int, moved_bytes: int) -> int:
@@ -206,50 +207,50 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         if not self.device.expansions:
             return self.compute_ns(0, moved_bytes)
         nearest = min(self.device.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
-        return nearest.per_expert_ns + _ceil_ns(weights, nearest.weights_per_s)
+        return nearest.per_expert_ns + ceil_ns(weights, nearest.weights_per_s)
+
+    def expert(self, stored_bytes: int, params: int, quantised_bits: int | None) -> Roofline:
+        """An expert of so many bytes and parameters on the device.
+
+        Quantised experts (`quantised_bits` to a code) are expanded to 16 bits before use, as HQQ does: a kernel of its
+        own reads them and writes the expanded weights, which the arithmetic then reads.
+        """
+        read, expand = stored_bytes, 0
+        if quantised_bits is not None:
+            read = 2 * params
+            expand = self.expand_ns(quantised_bits, params, stored_bytes + read)
+        arithmetic = token_ps(params, self.device.compute_flops_per_s)
+        return Roofline(self.compute_ns(0, read), arithmetic, expand, self.overhead.per_expert_ns)
 
     def to_toml(self) -> str:
         """The profile as TOML text that `load_hardware` reads back equal."""
-        lines = [_entry(key, getattr(self, key)) for key in ("name", "description", "calibrated")]
-        lines += ["source = [", *(f"  {_quoted(line)}," for line in self.source), "]"]
-        for title in ("device", "link", "overhead", "disk", "cpu", "power", "price"):
-            table = getattr(self, title)
-            if table is not None:
-                lines += ["", f"[{title}]", *_entries(table)]
-        return "\n".join(lines) + "\n"
+        import tomli_w
+
+        return tomli_w.dumps(_given(msgspec.to_builtins(self)))
+
+    def _repr_html_(self) -> str:
+        tables = _given(msgspec.to_builtins(self)).items()
+        rows = [(f"{key}.{name}", v) for key, value in tables if isinstance(value, dict) for name, v in value.items()]
+        return html_table(self.name, rows)
 
 
-def _ceil_ns(amount: int, per_second: int) -> int:
-    return -(-amount * _SECOND_NS // per_second)
-
-
-def _entries(table: msgspec.Struct) -> list[str]:
-    """The lines of a table: every field that has a value."""
-    fields = msgspec.structs.asdict(table)
-    return [_entry(key, value) for key, value in fields.items() if value is not None and value != []]
-
-
-def _entry(key: str, value: Any) -> str:
-    if isinstance(value, list):
-        return f"{key} = [{', '.join('{ ' + ', '.join(_entries(item)) + ' }' for item in value)}]"
-    if isinstance(value, bool):
-        return f"{key} = {str(value).lower()}"
-    return f"{key} = {_quoted(value)}" if isinstance(value, str) else f"{key} = {value:_}"
-
-
-def _quoted(text: str) -> str:
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+def _given(table: dict[str, object]) -> dict[str, object]:
+    """What has a value; of the tables in it, what is not empty."""
+    given = {key: value for key, value in table.items() if value is not None}
+    return {
+        key: {k: v for k, v in value.items() if v is not None and v != []} if isinstance(value, dict) else value
+        for key, value in given.items()
+    }
 
 
 def hardware_names() -> tuple[str, ...]:
     """Names of the shipped hardware profiles, sorted."""
-    return tables.names("engine.hardware", "profiles")
+    return named_toml.names("engine.hardware", "profiles")
 
 
 def load_hardware(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
     """A shipped profile by name, or a user's TOML file by path. Anything else is a one-line HardwareError."""
-    return tables.load(
+    return named_toml.load(
         name_or_path,
         HardwareProfile,
         what="hardware profile",

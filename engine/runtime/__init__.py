@@ -1,4 +1,4 @@
-"""Doing it on hardware: experts in host memory, copied to the device as a plan decides. Needs torch.
+"""The engine on hardware: experts lie in host memory and are copied to the device as a plan decides. Needs torch.
 
 from engine.runtime import offload, offloaded
 model = offload("mistralai/Mixtral-8x7B-v0.1", load_plan("p.toml"), device="cuda")
@@ -6,9 +6,9 @@ model.generate(...)
 offloaded(model).log
 """
 
-from engine.runtime.offload import offload, offloaded
-from engine.runtime.state import OffloadState
-from engine.runtime.thread_link import EmulatedLink
+from engine.runtime.links.thread_link import EmulatedLink
+from engine.runtime.offload import offload
+from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.timing import Timings
 
 __all__ = ["EmulatedLink", "OffloadState", "Timings", "offload", "offloaded"]

@@ -1,4 +1,4 @@
-"""Attention in a format of its own: its projections stay on the device, quantised, and are expanded when used."""
+"""Attention's projections stay on the device, quantised in a format of their own, and are expanded when used."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.runtime.quantise import dequantise, quantise
-from engine.runtime.store import stored_dtype
-from engine.weights import WeightFormat
+from engine.plan.weights import WeightFormat
+from engine.runtime.storage.host_store import stored_dtype
+from engine.runtime.storage.quantise import dequantise, quantise
 from tracekit.errors import PlanError
 from tracekit.recorder.seam import text_decoder
 
@@ -23,7 +23,7 @@ class QuantisedLinear(nn.Module):
         self.format, self.dtype = weight_format, linear.weight.dtype
         self.out_features, self.in_features = linear.weight.shape
         self.bias = linear.bias
-        if linear.weight.is_meta:  # to be filled by who knows what is stored
+        if linear.weight.is_meta:  # filled later, from a directory of slabs
             for stored in weight_format.tensors(self.out_features, self.in_features):
                 empty = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
                 self.register_buffer(_buffer(stored.name), empty)

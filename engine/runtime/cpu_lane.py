@@ -1,10 +1,10 @@
-"""The CPU lane: the host's processor computes a missing expert where that ends sooner than copying it.
+"""`CpuLane`: the host's processor computes a missing expert where that ends sooner than copying it.
 
-Fiddler (Kamahori et al. 2024, arXiv 2402.07033). What is decided about the cache stays as it is: an expert that the
-cache keeps is copied all the same, and nobody waits for it; one that would only be streamed is not copied.
+Fiddler (Kamahori et al. 2024, arXiv 2402.07033). Decisions about the cache do not change: an expert that the cache
+keeps is copied all the same, without a wait for it; one that would only bypass is not copied.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from engine.hardware import HardwareProfile
-from engine.runtime.disk_store import DiskStore
 from engine.runtime.experts import expert_forward
-from engine.runtime.layout import QuantisedLayout
-from engine.runtime.link import TIMEOUT_S
-from engine.runtime.store import ExpertStore
+from engine.runtime.links.queued_link import TIMEOUT_S
+from engine.runtime.storage.slab_layout import QuantisedLayout
+from engine.runtime.storage.store import Store
 from policies.events import LOAD
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer
@@ -26,7 +25,7 @@ from tracekit.recorder.seam import MoeLayer
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A demanded expert that is not on the device: its key, LOAD or STREAM, and how many tokens chose it."""
+    """A demanded expert that is not on the device: its key, LOAD or BYPASS, and how many tokens chose it."""
 
     key: int
     kind: int
@@ -43,7 +42,7 @@ class CpuLane:
         self,
         hardware: HardwareProfile,
         layers: Sequence[MoeLayer],
-        store: ExpertStore | DiskStore,
+        store: Store,
         *,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -65,14 +64,17 @@ class CpuLane:
         `resident` says how many tokens chose each expert that needs no copy, `backlog` how many bytes the link has
         to copy first. An expert is the lane's if that ends strictly sooner than its copy and the device.
         """
-        now = perf_counter_ns()
-        device = now + sum(self._device_ns(layer, tokens) for tokens in resident)
+        now, layout, params = perf_counter_ns(), self.store.layouts[layer], self._params[layer]
+        bits = layout.format.bits if isinstance(layout, QuantisedLayout) else None
+        device_roofline = self.hardware.expert(layout.bytes, params, bits)
+        cpu_roofline = self.cpu.expert(layout.bytes, params)
+        device = now + sum(device_roofline.ns(tokens) for tokens in resident)
         link, cpu = now + self.hardware.wire_ns(backlog), max(now, self._free_at)
         chosen = []
         for expert in missing:
-            arrival = link + self.hardware.copy_ns(self.store.layouts[layer].bytes)
-            on_device = max(device, arrival) + self._device_ns(layer, expert.tokens)
-            on_cpu = cpu + self._cpu_ns(layer, expert.tokens)
+            arrival = link + self.hardware.copy_ns(layout.bytes)
+            on_device = max(device, arrival) + device_roofline.ns(expert.tokens)
+            on_cpu = cpu + cpu_roofline.ns(expert.tokens)
             if on_cpu < on_device:
                 chosen.append(expert.key)
                 cpu = on_cpu
@@ -118,23 +120,9 @@ class CpuLane:
     def _compute(self, key: int, rows: Tensor) -> Tensor:
         with torch.inference_mode():
             layer = key // self._experts
-            weights: Mapping[str, Tensor] = self.store.layouts[layer].weights(self.store.views(key))
-            out = self._forward[layer](weights, rows)
+            out = self._forward[layer](self.store.layouts[layer].weights(self.store.views(key)), rows)
             self.computed += 1
             return out
-
-    def _device_ns(self, layer: int, tokens: int) -> int:
-        weights, layout = self._params[layer], self.store.layouts[layer]
-        read, expanding = layout.bytes, 0
-        if isinstance(layout, QuantisedLayout):  # as the simulator has it: expanded to 16 bits, then read
-            read = 2 * weights
-            expanding = self.hardware.expand_ns(layout.format.bits, weights, layout.bytes + read)
-        return self.hardware.compute_ns(2 * weights * tokens, read) + expanding + self.hardware.overhead.per_expert_ns
-
-    def _cpu_ns(self, layer: int, tokens: int) -> int:
-        arithmetic = 2 * self._params[layer] * tokens * 10**9 // self.cpu.compute_flops_per_s
-        fixed = self.cpu.per_expert_ns + self.cpu.transfer_ns
-        return max(self.cpu.read_ns(self.store.layouts[layer].bytes), arithmetic) + fixed
 
 
 def check_lane(hardware: HardwareProfile | None) -> HardwareProfile:

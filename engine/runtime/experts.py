@@ -1,4 +1,4 @@
-"""The experts function: what MoE layers call instead of their own experts, and how one expert is computed.
+"""The experts function, which MoE layers call instead of their own experts, and how one expert is computed.
 
 transformers (v5) dispatches `experts(hidden_states, top_k_index, top_k_weights)` of every family to the
 function that `config._experts_implementation` names. Ours looks up the offloading state on the module it is
@@ -12,19 +12,20 @@ rows.
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.runtime.layout import expert_parameters
-from engine.runtime.routing import Routing, TokenRouting, sort_by_expert
+from engine.runtime.storage.slab_layout import expert_parameters
+from engine.runtime.visit_routing import Routing, TokenRouting, sort_by_expert
 from tracekit.errors import ModelError
 from tracekit.recorder.seam import has_gate
 
 IMPLEMENTATION = "tracekit-offload"
-SEAT = "_tracekit_seat"  # the attribute of an experts module that says who serves it
+CONFIGURED = "_experts_implementation"  # the attribute of a config that names the implementation
+SERVE = "_tracekit_serve"  # the attribute of an experts module that holds what serves it
+WRAPPED = "__wrapped__"  # the attribute of a wrapped function, here what `use_experts_implementation` wrapped
 
 Serve = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden [tokens, hidden], top-k indices [tokens, k], top-k weights [tokens, k]) -> [tokens, hidden]"""
@@ -40,38 +41,37 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, offloaded_experts)
 
 
-def take_seat(experts: Any, serve: Serve) -> None:
+def serve_experts(experts: nn.Module, serve: Serve) -> None:
     """Have `serve` called for `experts` from now on."""
-    setattr(experts, SEAT, serve)
-    experts.config._experts_implementation = IMPLEMENTATION
+    setattr(experts, SERVE, serve)
+    setattr(experts.config, CONFIGURED, IMPLEMENTATION)
 
 
 def offloaded_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The function that transformers calls, for any module that shares the offloaded model's config."""
-    serve = getattr(module, SEAT, None)
+    serve: Serve | None = getattr(module, SERVE, None)
     if serve is None:
         return eager_experts(module, hidden_states, top_k_index, top_k_weights)
-    return serve(hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+    return serve(hidden_states, top_k_index, top_k_weights)
 
 
 def eager_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The family's own experts, as transformers writes them."""
-    family: Any = type(module)
-    own = family.forward.__wrapped__  # what `use_experts_implementation` wrapped
-    return own(module, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+    own: Callable[..., Tensor] = getattr(type(module).forward, WRAPPED)
+    return own(module, hidden_states, top_k_index, top_k_weights)
 
 
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(an expert's tensors by parameter name, rows [n, hidden]) -> [n, hidden]"""
 
 
-def expert_forward(module: Any, device: str | None = None) -> Forward:
+def expert_forward(module: nn.Module, device: str | None = None) -> Forward:
     """How one expert of `module` computes, on its own device or another. What the module says is asked here, once."""
     project = _transposed if module.is_transposed else functional.linear
     gated = has_gate(module)
     first = "gate_up_proj" if gated else "up_proj"
-    activate = module._apply_gate if gated else module.act_fn  # to [n, intermediate]
-    norm = module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None
+    activate: Callable[[Tensor], Tensor] = getattr(module, "_apply_gate" if gated else "act_fn")  # [n, intermediate]
+    norm = module.get_submodule("post_expert_norm") if getattr(module, "has_post_expert_norm", False) else None
     if norm is not None and device is not None:
         norm = deepcopy(norm).to(device)
 
@@ -83,7 +83,9 @@ def expert_forward(module: Any, device: str | None = None) -> Forward:
         out = project(activate(inner), weights["down_proj"])
         if (bias := weights.get("down_proj_bias")) is not None:
             out = out + bias
-        return out if norm is None else norm(out)
+        if norm is not None:
+            out = norm(out)
+        return out
 
     return forward
 
@@ -136,7 +138,7 @@ def _add_tokens(
     top_k_weights: Tensor,
     routing: Routing,
 ) -> None:
-    """An expert's result waits until all smaller ones have been added."""
+    """An expert's result is added once those of all smaller experts have been."""
     factors = top_k_weights.reshape(-1)[routing.choice, None]  # [assignments, 1]
     waiting: dict[int, Tensor] = {}
     ascending = deque(routing.span)
@@ -149,7 +151,7 @@ def _add_tokens(
             total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest).to(total.dtype))
 
 
-def accumulation(experts: Any) -> str:
+def accumulation(experts: nn.Module) -> str:
     """How `compute` must add up to equal the family's eager experts bit for bit: found by trying on a few rows.
 
     ModelError when they do not agree in any type of the sum: then this family computes something else.
@@ -158,7 +160,8 @@ def accumulation(experts: Any) -> str:
     first = stacked.get("gate_up_proj", stacked.get("up_proj"))
     if first is None or "down_proj" not in stacked:
         raise ModelError(f"{type(experts).__name__} holds {', '.join(stacked)}: no layout of experts that is known")
-    hidden, ids, factors = _probe(first.shape[1 if experts.is_transposed else 2], experts.num_experts, first)
+    count = first.shape[0]
+    hidden, ids, factors = _probe(first.shape[1 if experts.is_transposed else 2], count, first)
 
     forward = expert_forward(experts)
 
@@ -166,7 +169,7 @@ def accumulation(experts: Any) -> str:
         return forward({name: stacked[name][expert] for name in stacked}, rows)
 
     def agree(accumulate: str, rows: slice, factors: Tensor) -> bool:
-        routing = sort_by_expert(ids[rows].cpu().numpy().astype("uint16"), experts.num_experts, first.device)
+        routing = sort_by_expert(ids[rows].cpu().numpy().astype("uint16"), count, first.device)
         given = compute(routing.demand, compute_expert, hidden[rows], factors[rows], routing, accumulate)
         return torch.equal(given, eager_experts(experts, hidden[rows], ids[rows], factors[rows]))
 
@@ -184,8 +187,7 @@ def accumulation(experts: Any) -> str:
 def _probe(width: int, num_experts: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fixed random hidden states [4, width], top-k ids [4, k] and float32 weights [4, k]."""
     generator = torch.Generator().manual_seed(0)
-    settings: dict[str, Any] = {"generator": generator}
-    hidden = torch.randn(4, width, **settings).to(like)  # [tokens, hidden]
-    scores = torch.rand(4, num_experts, **settings)  # [tokens, experts]
+    hidden = torch.randn(4, width, generator=generator).to(like)  # [tokens, hidden]
+    scores = torch.rand(4, num_experts, generator=generator)  # [tokens, experts]
     factors, ids = scores.topk(min(3, num_experts))  # [tokens, k]
     return hidden, ids.to(like.device), factors.to(like.device)

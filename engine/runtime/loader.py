@@ -1,31 +1,29 @@
-"""`Loader`: turns the decisions of a visit into copies, in the order of the decisions."""
+"""`Loader`: the copies that a visit's decisions ask for, in the order of the decisions."""
 
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 
-from engine.runtime.disk_store import DiskStore
-from engine.runtime.link import Link, Progress, Ticket
+from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
-from engine.runtime.store import ExpertStore
-from policies.events import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM, Events
+from engine.runtime.storage.store import Store
+from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
 
-KINDS = {LOAD: "load", STREAM: "stream", PREFETCH: "prefetch"}
+KINDS = {LOAD: "load", BYPASS: "bypass", PREFETCH: "prefetch"}
 
 Divert = Callable[[list[int], list[tuple[int, int]]], Iterable[int]]
-"""(keys that need no copy, (key, kind) of what is missing) -> keys of the missing that somebody else computes"""
+"""(keys that need no copy, (key, kind) of what is missing) -> keys of the missing that are computed elsewhere"""
 
 
 class Loader:
     """Owns every copy between the decision that asks for it and the computation that uses it.
 
-    A copy into a slot must not begin while the slot's previous expert is still to be computed, which happens
-    when a visit demands more than fits: then one slot serves several experts in turn. Copies therefore leave
-    in the order of the decisions, and the first one whose slot is taken holds up those behind it until that
-    expert is `done`. Experts are computed in the order that `begin` returns; in that order an expert's copy
-    has always left before its turn.
+    A copy into a slot must not begin while the slot's previous expert is still to be computed, which happens when a
+    visit demands more than fits: then one slot serves several experts, one after the other. Copies therefore leave in
+    the order of the decisions, and the first one whose slot is taken holds up those behind it until that expert is
+    `done`. Experts are computed in the order that `begin` returns: then each one's copy leaves before it is computed.
     """
 
-    def __init__(self, store: ExpertStore | DiskStore, pool: SlotPool, link: Link) -> None:
+    def __init__(self, store: Store, pool: SlotPool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
         # What became of prefetches: copied when demanded, still on their way, or given up unused.
@@ -40,17 +38,17 @@ class Loader:
         """Ask for what a visit loads; returns the keys it demands, what is on the device first.
 
         `divert` may take some of the missing experts out: they are not computed on the device, hence not in the list
-        returned. What was only to be streamed is then not copied.
+        returned. What was only to bypass the cache is then not copied.
         """
-        here: list[int] = []
-        late: list[int] = []
-        loads: list[int] = []
+        arrived: list[int] = []
+        arriving: list[int] = []
+        missing: list[int] = []
         for kind, key, slot in events.unpacked():
             if kind <= HIT_PREFETCHED:
                 self._slot[key] = slot
                 self._taken.add(slot)
                 there = self._has_arrived(key)
-                (here if there else late).append(key)
+                (arrived if there else arriving).append(key)
                 if kind == HIT_PREFETCHED:
                     self._unused.discard(key)
                     self.prefetches["useful" if there else "late"] += 1
@@ -65,16 +63,16 @@ class Loader:
                     self._unused.add(key)
                 else:
                     self._slot[key] = slot
-                    loads.append(key)
-        if divert is not None and loads:
-            for key in divert(here + late, [(key, self._held[key][1]) for key in loads]):
-                loads.remove(key)
+                    missing.append(key)
+        if divert is not None and missing:
+            for key in divert(arrived + arriving, [(key, self._held[key][1]) for key in missing]):
+                missing.remove(key)
                 del self._slot[key]
-                if self._held[key][1] == STREAM:
+                if self._held[key][1] == BYPASS:
                     del self._held[key]
         if self._held:
             self._ask()
-        return here + late + loads
+        return arrived + arriving + missing
 
     def arrive(self, key: int) -> int:
         """Wait for the copy of a demanded expert; returns the nanoseconds waited. ModelError if it failed."""

@@ -1,22 +1,21 @@
-"""What a plan takes of the device's memory, known before any weight is loaded, and the largest capacity that fits."""
+"""The memory that a plan takes, known before any weight is loaded, and the largest capacity that fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
-from engine.decisions import cache_spec
-from engine.plan import CachePlan, Plan
+from engine.decisions.spec import cache_spec
+from engine.plan.plan import CachePlan, Plan
+from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes
-from engine.runtime.layout import aligned, expert_parameters, layout_of
-from engine.runtime.measure import free_bytes
-from engine.weights import WeightFormat
+from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, PlanError
-from tracekit.recorder.seam import moe_layers
+from tracekit.recorder.seam import MoeLayer, moe_layers
 
 RESERVE = 10
 """With capacity `auto`, one part in so many stays free: the key-value cache and what a step computes with."""
@@ -83,14 +82,14 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
                 f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
-        return msgspec.structs.replace(plan, cache=CachePlan(capacity=capacity))
+        return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
     if need.device(slots) > room:
         largest = need.largest(room)
-        mend = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
+        advice = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
         raise CapacityError(
             f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
-            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {mend}"
+            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {advice}"
         )
     return plan
 
@@ -98,10 +97,15 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
 def slots_of(model: nn.Module, plan: Plan) -> int:
     """Slots on the device, staging buffers included."""
     layers = moe_layers(model)
-    sizes = [layout_of(layer.experts, plan.weights.experts).bytes for layer in layers]
-    if plan.weights.experts is None or not WeightFormat.parse(plan.weights.experts).quantised:
-        sizes = [layer.expert_bytes for layer in layers]
+    sizes = expert_bytes(layers, plan.weights.experts)
     return ExpertCache(cache_spec([layer.num_experts for layer in layers], sizes, plan)).slots
+
+
+def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
+    """Bytes of one expert of each layer as a weight format stores it, which is what capacities in bytes count."""
+    if weights is None or not WeightFormat.parse(weights).quantised:
+        return [layer.expert_bytes for layer in layers]
+    return [layout_of(layer.experts, weights).bytes for layer in layers]
 
 
 def fit_checkpoint(
@@ -129,18 +133,35 @@ def fit_checkpoint(
     return fit(model, plan, limit, where)
 
 
-def dtype_of(config: Any, asked: torch.dtype | str) -> torch.dtype:
+def dtype_of(config: PreTrainedConfig, asked: torch.dtype | str) -> torch.dtype:
     """The type of a model's weights: as asked for, or, where that is "auto", as its configuration says."""
     stated = getattr(config, "dtype", None) if isinstance(asked, str) else asked
     stated = getattr(torch, stated, None) if isinstance(stated, str) else stated
     return stated if isinstance(stated, torch.dtype) else torch.float32
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return meminfo("MemAvailable")
+
+
+def meminfo(field: str) -> int:
+    """A line of /proc/meminfo, in bytes; the smallest memory there is where nothing says."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 1 << 30
+    values = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
+    return int(values[field][0]) * 1024 if field in values else 1 << 30
+
+
 def parse_memory(text: str | None) -> int | None:
     """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
     if text is None:
         return None
-    from engine.capacity import Capacity
+    from engine.plan.capacity import Capacity
 
     parsed = Capacity.parse(text)
     if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:

@@ -1,37 +1,37 @@
-"""Offloading a model: `offload(model, plan) -> model`, served from host memory; a model, or the path of one."""
+"""`offload(model, plan) -> model`: the experts of a model, or of the path of one, are served from host memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from engine.decisions import cache_spec as spec_of
+from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
-from engine.plan import Plan
+from engine.plan.plan import Plan
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.cpu_lane import CpuLane, check_lane
-from engine.runtime.cuda_link import CudaLink
-from engine.runtime.disk_store import DiskStore, SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.experts import register
-from engine.runtime.forced import RandomExperts
-from engine.runtime.layout import layout_of
-from engine.runtime.loading import opened_checkpoint
-from engine.runtime.measure import free_bytes
-from engine.runtime.memory import fit, fit_checkpoint, footprint
-from engine.runtime.origin import Loaded, Origin, accumulations
+from engine.runtime.links.cuda_link import CudaLink
+from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
+from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
+from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
-from engine.runtime.state import STATE, OffloadState, check_policies
-from engine.runtime.store import ExpertStore, check_storable
-from engine.runtime.thread_link import EmulatedLink, ThreadLink
-from engine.weights import WeightFormat
+from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
+from engine.runtime.storage.host_store import HostStore, check_storable
+from engine.runtime.storage.origin import LoadedExperts, Origin, Say, accumulations
+from engine.runtime.storage.random_weights import RandomExperts
+from engine.runtime.storage.sharded_loading import opened_checkpoint
+from engine.runtime.storage.slab_layout import layout_of
+from engine.runtime.storage.store import Store
 from policies.cache import CacheSpec
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class Options(TypedDict, total=False):
@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     dtype: str
     random_experts: int | None
     hardware: HardwareProfile | None
-    say: Callable[[str], object]
+    say: Say
 
 
 @overload
@@ -54,11 +54,11 @@ def offload(model: Model, plan: Plan, **options: Unpack[Options]) -> Model: ...
 
 
 @overload
-def offload(model: str | Path, plan: Plan, **options: Unpack[Options]) -> Any: ...
+def offload(model: str | Path, plan: Plan, **options: Unpack[Options]) -> PreTrainedModel: ...
 
 
 def offload(
-    model: Any,
+    model: PreTrainedModel | str | Path,
     plan: Plan,
     *,
     device: str | torch.device | None = None,
@@ -70,8 +70,8 @@ def offload(
     dtype: str = "auto",
     random_experts: int | None = None,
     hardware: HardwareProfile | None = None,
-    say: Callable[[str], object] = lambda text: None,
-) -> Any:
+    say: Say = lambda text: None,
+) -> PreTrainedModel:
     """Serve the experts of `model` from host memory by `plan`; everything else lives on `device`.
 
     Given a checkpoint, a directory or a hub name in the local cache, it is loaded shard by shard: what is no expert
@@ -79,8 +79,8 @@ def offload(
     out of it, and it is what is returned.
 
     The model has its type, its `generate` and, bit for bit, its output (see `OffloadState` on padded
-    batches). It is for inference only from here on: no gradients, no saving. `offloaded(model)` tells what
-    happens inside, and its `close()` ends it.
+    batches). It is for inference only from here on: no gradients, no saving. `offloaded(model)` is its
+    state, whose `close()` ends it.
 
     Args:
         model: a checkpoint, or a transformers MoE model, loaded without quantisation, preferably on the CPU.
@@ -95,7 +95,7 @@ def offload(
         hardware: how fast this machine is, which a plan with `compute.cpu_experts = "auto"` weighs.
         cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
         dtype: of a checkpoint: auto (as stored), float32, bfloat16 or float16.
-        say: is told in one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
+        say: is called with one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
 
     Raises PlanError (a plan that cannot run here), CapacityError, PolicyError, HardwareError or ModelError.
     Experts are moved, or read, only after everything that can be checked beforehand has been checked.
@@ -112,7 +112,6 @@ def offload(
     if random_experts is not None and (path is not None or isinstance(model, str | Path)):
         raise PlanError("random experts lie in memory, in a model's shapes: without slabs and checkpoint")
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as files:
-        loaded: Any = model
         origin: Origin | None = None if random_experts is None else RandomExperts(random_experts)
         if isinstance(model, str | Path):
             if cache_spec is None:  # before anything is read
@@ -123,8 +122,10 @@ def offload(
                 loaded = load_slabs(model, path, dtype)
             else:
                 loaded, origin = files.enter_context(opened_checkpoint(model, dtype, target, say))
-        elif cache_spec is None:
-            plan = _fitted(loaded, plan, target, memory, on_disk=host == "disk")
+        else:
+            loaded = model
+            if cache_spec is None:
+                plan = _fitted(loaded, plan, target, memory, on_disk=host == "disk")
         layers, formats = moe_layers(loaded), (plan.weights.experts, plan.weights.attention)
         if path is None or not path.exists():
             for layer in layers if random_experts is None else ():
@@ -136,27 +137,19 @@ def offload(
         register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
-        store, accumulate = _stored(loaded, layers, formats, origin or Loaded(), path, host, target)
+        store, accumulate = _stored(loaded, layers, formats, origin or LoadedExperts(), path, host, target)
         if formats[1] is not None and not attention_bytes(loaded):
             quantise_attention(loaded, formats[1], target)
         _move_rest(loaded, target)
         if target.type == "cuda":
             store.pin()
-        # Looked up again: what a gate knows of its router is where the router now is.
+        # Looked up again: what is known of a router is on the device where it now is.
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
         state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane)
     setattr(loaded, STATE, state)
     return loaded
-
-
-def offloaded(model: nn.Module) -> OffloadState:
-    """The state of an offloaded model. ModelError for any other."""
-    state = getattr(model, STATE, None)
-    if not isinstance(state, OffloadState):
-        raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
-    return state
 
 
 def _fitted(model: nn.Module, plan: Plan, target: torch.device, memory: int | None, *, on_disk: bool) -> Plan:
@@ -182,18 +175,18 @@ def _slabs(host: str, slabs: str | Path | None) -> Path | None:
 
 
 def _stored(
-    model: nn.Module,
+    model: PreTrainedModel,
     layers: Sequence[MoeLayer],
     formats: tuple[str | None, str | None],
     origin: Origin,
     path: Path | None,
     host: str,
     target: torch.device,
-) -> tuple[ExpertStore | DiskStore, list[str]]:
-    """The experts where they shall lie, and how those of each layer add up."""
+) -> tuple[Store, list[str]]:
+    """The experts where they are to lie, and how those of each layer add up."""
     if path is None:
         accumulate = accumulations(layers, origin)
-        return ExpertStore(layers, formats[0], device=target, origin=origin), accumulate
+        return HostStore(layers, formats[0], device=target, origin=origin), accumulate
     if not path.exists():
         write_slabs(path, model, layers, origin, formats, target)
     disk = open_slabs(path, model, layers, formats)
@@ -201,29 +194,21 @@ def _stored(
     if host == "disk":
         return disk, accumulate
     with closing(disk):
-        return ExpertStore(layers, formats[0], device=target, origin=SlabExperts(disk)), accumulate
-
-
-def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
-    """Bytes of one expert of each layer as a weight format stores it, which is what capacities in bytes count."""
-    if weights is None or not WeightFormat.parse(weights).quantised:
-        return [layer.expert_bytes for layer in layers]
-    return [layout_of(layer.experts, weights).bytes for layer in layers]
+        return HostStore(layers, formats[0], device=target, origin=SlabExperts(disk)), accumulate
 
 
 def _move_rest(model: nn.Module, target: torch.device) -> None:
-    """Move all but the experts: `model.to` would stumble over parameters that have shapes and no storage."""
+    """Move all but the experts: `model.to` fails on parameters that have shapes and no storage."""
     try:
         model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(target))  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError as error:
         raise HardwareError(f"{target} cannot hold the model beside its experts: give them less capacity") from error
 
 
-def _device(model: Any, device: str | torch.device | None) -> torch.device:
-    if device is None and not isinstance(model, nn.Module):
-        return torch.device("cpu")
+def _device(model: nn.Module | str | Path, device: str | torch.device | None) -> torch.device:
     if device is None:
-        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
     try:
         target = torch.device(device)
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from engine.runtime.layout import Layout, aligned
+from engine.runtime.storage.slab_layout import Layout, aligned
 from tracekit.errors import HardwareError
 
 
@@ -31,7 +31,7 @@ class SlotPool:
         return self._buffer[slot, :size]
 
     def views(self, slot: int, layout: Layout) -> dict[str, Tensor]:
-        """The tensors of the expert in `slot`, as it is stored: the same tensors whoever moves in."""
+        """The tensors of the expert in `slot`, as it is stored: the same tensors for every expert of this layout."""
         # By identity: a layout's hash goes through all of its fields, at each expert of each token.
         key = (slot, id(layout))
         found = self._views.get(key)

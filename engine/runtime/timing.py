@@ -1,4 +1,4 @@
-"""When each step and each visit ran, on the host's clock."""
+"""`Timings`: when each step and each visit ran, on the host's clock."""
 
 from dataclasses import dataclass, field
 from time import perf_counter_ns

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from engine import tables
-from engine.weights import WeightFormat
+from engine.plan.weights import WeightFormat
+from tracekit import named_toml
 from tracekit.errors import PlanError, ShapeError
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -245,12 +245,12 @@ def _plain(dense: WeightFormat) -> int:
 
 def shape_names() -> tuple[str, ...]:
     """Names of the shipped model shapes, sorted."""
-    return tables.names("engine.shapes", "models")
+    return named_toml.names("engine.shapes", "models")
 
 
 def load_shape(name_or_path: str | os.PathLike[str]) -> ModelShape:
     """A shipped shape by name, or a user's TOML file by path. ShapeError, one line, for anything else."""
-    return tables.load(
+    return named_toml.load(
         name_or_path,
         ModelShape,
         what="model shape",

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.hardware import HardwareProfile
+from engine.hardware.roofline import Roofline, ceil_ns, token_ps
+from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
-from engine.weights import WeightFormat
 from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
-
-SECOND = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Costs:
     layer_overhead_ns: int
     readback_ns: int
     predict_ns: np.ndarray
-    """The plan's fitted predictors at a visit (engine.predictor_costs)."""
+    """The plan's fitted predictors at a visit (engine.replay.predictor_costs)."""
     predict_token_ps: int
     step_ns: int
     """Once a step: fixed overhead, head and layers without experts."""
@@ -153,10 +152,7 @@ def model_costs(
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
-    Roofline model: work takes the longer of its memory traffic and its arithmetic. Quantised experts are expanded
-    to 16 bits before use (as HQQ does): a kernel of its own reads them and writes the expanded weights, which the
-    arithmetic then reads; it takes what the profile says of it, else what its traffic takes. The CPU lane reads
-    weights as they are stored.
+    Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
     `cpu_experts` is the plan's `compute.cpu_experts`. `stored` is the format that the trace's experts are in already,
     as an engine stores them: its bytes are what a load copies. Raises PlanError, HardwareError.
@@ -172,15 +168,15 @@ def model_costs(
         )
     word = stored or experts_format
     weight_format = None if word is None else WeightFormat.parse(word)
-    quantised = weight_format is not None and weight_format.quantised
+    bits = weight_format.bits if weight_format is not None and weight_format.quantised else None
     if shape is None:
         model = _Model(manifest.expert_params or [size // 2 for size in expert_bytes])
     else:
         model = _shaped(manifest, shape, attention_format)
-    expanded = [2 * count if quantised else 0 for count in model.expert_params]
-    sizes = list(zip(expert_bytes, expanded, strict=True))
-    arithmetic = 2 * max(model.expert_params) * 1000 * SECOND
-    device, overhead, disk = hardware.device, hardware.overhead, hardware.disk
+    sizes = list(zip(expert_bytes, model.expert_params, strict=True))
+    experts = [hardware.expert(size, params, bits) for size, params in sizes]
+    on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
+    overhead, disk = hardware.overhead, hardware.disk
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
     def each(times: list[int]) -> np.ndarray:
@@ -188,17 +184,12 @@ def model_costs(
 
     return Costs(
         dense_ns=each([hardware.compute_ns(0, model.dense_bytes)] * len(expert_bytes)),
-        expert_ns=each([hardware.compute_ns(0, wide or size) for size, wide in sizes]),
-        dequant_ns=each(
-            [
-                hardware.expand_ns(weight_format.bits, wide // 2, size + wide) if weight_format and wide else 0
-                for size, wide in sizes
-            ]
-        ),
-        expert_token_ps=-(-arithmetic // device.compute_flops_per_s),
+        expert_ns=each([one.read_ns for one in experts]),
+        dequant_ns=each([one.expand_ns for one in experts]),
+        expert_token_ps=max(one.token_ps for one in experts),
         expert_overhead_ns=overhead.per_expert_ns,
-        dense_token_ps=-(-2 * model.dense_params * 1000 * SECOND // device.compute_flops_per_s),
-        context_ps=-(-model.kv_bytes * 1000 * SECOND // device.memory_bandwidth_bytes_per_s),
+        dense_token_ps=token_ps(model.dense_params, hardware.device.compute_flops_per_s),
+        context_ps=ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s),
         copy_overhead_ns=overhead.per_copy_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
@@ -215,9 +206,9 @@ def model_costs(
         read_ns=each([0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
         slowdown_percent=0 if disk is None else disk.link_slowdown_percent,
         cpu=int(cpu is not None),
-        cpu_expert_ns=each([0 if cpu is None else cpu.read_ns(size) for size in expert_bytes]),
-        cpu_token_ps=0 if cpu is None else -(-arithmetic // cpu.compute_flops_per_s),
-        cpu_overhead_ns=0 if cpu is None else cpu.per_expert_ns + cpu.transfer_ns,
+        cpu_expert_ns=each([one.read_ns for one in on_cpu]),
+        cpu_token_ps=max(one.token_ps for one in on_cpu),
+        cpu_overhead_ns=on_cpu[0].fixed_ns,
         scale=model.scale,
         notes=model.notes,
     )

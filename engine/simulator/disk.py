@@ -3,8 +3,8 @@
 from numba import njit
 
 from engine.simulator.log import DISK_READ, note
+from engine.simulator.machine_state import DISK, DISK_BUSY, HOST_USED
 from engine.simulator.options import INLINED, OPTIONS
-from engine.simulator.state import DISK, DISK_BUSY, HOST_USED
 from policies.events import KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 

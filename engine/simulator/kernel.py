@@ -20,10 +20,10 @@ from engine.simulator.lanes import (
 )
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
+from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
 from engine.simulator.options import OPTIONS
 from engine.simulator.plain import count, plain_visit, undisturbed
-from engine.simulator.state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
-from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT, STREAM
+from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 USEFUL, LATE, WASTED = range(3)
 """What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
@@ -112,7 +112,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             while e < end:
                 event = code[np.uint64(e)]
                 kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
-                if kind <= STREAM:
+                if kind <= BYPASS:
                     now, cpu, blocked = serve(machine, costs, booked, log, visit, event, now, cpu, blocked)
                 elif kind == PREFETCH:
                     enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)

@@ -6,8 +6,8 @@ from numba import njit
 
 from engine.simulator.link import place, start
 from engine.simulator.log import COPY, COPY_DEMAND, CPU_EXPERT, EXPERT, WAIT, note
+from engine.simulator.machine_state import CPU_BUSY
 from engine.simulator.options import INLINED
-from engine.simulator.state import CPU_BUSY
 from policies.events import KEY_MASK, KIND_SHIFT, LOAD, SLOT_MASK, SLOT_SHIFT
 
 CAUSES = ("dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu")

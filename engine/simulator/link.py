@@ -3,8 +3,7 @@
 from numba import njit
 
 from engine.simulator.log import COPY, COPY_AHEAD, COPY_LATE, note
-from engine.simulator.options import INLINED, OPTIONS
-from engine.simulator.state import (
+from engine.simulator.machine_state import (
     AHEAD,
     BEGUN,
     DISK,
@@ -21,6 +20,7 @@ from engine.simulator.state import (
     WAITING,
     WIRE,
 )
+from engine.simulator.options import INLINED, OPTIONS
 
 
 @njit(**INLINED)

@@ -10,8 +10,8 @@ import numpy as np
 from numba import njit
 
 from engine.simulator.lanes import DEQUANTISATION, EXPERTS, OVERHEAD, STALL_DEMAND
+from engine.simulator.machine_state import AHEAD, LINK_BUSY, WAITING
 from engine.simulator.options import INLINED
-from engine.simulator.state import AHEAD, LINK_BUSY, WAITING
 from policies.events import EVICT, HIT_PREFETCHED, KIND_SHIFT, LOAD
 
 FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT

@@ -42,7 +42,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.kernel import LATE, USEFUL, WASTED, run
 from engine.simulator.lanes import CAUSES, STALLS
 from engine.simulator.log import COLUMNS, make_log
-from engine.simulator.state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, cost_arrays, make_state
+from engine.simulator.machine_state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, cost_arrays, make_state
 from policies.events import Events
 from tracekit.demand import Demand
 

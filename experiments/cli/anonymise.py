@@ -9,29 +9,33 @@ import typer
 def command(
     trace: Annotated[Path, typer.Argument(help="a trace directory")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
-    model: Annotated[str | None, typer.Option("--model", help="a name in place of the model's")] = None,
-    relabel: Annotated[
-        bool, typer.Option("--relabel", help="number each layer's experts anew, at random and for good")
-    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="what the model is called then; else nothing names it")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="of the experts' new numbers; else nobody can draw them again")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
 ) -> None:
-    """Leave out what may tell of texts, people and files: token ids, digests of prompts, seeds, names in notes.
+    """Drop what tells of texts, people, models and files, and number each layer's experts anew.
 
-    Whoever holds the model may still guess tokens from the experts that they chose: --relabel prevents that, and leaves
-    every replay as it was whose policy does not look at an expert's number. Numbers of traces relabelled apart do not
-    match: merge them first. Lengths of prompts and answers remain.
+    Token ids, digests of prompts, seeds, the model's name and notes that may hold names go. Who holds the model could
+    still guess tokens from the experts they chose: so experts get new numbers, drawn by --seed, which is then a secret.
+    One seed numbers all traces of a model alike. Replays stay as they were, whatever the policy, unless it decides
+    ties by an expert's number. Lengths of prompts and answers remain.
 
-    Example: tracekit anonymise my.trace --relabel --output public.trace
+    Example: tracekit anonymise my.trace --output public.trace
     """
     import numpy as np
 
     from experiments.cli import console
     from experiments.cli import traces as printed
     from tracekit.edit import anonymise
+    from tracekit.edit.anonymise import NAMELESS
     from tracekit.trace import Trace
 
     opened = Trace.open(trace)
-    generator = np.random.default_rng() if relabel else None  # seeded by the system: nobody can draw it again
+    rng = np.random.default_rng(seed)
     with console.progress("anonymising", opened.tokens) as advance:
-        written = anonymise(opened, output, model=model, relabel=generator, progress=advance)
+        written = anonymise(opened, output, rng, model=model or NAMELESS, progress=advance)
     printed.emit(written, json=json)

@@ -50,10 +50,10 @@ def command(
     check_output(output, force=force)
     if disk is not None and not disk.is_dir():
         raise HardwareError(f"--disk {disk} is no directory: give one on the disk that slabs are to lie on")
-    from engine.plan import plan_from_dict
+    from engine.plan.plan import plan_from_dict
     from engine.runtime import offload, offloaded
-    from engine.runtime.machine import STAGES, calibrate_machine, summary
-    from experiments.reference_model import CHECKPOINTS, NAMES
+    from engine.runtime.calibration.machine_profile import STAGES, calibrate_machine, summary
+    from experiments.demo.reference_models import CHECKPOINTS, NAMES
     from tracekit.recorder.models import find_model, load_tokenizer, parse_device, parse_dtype
     from tracekit.recorder.prompts import Prompt, encode_prompts
 

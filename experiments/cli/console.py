@@ -2,15 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
+from tracekit.progress import Advance, progress
 
-class Advance(Protocol):
-    """Reports that `amount` more of the work is done."""
-
-    def __call__(self, amount: float = 1) -> None: ...
+__all__ = ["Advance", "emit_json", "progress", "table"]
 
 
 def emit_json(value: Any) -> None:
@@ -33,40 +30,3 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     # Piped output has no width of its own: let the table be as wide as its content.
     console = Console() if sys.stdout.isatty() else Console(width=10_000)
     console.print(drawn, markup=False)
-
-
-@contextmanager
-def progress(description: str, total: int | None) -> Iterator[Advance]:
-    """A progress bar with rate and remaining time on stderr, if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda amount=1: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class _Rate(ProgressColumn):
-        """How much is done per second."""
-
-        def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount=1: bar.advance(task, amount)

@@ -28,9 +28,9 @@ def command(
     """
     import msgspec
 
+    from engine.curves.curve import curve, sizes
     from experiments.cli import console
     from experiments.cli.results import percent
-    from experiments.curve import curve, sizes
     from tracekit import Trace
     from tracekit.errors import PolicyError
 

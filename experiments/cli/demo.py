@@ -26,7 +26,7 @@ def command(
         typer.echo(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
 
     say("importing")
-    from experiments.demo import HARDWARE, SHAPE, run_demo
+    from experiments.demo.chain import HARDWARE, SHAPE, run_demo
 
     result = run_demo(output, say)
     say("done")

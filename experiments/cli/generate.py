@@ -61,7 +61,7 @@ def command(
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
     from engine.hardware import load_hardware
-    from engine.plan import Plan
+    from engine.plan.plan import Plan
     from experiments.cli import console
     from experiments.cli.links import emulated_link
     from experiments.cli.plans import plan_from_options
@@ -79,7 +79,7 @@ def command(
 
     from engine.runtime import offload, offloaded
     from engine.runtime.memory import fit_checkpoint, parse_memory
-    from experiments.generate import generate
+    from experiments.generation import generate
     from tracekit.recorder.models import empty_model, find_model, load_config, load_tokenizer
     from tracekit.recorder.prompts import encode_prompts
     from tracekit.recorder.recorder import check_fit

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.plan import Plan, load_plan, plan_from_dict
+from engine.plan.plan import Plan, load_plan, plan_from_dict
 from tracekit.errors import PlanError
 
 

@@ -110,7 +110,7 @@ def _run(
     if plan is None:
         loaded, tokenizer = load_model(model, dtype, device, trust)
     else:
-        from engine.plan import load_plan
+        from engine.plan.plan import load_plan
         from engine.runtime import offload, offloaded
         from tracekit.recorder.models import find_model, load_tokenizer, parse_device
 

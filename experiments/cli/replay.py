@@ -75,8 +75,8 @@ def command(
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
-    from engine.eventlog import EventLog
-    from engine.replay import replay, replay_passes
+    from engine.replay.event_log import EventLog
+    from engine.replay.replay import replay
     from experiments.cli import console
     from experiments.cli.plans import plan_from_options
     from tracekit import Trace
@@ -115,7 +115,7 @@ def command(
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
     window = None
     if timeline is not None:
-        from experiments.timeline import save_timeline, timeline_window
+        from engine.replay.chrome_trace import save_timeline, timeline_window
 
         window = timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
     listeners, finished = [], []
@@ -123,23 +123,19 @@ def command(
         if events is not None:
             listeners.append(stack.enter_context(EventLog(events, opened, chosen)).append)
         if steps is not None:
-            from engine.steplog import StepLog
+            from engine.replay.step_log import write_steps
 
-            step_log = StepLog(opened)
-            listeners.append(step_log.count)
-            finished.append(lambda done: step_log.write(steps, done))
+            finished.append(lambda done: write_steps(steps, opened, done))
         if timeline is not None:
             finished.append(lambda done: save_timeline(timeline, opened, done, chosen, hardware))
-        passes = replay_passes(opened, chosen, timed=hardware is not None, bounds=bounds)
-        advance = stack.enter_context(console.progress("replaying", passes * opened.tokens))
         result = replay(
             opened,
             chosen,
             hardware,
-            shape=model_shape,
+            model_shape=model_shape,
             bounds=bounds,
             allow_fitted=allow_fitted,
-            progress=advance,
+            progress=True,
             on_events=every(listeners),
             on_done=every(finished),
             log=window,

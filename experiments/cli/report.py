@@ -24,7 +24,7 @@ def command(
     """
     from experiments.cli import console
     from experiments.report import write_figures, write_report
-    from experiments.study.drawing import report_content
+    from experiments.study.study_content import report_content
     from experiments.study.validated import read_validation
 
     content = report_content(study, read_validation(study, validation))

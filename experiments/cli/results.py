@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engine.result import Estimates, Regret, Result
+from engine.replay.result import Estimates, Regret, Result
 
 
 def percent(ratio: float) -> str:
@@ -24,7 +24,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         ("hits", f"{result.hits}{prefetched}"),
         ("hit ratio", percent(result.hit_ratio)),
         ("hit ratio, decode", percent(result.phases.decode.hit_ratio)),
-        ("demand loads", f"{result.misses} ({result.streams} streamed)"),
+        ("demand loads", f"{result.misses} ({result.bypasses} bypassed)"),
         ("prefetches", str(result.prefetches)),
     ]
     if result.bytes_loaded is not None:

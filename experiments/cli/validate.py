@@ -80,8 +80,8 @@ def command(
     profile = None if hardware is None else load_hardware(hardware)
     link = emulated_link(emulate_link)
     from engine.runtime.memory import fit_checkpoint, parse_memory
-    from experiments.forced import validate_routing
-    from experiments.validate import validate
+    from experiments.validation.forced import validate_routing
+    from experiments.validation.validate import validate
     from tracekit import Trace
 
     chosen = fit_checkpoint(
@@ -123,7 +123,7 @@ def command(
             progress=progress,
         )
     if report is not None:
-        from experiments.validation_report import write
+        from experiments.validation.page import write
 
         write(report, result, command_line(context))
     if json:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.foresight import Scores
+from engine.decisions.foresight import Scores
 from policies.learned.arithmetic import UNIT
 from policies.learned.artefact import Artefact
 from policies.learned.session import Session

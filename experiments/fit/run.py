@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from engine.foresight import Scores
+from engine.decisions.foresight import Scores
 from experiments.fit.data import FAR, make_data, vocabulary
 from experiments.fit.export import export
 from experiments.fit.judge import judge_predictor, measure_visit

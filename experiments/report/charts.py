@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 
 from experiments.report.content import CurvePoint, HeatMap, PolicyRow, Validation
-from experiments.report.tables import by_speed, percent, rate
+from experiments.report.html_tables import by_speed, percent, rate
 
 # Okabe & Ito, "Color Universal Design" (2008), less black and yellow: each vanishes on one of the grounds.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -7,7 +7,7 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 
-from experiments.report import charts, study, tables
+from experiments.report import charts, html_tables, study
 from experiments.report.charts import Chart, Look
 from experiments.report.content import PolicyRow, ReportContent, Validation
 from experiments.report.parts import chart_of as _chart
@@ -58,24 +58,26 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         sections.append(_section("policies", "Policies", _policies(content.rows)))
     if any(row.tokens_per_second is not None for row in content.rows):
         chart = charts.speeds(content.rows, look)
-        sections.append(_figure("speed", "Tokens per second", chart, tables.speed_table(content.rows), drawn))
+        sections.append(_figure("speed", "Tokens per second", chart, html_tables.speed_table(content.rows), drawn))
     for index, setting in enumerate(content.settings):
         sections += study.sections(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
         chart = charts.curves(found.points, look)
         shown = {point.policy: look[point.policy] for point in found.points}
-        figure = _chart(f"curves-{index}", chart, tables.curve_table(found.points), drawn, _legend(shown), found.again)
+        figure = _chart(
+            f"curves-{index}", chart, html_tables.curve_table(found.points), drawn, _legend(shown), found.again
+        )
         title = "Hit ratio against cache size" if not index else ""
         sections.append(_section(f"sizes-{index}", title, f'<h3 class="model">{escape(found.title)}</h3>{figure}'))
     if content.curves:
         chart = charts.curves(content.curves, look)
         shown = {point.policy: look[point.policy] for point in content.curves}
-        numbers = tables.curve_table(content.curves)
+        numbers = html_tables.curve_table(content.curves)
         title = "Hit ratio against cache size"
         sections.append(_figure("curves", title, chart, numbers, drawn, legend=_legend(shown)))
     for index, heat in enumerate(content.heat_maps):
         title = "Which experts are used" if not index else ""
-        figure = _chart(f"heat-{index}", charts.heat(heat), tables.heat_table(heat), drawn, "", heat.again)
+        figure = _chart(f"heat-{index}", charts.heat(heat), html_tables.heat_table(heat), drawn, "", heat.again)
         figure = f'<h3 class="model">{escape(heat.model)}</h3>{figure}'
         sections.append(_section(f"experts-{index}", title, figure))
     if content.validation is not None:
@@ -109,20 +111,20 @@ def _header(content: ReportContent) -> str:
 
 def _lede(rows: tuple[PolicyRow, ...]) -> str:
     """What a reader wants to know first: the best that needs no foresight, and how far from its bound."""
-    labelled = list(zip(tables.row_labels(rows), rows, strict=True))
+    labelled = list(zip(html_tables.row_labels(rows), rows, strict=True))
     real = [(label, row) for label, row in labelled if not row.is_bound]
     if not real:
         return ""
     timed = [(label, row) for label, row in real if row.tokens_per_second is not None]
     if not timed:
         label, row = max(real, key=lambda pair: pair[1].hit_ratio)
-        shown = tables.percent(row.hit_ratio)
+        shown = html_tables.percent(row.hit_ratio)
         return f"The highest hit ratio without foresight is <b>{shown}</b>, by <b>{escape(label)}</b>."
     label, row = max(timed, key=lambda pair: pair[1].tokens_per_second or 0)
     speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
-    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{tables.rate(speed)} tokens/s</b>"
+    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{html_tables.rate(speed)} tokens/s</b>"
     if bound:
-        text += f", {tables.percent(speed / bound)} of what clairvoyant decisions would allow with that cache"
+        text += f", {html_tables.percent(speed / bound)} of what clairvoyant decisions would allow with that cache"
     return text + "."
 
 
@@ -134,13 +136,13 @@ def _policies(rows: tuple[PolicyRow, ...]) -> str:
     )
     if any(row.is_bound for row in rows):
         text += " Rows marked bound know the future, and no machine can run them."
-    return f"<p>{text}</p>\n{tables.policy_table(rows)}"
+    return f"<p>{text}</p>\n{html_tables.policy_table(rows)}"
 
 
 def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:
-    error, limit = tables.percent(validation.time_error_median), validation.time_error_limit
+    error, limit = html_tables.percent(validation.time_error_median), validation.time_error_limit
     timely = None if limit is None else validation.time_error_median <= limit
-    allowed = "" if limit is None else f" (allowed: {tables.percent(limit)})"
+    allowed = "" if limit is None else f" (allowed: {html_tables.percent(limit)})"
     same = {True: "identical, ", False: "different, "}
     decisions = f"{same[validation.decisions_identical]}{validation.decisions:,} entries"
     compared = validation.tokens_identical
@@ -155,7 +157,7 @@ def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:
     headline = "Simulation and engine decide alike" if validation.holds else "Simulation and engine do not agree"
     headline += f"; the time of a step is off by {error} in the median."
     state = "yes" if validation.holds else "no"
-    numbers = tables.validation_table(validation)
+    numbers = html_tables.validation_table(validation)
     parts = [
         f'<p class="verdict {state}">{headline}</p>',
         f'<ul class="checks">{"".join(items)}</ul>',

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from experiments.report import charts, study_charts, tables
+from experiments.report import charts, html_tables, study_charts
 from experiments.report.charts import Chart, Look
 from experiments.report.content import Setting
 from experiments.report.parts import chart_of, legend, section
@@ -22,7 +22,7 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     fitting = [row for row in timed if setting.fits(row)] or timed
     if fitting:
         chart = charts.speeds(fitting, look)
-        table = tables.speed_table(fitting[:MOST_ROWS])
+        table = html_tables.speed_table(fitting[:MOST_ROWS])
         figure = chart_of(f"speed-{index}", chart, table, drawn, legend(looks), again.get("speed", ""))
         heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
         found.append(section("", "", f"<h3>{heading}</h3>{figure}"))
@@ -64,7 +64,7 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
             "prefetch brought. The bound is what no policy can beat with that cache on that machine; rows marked bound "
             f"know the future.{count}"
         )
-        table = f"<details><summary>Every plan</summary><p>{text}</p>{tables.policy_table(shown)}</details>"
+        table = f"<details><summary>Every plan</summary><p>{text}</p>{html_tables.policy_table(shown)}</details>"
         found.append(section("", "", table))
     return found
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import altair as alt
 
-from experiments.bars import COLOURS, LANES
-from experiments.report import tables
+from engine.replay.bars import COLOURS, LANES
+from experiments.report import html_tables
 from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, shown
 from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
-from experiments.report.tables import number, percent, rate, row_labels, size, table
+from experiments.report.html_tables import number, percent, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
 CAUSES = {
@@ -232,7 +232,7 @@ def timeline_table(found: TokenTimeline) -> str:
         [
             escape(bar.lane),
             escape(bar.kind),
-            escape(bar.label) or tables.NONE,
+            escape(bar.label) or html_tables.NONE,
             str(bar.layer),
             number(bar.begin, f"{bar.begin:.3f}"),
             number(bar.end, f"{bar.end:.3f}"),
@@ -249,8 +249,8 @@ def search_table(rounds: Sequence[SearchRound]) -> str:
         [
             f"first {percent(found.share)}",
             *(f"{count:,}" for count in (found.plans, found.kept, found.pruned, found.too_large, found.failed)),
-            escape(found.last_kept) or tables.NONE,
-            escape(found.first_pruned) or tables.NONE,
+            escape(found.last_kept) or html_tables.NONE,
+            escape(found.first_pruned) or html_tables.NONE,
         ]
         for found in rounds
     ]

@@ -4,31 +4,24 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.hardware import HardwareProfile
-from engine.plan import Plan
+from engine.plan.plan import Plan
 from engine.shapes import ModelShape
 from experiments.study.grid import Study
-from policies.compiled import source_modules
+from experiments.study.sources import policies_digest, sources_digest
 from policies.learned.artefact import CARD
-from policies.registry import eviction_policy, prefetcher
 from tracekit import Trace
 from tracekit.errors import PlanError
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
+from tracekit.version import own_version
 
 RESULTS = 1
 """Version of what a cell's row means."""
-SOURCES = (
-    *("tracekit", "tracekit/stats", "policies", "policies/learned"),
-    *("engine", "engine/hardware", "engine/shapes", "engine/simulator", "engine/stack"),
-    "experiments/study",
-)
-"""Folders of the source that rows follow from; the policies of a plan are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,7 @@ class Routing:
             from tracekit.batched import batched
 
             trace = batched(trace, self.batch)
-        return trace if self.steps is None else PrefixTrace(trace, self.steps)
+        return trace if self.steps is None else first_steps(trace, self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +83,7 @@ def cell_key(
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
     for table, name in (("eviction", "policy"), ("prefetch", "predictor")):
-        tables[table][name] = tables[table][name].rpartition("/")[2]
+        tables[table][name] = str(tables[table][name]).rpartition("/")[2]
     meaning: dict[str, Any] = {
         "results": RESULTS,
         "version": own_version(),
@@ -107,14 +100,6 @@ def cell_key(
     return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
 
-def own_version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return version("moe-tracekit")
-    except PackageNotFoundError:
-        return "not installed"
-
-
 @cache
 def _profile_digest(path: str) -> str:
     return Trace.open(path).digest
@@ -128,31 +113,10 @@ def _artefact_digest(path: str) -> str:
         raise PlanError(f"predictor {path}: {error.strerror or error}; tracekit fit makes one") from None
 
 
-@cache
-def sources_digest() -> str:
-    """A digest of the source that replays, times and bounds: what an edited simulator finds is another result."""
-    home = Path(__file__).resolve().parents[2]
-    found = hashlib.sha256(policies_digest("belady-bypass", "none").encode())  # it decides the bounds
-    for path in sorted(path for folder in SOURCES for path in (home / folder).glob("*.py")):
-        found.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
-
-
-@cache
-def policies_digest(eviction: str, predictor: str) -> str:
-    """A digest of every source file that decides under these two policies: an edited policy is another one."""
-    found = hashlib.sha256()
-    for module in source_modules((eviction_policy(eviction), prefetcher(predictor))):
-        if module.__file__ is None:
-            raise PlanError(f"policy module {module.__name__} has no source file")
-        found.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
-    return found.hexdigest()
-
-
 def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells in groups that may share decisions: those of one routing whose plans differ in weights or lane alone.
 
-    Whether they do share them depends on sizes, which `experiments.study.measure` looks at.
+    Whether they do share them depends on sizes, which `experiments.study.cell_results` looks at.
     """
     found: dict[tuple[Routing, bytes], list[Cell]] = {}
     for cell in cells:

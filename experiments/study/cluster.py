@@ -12,9 +12,9 @@ from functools import cache, partial
 from multiprocessing import resource_tracker
 from typing import Any
 
-from experiments.study.cells import sources_digest
+from experiments.study.shared import SharedRoutings
+from experiments.study.sources import sources_digest
 from experiments.study.workers import Item, Work, cores
-from experiments.study.workshop import Workshop
 from tracekit.errors import StudyError
 
 IN_FLIGHT = 4  # tasks for each thread of the cluster
@@ -119,10 +119,10 @@ def at_worker(work: Work, sources: str, item: Any) -> Any:
     """Runs on a worker, whose source must be the one that names the results."""
     if sources != sources_digest():
         raise StudyError("a Dask worker has another version of moe-tracekit: install the same everywhere")
-    return work(workshop(), item, None)
+    return work(shared_here(), item, None)
 
 
 @cache
-def workshop() -> Workshop:
+def shared_here() -> SharedRoutings:
     """What this process's tasks share."""
-    return Workshop()
+    return SharedRoutings()

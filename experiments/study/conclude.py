@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from engine.plan import Plan, plan_from_dict
-from experiments.ranking import in_words, rank_plans
-from experiments.statistics import Comparison, Quantity, compare, judge
+from engine.plan.plan import Plan, plan_from_dict
+from experiments.statistics.comparison import Comparison, Quantity, compare, judge
+from experiments.statistics.ranking import in_words, rank_plans
 from experiments.study.grid import Objective, Study, plan_name
 from experiments.study.notes import left_out, no_winner, notes, plans
 

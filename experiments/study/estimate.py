@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.decisions import iter_hints
+from engine.decisions.hints import iter_hints
+from engine.replay.passes import run
+from experiments.study.cell_results import setting_of
 from experiments.study.cells import Cell, groups
-from experiments.study.measure import prepared
-from experiments.study.passes import time_all
-from experiments.study.workshop import Bench, Workshop
+from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.registry import prefetcher
 from tracekit.demand import Demand
 from tracekit.errors import TracekitError
@@ -33,7 +33,7 @@ def estimate(cells: Sequence[Cell]) -> Estimate:
 
     What is done once for many passes comes on top: bounds, ranking lookahead, verdicts.
     """
-    workshop = Workshop()
+    shared = SharedRoutings()
     work = groups(cells)
     found: dict[Any, float | None] = {}
     known = []
@@ -41,30 +41,30 @@ def estimate(cells: Sequence[Cell]) -> Estimate:
         plan = group[0].plan
         kind = (group[0].routing, plan.eviction.policy, plan.prefetch.predictor, plan.prefetch.count, len(group))
         if kind not in found and len(found) < MOST_KINDS:
-            found[kind] = seconds_of(workshop, group)
+            found[kind] = seconds_of(shared, group)
         seconds = found.get(kind)
         if seconds is not None:
             known.append(seconds)
     return Estimate(len(work), len(cells), sum(known) * len(work) / len(known) if known else None)
 
 
-def seconds_of(workshop: Workshop, group: Sequence[Cell]) -> float | None:
+def seconds_of(shared: SharedRoutings, group: Sequence[Cell]) -> float | None:
     """About how long a group takes, from ever more of its pieces; None where it cannot be replayed."""
     ready = []
     try:
-        bench = workshop.bench(group[0].routing)
+        routing = shared.of(group[0].routing)
         for cell in group:
-            ready.append(prepared(bench, cell))
-        pieces = bench.demands if bench.demands is not None else bench.beginning()
+            ready.append(setting_of(routing, cell))
+        pieces = routing.demands if routing.demands is not None else routing.beginning()
         if not pieces:
             return None
-        spec, targets = ready[0][0], [target for _, target in ready]
+        spec, targets = ready[0].spec, [setting.target for setting in ready]
         reads_lookahead = prefetcher(spec.prefetch).reads == "lookahead"
-        hints = list(iter_hints(bench.trace, spec, pieces[:MOST_PIECES])) if reads_lookahead else None
+        hints = list(iter_hints(routing.trace, spec, pieces[:MOST_PIECES])) if reads_lookahead else None
 
         def seconds(count: int) -> float:
             start = time.perf_counter()
-            time_all(bench.trace, spec, targets, bench.course, pieces[:count], None, hints)
+            run(routing.trace, spec, targets, steps=routing.requests.steps, demands=pieces[:count], hints=hints)
             return time.perf_counter() - start
 
         seconds(1)  # compiles, or reads what was compiled
@@ -72,12 +72,12 @@ def seconds_of(workshop: Workshop, group: Sequence[Cell]) -> float | None:
         most = min(len(pieces), MOST_PIECES)
         while (took := seconds(count)) < SAMPLE_S and count < most:
             count = min(4 * count, most)
-        return took * all_pieces(bench, pieces) / count
+        return took * all_pieces(routing, pieces) / count
     except TracekitError:
         return None
 
 
-def all_pieces(bench: Bench, known: Sequence[Demand]) -> float:
+def all_pieces(routing: SharedRouting, known: Sequence[Demand]) -> float:
     """How many pieces of this size the routing has."""
     steps = sum(piece.steps for piece in known)
-    return len(known) * len(bench.course.phase) / max(steps, 1)
+    return len(known) * len(routing.requests.steps.phase) / max(steps, 1)

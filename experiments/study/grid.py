@@ -22,22 +22,22 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from engine.capacity import Capacity
 from engine.hardware import HardwareProfile, load_hardware
-from engine.plan import Plan, PrefetchPlan, plan_from_dict
+from engine.plan.capacity import Capacity
+from engine.plan.plan import Plan, PrefetchPlan, plan_from_dict
 from engine.shapes import ModelShape, load_shape
-from engine.tables import convert, read_toml
 from policies.cache import allocated
 from policies.fields import Layout
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import StudyError, TracekitError, did_you_mean
+from tracekit.named_toml import convert, read_toml
 
 MOST_CELLS = 1_000_000
 Objective = Literal["tokens_per_second", "p99", "bytes"]
 
 
 class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`statistics`: how plans are compared (experiments.statistics)."""
+    """`statistics`: how plans are compared (experiments.statistics.comparison)."""
 
     level: float = 0.95
     resamples: int = 2000

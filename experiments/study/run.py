@@ -9,24 +9,25 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from engine.advice import DOES_NOT_FIT
-from engine.passes import run
-from engine.regret import find_regret
-from engine.stack import STACK_CURVES
+from engine.curves.stack_curve import STACK_CURVES
+from engine.replay.advice import DOES_NOT_FIT
+from engine.replay.passes import run
+from engine.replay.regret import find_regret
 from experiments.study import store as files
-from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups, own_version
+from experiments.study.cell_results import described, measure, setting_of
+from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
 from experiments.study.conclude import SETTING as NAMED
 from experiments.study.conclude import conclude, fitting_rows
 from experiments.study.grid import Study
-from experiments.study.measure import costs_of, described, measure
 from experiments.study.notes import left_out, where
-from experiments.study.pictures import expert_rows, timeline_rows, winners
 from experiments.study.schema import CURVES, EXPERTS, REGRET, SCHEMA, SEARCH, TIMELINE
 from experiments.study.search import search, told, words
+from experiments.study.shared import SharedRoutings
 from experiments.study.store import Store
+from experiments.study.winner_timelines import expert_rows, timeline_rows, winners
 from experiments.study.workers import Workers
-from experiments.study.workshop import Workshop
 from tracekit.errors import TracekitError
+from tracekit.version import own_version
 
 CURVE_POINTS = 64
 Say = Callable[[float], object]
@@ -109,18 +110,18 @@ def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
 
 
 def curve_rows(
-    workshop: Workshop, task: tuple[Routing, Any, bool | None], on_piece: object = None
+    shared: SharedRoutings, task: tuple[Routing, Any, bool | None], on_piece: object = None
 ) -> list[dict[str, Any]]:
     """The curves of one routing."""
     routing, scope, asked = task
-    bench = workshop.bench(routing)
-    if not bench.bounded(asked) or bench.trace.tokens == 0:
+    known = shared.of(routing)
+    if not known.bounded(asked) or known.trace.tokens == 0:
         return []
-    per_layer = bench.trace.manifest.experts_per_layer
+    per_layer = known.trace.manifest.experts_per_layer
     most = max(per_layer) if scope == "layer" else sum(per_layer)
     rows = []
     for policy in STACK_CURVES:
-        curve = bench.curve(policy, scope)
+        curve = known.curve(policy, scope)
         for slots in sorted({int(size) for size in np.linspace(0, most, min(CURVE_POINTS, most) + 1).round()}):
             hits, lookups = curve.hits[:, slots], curve.lookups
             held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
@@ -159,10 +160,12 @@ def _regrets(study: Study, store: Store, cells: Sequence[Cell], rows: pl.DataFra
     return order.join(store.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
 
 
-def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | None = None) -> dict[str, Any] | None:
+def regret_row(
+    shared: SharedRoutings, cell: Cell, on_piece: Callable[[], object] | None = None
+) -> dict[str, Any] | None:
     """One cell's regret; None where it cannot be told, or the trace is too long for it."""
-    bench = workshop.bench(cell.routing)
-    if not bench.bounded(cell.bounds) or cell.machine is None:
+    known = shared.of(cell.routing)
+    if not known.bounded(cell.bounds) or cell.machine is None:
         return None
 
     def progress(tokens: int) -> None:
@@ -170,10 +173,9 @@ def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | 
             on_piece()
 
     try:
-        costs = costs_of(bench, cell)
-        assert costs is not None
-        done = run(bench.trace, cell.plan, costs, cell.shape, progress=progress)
-        regret = find_regret(bench.trace, cell.plan, costs, cell.machine, cell.shape, done, progress)
+        setting = setting_of(known, cell)
+        (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
+        regret = find_regret(known.trace, setting, done, progress)
     except TracekitError:
         return None
     return {"cell": cell.key} | msgspec.structs.asdict(regret)
@@ -181,11 +183,11 @@ def regret_row(workshop: Workshop, cell: Cell, on_piece: Callable[[], object] | 
 
 def _timelines(cells: Sequence[Cell], settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A token under each winner."""
-    shop = Workshop()
+    shared = SharedRoutings()
     found = []
     for setting, cell in winners(cells, settings):
         about = {name: setting[name] for name in NAMED} | {"plan": setting["winner"], "trace": cell.routing.path}
-        found += [about | row for row in timeline_rows(cell, shop.bench(cell.routing))]
+        found += [about | row for row in timeline_rows(cell, shared.of(cell.routing))]
     return found
 
 

@@ -37,7 +37,7 @@ COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("hits_pinned", INT, "hits of pinned experts"),
     ("hits_prefetch", INT, "hits that a prefetch brought"),
     ("loads", INT, "demand loads into the cache; missing where one pass answered for all sizes"),
-    ("streams", INT, "demand loads that were not kept"),
+    ("bypasses", INT, "demand loads that were not kept"),
     ("prefetches", INT, "experts loaded ahead"),
     ("bytes_loaded", INT, "bytes of all loads, of the trace's layers; missing if the size of an expert is unknown"),
     ("decode_bytes_loaded", INT, "bytes of the loads of decode steps"),
@@ -114,7 +114,7 @@ REGRET = {
         )
     },
 }
-"""Regret of the best cells (engine.result.Regret)."""
+"""Regret of the best cells (engine.replay.result.Regret)."""
 
 SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("round", INT, "from 1"),

@@ -6,8 +6,8 @@ import msgspec
 
 from experiments import report
 from experiments.study.store import VALIDATION
-from experiments.validate import Validation
-from experiments.validation_report import panel
+from experiments.validation.comparison import Validation
+from experiments.validation.page import panel
 from tracekit.errors import StudyError
 
 

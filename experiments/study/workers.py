@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar
 
-from experiments.study.workshop import Workshop
+from experiments.study.shared import SharedRoutings
 
 Item = TypeVar("Item")
-Work = Callable[[Workshop, Any, Callable[[], object] | None], Any]
-"""Called with a workshop, an item, and what to call after each piece of work."""
+Work = Callable[[SharedRoutings, Any, Callable[[], object] | None], Any]
+"""Called with what is shared, an item, and what to call after each piece of work."""
 
 
 def cores() -> int:
@@ -33,7 +33,7 @@ class Threads:
 
     def __init__(self, count: int | None = None) -> None:
         self._count = count or cores()
-        self.workshop = Workshop()
+        self.shared = SharedRoutings()
 
     def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
         """Each item with what `work` made of it, as they finish. Stops soon after an error or an interruption."""
@@ -50,7 +50,7 @@ class Threads:
                 while True:
                     # Few at a time: a study may have a million cells.
                     for item in waiting:
-                        running[pool.submit(work, self.workshop, item, on_piece)] = item
+                        running[pool.submit(work, self.shared, item, on_piece)] = item
                         if len(running) >= 2 * self._count:
                             break
                     if not running:

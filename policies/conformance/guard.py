@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from policies.cache_state import PINNED, RESIDENT
 from policies.eviction.base import EvictionPolicy
 from policies.eviction.ordered import Ordered
 from policies.fields import Policy
 from policies.registry import hooks
-from policies.state import PINNED, RESIDENT
 
 
 class Violation(BaseException):

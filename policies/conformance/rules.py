@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from policies.cache import ExpertCache
+from policies.cache_state import RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
@@ -17,13 +18,12 @@ from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from policies.registry import hook_problem, hooks
-from policies.state import RESIDENT, SLOT, Batch
 from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
-NAMES = ("hit", "hit", "hit", "load", "stream", "prefetch", "evict", "drop")
+NAMES = ("hit", "hit", "hit", "load", "bypass", "prefetch", "evict", "drop")
 
 
 @dataclass

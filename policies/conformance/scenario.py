@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from policies.cache import CacheSpec
-from policies.state import Batch
+from policies.cache_state import Batch
 
 SCENARIOS = 48
 SHRINKING = 400  # runs at most to make one example smaller

@@ -17,7 +17,7 @@ class Arc(EvictionPolicy):
     A miss that a ghost remembers moves the target size of the first list towards that ghost, by the ratio of the
     ghosts' lengths as a real number. Sizes are counted in experts, so byte capacities are taken as if all experts had
     the size of the incoming one. If the visit demands all of the list that should give room, the other list gives;
-    a load that is streamed changes nothing.
+    a bypass changes nothing.
     """
 
     name = "arc"

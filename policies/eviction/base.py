@@ -47,7 +47,7 @@ class EvictionPolicy(Policy):
         return 0.0
 
     def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        """The resident expert to evict for `incoming`, or -1 if `incoming` is better streamed than kept.
+        """The resident expert to evict for `incoming`, or -1 if `incoming` should bypass the cache.
 
         The default asks `rank` of every resident of the group that this visit does not demand: O(residents).
         A policy that keeps an order of its own overrides it; `cache.seen[expert] == now` marks an expert that the

@@ -17,7 +17,7 @@ class BeladyBypass(Ordered):
     """
 
     name = "belady-bypass"
-    summary = "farthest next use, may stream instead of keeping (bound: reads the future)"
+    summary = "farthest next use, may bypass instead of keeping (bound: reads the future)"
     source = "Belady 1966 (MIN); bypassing as in Michaud 2016, Some Mathematical Facts About Optimal Cache Replacement"
     reads = "next-use"
     bound = True

@@ -15,7 +15,7 @@ class Learned(EvictionPolicy):
     needed sooner by so many visits. What has not been used for longer will hardly come sooner: each visit of its layer
     without a use puts the next one off by `aging` steps.
 
-    With `bypass` an expert that is expected later than every other is streamed instead of kept.
+    With `bypass` an expert that is expected later than every other bypasses instead of being kept.
     """
 
     name = "learned"

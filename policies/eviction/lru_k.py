@@ -13,7 +13,7 @@ MOST = 4
 class LruK(Ordered):
     """Evicts the expert whose k-th last lookup is oldest; fewer than k lookups count as infinitely old.
 
-    Lookups are remembered across evictions, streamed ones too; time is counted in visits. Ties, and experts with fewer
+    Lookups are remembered across evictions, bypasses too; time is counted in visits. Ties, and experts with fewer
     than k lookups: least recent. k is at most 4. Correlated references (section 2.1.1) are not merged.
     """
 

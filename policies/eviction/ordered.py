@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from policies.cache_state import as_key
 from policies.eviction.base import EvictionPolicy
 from policies.fields import per_expert, per_group
-from policies.state import as_key
 
 
 class Ordered(EvictionPolicy):

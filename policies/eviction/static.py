@@ -6,7 +6,7 @@ from policies.eviction.base import EvictionPolicy
 
 
 class Static(EvictionPolicy):
-    """Keeps the experts that the plan's profile demanded most, and streams all others.
+    """Keeps the experts that the plan's profile demanded most, and lets all others bypass.
 
     The cache is full before the first visit: `CacheSpec.pinned` says with what. Hits are pinned hits.
     """

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from experiments.cli.main import COMMANDS
-from experiments.reference import pages
+from experiments.research.reference_docs import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -123,7 +123,7 @@ def test_the_tutorial_validates(studied: str, place: Path) -> None:
 
 def test_the_reference_is_current() -> None:
     found = {path.name: path.read_text("utf-8") for path in sorted((DOCS / "reference").glob("*.md"))}
-    assert found == pages(), "run: python -m experiments.reference docs/reference"
+    assert found == pages(), "run: python -m experiments.research.reference_docs docs/reference"
 
 
 def test_the_reference_names_everything() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.decisions import cache_spec, iter_decisions
-from engine.eventlog import KINDS, SCHEMA
-from engine.plan import plan_from_dict
+from engine.decisions.run import iter_decisions
+from engine.decisions.spec import cache_spec
+from engine.plan.plan import plan_from_dict
+from engine.replay.event_log import KINDS, SCHEMA
 from experiments.cli.main import run
 from policies.conformance.report import RULES
 from policies.conformance.rules import Trial

@@ -2,7 +2,7 @@
 
 A policy hears of hits, misses, insertions, references and evictions, and picks a victim among candidates. Where the
 papers leave open what a cache of experts does, each class says so: a visit may demand several experts at once, never
-evicts those, and streams what finds no room; what is streamed changes no list.
+evicts those, and lets bypass what finds no room; a bypass changes no list.
 """
 
 from typing import TYPE_CHECKING, ClassVar

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.helpers.reference_policies import REFERENCES
 
-HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, STREAM, PREFETCH, EVICT, DROP = range(8)
+HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, BYPASS, PREFETCH, EVICT, DROP = range(8)
 
 # What the tokens of one visit chose, in (token, slot) order, repetitions included.
 References = Sequence[int]
@@ -103,10 +103,10 @@ class ReferenceCache:
                 events.append((now, LOAD, key))
                 self.keep(key, now)
             else:
-                # A streamed expert passes through a free slot; if prefetches hold them all, the oldest goes.
+                # A bypassing expert passes through a free slot; if prefetches hold them all, the oldest goes.
                 if len(self.kept) + len(self.staged) == self.slots:
                     self.drop(next(key for key in self.staged if key not in demand), now, events)
-                events.append((now, STREAM, key))
+                events.append((now, BYPASS, key))
 
         for key in by_last_reference:
             if key in self.kept:

@@ -29,7 +29,7 @@ from engine.simulator.log import (
     OVERHEAD_PART,
     WAIT,
 )
-from tests.helpers.reference_cache import DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, STREAM
+from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH
 
 CHOICE_KNOWN, LINK_DECIDES = 2, 3  # simpy.events.NORMAL is 1
 Process = Generator[simpy.Event, Any, None]
@@ -211,7 +211,7 @@ class Machine:
             missing: list[tuple[Copy, int, int, simpy.Event]] = []
             for_cpu: list[tuple[int, int, int]] = []
             for kind, key, slot in visit.events:
-                if kind in (LOAD, STREAM, PREFETCH):
+                if kind in (LOAD, BYPASS, PREFETCH):
                     self.ask_disk(visit, kind, key, slot)
             for kind, key, slot in visit.events:
                 if kind in (DROP, EVICT):
@@ -222,12 +222,12 @@ class Machine:
                 elif kind == PREFETCH:
                     self.ahead.append(self.new_copy(visit, key, slot, prefetch=True))
                 elif (visit.number, key) in self.on_cpu:
-                    assert kind in (LOAD, STREAM)
+                    assert kind in (LOAD, BYPASS)
                     for_cpu.append((kind, key, slot))
                     if kind == LOAD:
                         self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
                 else:
-                    if kind in (LOAD, STREAM):
+                    if kind in (LOAD, BYPASS):
                         self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
                     copy = self.brings[slot]
                     used = self.env.event()
@@ -239,7 +239,7 @@ class Machine:
                     entry = (copy, kind, key, used)
                     (missing if kind > HIT_PREFETCHED else ready if copy.done.processed else late).append(entry)
             self.notify()
-            asked = sum(kind in (LOAD, STREAM, PREFETCH) for kind, _, _ in visit.events)
+            asked = sum(kind in (LOAD, BYPASS, PREFETCH) for kind, _, _ in visit.events)
             begin = self.now
             yield self.env.timeout(costs.copy_overhead_ns * asked)
             if self.now > begin:

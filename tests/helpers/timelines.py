@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.decisions import iter_decisions
+from engine.decisions.run import iter_decisions
 from engine.simulator.costs import Costs
 from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_DISK, STALL_LINK
 from engine.simulator.log import BEGIN, END, KEY, KIND, VISIT, WAIT, WHAT
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.events import Events
-from tests.helpers.reference_cache import PREFETCH, STREAM
+from tests.helpers.reference_cache import BYPASS, PREFETCH
 from tests.helpers.scenarios import Scenario
 from tests.helpers.simpy_model import Visit
 from tracekit.demand import Demand, demand_of
@@ -51,7 +51,7 @@ class Script:
         rows = []
         for number, events in enumerate(visits):
             layer = number % 2
-            demanded = [expert for kind, expert, _ in events if kind <= STREAM]
+            demanded = [expert for kind, expert, _ in events if kind <= BYPASS]
             experts[number // 2, layer, : len(demanded)] = demanded
             for kind, expert, slot in events:
                 # A prefetch, and what becomes of it unused, is of the other layer.

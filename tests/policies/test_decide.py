@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from policies.cache import CacheSpec, ExpertCache
 from tests.helpers.reference_cache import (
+    BYPASS,
     DROP,
     EVICT,
     HIT_PREFETCHED,
     LOAD,
     PREFETCH,
-    STREAM,
     Event,
     ReferenceCache,
 )
@@ -38,11 +38,11 @@ def assert_slots_consistent(events: Recorded, cache: ReferenceCache) -> None:
             holds = {s: k for s, k in holds.items() if k not in cache.vanished[past]}
         current = visit
         assert 0 <= slot < cache.slots
-        if kind in (LOAD, STREAM, PREFETCH):
+        if kind in (LOAD, BYPASS, PREFETCH):
             assert slot not in holds or holds[slot] in cache.vanished[visit]
             assert key not in holds.values()
             holds[slot] = key
-            if kind == STREAM:
+            if kind == BYPASS:
                 del holds[slot]
         else:
             assert holds[slot] == key
@@ -131,7 +131,7 @@ def events_of(cache: ExpertCache, layer: int, demand: list[int], **how: list[int
 def test_perfect_lfu_counts_streamed_lookups() -> None:
     """Two slots; expert 2 is looked up three times, twice in passing; expert 0 twice. So 0 goes, not 2."""
     cache = small_cache("lfu-perfect", 2)
-    assert events_of(cache, 0, [0, 1, 2]) == [(LOAD, 0), (LOAD, 1), (STREAM, 2)]
+    assert events_of(cache, 0, [0, 1, 2]) == [(LOAD, 0), (LOAD, 1), (BYPASS, 2)]
     events_of(cache, 0, [0, 3, 2])
     events_of(cache, 0, [2])
     assert events_of(cache, 0, [3]) == [(EVICT, 0), (LOAD, 3)]
@@ -162,8 +162,8 @@ def test_a_repeated_expert_refreshes_recency_in_order_of_last_reference() -> Non
 def test_demand_takes_the_buffer_of_the_oldest_prefetch() -> None:
     """No cache, two buffers, both holding prefetches for layer 2: streaming at layer 1 drops the older."""
     cache = small_cache("lru", 0, layers=3, prefetch="gate", distance=2, staging=2)
-    assert events_of(cache, 0, [0], hint=[0, 1]) == [(STREAM, 0), (PREFETCH, 8), (PREFETCH, 9)]
-    assert events_of(cache, 1, [0]) == [(DROP, 8), (STREAM, 4)]
+    assert events_of(cache, 0, [0], hint=[0, 1]) == [(BYPASS, 0), (PREFETCH, 8), (PREFETCH, 9)]
+    assert events_of(cache, 1, [0]) == [(DROP, 8), (BYPASS, 4)]
 
 
 def test_more_visits_than_can_be_told_apart_are_refused() -> None:

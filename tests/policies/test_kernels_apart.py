@@ -12,7 +12,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from policies.cache import CacheSpec, ExpertCache
-from policies.state import Batch
+from policies.cache_state import Batch
 
 rng = np.random.default_rng(0)
 steps, layers, experts, k = 200, 2, 8, 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from engine.foresight import Scores  # noqa: E402  # needs torch through the helper
+from engine.decisions.foresight import Scores  # noqa: E402  # needs torch through the helper
 from policies.learned.arithmetic import FINE, LIMIT, UNIT, Operation, Program  # noqa: E402
 from policies.learned.artefact import Artefact  # noqa: E402
 from policies.learned.features import RATES, in_units  # noqa: E402

@@ -3,7 +3,7 @@
 import numpy as np
 
 from policies.cache import CacheSpec, ExpertCache
-from policies.events import LOAD, STREAM
+from policies.events import BYPASS, LOAD
 from policies.fields import Layout
 from policies.prefetch.adaptive import AdaptiveGate, AdaptiveLearned
 
@@ -54,7 +54,7 @@ def test_the_expert_expected_last_goes() -> None:
 def test_with_bypass_what_is_expected_later_than_all_is_streamed() -> None:
     cache = evicting(bypass=True)
     cache.visit(0, [0, 1], signal=[9.0, 2.0])
-    assert [int(kind) for kind in cache.visit(0, [2], signal=[20.0]).kind] == [STREAM]
+    assert [int(kind) for kind in cache.visit(0, [2], signal=[20.0]).kind] == [BYPASS]
     assert resident(cache) == {0, 1}
     assert LOAD in cache.visit(0, [2], signal=[3.0]).kind and resident(cache) == {1, 2}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policies.cache import CacheSpec
-from tests.helpers.reference_cache import LOAD, STREAM
+from tests.helpers.reference_cache import BYPASS, LOAD
 from tests.helpers.scenarios import Scenario, decisions, memory_trace
 
 pytestmark = pytest.mark.skipif(
@@ -73,7 +73,7 @@ def flat(eviction: str, capacity: int, ids: list[int], parameters: Mapping[str, 
 def our_hits(eviction: str, capacities: tuple[int, ...]) -> list[list[bool]]:
     """Hits of the policy itself."""
     return [
-        [kind < LOAD for _, kind, _, _ in decisions(flat(eviction, capacity, ids), compiled=False) if kind <= STREAM]
+        [kind < LOAD for _, kind, _, _ in decisions(flat(eviction, capacity, ids), compiled=False) if kind <= BYPASS]
         for capacity in capacities
         for ids in TRACES
     ]
@@ -82,7 +82,7 @@ def our_hits(eviction: str, capacities: tuple[int, ...]) -> list[list[bool]]:
 def reference_hits(eviction: str, capacities: tuple[int, ...], **deviation: Any) -> list[list[bool]]:
     """Hits of the slow reference, told to deviate."""
     return [
-        [kind < LOAD for _, kind, _ in flat(eviction, capacity, ids).reference(**deviation)[1] if kind <= STREAM]
+        [kind < LOAD for _, kind, _ in flat(eviction, capacity, ids).reference(**deviation)[1] if kind <= BYPASS]
         for capacity in capacities
         for ids in TRACES
     ]

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from policies.cache import CacheSpec
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
-from tests.helpers.reference_cache import LOAD, STREAM
+from tests.helpers.reference_cache import BYPASS, LOAD
 from tests.helpers.reference_cache import PREFETCH as PREFETCHED
 from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
 
 SEEDS = st.integers(0, 2**32 - 1)
-# Those that read a fitted predictor are tested with one, in tests/engine/test_foresight.py.
+# Those that read a fitted predictor are tested with one, in tests/engine/decisions/test_foresight.py.
 EVICTION_NAMES = [name for name in sorted(EVICTION) if eviction_policy(name).reads != "predicted-use"]
 PREFETCH_NAMES = [name for name in sorted(PREFETCH) if prefetcher(name).reads != "predicted"]
 
@@ -34,7 +34,7 @@ def largest_demand(scenario: Scenario) -> int:
 @given(seed=SEEDS)
 def test_every_distinct_expert_of_a_visit_is_one_lookup(eviction: str, prefetch: str, seed: int) -> None:
     scenario = random_scenario(seed, eviction, prefetch)
-    lookups = [(visit, key) for visit, kind, key, _ in decisions(scenario) if kind <= STREAM]
+    lookups = [(visit, key) for visit, kind, key, _ in decisions(scenario) if kind <= BYPASS]
     experts = scenario.spec.experts
     expected = [
         (visit, layer * experts + expert)
@@ -87,10 +87,10 @@ def test_nobody_beats_belady_with_bypassing(eviction: str) -> None:
 def test_prefetching_never_saves_copies_over_belady(seed: int, extra: int) -> None:
     scenario = random_scenario(seed, "belady")
     spec = slots_of(scenario, max(1, largest_demand(scenario)) + extra)
-    fewest = sum(kind in (LOAD, STREAM) for _, kind, _, _ in decisions(scenario, spec))
+    fewest = sum(kind in (LOAD, BYPASS) for _, kind, _, _ in decisions(scenario, spec))
     for into_cache in (False, True):
         ahead = replace(spec, eviction="lru", prefetch="oracle", into_cache=into_cache)
-        assert sum(kind in (LOAD, STREAM, PREFETCHED) for _, kind, _, _ in decisions(scenario, ahead)) >= fewest
+        assert sum(kind in (LOAD, BYPASS, PREFETCHED) for _, kind, _, _ in decisions(scenario, ahead)) >= fewest
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_one_expert_per_visit_hits_as_cachetools_does(
     picks = np.minimum(rng.geometric(0.2, 150) - 1, 11)
     trace = memory_trace(picks.astype(np.uint16).reshape(-1, 1, 1), [12])
     scenario = Scenario(trace, CacheSpec(1, 12, (capacity,), size, eviction))
-    found = [kind < LOAD for _, kind, _, _ in decisions(scenario) if kind <= STREAM]
+    found = [kind < LOAD for _, kind, _, _ in decisions(scenario) if kind <= BYPASS]
     cache = peer(capacity, getsizeof=lambda expert: int(size[expert]))
     expected = []
     for pick in picks.tolist():

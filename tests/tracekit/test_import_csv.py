@@ -6,10 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tracekit import DECODE, PREFILL, UNUSED, ImportFormatError, Trace, TraceError, import_trace
 from tracekit.edit import Selection, merge, slice_trace
-from tracekit.prefix import PrefixTrace
+from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers import import_trace
+from tracekit.prefix import first_steps
+from tracekit.rows import DECODE, PREFILL, UNUSED
 from tracekit.stats import describe
+from tracekit.trace import Trace
 
 # MoE layers 0 and 2, 4 experts, top-2; a prompt of two tokens, the last layer sees only the second.
 ROUTE = """\
@@ -68,7 +71,7 @@ def test_what_the_engine_held(tmp_path: Path) -> None:
     assert cut.recorded is not None and cut.recorded.tolist() == [[[1, 1], [0, 1]]]
     both = merge([trace, cut], tmp_path / "both.trace")
     assert both.recorded is not None and both.recorded[3:].tolist() == cut.recorded.tolist()
-    assert PrefixTrace(both, 1).recorded.tolist() == both.recorded[:2].tolist()
+    assert first_steps(both, 1).recorded.tolist() == both.recorded[:2].tolist()
     head, lines = ROUTE.splitlines()[:5], ROUTE.splitlines()[5:]
     (tmp_path / "x").mkdir()
     without = bring(tmp_path / "x", "\n".join([*head, *(line.rsplit(",", 2)[0] for line in lines)]) + "\n")

@@ -7,6 +7,7 @@
 Traces are read block by block: memory is the columns that every open trace holds, and counts per layer and expert.
 """
 
-from tracekit.stats.describe import TraceStats, describe
+from tracekit.stats.describe import describe
+from tracekit.stats.figures import TraceStats
 
 __all__ = ["TraceStats", "describe"]

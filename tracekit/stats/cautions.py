@@ -1,16 +1,13 @@
 """What to know before believing a replay of a trace."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tracekit.stats.describe import TraceStats
+from tracekit.stats.figures import TraceStats
 
 _FEW_TOKENS = 64
 _FEW_PAIRS = 32
 _MANY_FIRST_USES = 0.1
 
 
-def cautions(stats: "TraceStats") -> list[str]:
+def cautions(stats: TraceStats) -> list[str]:
     """One line for each thing about a trace that limits what a replay of it says."""
     warnings = []
     if not stats.complete:

@@ -1,14 +1,15 @@
 """Fixtures of the engine's tests: models by name, and one thread for torch."""
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 from tests.engine.runtime import models  # noqa: E402  # needs torch
-from tests.engine.runtime.models import Answer  # noqa: E402
+from tests.engine.runtime.models import MakeModel, Reference  # noqa: E402
+from tests.tracekit.recorder.families import packages  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,12 +21,19 @@ def single_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., Any]:
+def make_model() -> MakeModel:
     """make_model(family, dtype) -> a fresh model on eager experts, always with the same weights."""
     return lambda family="mixtral", dtype="bfloat16": copy.deepcopy(models.original(family, dtype))
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[..., Answer]:
+def reference() -> Reference:
     """reference(family, dtype) -> what that model answers when it is not offloaded."""
     return lambda family="mixtral", dtype="bfloat16": models.reference(family, dtype)
+
+
+@pytest.fixture(scope="session")
+def found() -> dict[str, list[str]]:
+    """The MoE families of the installed transformers: package -> model types."""
+    transformers.utils.logging.set_verbosity_error()
+    return packages()

@@ -1,10 +1,13 @@
 """Tiny random models of five families, and what they answer when they are not offloaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import pytest
+
+from engine.plan.plan import Plan, plan_from_dict
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -60,6 +63,17 @@ class Answer:
 
     logits: list[Any]  # [1, tokens or 1, vocabulary] each
     tokens: list[int]
+
+
+MakeModel = Callable[..., Any]
+"""(family, dtype) -> a model, with the attributes of its family"""
+Reference = Callable[..., Answer]
+"""(family, dtype) -> what that model answers when it is not offloaded"""
+
+
+def plan_of(capacity: str = "2/layer", **tables: Any) -> Plan:
+    """A plan of this capacity and these tables."""
+    return plan_from_dict({"cache": {"capacity": capacity}, **tables})
 
 
 def answer(model: Any, prompt: list[int] = PROMPT, new_tokens: int = NEW_TOKENS) -> Answer:

@@ -2,9 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.hardware import Cpu, Device, HardwareProfile, Link, Overhead, load_hardware
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.simulator.log import CPU_EXPERT, KEY, WHAT
-from policies.events import EVICT, HIT, LOAD, STREAM
-from tests.engine.runtime.models import FAMILIES, answer, same
+from policies.events import BYPASS, EVICT, HIT, LOAD
+from tests.engine.runtime.models import FAMILIES, MakeModel, Reference, answer, same
 from tests.engine.runtime.test_decisions import assert_decided_alike, record
+from tests.engine.runtime.test_loader import KeyStore
 from tests.helpers.timelines import Script
 from tracekit.errors import ModelError, PlanError
 
@@ -52,7 +51,7 @@ def plan_of(capacity: str = "2/layer", **tables: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("capacity", ["0", "2/layer"])
 def test_output_and_decisions_are_those_without_it(
-    family: str, capacity: str, make_model: Callable[..., Any], reference: Callable[..., Any], tmp_path: Path
+    family: str, capacity: str, make_model: MakeModel, reference: Reference, tmp_path: Path
 ) -> None:
     plan = plan_of(capacity, prefetch={"predictor": "gate", "staging": 6})
     trace = record(plain := make_model(family), tmp_path / "t.trace", lambda: answer(plain))
@@ -60,19 +59,17 @@ def test_output_and_decisions_are_those_without_it(
     with offloaded(model) as state:
         assert same(answer(model), reference(family))
         assert_decided_alike(state.log, trace, state.spec)
-        missing = np.isin(state.log.kind, (LOAD, STREAM)).sum()
+        missing = np.isin(state.log.kind, (LOAD, BYPASS)).sum()
         assert state.lane is not None
         assert state.lane.computed == missing > 0
-        assert state.bytes_loaded["stream"] == 0, "what is computed on the host and not kept is not copied"
+        assert state.bytes_loaded["bypass"] == 0, "what is computed on the host and not kept is not copied"
         assert state.bytes_loaded["load"] == (state.log.kind == LOAD).sum() * state.store.slab_bytes
         state.reset()
         assert state.lane.computed == 0
         assert same(answer(model), reference(family))
 
 
-def test_where_copies_are_quicker_it_has_nothing_to_do(
-    make_model: Callable[..., Any], reference: Callable[..., Any]
-) -> None:
+def test_where_copies_are_quicker_it_has_nothing_to_do(make_model: MakeModel, reference: Reference) -> None:
     model = offload(make_model(), plan_of(), hardware=COPY_WINS)
     with offloaded(model) as state:
         assert same(answer(model), reference())
@@ -80,7 +77,7 @@ def test_where_copies_are_quicker_it_has_nothing_to_do(
         assert state.lane.computed == 0
 
 
-def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: MakeModel, tmp_path: Path) -> None:
     pytest.importorskip("hqq")
     tables = {"weights": {"experts": "hqq-4bit-g16"}}
     never = plan_from_dict({"cache": {"capacity": "2/layer"}, **tables})
@@ -93,7 +90,7 @@ def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: Callable[..., 
 
 
 events = st.permutations([0, 1, 2]).flatmap(
-    lambda order: st.lists(st.sampled_from([HIT, LOAD, STREAM]), min_size=3, max_size=3).map(
+    lambda order: st.lists(st.sampled_from([HIT, LOAD, BYPASS]), min_size=3, max_size=3).map(
         lambda kinds: sorted((kind, expert) for kind, expert in zip(kinds, order, strict=True))
     )
 )
@@ -116,18 +113,16 @@ def test_it_takes_what_the_simulators_lane_would(
     begins = 2000 + 1000
     simulated = [[r[KEY] for r in rows if r[WHAT] == CPU_EXPERT and (r[1] >= begins) == later] for later in (0, 1)]
     for events, chosen in zip((first, second), simulated, strict=True):
-        layers = [SimpleNamespace(expert_params=0)]
-        store = SimpleNamespace(experts=3, layouts=[SimpleNamespace(bytes=0)])
         lane = CpuLane.__new__(CpuLane)
-        lane.hardware, lane.store, lane._free_at = machine(copy, cpu, expert), store, 0  # type: ignore[assignment]
-        lane.cpu, lane._params = lane.hardware.cpu, [layers[0].expert_params]  # type: ignore[assignment]
+        lane.hardware, lane.store, lane._params = machine(copy, cpu, expert), KeyStore(0, experts=3), [0]
+        lane.cpu, lane._free_at = lane.hardware.cpu, 0  # type: ignore[assignment]
         resident = [1 for kind, *_ in events if kind == HIT]
-        missing = [Missing(e, kind, 1) for kind, e, _ in events if kind in (LOAD, STREAM)]
+        missing = [Missing(e, kind, 1) for kind, e, _ in events if kind in (LOAD, BYPASS)]
         assert lane.choose(0, resident, 0, missing) == chosen
 
 
 def test_a_failure_on_the_lane_is_the_callers_and_reset_mends(
-    make_model: Callable[..., Any], reference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = offload(make_model(), plan_of(), hardware=LANE_WINS)
     with offloaded(model) as state:
@@ -148,13 +143,13 @@ def test_a_failure_on_the_lane_is_the_callers_and_reset_mends(
 
 
 @pytest.mark.parametrize("lacking", [None, "t4"])
-def test_without_a_measured_cpu_it_is_refused(lacking: str | None, make_model: Callable[..., Any]) -> None:
+def test_without_a_measured_cpu_it_is_refused(lacking: str | None, make_model: MakeModel) -> None:
     profile = None if lacking is None else msgspec.structs.replace(load_hardware(lacking), cpu=None)
     with pytest.raises(PlanError, match=r"cpu_experts = \"auto\" weighs .*give --hardware"):
         offload(make_model(), plan_of(), hardware=profile)
 
 
-def test_what_the_lane_cannot_read_is_one_line(make_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_the_lane_cannot_read_is_one_line(make_model: MakeModel, tmp_path: Path) -> None:
     where = {"host": "disk", "slabs": tmp_path / "slabs"}
     with offloaded(offload(make_model(), plan_of(), hardware=COPY_WINS, **where)) as state:
         file = Path(state.store.path) / state.store.index.layers[0].file  # type: ignore[union-attr]
@@ -165,7 +160,7 @@ def test_what_the_lane_cannot_read_is_one_line(make_model: Callable[..., Any], t
         answer(model)
 
 
-def test_a_lane_that_hangs_holds_nobody(make_model: Callable[..., Any]) -> None:
+def test_a_lane_that_hangs_holds_nobody(make_model: MakeModel) -> None:
     model = offload(make_model(), plan_of(), hardware=LANE_WINS)
     state = offloaded(model)
     lane: Any = state.lane

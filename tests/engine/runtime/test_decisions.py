@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.decisions import iter_decisions
-from engine.plan import plan_from_dict
+from engine.decisions.run import iter_decisions
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
-from tests.engine.runtime.models import FAMILIES, PROMPT, answer
+from tests.engine.runtime.models import FAMILIES, PROMPT, MakeModel, answer
 from tests.helpers.traces import make_trace
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
-from tracekit.recorder import RoutingCollector  # noqa: E402  # needs torch
+from tracekit.recorder.collector import RoutingCollector  # noqa: E402  # needs torch
 
 PLANS = {
     "lru": {"cache": {"capacity": "2/layer"}},
@@ -25,9 +26,15 @@ PLANS = {
 }
 
 
-def record(model: Any, path: Path, run: Callable[[], object], rows: np.ndarray | None = None) -> Any:
+def record(
+    model: Any,
+    path: Path,
+    run: Callable[[], object],
+    rows: np.ndarray | None = None,
+    distances: tuple[int, ...] = (1, 2),
+) -> Trace:
     """The trace of what `run` has the model do; `rows` are the rows of each pass that count."""
-    with RoutingCollector(model, lookahead=(1, 2)) as collector:
+    with RoutingCollector(model, lookahead=distances) as collector:
         run()
         passes = [collector.take(rows) for _ in range(collector.waiting)]
     return make_trace(
@@ -35,7 +42,8 @@ def record(model: Any, path: Path, run: Callable[[], object], rows: np.ndarray |
         np.concatenate([routing.experts for routing in passes]),
         num_experts=[layer.num_experts for layer in collector.layers],
         step=np.repeat(np.arange(len(passes)), [len(routing.experts) for routing in passes]),
-        lookahead={d: np.concatenate([routing.lookahead[d] for routing in passes]) for d in (1, 2)},
+        weights=np.concatenate([routing.weights for routing in passes]),
+        lookahead={d: np.concatenate([routing.lookahead[d] for routing in passes]) for d in distances},
     )
 
 
@@ -49,7 +57,7 @@ def assert_decided_alike(log: Any, trace: Any, spec: Any) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_equals_the_replay_of_the_unoffloaded_models_trace(
-    family: str, plan: str, make_model: Callable[..., Any], tmp_path: Path
+    family: str, plan: str, make_model: MakeModel, tmp_path: Path
 ) -> None:
     plain = make_model(family)
     trace = record(plain, tmp_path / "t.trace", lambda: answer(plain))
@@ -64,7 +72,7 @@ def test_log_equals_the_replay_of_the_unoffloaded_models_trace(
         assert first.rows() == state.log.rows()
 
 
-def test_padding_is_not_in_the_log(make_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_padding_is_not_in_the_log(make_model: MakeModel, tmp_path: Path) -> None:
     """Recorder and engine leave out the same rows of a left-padded batch, for demand and for lookahead."""
     model = offload(make_model("olmoe", "float32"), plan_from_dict(PLANS["gate"]))
     ids = torch.tensor([[0, 0, 0, *PROMPT[:5]], PROMPT[:8]])

@@ -1,7 +1,7 @@
 """Every family on the experts seam, offloaded: the un-offloaded model's output bit for bit, the simulator's decisions.
 
-At minimal, half and full capacity; a request alone, four at once, a prompt in chunks. Policies and prefetchers take
-turns over the families, so that each meets several; and each of them meets Mixtral.
+At minimal, half and full capacity; a request alone, four at once, a prompt in chunks. Policies and prefetchers are
+dealt out over the families, so that each meets several; and each of them meets Mixtral.
 """
 
 from collections.abc import Iterator
@@ -9,24 +9,21 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
-from tests.helpers.traces import make_trace
-from tracekit import Trace
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
-from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402
+from tests.engine.runtime.test_decisions import assert_decided_alike, record  # noqa: E402
 from tests.tracekit.recorder.exactness import documented  # noqa: E402
-from tests.tracekit.recorder.families import build, packages  # noqa: E402
-from tracekit.recorder import RoutingCollector  # noqa: E402
+from tests.tracekit.recorder.families import build  # noqa: E402
 from tracekit.recorder.encoding import continues  # noqa: E402
 from tracekit.recorder.generation import Scoring, default_chunk  # noqa: E402
-from tracekit.recorder.seam import count_moe_layers  # noqa: E402
+from tracekit.recorder.seam import seam_names, text_decoder  # noqa: E402
 
 PROMPT = [5, 6, 7, 8, 20, 9, 10, 3, 7, 41, 11, 12, 30]
 CAPACITIES = ("1/layer", "50%/layer", "100%/layer")  # of experts; the first leaves most to staging buffers
@@ -36,12 +33,6 @@ EVICTIONS = [name for name in sorted(EVICTION) if not eviction_policy(name).boun
 PREFETCHERS = [name for name in sorted(PREFETCH) if not prefetcher(name).bound and name not in FITTED]
 # With the prefetcher that others' tests compile them for: compiling takes longer than all else here.
 PAIRS = [(name, "gate") for name in EVICTIONS] + [("lru", name) for name in PREFETCHERS]
-
-
-@pytest.fixture(scope="module")
-def found() -> dict[str, list[str]]:
-    transformers.utils.logging.set_verbosity_error()
-    return packages()
 
 
 class Run:
@@ -88,18 +79,9 @@ def _reading(model: Any) -> Iterator[None]:
 
 def recorded(model: Any, path: Path) -> tuple[Run, Trace]:
     """What a model answers, and its routing."""
-    with RoutingCollector(model, lookahead=(1,)) as collector:
-        answered = Run(model)
-        passes = [collector.take() for _ in range(collector.waiting)]
-    trace = make_trace(
-        path,
-        np.concatenate([routing.experts for routing in passes]),
-        num_experts=[layer.num_experts for layer in collector.layers],
-        step=np.repeat(np.arange(len(passes)), [len(routing.experts) for routing in passes]),
-        weights=np.concatenate([routing.weights for routing in passes]),
-        lookahead={1: np.concatenate([routing.lookahead[1] for routing in passes])},
-    )
-    return answered, trace
+    answered: list[Run] = []
+    trace = record(model, path, lambda: answered.append(Run(model)), distances=(1,))
+    return answered[0], trace
 
 
 def fresh(package: str, types: list[str]) -> Any:
@@ -140,7 +122,7 @@ def test_a_family_answers_and_decides_alike(
         model = fresh(package, found[package])
     except LookupError as error:
         pytest.skip(f"{package}: {error}")
-    if not count_moe_layers(model):
+    if not seam_names(text_decoder(model)[1]):
         pytest.skip(f"{package} computes its experts without the seam: it is recorded, and cannot be offloaded")
     expected, trace = recorded(model, tmp_path / "t.trace")
     pairs = cycle(PAIRS)

@@ -4,16 +4,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from engine.plan import plan_from_dict
 from engine.runtime import offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
-from tests.engine.runtime.models import Answer, answer, same
+from engine.runtime.links.queued_link import QueuedLink, Ticket
+from tests.engine.runtime.models import MakeModel, Reference, answer, plan_of, same
 from tracekit.errors import ModelError
 
 torch = pytest.importorskip("torch")
@@ -39,10 +38,6 @@ def watchdog() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def plan_of(prefetch: str = "none") -> Any:
-    return plan_from_dict({"cache": {"capacity": "2/layer"}, "prefetch": {"predictor": prefetch}})
-
-
 class Stuck(QueuedLink):
     """A link whose copies wait until they are let go, for at most `timeout_s`."""
 
@@ -62,10 +57,10 @@ class Stuck(QueuedLink):
 
 @pytest.mark.parametrize("prefetch", ["none", "gate"])
 def test_an_interrupt_while_a_copy_runs(
-    prefetch: str, make_model: Callable[..., Any], reference: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    prefetch: str, make_model: MakeModel, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offloading, "ThreadLink", Stuck)
-    model = offload(make_model(), plan_of(prefetch))
+    model = offload(make_model(), plan_of(prefetch={"predictor": prefetch}))
     with offloaded(model) as state:
         link: Any = state.link
         link.timeout_s = 30.0
@@ -83,9 +78,7 @@ def test_an_interrupt_while_a_copy_runs(
         assert same(answer(model), reference())
 
 
-def test_a_copy_that_never_ends(
-    make_model: Callable[..., Any], reference: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_never_ends(make_model: MakeModel, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offloading, "ThreadLink", Stuck)
     model = offload(make_model(), plan_of())
     with offloaded(model) as state:
@@ -101,10 +94,8 @@ def test_a_copy_that_never_ends(
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_memory_that_runs_out_within_an_expert(
-    layer: int, make_model: Callable[..., Any], reference: Callable[..., Answer]
-) -> None:
-    model = offload(make_model(), plan_of("gate"))
+def test_memory_that_runs_out_within_an_expert(layer: int, make_model: MakeModel, reference: Reference) -> None:
+    model = offload(make_model(), plan_of(prefetch={"predictor": "gate"}))
     with offloaded(model) as state:
         forward, calls = state._forward[layer], []
 
@@ -123,10 +114,10 @@ def test_memory_that_runs_out_within_an_expert(
         assert same(answer(model), reference())
 
 
-def test_closing_while_copies_wait(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_while_copies_wait(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is queued is given up, what runs is waited for, and the thread ends."""
     monkeypatch.setattr(offloading, "ThreadLink", Stuck)
-    model = offload(make_model(), plan_of("gate"))
+    model = offload(make_model(), plan_of(prefetch={"predictor": "gate"}))
     state = offloaded(model)
     answer(model, new_tokens=2)
     link: Any = state.link

@@ -9,18 +9,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.decisions import cache_spec, iter_decisions  # noqa: E402  # needs torch
-from engine.plan import Plan, plan_from_dict  # noqa: E402
+from engine.decisions.spec import cache_spec  # noqa: E402  # needs torch
+from engine.plan.plan import Plan, plan_from_dict  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
-from experiments.reference_model import CHECKPOINTS  # noqa: E402
-from policies.events import HIT_PREFETCHED, Events  # noqa: E402
+from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
+from policies.events import HIT_PREFETCHED  # noqa: E402
+from tests.engine.runtime.models import MakeModel  # noqa: E402
+from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402
 from tests.helpers.predictors import random_artefact  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError, PolicyError  # noqa: E402
 from tracekit.recorder.models import load_model  # noqa: E402
 from tracekit.recorder.options import RecordOptions  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 from tracekit.recorder.recorder import record  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PROMPTS = [Prompt(id="a", prompt="def read(self, size=-1):\n    if"), Prompt(id="b", prompt="The names in the scope")]
 NAME = "mixtral-mini"
@@ -42,11 +44,6 @@ def predictor(routing: Trace, tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield (
         lambda name, distance=1: random_artefact(tmp_path / f"{name}-{distance}", name, routing, distance=distance).path
     )
-
-
-def simulated(trace: Trace, plan: Plan) -> Events:
-    spec = cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan)
-    return Events.join([events for _, events in iter_decisions(trace, spec)])
 
 
 def plan_of(prefetch: Path | None, eviction: Path | None = None, distance: int = 1) -> Plan:
@@ -85,23 +82,20 @@ def test_the_engine_decides_as_the_simulator(
         state.reset()
         record(model, tokenizer, PROMPTS, tmp_path / "again.trace", options)
         assert np.array_equal(state.log.code, log.code)  # what the predictors remember is forgotten, too
-    expected = simulated(trace, plan)
-    assert np.array_equal(log.code, expected.code) and np.array_equal(log.visit, expected.visit)
+    assert_decided_alike(log, trace, cache_spec(trace.manifest.experts_per_layer, trace.manifest.expert_bytes, plan))
     if prefetch is not None:
         assert (log.kind == HIT_PREFETCHED).sum() > 10
 
 
 def test_forced_routing_hands_out_the_tokens_too(predictor: Callable[..., Path], routing: Trace) -> None:
-    from experiments.forced import validate_routing
+    from experiments.validation.forced import validate_routing
 
     plan = plan_of(predictor("token-popularity"), predictor("reuse-distance"))
     found = validate_routing(CHECKPOINTS / NAME, plan, routing, steps=4)
     assert found.decisions.identical, found.decisions.first_difference
 
 
-def test_another_model_is_refused_before_anything_moves(
-    predictor: Callable[..., Path], make_model: Callable[..., Any]
-) -> None:
+def test_another_model_is_refused_before_anything_moves(predictor: Callable[..., Path], make_model: MakeModel) -> None:
     path = predictor("linear")
     with pytest.raises(PolicyError, match="is for 8 MoE layers of 8 experts, not for 3 of 8"):
         offload(make_model("mixtral"), plan_of(path))

@@ -11,23 +11,24 @@ from hypothesis import strategies as st
 from policies.cache import CacheSpec, ExpertCache
 
 torch = pytest.importorskip("torch")
-from engine.runtime.link import Progress, Ticket  # noqa: E402  # needs torch
+from engine.runtime.links.queued_link import Progress, Ticket  # noqa: E402  # needs torch
 from engine.runtime.loader import Loader  # noqa: E402
+from engine.runtime.pool import SlotPool  # noqa: E402
+from engine.runtime.storage.slab_layout import Field, PlainLayout  # noqa: E402
+from engine.runtime.storage.store import Store  # noqa: E402
 
 LAYERS, EXPERTS = 3, 6
 
 
-class Store:
-    def slab(self, key: int) -> Any:
+class KeyStore(Store):
+    """Slabs of one byte, the expert's key; their layout says that they have `size`."""
+
+    def __init__(self, size: int = 1, experts: int = EXPERTS) -> None:
+        self.experts, self.bytes = experts, 0
+        self.layouts = [PlainLayout((Field("key", torch.uint8, (size,), 0),))] * LAYERS
+
+    def slab(self, key: int, size: int | None = None) -> Any:
         return torch.tensor([key], dtype=torch.uint8)
-
-
-class Pool:
-    def __init__(self, slots: int) -> None:
-        self.content = torch.full((slots, 1), 255, dtype=torch.uint8)
-
-    def slab(self, slot: int, size: int) -> Any:
-        return self.content[slot, :size]
 
 
 class LazyLink:
@@ -92,8 +93,10 @@ def test_what_is_computed_has_arrived(
     size = np.ones(LAYERS * EXPERTS, np.int64)
     spec = CacheSpec(LAYERS, EXPERTS, capacity, size, "lfu", None, "gate", None, 1, 3, staging, into_cache)
     cache, link = ExpertCache(spec), LazyLink()
-    pool = Pool(cache.slots)
-    loader = Loader(Store(), pool, link)  # type: ignore[arg-type]
+    pool = SlotPool(cache.slots, 1, torch.device("cpu"))
+    for slot in range(cache.slots):
+        pool.slab(slot, 1).fill_(255)
+    loader = Loader(KeyStore(), pool, link)
     for number, demand in enumerate(demands):
         layer = number % LAYERS
         ahead = hints.sample(range(EXPERTS), 3) if layer + 1 < LAYERS else []
@@ -118,10 +121,10 @@ def test_a_prefetch_that_is_demanded_before_it_has_started_is_promoted() -> None
     size = np.ones(LAYERS * EXPERTS, np.int64)
     spec = CacheSpec(LAYERS, EXPERTS, (4, 4, 4), size, prefetch="gate", count=3, staging=4)
     cache, link = ExpertCache(spec), LazyLink()
-    loader = Loader(Store(), Pool(cache.slots), link)  # type: ignore[arg-type]
+    loader = Loader(KeyStore(), SlotPool(cache.slots, 1, torch.device("cpu")), link)
     loader.begin(cache.visit(0, [], None, [0, 1, 2]))
     assert len(link.prefetch) == 3
     assert loader.begin(cache.visit(1, [5, 2], None, [])) == [EXPERTS + 2, EXPERTS + 5]
     assert [int(ticket.source[0]) for ticket in link.demand] == [EXPERTS + 2, EXPERTS + 5]
     assert len(link.prefetch) == 0, "what layer 1 does not demand is dropped and cancelled"
-    assert loader.bytes == {"load": 1, "stream": 0, "prefetch": 1}
+    assert loader.bytes == {"load": 1, "bypass": 0, "prefetch": 1}

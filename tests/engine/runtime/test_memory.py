@@ -2,29 +2,28 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
-from tests.engine.runtime.models import FAMILIES, answer
+from tests.engine.runtime.models import FAMILIES, MakeModel, answer
 from tracekit.errors import CapacityError, ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from engine.runtime.layout import aligned  # noqa: E402  # needs torch
 from engine.runtime.memory import footprint, parse_memory  # noqa: E402
-from experiments.reference_model import CHECKPOINTS, NAMES  # noqa: E402
+from engine.runtime.storage.slab_layout import aligned  # noqa: E402  # needs torch
+from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
 
 
 @pytest.mark.parametrize("word", [None, "hqq-4bit-g16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, make_model: Callable[..., Any]) -> None:
+def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, make_model: MakeModel) -> None:
     """Counted before loading, against the bytes of slots and of everything else that then stays on the device."""
     weights = {} if word is None else {"experts": word, "attention": word}
     plan = plan_from_dict({"cache": {"capacity": "3/layer"}, "weights": weights, "prefetch": {"staging": 2}})
@@ -44,7 +43,7 @@ def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, m
 
 
 @pytest.mark.parametrize("room", [60_000, 90_000, 150_000, 200_000, 260_000])
-def test_the_largest_capacity_named_fits_and_the_next_does_not(room: int, make_model: Callable[..., Any]) -> None:
+def test_the_largest_capacity_named_fits_and_the_next_does_not(room: int, make_model: MakeModel) -> None:
     everything = plan_from_dict({"cache": {"capacity": "100%"}})
     need = footprint(make_model(), everything)
     assert need.device(3 * 8 + 4) > 260_000
@@ -65,7 +64,7 @@ def test_the_largest_capacity_named_fits_and_the_next_does_not(room: int, make_m
         offload(make_model(), plan_from_dict({"cache": {"capacity": larger}}), memory=room)
 
 
-def test_auto_takes_what_fits(make_model: Callable[..., Any]) -> None:
+def test_auto_takes_what_fits(make_model: MakeModel) -> None:
     plan = plan_from_dict({"cache": {"capacity": "auto"}})
     with offloaded(offload(make_model(), plan, memory=230_000)) as state:
         assert 1 <= state.spec.capacity[0] < 8
@@ -106,8 +105,9 @@ def test_an_amount_of_memory_is_in_bytes(text: str) -> None:
 PEAK = """
 import sys, torch
 torch.set_num_threads(1)
-from engine.plan import plan_from_dict
-from engine.runtime import offload, offloaded, quantise
+from engine.plan.plan import plan_from_dict
+from engine.runtime import offload, offloaded
+from engine.runtime.storage import quantise
 from tracekit.recorder.models import load_model
 
 def status(field):

@@ -4,18 +4,16 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.plan import Plan, plan_from_dict
 from engine.runtime import EmulatedLink, offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
+from engine.runtime.links.queued_link import QueuedLink, Ticket
 from policies.events import LOAD
-from tests.engine.runtime.models import CONFIGS, NEW_TOKENS, SMALL, Answer, answer, same
+from tests.engine.runtime.models import CONFIGS, NEW_TOKENS, SMALL, Answer, MakeModel, Reference, answer, plan_of, same
 from tracekit.errors import CapacityError, HardwareError, ModelError, PlanError, PolicyError
 
 torch = pytest.importorskip("torch")
@@ -23,11 +21,7 @@ offloading = import_module("engine.runtime.offload")  # the package's attribute 
 transformers = pytest.importorskip("transformers")
 
 
-def plan_of(capacity: str = "2/layer", **tables: Any) -> Plan:
-    return plan_from_dict({"cache": {"capacity": capacity}, **tables})
-
-
-def test_the_model_keeps_no_second_copy_of_its_experts(make_model: Callable[..., Any]) -> None:
+def test_the_model_keeps_no_second_copy_of_its_experts(make_model: MakeModel) -> None:
     model = make_model("gpt_oss")
     experts = [module for name, module in model.named_modules() if name.endswith("mlp.experts")]
     originals = [weakref.ref(parameter) for module in experts for parameter in module.parameters()]
@@ -47,7 +41,7 @@ def test_the_model_keeps_no_second_copy_of_its_experts(make_model: Callable[...,
         assert all(torch.equal(kept[name], value) for name, value in others.items())
 
 
-def test_log_timings_and_bytes_tell_one_story(make_model: Callable[..., Any]) -> None:
+def test_log_timings_and_bytes_tell_one_story(make_model: MakeModel) -> None:
     model = offload(make_model("mixtral"), plan_of("8/layer"))
     with offloaded(model) as state:
         answer(model)
@@ -60,12 +54,12 @@ def test_log_timings_and_bytes_tell_one_story(make_model: Callable[..., Any]) ->
         assert (times.visit_start[1:] >= times.visit_end[:-1]).all()
         assert ((times.visit_waited >= 0) & (times.visit_waited <= times.visit_end - times.visit_start)).all()
         loads = int((state.log.kind == LOAD).sum())
-        assert state.bytes_loaded == {"load": loads * state.store.slab_bytes, "stream": 0, "prefetch": 0}
+        assert state.bytes_loaded == {"load": loads * state.store.slab_bytes, "bypass": 0, "prefetch": 0}
         assert times.visit_start.dtype == np.int64
 
 
 def test_a_failed_copy_raises_in_the_caller_and_reset_mends(
-    make_model: Callable[..., Any], reference: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = threading.Event()
 
@@ -95,7 +89,7 @@ def test_a_failed_copy_raises_in_the_caller_and_reset_mends(
         assert len(state.timings.step_start) == NEW_TOKENS + 1
 
 
-def test_a_closed_model_says_so(make_model: Callable[..., Any]) -> None:
+def test_a_closed_model_says_so(make_model: MakeModel) -> None:
     model = offload(make_model(), plan_of())
     offloaded(model).close()
     offloaded(model).close()
@@ -103,7 +97,7 @@ def test_a_closed_model_says_so(make_model: Callable[..., Any]) -> None:
         answer(model)
 
 
-def test_a_forgotten_model_takes_its_thread_along(make_model: Callable[..., Any]) -> None:
+def test_a_forgotten_model_takes_its_thread_along(make_model: MakeModel) -> None:
     model = offload(make_model(), plan_of())
     answer(model, new_tokens=2)
     thread = offloaded(model).link._thread  # type: ignore[attr-defined]
@@ -113,7 +107,7 @@ def test_a_forgotten_model_takes_its_thread_along(make_model: Callable[..., Any]
     assert not thread.is_alive()
 
 
-def test_a_dense_sibling_of_the_same_config_computes_its_own_experts(make_model: Callable[..., Any]) -> None:
+def test_a_dense_sibling_of_the_same_config_computes_its_own_experts(make_model: MakeModel) -> None:
     """transformers picks the experts function by config, and a config may be shared."""
     served, plain = make_model(), make_model()
     module = plain.model.layers[0].mlp.experts
@@ -137,11 +131,7 @@ def test_a_dense_sibling_of_the_same_config_computes_its_own_experts(make_model:
     ],
 )
 def test_impossible_plans_are_refused_and_leave_the_model_alone(
-    tables: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    make_model: Callable[..., Any],
-    reference: Callable[..., Answer],
+    tables: dict[str, Any], error: type[Exception], message: str, make_model: MakeModel, reference: Reference
 ) -> None:
     model = make_model()
     with pytest.raises(error, match=message):
@@ -149,7 +139,7 @@ def test_impossible_plans_are_refused_and_leave_the_model_alone(
     assert same(answer(model, new_tokens=2), Answer(reference().logits[:3], reference().tokens[:3]))
 
 
-def test_what_cannot_be_offloaded_is_refused(make_model: Callable[..., Any]) -> None:
+def test_what_cannot_be_offloaded_is_refused(make_model: MakeModel) -> None:
     model = offload(make_model(), plan_of())
     with offloaded(model), pytest.raises(ModelError, match="already offloaded"):
         offload(model, plan_of())
@@ -168,7 +158,7 @@ def test_what_cannot_be_offloaded_is_refused(make_model: Callable[..., Any]) -> 
         offload(eight, plan_of())
 
 
-def test_impossible_devices_are_refused(make_model: Callable[..., Any]) -> None:
+def test_impossible_devices_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(HardwareError, match="unknown device 'gpu'"):
         offload(make_model(), plan_of(), device="gpu")
     with pytest.raises(HardwareError, match="not on meta"):
@@ -181,9 +171,7 @@ def test_impossible_devices_are_refused(make_model: Callable[..., Any]) -> None:
             offload(make_model(), plan_of(), device="cuda", emulate_link=EmulatedLink(1e9))
 
 
-def test_a_family_that_computes_otherwise_is_refused(
-    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_family_that_computes_otherwise_is_refused(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     kind = type(model.model.layers[0].mlp.experts)
     own = kind.forward.__wrapped__

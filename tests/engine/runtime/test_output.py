@@ -1,16 +1,15 @@
-"""Whatever is cached, prefetched or streamed, the offloaded model says what the model says, to the last bit."""
+"""Whatever is cached, prefetched or bypassed, the offloaded model says what the model says, to the last bit."""
 
 import time
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from engine.plan import Plan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
 from engine.runtime import EmulatedLink, offload, offloaded
-from engine.runtime.link import QueuedLink, Ticket
-from tests.engine.runtime.models import FAMILIES, PROMPT, Answer, answer, same
+from engine.runtime.links.queued_link import QueuedLink, Ticket
+from tests.engine.runtime.models import FAMILIES, PROMPT, MakeModel, Reference, answer, same
 
 torch = pytest.importorskip("torch")
 offloading = import_module("engine.runtime.offload")  # the package's attribute of that name is the function
@@ -28,12 +27,7 @@ def plan_of(capacity: str, predictor: str = "none", **prefetch: Any) -> Plan:
 @pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_tokens_are_those_of_the_model(
-    family: str,
-    capacity: str,
-    predictor: str,
-    staging: int,
-    make_model: Callable[..., Any],
-    reference: Callable[..., Answer],
+    family: str, capacity: str, predictor: str, staging: int, make_model: MakeModel, reference: Reference
 ) -> None:
     dtype = "bfloat16" if staging == 1 else "float32"
     model = offload(make_model(family, dtype), plan_of(capacity, predictor, staging=staging))
@@ -63,8 +57,8 @@ def test_nobody_reads_a_slot_that_is_being_filled(
     family: str,
     capacity: str,
     target: str,
-    make_model: Callable[..., Any],
-    reference: Callable[..., Answer],
+    make_model: MakeModel,
+    reference: Reference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(offloading, "ThreadLink", PoisonLink)
@@ -74,7 +68,7 @@ def test_nobody_reads_a_slot_that_is_being_filled(
         assert state.bytes_loaded["prefetch"] > 0
 
 
-def test_generate_is_the_models_own(make_model: Callable[..., Any]) -> None:
+def test_generate_is_the_models_own(make_model: MakeModel) -> None:
     ids = torch.tensor([PROMPT])
     settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     plain, served = make_model("olmoe"), offload(make_model("olmoe"), plan_of("2/layer", "gate"))
@@ -83,7 +77,7 @@ def test_generate_is_the_models_own(make_model: Callable[..., Any]) -> None:
         assert torch.equal(served.generate(ids, attention_mask=torch.ones_like(ids), **settings), expected)
 
 
-def test_an_emulated_link_changes_time_only(make_model: Callable[..., Any], reference: Callable[..., Answer]) -> None:
+def test_an_emulated_link_changes_time_only(make_model: MakeModel, reference: Reference) -> None:
     emulate = EmulatedLink(bytes_per_s=50e6)
     model = offload(make_model(), plan_of("2/layer"), emulate_link=emulate)
     with offloaded(model) as state:
@@ -93,7 +87,7 @@ def test_an_emulated_link_changes_time_only(make_model: Callable[..., Any], refe
         assert state.emulated == emulate
 
 
-def test_padding_demands_nothing_and_reaches_nobody(make_model: Callable[..., Any]) -> None:
+def test_padding_demands_nothing_and_reaches_nobody(make_model: MakeModel) -> None:
     """A left-padded request answers as it does alone, up to rounding, and pads load no expert."""
     plain, served = make_model("mixtral", "float32"), offload(make_model("mixtral", "float32"), plan_of("3/layer"))
     ids = torch.tensor([[0, 0, 0, *PROMPT[:5]], PROMPT[:8]])
@@ -113,7 +107,7 @@ def test_padding_demands_nothing_and_reaches_nobody(make_model: Callable[..., An
 @pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_cuda_it_is_the_same_as_the_model_on_cuda(
-    family: str, capacity: str, predictor: str, make_model: Callable[..., Any]
+    family: str, capacity: str, predictor: str, make_model: MakeModel
 ) -> None:
     expected = answer(make_model(family).to("cuda"))
     model = offload(make_model(family), plan_of(capacity, predictor, staging=2), device="cuda")

@@ -1,28 +1,29 @@
 """Prompts read in chunks: each chunk is a step, which the engine decides as the simulator and answers as the model."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
-from experiments.reference_model import CHECKPOINTS, NAMES
-from tests.engine.runtime.models import FAMILIES, PROMPT
-from tracekit import Trace
+from experiments.demo.reference_models import CHECKPOINTS, NAMES
+from tests.engine.runtime.models import FAMILIES, PROMPT, MakeModel
 from tracekit.errors import ModelError
 from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
 from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402  # needs torch
 from tests.tracekit.recorder.exactness import Numbers  # noqa: E402
 from tests.tracekit.recorder.families import build, packages  # noqa: E402
-from tracekit.recorder import Prompt, RecordOptions, record  # noqa: E402
 from tracekit.recorder.generation import UNDIVIDED, Decoding, Scoring, default_chunk  # noqa: E402
+from tracekit.recorder.options import RecordOptions  # noqa: E402
+from tracekit.recorder.prompts import Prompt  # noqa: E402
+from tracekit.recorder.recorder import record  # noqa: E402
 
 PLAN = {"cache": {"capacity": "3/layer"}, "prefetch": {"predictor": "gate", "count": 2}}
 MINI = CHECKPOINTS / NAMES[0]
@@ -35,9 +36,7 @@ def decoded(model: Any, prompts: list[list[int]], chunk: int | None) -> tuple[li
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 100])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_and_decisions_of_chunked_steps(
-    family: str, chunk: int, make_model: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_tokens_and_decisions_of_chunked_steps(family: str, chunk: int, make_model: MakeModel, tmp_path: Path) -> None:
     expected, passes = decoded(make_model(family), [PROMPT], chunk)
     prompts = [Prompt(id="a", prompt=" ".join(map(str, PROMPT)))]
     model = offload(make_model(family), plan_from_dict(PLAN))
@@ -59,7 +58,7 @@ def test_tokens_and_decisions_of_chunked_steps(
 
 
 @pytest.mark.parametrize("chunk", [2, 5])
-def test_batches_of_unequal_prompts_are_read_in_chunks(chunk: int, make_model: Callable[..., Any]) -> None:
+def test_batches_of_unequal_prompts_are_read_in_chunks(chunk: int, make_model: MakeModel) -> None:
     """Every token of every prompt once, whatever padding a chunk begins with; the same tokens follow."""
     prompts = [PROMPT, PROMPT[:3], PROMPT[2:9]]
     whole, _ = decoded(make_model("olmoe", "float32"), prompts, None)
@@ -76,7 +75,7 @@ def test_batches_of_unequal_prompts_are_read_in_chunks(chunk: int, make_model: C
     assert read == prompts
 
 
-def test_transformers_own_chunks_are_steps_too(make_model: Callable[..., Any]) -> None:
+def test_transformers_own_chunks_are_steps_too(make_model: MakeModel) -> None:
     ids = torch.tensor([PROMPT])
     settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "prefill_chunk_size": 4}
     plain, served = make_model("qwen3_moe"), offload(make_model("qwen3_moe"), plan_from_dict(PLAN))

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments.timeline import COMPUTE, VISITS
+from engine.replay.chrome_trace import COMPUTE, VISITS
 from tests.helpers.traces import make_trace, random_experts
 
 Call = Callable[..., tuple[int, str, str]]

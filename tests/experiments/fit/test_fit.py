@@ -132,7 +132,7 @@ def test_examples_are_what_comes_next(tmp_path: Path) -> None:
 
 def test_recall_and_precision_are_counted_as_they_are_defined(tmp_path: Path) -> None:
     """Against a count by sets, one token and layer at a time; calibration against its definition."""
-    from engine.foresight import Scores
+    from engine.decisions.foresight import Scores
     from policies.learned.arithmetic import UNIT
 
     trace = varied_trace(tmp_path / "t.trace", seed=9)

@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from experiments.study import Threads, load_study, run_study, study_from_dict
+from experiments.study import Threads, load_study, run_study, sources, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of
-from experiments.study.measure import measure
 from experiments.study.workers import Workers
 from tests.helpers.studies import contents, killed_at, study_command
 from tracekit.errors import TracekitError
@@ -56,23 +56,51 @@ def test_an_edited_policy_is_another_policy(folder: Path, tmp_path: Path) -> Non
     assert done.stdout.strip() != before.key
 
 
-@pytest.mark.parametrize("module", ["engine.simulator.timeline", "engine.bounds", "policies.eviction.belady_bypass"])
+@pytest.mark.parametrize(
+    "module", ["engine.simulator.timeline", "engine.replay.bounds", "policies.eviction.belady_bypass"]
+)
 def test_an_edited_simulator_gives_another_result(module: str, folder: Path, monkeypatch: Any) -> None:
-    from experiments.study import cells
-
     tables = {"traces": "a.trace", "grid": {"capacity": "2/layer"}}
     (before,) = cells_of(study_from_dict(tables, folder=folder))
     edited = ROOT / f"{module.replace('.', '/')}.py"
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"\n# edited" if path == edited else b""))
-    for digest in (cells.sources_digest, cells.policies_digest):
+    for digest in (sources.sources_digest, sources.policies_digest):
         digest.cache_clear()
     (after,) = cells_of(study_from_dict(tables, folder=folder))
     monkeypatch.undo()
-    for digest in (cells.sources_digest, cells.policies_digest):
+    for digest in (sources.sources_digest, sources.policies_digest):
         digest.cache_clear()
     assert after.key != before.key
     assert cells_of(study_from_dict(tables, folder=folder))[0].key == before.key
+
+
+def test_every_module_that_a_replay_and_a_cell_load_is_in_the_key(folder: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from experiments.study.cells import cells_of
+from experiments.study.grid import study_from_dict
+from experiments.study.cell_results import measure
+from experiments.study.shared import SharedRoutings
+from experiments.study.sources import ENTRIES, PACKAGES, import_closure, policies_digest
+from engine.replay.replay import replay
+from policies.compiled import source_modules
+from policies.registry import eviction_policy, prefetcher
+grid = {{"capacity": "2/layer", "eviction": "lfu", "prefetch": ["gate", "none"], "hardware": "t4", "batch": 2,
+        "model_shape": "mixtral-8x7b"}}
+cells = cells_of(study_from_dict({{"traces": "a.trace", "grid": grid}}, folder=Path({str(folder)!r})))
+assert not [row["error"] for row in measure(SharedRoutings(), cells) if row.get("error")]
+replay(cells[0].routing.open(), cells[0].plan, "t4", model_shape="mixtral-8x7b")
+known = set(import_closure(*ENTRIES))
+for names in (("lfu", "gate"), ("lru", "none"), ("belady-bypass", "none")):  # lru: a plan's default is checked
+    known |= {{m.__name__ for m in source_modules((eviction_policy(names[0]), prefetcher(names[1])))}}
+ours = {{name for name in sys.modules if name.partition(".")[0] in PACKAGES}}
+assert len(known) > 80 and "engine.simulator.plain" in known, known
+print(*sorted(ours - known))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
 
 
 def test_whatever_a_row_follows_from_is_in_its_key(folder: Path) -> None:

@@ -12,8 +12,8 @@ from experiments.report.charts import Chart
 from experiments.report.content import Setting
 from experiments.report.study import sections
 from experiments.study import Threads, run_study
-from experiments.study.drawing import report_content
 from experiments.study.grid import study_from_dict
+from experiments.study.study_content import report_content
 
 
 @pytest.fixture(scope="module")

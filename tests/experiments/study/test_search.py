@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.schema import SEARCH_COLUMNS
@@ -19,7 +19,7 @@ from tracekit import Trace
 from tracekit.batched import batched
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import TracekitError
-from tracekit.prefix import PrefixTrace, prefix_steps
+from tracekit.prefix import first_steps, prefix_steps
 
 ROOT = Path(__file__).resolve().parents[3]
 TOML = """
@@ -75,7 +75,7 @@ def searched(folder: Path) -> Path:
 def test_a_beginning_is_a_slice(folder: Path, tmp_path: Path, steps: int) -> None:
     """Against the trace that `tracekit slice` writes."""
     whole = Trace.open(folder / "a.trace")
-    begun = PrefixTrace(whole, steps)
+    begun = first_steps(whole, steps)
     slice_trace(whole, Selection(steps=f"0:{steps}"), tmp_path / "s.trace")
     written = Trace.open(tmp_path / "s.trace")
     for name in ("step", "request", "position", "phase", "token_id", "experts"):
@@ -98,11 +98,11 @@ def test_a_beginning_holds_its_share_of_decode_steps(folder: Path) -> None:
     whole = Trace.open(folder / "a.trace")
     decode = int((whole.phase == 1).sum())
     for share in (0.01, 0.3, 0.999, 1.0):
-        begun = PrefixTrace(whole, prefix_steps(whole, share))
+        begun = first_steps(whole, prefix_steps(whole, share))
         assert int((begun.phase == 1).sum()) == np.ceil(share * decode) and begun.phase[-1] == 1
-    assert int((PrefixTrace(whole, prefix_steps(whole, 0.01, 32)).phase == 1).sum()) == 32
+    assert int((first_steps(whole, prefix_steps(whole, 0.01, 32)).phase == 1).sum()) == 32
     together = batched(whole, 4)
-    begun = PrefixTrace(together, prefix_steps(together, 0.5))
+    begun = first_steps(together, prefix_steps(together, 0.5))
     assert begun.batching is together.batching and (begun.experts == together.experts[: begun.tokens]).all()
 
 
@@ -116,10 +116,10 @@ def test_every_round_is_what_a_sort_of_replays_says(folder: Path, searched: Path
         assert machine is not None
         left = list(study.plans)
         for number, share in ((1, 0.3**2), (2, 0.3)):
-            begun = [PrefixTrace(trace, prefix_steps(trace, share, 32)) for trace in traces]
+            begun = [first_steps(trace, prefix_steps(trace, share, 32)) for trace in traces]
             speeds = {}
             for plan in left:
-                times = [replay(part, plan, machine, shape="mixtral-8x7b", bounds=False) for part in begun]
+                times = [replay(part, plan, machine, model_shape="mixtral-8x7b", bounds=False) for part in begun]
                 tokens = [result.phases.decode.tokens for result in times]
                 rates = [result.time.tokens_per_second or 0.0 for result in times if result.time is not None]
                 speeds[plan.to_toml()] = sum(tokens) / sum(n / r for n, r in zip(tokens, rates, strict=True))

@@ -7,12 +7,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.measure import measure
 from experiments.study.schema import COLUMNS, SCHEMA
 from tracekit import Trace
 
@@ -28,7 +28,7 @@ def test_every_row_is_what_replay_says(finished: Path, folder: Path) -> None:
         if row["error"] is not None:
             assert row["eviction"] == "belady" and "into = " not in row["plan"]
             continue
-        found = replay(Trace.open(cell.routing.path), cell.plan, cell.machine, shape=cell.shape)
+        found = replay(Trace.open(cell.routing.path), cell.plan, cell.machine, model_shape=cell.shape)
         assert found.time is not None and found.bounds is not None and found.estimates is not None
         assert found.time.tpot_ms is not None
         same = {
@@ -37,7 +37,7 @@ def test_every_row_is_what_replay_says(finished: Path, folder: Path) -> None:
             "hits": found.hits,
             "hit_ratio": found.hit_ratio,
             "loads": found.loads,
-            "streams": found.streams,
+            "bypasses": found.bypasses,
             "prefetches": found.prefetches,
             "bytes_loaded": found.bytes_loaded,
             "hits_prefetch": found.hits_by.prefetch,
@@ -87,21 +87,21 @@ def test_capacity_in_bytes_is_decided_for_each_format(folder: Path) -> None:
         folder=folder,
     )
     (group,) = groups(cells_of(study))
-    small, large = measure(Threads(1).workshop, group)
+    small, large = measure(Threads(1).shared, group)
     assert small["hits"] > large["hits"]
     for row, cell in zip((small, large), group, strict=True):
-        found = replay(Trace.open(folder / "a.trace"), cell.plan, cell.machine, shape=cell.shape)
+        found = replay(Trace.open(folder / "a.trace"), cell.plan, cell.machine, model_shape=cell.shape)
         assert row["hits"] == found.hits and found.time is not None
         assert row["tokens_per_second"] == found.time.tokens_per_second
 
 
 def test_without_machines_one_pass_answers_for_all_sizes(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from experiments.study import measure as module
+    from experiments.study import cell_results
 
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a pass was made")
 
-    monkeypatch.setattr(module, "time_all", refused)
+    monkeypatch.setattr(cell_results, "run", refused)
     grid = {"capacity": ["0/layer", "3/layer", "8/layer", "4", "25%"], "eviction": ["lru", "belady"]}
     study = study_from_dict({"traces": ["a.trace", "b.trace"], "bounds": False, "grid": grid}, folder=folder)
     summary = run_study(study, tmp_path / "out", Threads(1))

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from engine.plan import plan_from_dict
+from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
 from experiments.report.content import PolicyRow, RegretRow, Setting
-from experiments.validate import Decisions, TimeError, Tokens, Validation
+from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
 from tests.helpers.browser import browser, look, requests
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
@@ -283,7 +283,7 @@ def test_figures_are_pictures_of_every_chart(page: Path, studied: Path, tmp_path
 
 def test_timelines_and_experts_are_those_of_the_traces(studied: Path) -> None:
     """Bars against the sum of a replay's parts, shares against counts."""
-    from engine.replay import replay
+    from engine.replay.replay import replay
 
     trace = Trace.open(studied.parent / "demo" / "mixtral-mini.trace")
     shares = pl.read_parquet(studied / "experts.parquet")
@@ -302,7 +302,7 @@ def test_timelines_and_experts_are_those_of_the_traces(studied: Path) -> None:
             trace,
             plan,
             setting["hardware"],
-            shape="mixtral-8x7b",
+            model_shape="mixtral-8x7b",
             bounds=False,
             on_done=lambda done, ends=ends: ends.append(done.step_ns),
         )

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 
 from engine.hardware import load_hardware
-from engine.plan import load_plan, plan_from_dict
+from engine.plan.plan import load_plan, plan_from_dict
 from experiments.study import Threads, run_study, study_from_dict
+from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.measure import measure
-from experiments.study.passes import Course
+from experiments.study.request_shares import RequestShares
 from tests.helpers.traces import make_trace, random_experts
 from tracekit import Trace
 
@@ -48,7 +48,7 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
     }
     tables["grid"] |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}  # type: ignore[operator]
     (group, other, *_) = groups(cells_of(study_from_dict(tables, folder=folder)))[::2]
-    sizes = [measure(Threads(1).workshop, cells)[0]["device_bytes"] for cells in (group, other)]
+    sizes = [measure(Threads(1).shared, cells)[0]["device_bytes"] for cells in (group, other)]
     middle = sum(sizes) // 2
     assert sizes[0] < middle < sizes[1]
     for number, (objective, column) in enumerate(
@@ -77,18 +77,18 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
 def test_what_each_request_cost(share: float, folder: Path) -> None:
     """Against plain loops over the tokens; of both objectives that compare times."""
     trace = Trace.open(folder / "a.trace")
-    course = Course.of(trace)
-    of_step = np.random.default_rng(2).integers(1, 10**9, len(course.phase))
+    requests = RequestShares.of(trace)
+    of_step = np.random.default_rng(2).integers(1, 10**9, len(requests.steps.phase))
     costs: dict[int, list[float]] = {}
     parts: dict[int, float] = {}
     for step, request, phase in zip(trace.step, trace.request, trace.phase, strict=True):
         if phase == 1:
             costs.setdefault(int(request), []).append(float(of_step[step]))
             parts[int(request)] = parts.get(int(request), 0) + of_step[step] / (trace.step == step).sum()
-    assert course.requests.tolist() == sorted(costs)
+    assert requests.requests.tolist() == sorted(costs)
     of_each = [np.percentile(costs[name], 100 * share) * 4 for name in sorted(costs)]
-    assert course.percentile(of_step, share, 4.0).tolist() == pytest.approx(of_each, abs=1)
-    assert course.shared(of_step, 4.0).tolist() == pytest.approx([parts[name] * 4 for name in sorted(parts)], abs=1)
+    assert requests.percentile(of_step, share, 4.0).tolist() == pytest.approx(of_each, abs=1)
+    assert requests.of_each(of_step, 4.0).tolist() == pytest.approx([parts[name] * 4 for name in sorted(parts)], abs=1)
 
 
 def test_what_the_winner_is_compared_with(folder: Path, tmp_path: Path) -> None:

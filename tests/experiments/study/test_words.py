@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engine.plan import plan_from_dict
-from engine.replay import replay
+from engine.plan.plan import plan_from_dict
+from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
-from experiments.study.drawing import report_content
 from experiments.study.grid import study_from_dict
 from experiments.study.notes import amount, where
+from experiments.study.study_content import report_content
 from tests.helpers.traces import make_trace
 from tracekit import Trace
 from tracekit.errors import StudyError

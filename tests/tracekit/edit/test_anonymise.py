@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import UNUSED, ModelInfo, Trace, TraceError
 from tracekit.edit import anonymise
+from tracekit.errors import TraceError
+from tracekit.manifest import ModelInfo
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 LAYERS, EXPERTS = 3, 12
 
@@ -34,7 +37,7 @@ def secret(tmp_path: Path) -> Trace:
 
 
 def test_what_is_gone(secret: Trace, tmp_path: Path) -> None:
-    public = anonymise(secret, tmp_path / "public.trace", model="a model")
+    public = anonymise(secret, tmp_path / "public.trace", np.random.default_rng(5), model="a model")
     assert set(public.token_id.tolist()) == {-1} and public.request.tolist() == [0] * 20 + [1] * 20
     text = (public.path / "manifest.json").read_text()
     for word in ("alice", "0" * 64, "abc", 'seed": 11'):
@@ -44,7 +47,7 @@ def test_what_is_gone(secret: Trace, tmp_path: Path) -> None:
     np.testing.assert_array_equal(public.experts, secret.experts)
     assert public.weights is not None and np.array_equal(public.weights, secret.weights)
     with pytest.raises(TraceError, match="exists"):
-        anonymise(secret, public.path)
+        anonymise(secret, public.path, np.random.default_rng(5))
 
 
 def test_relabelled(secret: Trace, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracekit import DECODE, PREFILL, ImportFormatError, Trace, import_trace
 from tracekit.edit import Selection, slice_trace
-from tracekit.importers import ImportOptions
+from tracekit.errors import ImportFormatError
+from tracekit.importers import ImportOptions, import_trace
+from tracekit.rows import DECODE, PREFILL
 from tracekit.stats import describe
+from tracekit.trace import Trace
 
 Bring = Callable[..., Trace]
 

@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 
 from tests.helpers.traces import random_experts
-from tracekit import DECODE, PREFILL, ImportFormatError, Trace, TraceError, import_trace
 from tracekit.batched import batched
-from tracekit.importers import ImportOptions
+from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers import ImportOptions, import_trace
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 LAYERS, TOP_K, EXPERTS = 3, 2, 16
 CHOSEN = random_experts(np.random.default_rng(0), 40, LAYERS, EXPERTS, TOP_K)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.traces import random_experts
 from tests.tracekit.importers import plain
-from tracekit import Trace, import_trace
-from tracekit.importers import ImportOptions
+from tracekit.importers import ImportOptions, import_trace
+from tracekit.trace import Trace
 
 EXPERTS, TOP_K = 16, 2
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tracekit import ImportFormatError, import_trace
+from tracekit.errors import ImportFormatError
+from tracekit.importers import import_trace
 from tracekit.importers.saved import read_text
 
 LINES = [{"token": token, "layer": layer, "ids": ids} for token, layer, ids in

@@ -1,0 +1,1 @@
+"""Every cache size in one pass."""

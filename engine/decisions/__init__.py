@@ -1,0 +1,1 @@
+"""A trace's demand and signals turned into decisions: no clock."""

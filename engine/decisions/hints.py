@@ -1,0 +1,72 @@
+"""What a prefetcher is told at each visit: ranked experts of the layer that it looks ahead to."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numba import njit
+
+from engine.decisions.foresight import Foresight
+from policies.cache import CacheSpec
+from policies.ranking import rank_lookahead
+from tracekit.demand import Demand, step_starts
+from tracekit.errors import PlanError
+from tracekit.trace import Trace
+
+
+def iter_hints(trace: Trace, spec: CacheSpec, demands: Iterable[Demand]) -> Iterator[np.ndarray]:
+    """What a prefetcher that reads lookahead is told, for each piece of demand: i32 [visits, count], best first.
+
+    Ranking takes far longer than deciding, and follows from distance and count alone: plans may share it. Raises
+    PlanError when the trace lacks the lookahead.
+    """
+    known = Hints(trace, spec, "lookahead")
+    return map(known.of, demands)
+
+
+class Hints:
+    """What a prefetcher reads, as ranked keys of the target layer: i32 [visits, count], padded with -1."""
+
+    def __init__(self, trace: Trace, spec: CacheSpec, reads: str) -> None:
+        self.spec, self.reads = spec, reads
+        self.count = 0 if reads == "nothing" else min(spec.count, spec.experts)
+        self.experts_per_layer = trace.manifest.experts_per_layer
+        self.top_k = trace.top_k
+        self.foresight = Foresight(trace, spec) if reads == "predicted" else None
+        if reads == "lookahead":
+            self.lookahead = trace.lookahead(spec.distance)
+            if self.lookahead is None:
+                have = ", ".join(str(d) for d in trace.lookahead_distances) or "none"
+                raise PlanError(
+                    f"prefetcher {spec.prefetch!r} reads lookahead logits at distance {spec.distance}, which "
+                    f"{trace.path} does not hold (it has: {have}); record with --lookahead {spec.distance} or choose "
+                    "another prefetcher"
+                )
+            self.starts = step_starts(trace.step)
+
+    def of(self, demand: Demand) -> np.ndarray:
+        spec = self.spec
+        hints = np.full((demand.steps, spec.layers, self.count), -1, np.int32)
+        if self.reads == "lookahead":
+            assert self.lookahead is not None
+            starts = self.starts[demand.first_step : demand.first_step + demand.steps + 1]
+            rows = self.lookahead[starts[0] : starts[-1]]
+            for layer in range(spec.layers - spec.distance):
+                target = layer + spec.distance
+                logits = rows[:, layer, : self.experts_per_layer[target]]
+                ranked = rank_lookahead(logits, starts - starts[0], self.top_k, self.count)
+                hints[:, layer] = np.where(ranked >= 0, ranked + target * spec.experts, -1)
+        elif self.foresight is not None:
+            hints[:] = self.foresight.hints(demand)
+        elif self.reads == "future":
+            _future(demand.keys, demand.start, spec.layers, spec.distance, hints)
+        return hints.reshape(demand.visits, self.count)
+
+
+@njit(cache=True)
+def _future(keys, start, layers, distance, hints):  # type: ignore[no-untyped-def]
+    for step in range(hints.shape[0]):
+        for layer in range(layers - distance):
+            first = start[step * layers + layer + distance]
+            last = start[step * layers + layer + distance + 1]
+            for i in range(min(last - first, hints.shape[2])):
+                hints[step, layer, i] = keys[first + i]

@@ -1,0 +1,1 @@
+"""The plan, and the words in it: capacity, weight formats."""

@@ -1,0 +1,184 @@
+"""The plan: what to cache, what to prefetch, how weights are stored. The same file for simulator and engine."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypedDict, Unpack
+
+import msgspec
+
+from engine.plan.capacity import Capacity
+from engine.plan.weights import WeightFormat
+from tracekit.errors import PlanError
+from tracekit.html_table import html_table
+from tracekit.named_toml import convert, read_toml
+
+Scalar = str | int | float | bool
+
+
+class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`cache`: how much device memory holds experts."""
+
+    # "4/layer", "512", "2000MiB", "25%": see engine.plan.capacity
+    capacity: str
+
+
+class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`eviction`: a policy's name and, beside it, the policy's own parameters."""
+
+    policy: str = "lru"
+    # a trace whose most popular experts `static` keeps
+    profile: str | None = None
+    # a fitted predictor's directory (tracekit fit), for `learned`
+    artefact: str | None = None
+    parameters: dict[str, int | float | bool] = {}
+
+
+class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`prefetch`: a predictor's name, how it is used and, beside these, the predictor's own parameters."""
+
+    predictor: str = "none"
+    # MoE layers to look ahead
+    distance: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    # how many suggested experts are considered per visit; those already on the device are not loaded again
+    count: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 2
+    # where a prefetched expert goes
+    target: Literal["staging", "cache"] = "staging"
+    # buffers outside the cache, for prefetches and overflow
+    staging: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
+    # a fitted predictor's directory (tracekit fit), for `learned`
+    artefact: str | None = None
+    parameters: dict[str, int | float | bool] = {}
+
+
+class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`weights`: storage formats (engine.plan.weights); None keeps what the model has."""
+
+    experts: str | None = None
+    attention: str | None = None
+
+
+class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`compute`: whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it."""
+
+    cpu_experts: Literal["never", "auto"] = "never"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A plan's file. Every table but `cache` may be left out."""
+
+    cache: CachePlan
+    eviction: EvictionPlan = EvictionPlan()
+    prefetch: PrefetchPlan = PrefetchPlan()
+    weights: WeightsPlan = WeightsPlan()
+    compute: ComputePlan = ComputePlan()
+
+
+class _Tables(TypedDict, total=False):
+    """Some of a plan's tables."""
+
+    cache: CachePlan
+    eviction: EvictionPlan
+    prefetch: PrefetchPlan
+    weights: WeightsPlan
+    compute: ComputePlan
+
+
+@dataclass(frozen=True, init=False)
+class Plan:
+    """A validated plan: what to cache, what to prefetch, how weights are stored.
+
+        Plan("4/layer", eviction="lru", prefetch={"predictor": "gate", "count": 2}, weights="hqq-2bit")
+
+    The words are those of a study's grid: each a name, or a table of the plan's file as a mapping. Raises PlanError,
+    and CapacityError for a capacity that cannot be read.
+    """
+
+    cache: CachePlan
+    eviction: EvictionPlan
+    prefetch: PrefetchPlan
+    weights: WeightsPlan
+    compute: ComputePlan
+
+    def __init__(
+        self,
+        capacity: str,
+        *,
+        eviction: str | Mapping[str, object] = "lru",
+        prefetch: str | Mapping[str, object] = "none",
+        weights: str | Mapping[str, object] | None = None,
+        cpu_experts: str = "never",
+    ) -> None:
+        tables = {
+            "cache": {"capacity": capacity},
+            "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
+            "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
+            "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
+            "compute": {"cpu_experts": cpu_experts},
+        }
+        self.__dict__.update(plan_from_dict(tables).__dict__)
+
+    @property
+    def capacity(self) -> Capacity:
+        """The parsed capacity."""
+        return Capacity.parse(self.cache.capacity)
+
+    def replace(self, **tables: Unpack[_Tables]) -> "Plan":
+        """This plan with other tables."""
+        plan = object.__new__(Plan)
+        plan.__dict__.update(self.__dict__ | tables)
+        return plan
+
+    def to_dict(self) -> dict[str, dict[str, Scalar]]:
+        """The plan as the tables of its file; parameters stand beside the keys that every policy has."""
+        tables: dict[str, dict[str, Scalar]] = {}
+        for name, struct in self.__dict__.items():
+            table = {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
+            table.update(table.pop("parameters", {}))
+            if table:
+                tables[name] = table
+        return tables
+
+    def to_toml(self) -> str:
+        """The plan as a TOML file; reading it back gives an equal plan."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        rows = [(f"{name}.{key}", value) for name, table in self.to_dict().items() for key, value in table.items()]
+        return html_table("Plan", rows)
+
+
+def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
+    """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
+    given: dict[str, object] = dict(tables)
+    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan)):
+        table = given.get(name)
+        if isinstance(table, Mapping):
+            own = set(kind.__struct_fields__) - {"parameters"}
+            parameters = {key: table[key] for key in table if key not in own}
+            for key, value in parameters.items():
+                if not isinstance(value, int | float):
+                    raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
+            given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
+    file = convert(given, _File, label=label, error=PlanError)
+    Capacity.parse(file.cache.capacity)
+    for text in (file.weights.experts, file.weights.attention):
+        if text is not None:
+            WeightFormat.parse(text)
+    plan = object.__new__(Plan)
+    plan.__dict__.update(msgspec.structs.asdict(file))
+    return plan
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan file. Raises PlanError."""
+    return plan_from_dict(read_toml(path, "plan", PlanError), str(path))
+
+
+def as_plan(plan: Plan | Mapping[str, object] | str | os.PathLike[str]) -> Plan:
+    """The plan that a user gives: itself, the tables of its file, or the path of its file. Raises PlanError."""
+    if isinstance(plan, Plan):
+        return plan
+    return plan_from_dict(plan) if isinstance(plan, Mapping) else load_plan(plan)

@@ -1,0 +1,220 @@
+"""One decision pass over a trace, counted and timed as on any number of machines.
+
+Decisions look at no clock, so they are taken once, whatever they are then timed on. A replay is the case of one target;
+studies and validations call the same function.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.decisions.run import iter_decisions
+from engine.simulator.costs import Costs
+from engine.simulator.timeline import CAUSES, Timeline
+from policies.cache import CacheSpec
+from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
+from tracekit.demand import Demand, step_starts
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What decisions are counted and timed as: bytes of an expert of each layer (none: unknown), a machine if any."""
+
+    sizes: tuple[int, ...] = ()
+    costs: Costs | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """The steps of a trace: `starts` [steps + 1] rows, `phase` u8 [steps], `context` i64 [steps] as a step's attention
+    reads it, summed over its tokens."""
+
+    starts: np.ndarray
+    phase: np.ndarray
+    context: np.ndarray
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Steps":
+        starts = step_starts(trace.step)
+        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
+        return cls(starts, trace.phase[starts[:-1]], context)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """A finished pass. Times are those of the trace's layers (`Costs.scale` turns them into the model's).
+
+    By step: `phase` u8 [steps], `step_tokens` i32 [steps], `step_kinds` i64 [steps, kinds] events, `step_bytes` i64
+    [steps] copied. `demand_loads` i64 [2, layers] by phase. If timed, `timeline` holds the sums and `step_ns` i64
+    [steps] the times; if kept, also `spent` [steps, causes] and `visit_end` [visits], else these are empty.
+    """
+
+    phase: np.ndarray
+    step_tokens: np.ndarray
+    step_kinds: np.ndarray
+    step_bytes: np.ndarray
+    demand_loads: np.ndarray
+    step_ns: np.ndarray
+    spent: np.ndarray
+    visit_end: np.ndarray
+    timeline: Timeline | None
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """i64 [2, kinds]: events by phase."""
+        return self._by_phase(self.step_kinds)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """i64 [2]: tokens by phase."""
+        return self._by_phase(self.step_tokens)
+
+    @property
+    def loaded(self) -> np.ndarray:
+        """i64 [2]: bytes copied by phase."""
+        return self._by_phase(self.step_bytes)
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits over lookups, prefill and decode together."""
+        hits, lookups = (int(self.step_kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
+        return hits / lookups if lookups else 0.0
+
+    def _by_phase(self, of_step: np.ndarray) -> np.ndarray:
+        decode = self.phase == DECODE
+        return np.stack([of_step[~decode].sum(axis=0, dtype=np.int64), of_step[decode].sum(axis=0, dtype=np.int64)])
+
+
+def run(
+    trace: Trace,
+    spec: CacheSpec,
+    targets: Sequence[Target] = (Target(),),
+    *,
+    steps: Steps | None = None,
+    demands: Iterable[Demand] | None = None,
+    hints: Iterable[np.ndarray] | None = None,
+    reshape: Callable[[Demand], Demand] | None = None,
+    rewrite: Callable[[Events], Events] | None = None,
+    progress: Callable[[int], object] | None = None,
+    on_events: Callable[[Demand, Events], object] | None = None,
+    keep: bool = False,
+    log: range | None = None,
+) -> list[Replayed]:
+    """Decide by `spec` on `trace`, once; count and time the decisions as each of `targets`.
+
+    Args:
+        steps: the trace's, where they are at hand already.
+        demands, hints, reshape: as `iter_decisions` takes them.
+        rewrite: replaces each piece's decisions before they are counted and timed (for regret).
+        progress: called with the number of tokens of each finished piece.
+        on_events: called with each piece's demand and decisions.
+        keep: keep times by visit, and their causes by step: memory for every machine.
+        log: the steps, by running number, whose course the timelines are to log.
+    """
+    steps = steps or Steps.of(trace)
+    count = len(steps.phase)
+    kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
+    loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
+    timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
+    for demand, events in iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints):
+        if rewrite is not None:
+            events = rewrite(events)
+        piece = slice(demand.first_step, demand.first_step + demand.steps)
+        counted, by_layer = kinds[piece], loads
+        for sizes, of_step in loaded.items():
+            bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
+            tally(events.code, events.start, demand.phase, spec.experts, bytes_of, counted, by_layer, of_step[piece])
+            counted, by_layer = np.zeros_like(counted), np.zeros_like(loads)  # the same whatever the sizes
+        for timing in timings:
+            if timing is not None:
+                timing.add(demand, events, steps.context[piece])
+        if on_events is not None:
+            on_events(demand, events)
+        if progress is not None:
+            progress(int(demand.step_tokens.sum()))
+    tokens = np.diff(steps.starts).astype(np.int32)
+    untimed = {"step_ns": NO_TIMES, "spent": NO_CAUSES, "visit_end": NO_TIMES, "timeline": None}
+    return [
+        Replayed(
+            phase=steps.phase,
+            step_tokens=tokens,
+            step_kinds=kinds,
+            step_bytes=loaded[target.sizes],
+            demand_loads=loads,
+            **(untimed if timing is None else timing.times()),
+        )
+        for target, timing in zip(targets, timings, strict=True)
+    ]
+
+
+NO_TIMES, NO_CAUSES = np.zeros(0, np.int64), np.zeros((0, len(CAUSES)), np.int64)
+
+
+class Timing:
+    """One machine's timeline and what is kept of it."""
+
+    def __init__(self, costs: Costs, spec: CacheSpec, steps: int, keep: bool, log: range | None) -> None:
+        self._timeline = Timeline(costs, timed_slots(spec), spec.experts, log)
+        self._layers, self._keep = spec.layers, keep
+        self._step_end = np.zeros(steps, np.int64)
+        self._spent = np.zeros((steps, len(CAUSES)), np.int64) if keep else NO_CAUSES
+        self._visit_end = np.zeros(steps * spec.layers, np.int64) if keep else NO_TIMES
+
+    def add(self, demand: Demand, events: Events, context: np.ndarray) -> None:
+        """Time one piece."""
+        timed = self._timeline.run(demand, events, context)
+        first, last = demand.first_step, demand.first_step + demand.steps
+        self._step_end[first:last] = timed.visit_end[self._layers - 1 :: self._layers]
+        if self._keep:
+            self._spent[first:last] = timed.spent
+            self._visit_end[first * self._layers : last * self._layers] = timed.visit_end
+
+    def times(self) -> dict[str, Any]:
+        """The fields of `Replayed` that only a timed pass has."""
+        step_ns = np.diff(self._step_end, prepend=0)
+        return {"step_ns": step_ns, "spent": self._spent, "visit_end": self._visit_end, "timeline": self._timeline}
+
+
+def timed_slots(spec: CacheSpec) -> int:
+    """How many physical slots a timeline has to know."""
+    return sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
+
+
+@njit(cache=True, nogil=True)
+def tally(
+    code: np.ndarray,
+    start: np.ndarray,
+    phases: np.ndarray,
+    experts: int,
+    bytes_of: np.ndarray,
+    kinds: np.ndarray,
+    loads: np.ndarray,
+    loaded: np.ndarray,
+) -> None:
+    """Add up events by step and kind, demand loads by phase and layer, and bytes copied by step."""
+    layers = len(bytes_of)
+    for visit in range(len(start) - 1):
+        step, layer = visit // layers, visit % layers
+        first, last = start[visit], start[visit + 1]
+        while first < last:
+            # Eight counters of eight bits in one register, emptied before any can overflow.
+            stop = min(last, first + 255)
+            counters = np.uint64(0)
+            for e in range(first, stop):
+                counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) << np.uint64(3))
+            for kind in range(KINDS):
+                kinds[step, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
+            demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
+            demanded += np.int64((counters >> np.uint64(8 * BYPASS)) & np.uint64(255))
+            loads[phases[step], layer] += demanded
+            loaded[step] += demanded * bytes_of[layer]
+            if (counters >> np.uint64(8 * PREFETCH)) & np.uint64(255):
+                for e in range(first, stop):
+                    if code[e] >> KIND_SHIFT == PREFETCH:
+                        loaded[step] += bytes_of[(code[e] & KEY_MASK) // experts]
+            first = stop

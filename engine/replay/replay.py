@@ -1,0 +1,121 @@
+"""`replay`: a plan's decisions on a recorded trace, and their time on a modelled machine."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.decisions.evidence import check_evidence
+from engine.hardware import HardwareProfile, load_hardware
+from engine.plan.plan import Plan, as_plan
+from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
+from engine.replay.estimates import find_estimates
+from engine.replay.passes import Replayed, run
+from engine.replay.regret import find_regret, regret_passes
+from engine.replay.result import PhaseCounts, Result
+from engine.replay.setting import Setting
+from engine.replay.summary import counts_of, time_of
+from engine.shapes import ModelShape, load_shape
+from policies.events import Events
+from tracekit.demand import Demand
+from tracekit.errors import TraceError
+from tracekit.progress import reporting
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
+from tracekit.version import own_version
+
+
+def replay(
+    trace: Trace | str | os.PathLike[str],
+    plan: Plan | Mapping[str, Any] | str | os.PathLike[str],
+    hardware: HardwareProfile | str | os.PathLike[str] | None = None,
+    *,
+    model_shape: ModelShape | str | os.PathLike[str] | None = None,
+    bounds: bool | None = None,
+    allow_fitted: bool = False,
+    progress: bool | Callable[[int], object] = False,
+    on_events: Callable[[Demand, Events], object] | None = None,
+    on_done: Callable[[Replayed], object] | None = None,
+    log: range | None = None,
+) -> Result:
+    """Replay `plan` on `trace`; with `hardware`, also time it.
+
+    Args:
+        trace: a trace, or the path of one.
+        plan: a plan, its tables, or the path of its file.
+        hardware: a profile, the name of a shipped one or the path of its file; None counts hits and bytes only.
+        model_shape: time (and size) experts as those of this model; None uses the trace's own model.
+        bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
+            the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
+        allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
+        progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
+        on_events: called with each piece's demand and decisions.
+        on_done: called with the plan's own pass: times by step and visit, the timeline's log.
+        log: the steps, by running number from 0, whose course the timeline logs.
+
+    Raises:
+        TracekitError: the trace, the plan and the hardware do not fit together.
+    """
+    trace = trace if isinstance(trace, Trace) else Trace.open(Path(trace))
+    plan = as_plan(plan)
+    machine = hardware if isinstance(hardware, HardwareProfile | None) else load_hardware(hardware)
+    shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
+    if trace.tokens == 0:
+        raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
+    seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
+    setting = Setting.of(trace.manifest, plan, machine, shape)
+    bounded, timed = is_bounded(trace, bounds), machine is not None
+    passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
+    best = regret = estimates = None
+    with reporting(progress, "replaying", passes * trace.tokens) as report:
+        (done,) = run(trace, setting.spec, [setting.target], progress=report, on_events=on_events, keep=timed, log=log)
+        if on_done is not None:
+            on_done(done)
+        if bounded:
+            best = find_bounds(trace, setting, done, report)
+            regret = find_regret(trace, setting, done, report) if timed else None
+    sized = bool(setting.sizes)
+    time = time_of(setting, done)
+    warnings = seen + advice(trace, setting, DecodeWork.of(done), time)
+    if not bounded and bounds is None:
+        warnings.append(
+            "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
+        )
+    if timed:
+        estimates = find_estimates(setting, done)
+        warnings += fit_warnings(setting)
+    return Result(
+        **msgspec.structs.asdict(counts_of(done, [PREFILL, DECODE], sized=sized)),
+        phases=PhaseCounts(
+            prefill=counts_of(done, [PREFILL], sized=sized), decode=counts_of(done, [DECODE], sized=sized)
+        ),
+        time=time,
+        bounds=best,
+        regret=regret,
+        estimates=estimates,
+        warnings=warnings,
+        provenance=_provenance(trace, setting),
+    )
+
+
+def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None) -> int:
+    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret."""
+    if not is_bounded(trace, bounds):
+        return 1
+    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed else 0)
+
+
+def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:
+    return {
+        "moe_tracekit": own_version(),
+        "trace": str(trace.path),
+        "trace_digest": trace.digest,
+        "trace_source": trace.manifest.source,
+        "batching": None if trace.batching is None else msgspec.to_builtins(trace.batching),
+        "plan": setting.plan.to_dict(),
+        "hardware": None if setting.machine is None else msgspec.to_builtins(setting.machine),
+        "model_shape": None if setting.shape is None else setting.shape.name,
+    }

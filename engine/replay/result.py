@@ -1,0 +1,190 @@
+"""The result of a replay, as data."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tracekit.html_table import html_table
+
+if TYPE_CHECKING:
+    import altair as alt
+    import polars as pl
+
+
+class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
+    """Hits by cause: kept by the cache, pinned, or loaded ahead by a prefetch."""
+
+    cache: int
+    pinned: int
+    prefetch: int
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Decisions counted. `hit_ratio` contains prefetched hits; `hits_by` tells them apart.
+
+    `bytes_loaded` is demand loads and prefetches together; None when the bytes of an expert are unknown.
+    """
+
+    tokens: int
+    lookups: int
+    hits: int
+    misses: int
+    hit_ratio: float
+    hits_by: HitsBy
+    loads: int
+    bypasses: int
+    prefetches: int
+    bytes_loaded: int | None
+
+
+class PhaseCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts by phase."""
+
+    prefill: Counts
+    decode: Counts
+
+
+class Tpot(msgspec.Struct, frozen=True, kw_only=True):
+    """Time per output token in milliseconds: percentiles over decode steps."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Time(msgspec.Struct, frozen=True, kw_only=True):
+    """Time on a modelled machine.
+
+    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. `compute_s`,
+    `overhead_s` and `stall_s` (by cause) are of decode and prefill together and sum to `total_s`.
+    """
+
+    hardware: str
+    model_shape: str | None
+    scale: float
+    total_s: float
+    tokens_per_second: float | None
+    tpot_ms: Tpot | None
+    ttft_ms: float | None
+    compute_s: float
+    overhead_s: float
+    stall_s: dict[str, float]
+    link_utilisation: float
+    prefetches: dict[str, int]
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What no plan can beat with this capacity on this machine, in decode tokens per second.
+
+    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing). `link`: the fewest demand loads of decode
+    steps, prefill being free, over the link and nothing else. `compute`: the plan's own work with no copies at all.
+    `best` is the lower of the two. With experts of unequal size clairvoyant caching is NP-hard and these are strong
+    estimates instead of bounds. A hit ratio that contains prefetched hits may exceed `hit_ratio`.
+    """
+
+    hit_ratio: float
+    link_tokens_per_second: float | None
+    compute_tokens_per_second: float | None
+    best_tokens_per_second: float | None
+
+
+class Regret(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps the plan's decode steps (all steps, if none is) from the speed of computing alone (`regret`).
+
+    Nanoseconds over these `steps`, of the model's layers. The parts add up to `total_ns` exactly; each may be negative.
+    """
+
+    steps: int
+    total_ns: int
+    overhead_ns: int
+    """Fixed times of layers, steps, gate readback and asking."""
+    compulsory_ns: int
+    """Every expert is copied once."""
+    capacity_ns: int
+    """The cache is smaller than the model; decisions are clairvoyant."""
+    policy_ns: int
+    """The plan's eviction policy is not clairvoyant."""
+    prefetch_ns: int
+    """What prefetching would win if its copies cost nothing and displaced nothing: negative."""
+    pollution_ns: int
+    """Demand copies that are needed only because prefetching displaced the expert, at the time of a copy alone."""
+    late_prefetch_ns: int
+    """Waiting for prefetches that were under way or still queued."""
+    bandwidth_ns: int
+    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them."""
+
+
+class Estimates(msgspec.Struct, frozen=True, kw_only=True):
+    """Estimates, not measurements (`estimates`): memory, energy and cost; None where the profile does not say.
+
+    `inputs` names what energy and cost were made from. Per token means per generated (decode) token, prefill included.
+    """
+
+    device_bytes: int
+    host_bytes: int
+    joules_per_token: float | None
+    cost_per_million_tokens: float | None
+    currency: str | None
+    inputs: list[str]
+
+
+class Result(Counts, frozen=True, kw_only=True):
+    """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
+
+    phases: PhaseCounts
+    time: Time | None
+    bounds: Bounds | None
+    regret: Regret | None
+    estimates: Estimates | None
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+    def to_polars(self) -> "pl.DataFrame":
+        """One row of figures: counts, and with a machine its times, by the names of `to_dict` joined with dots."""
+        import polars as pl
+
+        row: dict[str, object] = {"plan": self.provenance["plan"]["cache"]["capacity"]}
+        return pl.DataFrame([row | dict(self._figures())])
+
+    def plot(self) -> "alt.Chart":
+        """Where the time goes, as bars; hits and misses without a machine. Needs altair (the extra `report`)."""
+        import altair as alt
+
+        if self.time is None:
+            parts: dict[str, float] = {"hits": self.hits, "misses": self.misses}
+        else:
+            parts = {"compute": self.time.compute_s, "overhead": self.time.overhead_s}
+            parts |= {f"stall: {cause}": seconds for cause, seconds in self.time.stall_s.items() if seconds}
+        rows = [{"part": part, "value": value} for part, value in parts.items()]
+        title = "lookups" if self.time is None else "seconds"
+        base: alt.Chart = alt.Chart.from_dict({"data": {"values": rows}, "mark": "bar", "encoding": {}})
+        return base.encode(alt.X("value:Q", title=title), alt.Y("part:N", sort=None, title=None))
+
+    def _figures(self) -> Iterator[tuple[str, float | int | str | None]]:
+        """Every number and word of the result but provenance, under its path."""
+        left = [("", {key: value for key, value in self.to_dict().items() if key != "provenance"})]
+        while left:
+            path, table = left.pop(0)
+            for key, value in table.items():
+                if isinstance(value, dict):
+                    left.append((f"{path}{key}.", value))
+                elif not isinstance(value, list):
+                    yield f"{path}{key}", value
+
+    def _repr_html_(self) -> str:
+        told = {name: value for name, value in self._figures() if value is not None and name in SHOWN}
+        return html_table("Replay", [*told.items(), *(("warning", text) for text in self.warnings)])
+
+
+SHOWN = (
+    *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
+    *("time.hardware", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
+    *("bounds.hit_ratio", "bounds.best_tokens_per_second"),
+)
+"""What a notebook shows of a result."""

@@ -1,0 +1,78 @@
+"""Setting: one plan on one model, perhaps on a machine. Built once; whatever is computed of a plan asks it."""
+
+from dataclasses import dataclass
+
+from engine.decisions.spec import cache_spec
+from engine.hardware import HardwareProfile
+from engine.plan.plan import Plan
+from engine.replay.passes import Target
+from engine.replay.predictor_costs import with_predictors
+from engine.shapes import ModelShape
+from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
+from policies.cache import CacheSpec
+from tracekit.errors import CapacityError
+from tracekit.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setting:
+    """A plan, the cache it means, the sizes of experts as it stores them, and what work costs on the machine.
+
+    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    machine: HardwareProfile | None
+    shape: ModelShape | None
+    spec: CacheSpec
+    sizes: tuple[int, ...]
+    costs: Costs | None
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        plan: Plan,
+        machine: HardwareProfile | None = None,
+        shape: ModelShape | None = None,
+        *,
+        stored: str | None = None,
+    ) -> "Setting":
+        """What `plan` means for a trace's model, at the sizes of `shape` if that is given.
+
+        `stored` is the format that the manifest's sizes are in already. Raises CapacityError where a capacity for all
+        layers cannot be told, PlanError, PolicyError, HardwareError.
+        """
+        sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
+        spec = cache_spec(manifest.experts_per_layer, sizes, plan)
+        absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
+        if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
+            raise CapacityError(
+                f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {spec.layers} MoE layers and "
+                f"{shape.name} has {len(shape.moe_layers)}: give one per layer (4/layer, 250MiB/layer) or a share"
+            )
+        costs = None
+        if machine is not None:
+            costs = with_predictors(costs_without_predictors(manifest, plan, machine, shape, stored), plan, machine)
+        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs)
+
+    @property
+    def target(self) -> Target:
+        """What the plan's decisions are counted and timed as."""
+        return Target(self.sizes, self.costs)
+
+    @property
+    def scale(self) -> float:
+        """Turns what the trace's layers take into what the model's take."""
+        return 1.0 if self.shape is None else len(self.shape.moe_layers) / len(self.manifest.experts_per_layer)
+
+
+def costs_without_predictors(
+    manifest: Manifest, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, stored: str | None = None
+) -> Costs:
+    """The costs of a plan's work on a machine, but for those of its fitted predictors."""
+    weights = plan.weights
+    return model_costs(
+        manifest, machine, shape, weights.experts, weights.attention, plan.compute.cpu_experts, stored=stored
+    )

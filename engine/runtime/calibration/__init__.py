@@ -1,0 +1,1 @@
+"""A machine, measured into a hardware profile."""

@@ -1,0 +1,124 @@
+"""Probes of the host time its processor as a lane that computes experts, and the disk that slabs are read from."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter_ns
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from engine.hardware import Cpu, Disk
+from engine.hardware.roofline import SECOND
+from engine.runtime.calibration import probes
+from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.memory import meminfo
+from tracekit.errors import HardwareError
+
+DISK_BYTES = 1 << 29
+READ_BYTES = 1 << 24  # about one expert
+PAGE = 4096
+MANY = 64  # tokens of an expert that has enough to compute
+
+
+def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
+    """The host's processor computing experts for `device`: one token, many tokens, the hand-over, the way there."""
+    host = torch.device("cpu")
+    alone, many = probes.experts(host, dtype, (1, MANY), repeats)
+    tiny = torch.randn(8, 8, dtype=dtype)
+    rows = torch.randn(1, probes.WIDTH, device=device, dtype=dtype)
+    with ThreadPoolExecutor(1) as pool, torch.inference_mode():
+
+        def hand_over(_: int) -> None:
+            pool.submit(functional.linear, tiny, tiny).result()
+
+        handed = Figure.of("CPU lane, handing an expert over", probes.sample(host, hand_over, 10 * repeats))
+        there = probes.sample(device, lambda _: rows.cpu().to(device), 10 * repeats)
+    way = Figure.of("CPU lane, activations there and back", there)
+    alone, many = (
+        Figure(f"CPU lane, {one.what}", one.ns, one.low_ns, one.high_ns, one.samples) for one in (alone, many)
+    )
+    params = probes.expert_params()
+    return [alone, many, handed, way], Cpu(
+        memory_bandwidth_bytes_per_s=clamp(alone.rate(params * dtype.itemsize), 1_000, 10**15),
+        compute_flops_per_s=clamp(many.rate(2 * params * MANY), 10**6, 10**18),
+        per_expert_ns=clamp(handed.ns, 0, 10**10),
+        transfer_ns=clamp(way.ns, 0, 10**10),
+    )
+
+
+def disk(folder: Path, repeats: int, size: int = DISK_BYTES) -> tuple[list[Figure], Disk, str]:
+    """Reading from the disk that holds `folder`: large pieces, single pages, and how caches were kept out of it.
+
+    A file of `size` bytes is written there and removed. HardwareError when that cannot be done.
+    """
+    piece = min(READ_BYTES, size // 4)
+    rng = np.random.default_rng(0)
+    try:
+        with _file(folder, size) as path, _unbuffered(path) as (descriptor, how):
+            samples: dict[int, list[float]] = {piece: [], PAGE: []}
+            for _ in range(repeats):
+                for length, found in samples.items():
+                    place = int(rng.integers(0, size // length)) * length
+                    if how != DIRECT:
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                    with mmap.mmap(-1, length) as target:  # on a page's boundary, as reads past all caches must be
+                        start = perf_counter_ns()
+                        done = os.preadv(descriptor, [target], place)
+                        found.append(float(perf_counter_ns() - start))
+                    if done != length:
+                        raise HardwareError(f"{path} was read in part: {done} of {length} bytes")
+    except OSError as error:
+        raise HardwareError(f"the disk of {folder} cannot be measured: {error.strerror or error}") from None
+    large, page = (Figure.of(f"disk, reading {length} bytes", samples[length]) for length in (piece, PAGE))
+    moved = max(large.ns - page.ns, large.ns / 100)
+    return (
+        [large, page],
+        Disk(
+            read_bytes_per_s=clamp(piece * SECOND / moved, 1_000, 10**15),
+            latency_ns=clamp(page.ns, 0, 10**10),
+            host_cache_bytes=clamp(meminfo("MemAvailable"), 1 << 20, 1 << 50),
+        ),
+        f"disk: {how}; what the disk or the host below caches itself is not kept out",
+    )
+
+
+DIRECT, DROPPED = "read past the system's cache (O_DIRECT)", "the system's cache was asked to drop the file first"
+
+
+@contextmanager
+def _file(folder: Path, size: int) -> Iterator[Path]:
+    """A file of random bytes that is on the disk, removed in the end."""
+    path = folder / f".tracekit-disk.{os.getpid()}"
+    block = np.random.default_rng(0).integers(0, 256, 1 << 22, dtype=np.uint8).tobytes()
+    try:
+        with path.open("xb") as target:
+            for _ in range(-(-size // len(block))):
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unbuffered(path: Path) -> Iterator[tuple[int, str]]:
+    """The file, open for reading past the system's cache where it can be, and how that is done."""
+    how, descriptor = DIRECT, -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        with mmap.mmap(-1, PAGE) as probe:
+            os.preadv(descriptor, [probe], 0)
+    except (OSError, AttributeError):  # not on every file system, nor every system
+        if descriptor >= 0:
+            os.close(descriptor)
+        how, descriptor = DROPPED, os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor, how
+    finally:
+        os.close(descriptor)

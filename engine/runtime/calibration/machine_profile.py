@@ -1,0 +1,219 @@
+"""A machine is measured into a profile: copies, memory and compute by probes, the engine's overhead on a model."""
+
+import platform
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.roofline import SECOND
+from engine.runtime.calibration import host_probes, probes
+from engine.runtime.calibration.engine_costs import engine_costs
+from engine.runtime.calibration.expansion import by_bits, check_formats, measure_expansion
+from engine.runtime.calibration.power import power
+from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.memory import meminfo
+from engine.runtime.offload_state import offloaded
+from tracekit.errors import HardwareError
+from tracekit.version import own_version
+
+COPY_SIZES = tuple(1 << power for power in (8, 14, 16, 18, 20, 22, 24, 26))
+"""256 bytes, which is all latency, and 16 KiB to 64 MiB."""
+TOKENS = (1, 4, 16, 64, 256)
+STAGES = 8
+ON_CPU = (
+    "the link is a thread that copies with memcpy",
+    "the CPU lane was measured alone: here it shares its cores with the device",
+)
+OVERHEADS = ("per_layer_ns", "per_step_ns", "per_expert_ns", "per_copy_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A measured profile and the figures it rests on."""
+
+    profile: HardwareProfile
+    figures: tuple[Figure, ...]
+
+
+def calibrate_machine(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype,
+    formats: Sequence[str] = (),
+    disk: Path | None = None,
+    name: str = "this-machine",
+    rounds: int = 3,
+    repeats: int = 21,
+    max_new_tokens: int = 32,
+    copy_sizes: Sequence[int] = COPY_SIZES,
+    tokens: Sequence[int] = TOKENS,
+    advance: Callable[[], object] = lambda: None,
+) -> Calibration:
+    """Measure this machine; overheads on `model`, which is offloaded (its device is what is measured).
+
+    Every probe is repeated `repeats` times, the model's overhead `rounds` times; figures are medians. `formats` are
+    quantised weight formats whose expansion is measured too, `disk` a directory whose disk is. `advance` is called
+    after each of `STAGES` stages.
+
+    Raises HardwareError when a measurement makes no sense, PlanError for an unknown format.
+    """
+    state = offloaded(model)
+    device = state.device
+    check_formats(formats)  # before minutes of measuring
+    link_figures = probes.copies(device, copy_sizes, repeats)
+    pageable = probes.copies(device, copy_sizes[-1:], repeats, pinned=False)[0] if device.type == "cuda" else None
+    advance()
+    reading = probes.reading(device, repeats)
+    readback = probes.readback(device, 10 * repeats)
+    advance()
+    dense = probes.dense(device, dtype, tokens, repeats)
+    advance()
+    experts = probes.experts(device, dtype, tokens, repeats)
+    advance()
+    expanded = [measure_expansion(device, dtype, word, repeats) for word in formats]
+    advance()
+    lane_figures, cpu = host_probes.cpu_lane(device, dtype, repeats)
+    advance()
+    disk_figures, read, disk_note = (
+        ([], None, "disk: not measured") if disk is None else host_probes.disk(disk, repeats)
+    )
+    matrix = torch.randn(probes.WIDTH, probes.WIDTH, device=device, dtype=dtype)
+    watts, power_note = power(device, lambda: matrix @ matrix)
+    advance()
+    found = [engine_costs(model, prompts, max_new_tokens).overhead for _ in range(rounds)]
+    overheads = {
+        field: Figure.of(f"overhead.{field}", [float(getattr(one, field)) for one in found]) for field in OVERHEADS
+    }
+    advance()
+
+    latency, rates = link_of(copy_sizes, [figure.ns for figure in link_figures])
+    bandwidth = dense[0].rate(probes.WIDTH**2 * dtype.itemsize)
+    flops = experts[-1].rate(2 * probes.expert_params() * tokens[-1])
+    # What the model's weights themselves take is not overhead: the simulator adds it for each shape anew.
+    layer = state.layers[0]
+    dense_bytes = sum(p.numel() * p.element_size() for p in _layer_of(model, layer.name).parameters() if not p.is_meta)
+    per_layer = overheads["per_layer_ns"].ns - dense_bytes * SECOND / bandwidth
+    per_expert = overheads["per_expert_ns"].ns - layer.expert_bytes * SECOND / bandwidth
+    figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts)
+    figures = (*figures, *(figure for large, small, _ in expanded for figure in (large, small)))
+    figures = (*figures, *lane_figures, *disk_figures, readback, *overheads.values())
+    profile = HardwareProfile(
+        name=name,
+        description=f"{describe_device(device)}, measured {datetime.now(UTC):%Y-%m-%d} with {versions()}",
+        calibrated=True,
+        source=[
+            "every figure is a median, with its quartiles in brackets",
+            f"compute in {str(dtype).removeprefix('torch.')}; weights and copies from memory that no cache holds",
+            f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less what "
+            "its weights take at the measured bandwidth",
+            *(ON_CPU if device.type == "cpu" else ()),
+            disk_note,
+            power_note,
+            *(str(figure) for figure in figures),
+        ],
+        device=Device(
+            memory_bytes=clamp(memory_bytes(device), 1 << 20, 1 << 50),
+            memory_bandwidth_bytes_per_s=clamp(bandwidth, 1_000, 10**15),
+            compute_flops_per_s=clamp(flops, 10**6, 10**18),
+            expansions=by_bits([expansion for _, _, expansion in expanded]),
+        ),
+        disk=read,
+        cpu=cpu,
+        power=watts,
+        link=Link(
+            host_to_device_bytes_per_s=rates[-1].bytes_per_s,
+            latency_ns=latency,
+            copy_engines=1,
+            rates=rates,
+            pageable_bytes_per_s=clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
+        ),
+        overhead=Overhead(
+            per_layer_ns=clamp(per_layer, 0, 10**10),
+            per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
+            gate_readback_ns=clamp(readback.ns, 0, 10**10) if device.type == "cuda" else 0,
+            per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
+            per_expert_ns=clamp(per_expert, 0, 10**10),
+        ),
+    )
+    return Calibration(profile, figures)
+
+
+def link_of(sizes: Sequence[int], times: Sequence[float]) -> tuple[int, list[Rate]]:
+    """Latency (ns) and rates of a link from the times (ns) of copies, sizes ascending; the first is all latency.
+
+    Times that fall with size, which is noise, are replaced by their mean. Sizes that take hardly longer than the
+    latency tell no rate and are left out. HardwareError when none is left.
+    """
+    smooth = ascending(times)
+    latency = smooth[0]
+    rates: list[Rate] = []
+    for size, ns in zip(sizes, smooth, strict=True):
+        if ns - latency < latency / 4:
+            continue
+        rate = clamp(size * SECOND / (ns - latency), 1_000, 10**15)
+        if rates:  # equal times may round to falling ones
+            rate = min(rate, size * rates[-1].bytes_per_s // rates[-1].bytes)
+        rates.append(Rate(bytes=size, bytes_per_s=rate))
+    if not rates:
+        raise HardwareError("the link cannot be measured: large copies take no longer than small ones; is it busy?")
+    return round(latency), rates
+
+
+def ascending(values: Sequence[float]) -> list[float]:
+    """The ascending sequence nearest to `values` by least squares: neighbours in the wrong order are pooled."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (low, few), (high, more) = pools.pop(), pools.pop()
+            pools.append(((low * few + high * more) / (few + more), few + more))
+    return [value for value, count in pools for _ in range(count)]
+
+
+def describe_device(device: torch.device) -> str:
+    """The machine in a few words; `validate` compares what stands before the bracket."""
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device.type} of {platform.machine()} {platform.system()} ({named})"
+
+
+def versions() -> str:
+    """The versions that a measurement depends on."""
+    found = {"Python": platform.python_version(), "torch": torch.__version__}
+    found |= {"transformers": transformers.__version__, "moe-tracekit": own_version()}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a device; of the host, where the device is the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return meminfo("MemTotal")
+
+
+def _layer_of(model: nn.Module, experts_name: str) -> nn.Module:
+    """The decoder layer that holds the experts of that name."""
+    parts = experts_name.split(".")
+    last = max(index for index, part in enumerate(parts) if part.isdigit())
+    return model.get_submodule(".".join(parts[: last + 1]))
+
+
+def summary(calibration: Calibration) -> list[tuple[str, str]]:
+    """What was measured, as rows for people."""
+    link = calibration.profile.link
+    rows = [("link latency", probes.time_text(link.latency_ns))]
+    for figure in calibration.figures:
+        size = re.fullmatch(r"(?:copy of|reading|disk, reading) (\d+) bytes.*", figure.what)
+        rows.append((figure.what, figure.time if size is None else figure.gigabytes(int(size[1]))))
+    device = calibration.profile.device
+    rows.append(("memory bandwidth", f"{device.memory_bandwidth_bytes_per_s / 1e9:.2f} GB/s (dense, 1 tokens)"))
+    rows.append(("arithmetic", f"{device.compute_flops_per_s / 1e9:.1f} GFLOP/s (expert, {TOKENS[-1]} tokens)"))
+    return rows

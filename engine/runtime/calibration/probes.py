@@ -1,0 +1,194 @@
+"""Probes time single pieces of work on this machine, often enough to say how far a figure spreads."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter_ns
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.hardware.roofline import SECOND
+from engine.runtime.links.cuda_link import CudaLink
+from engine.runtime.links.queued_link import Link, QueuedLink, Source
+from engine.runtime.links.thread_link import ThreadLink
+from tracekit.errors import HardwareError
+
+BURST = 4  # copies in a row: what a link sustains, without the time a waiting thread takes to wake up
+COLD_BYTES = 1 << 28  # sources are taken one after the other from so much memory, which no cache holds
+WIDTH = 2048  # of the matrices that compute is measured with
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured time: the median and the quartiles of `samples` repetitions (ns)."""
+
+    what: str
+    ns: float
+    low_ns: float
+    high_ns: float
+    samples: int
+
+    @classmethod
+    def of(cls, what: str, samples: Sequence[float]) -> "Figure":
+        """The figure of these samples (ns)."""
+        low, middle, high = np.percentile(samples, (25, 50, 75)).tolist()
+        return cls(what, middle, low, high, len(samples))
+
+    def rate(self, amount: float) -> float:
+        """`amount` per second."""
+        return amount * SECOND / max(self.ns, 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.time} ({self.samples} samples)"
+
+    @property
+    def time(self) -> str:
+        """The time and its quartiles."""
+        return f"{time_text(self.ns)} [{time_text(self.low_ns)}, {time_text(self.high_ns)}]"
+
+    def gigabytes(self, amount: float) -> str:
+        """`amount` bytes per second, and the quartiles."""
+        low, middle, high = (amount / max(ns, 1.0) for ns in (self.high_ns, self.ns, self.low_ns))
+        return f"{middle:.2f} GB/s [{low:.2f}, {high:.2f}]"
+
+
+def time_text(ns: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns:.0f} ns"
+
+
+def sample(device: torch.device, work: Callable[[int], object], repeats: int, warm_up: int = 2) -> list[float]:
+    """Nanoseconds of `work(i)` for i = 0, 1, ..., until the device is done with it; the first ones are discarded."""
+    return [timed(device, partial(work, number)) for number in range(repeats + warm_up)][warm_up:]
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Nanoseconds of `work()`, until the device is done with it."""
+    synchronise(device)
+    start = perf_counter_ns()
+    work()
+    synchronise(device)
+    return float(perf_counter_ns() - start)
+
+
+def burst(link: Link, copies: Iterable[tuple[Source, Tensor]]) -> None:
+    """Ask for copies (source, target) at once and wait for all."""
+    for ticket in [link.copy(source, target, demand=True) for source, target in copies]:
+        link.wait(ticket)
+
+
+def clamp(value: float, low: int, high: int) -> int:
+    """`value` as a whole number from `low` to `high`."""
+    return min(max(round(value), low), high)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def buffer(size: int, device: torch.device, *, pinned: bool = False) -> Tensor:
+    """u8 [size], every page of it touched. HardwareError when there is no such memory."""
+    try:
+        return torch.zeros(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+    except (RuntimeError, MemoryError) as error:
+        raise HardwareError(f"{device} has no {size} bytes to measure with: {str(error)[:200]}") from error
+
+
+def copies(device: torch.device, sizes: Sequence[int], repeats: int, *, pinned: bool = True) -> list[Figure]:
+    """One copy to the device of each size, in bursts on the engine's own link."""
+    cold = max(COLD_BYTES, BURST * max(sizes))
+    host = buffer(cold, torch.device("cpu"), pinned=pinned and device.type == "cuda")
+    target = buffer(BURST * max(sizes), device)
+    link: QueuedLink = CudaLink(device) if device.type == "cuda" else ThreadLink()
+    samples: dict[int, list[float]] = {size: [] for size in sizes}
+    at = 0
+
+    def pieces(size: int) -> list[tuple[Source, Tensor]]:
+        nonlocal at
+        found: list[tuple[Source, Tensor]] = []
+        for place in range(BURST):
+            at = 0 if at + size > cold else at
+            found.append((host[at : at + size], target[place * size :][:size]))
+            at += size
+        return found
+
+    try:
+        for number in range(repeats + 1):  # all sizes each time, so that a drift of the machine's speed falls on all
+            for size in sizes:
+                ns = timed(device, partial(burst, link, pieces(size)))
+                if number:
+                    samples[size].append(ns / BURST)
+    finally:
+        link.close()
+    return [Figure.of(f"copy of {size} bytes", samples[size]) for size in sizes]
+
+
+def reading(device: torch.device, repeats: int) -> Figure:
+    """Reading `COLD_BYTES` of device memory once, by adding it up."""
+    block = buffer(COLD_BYTES, device).view(torch.float32)
+    return Figure.of(f"reading {COLD_BYTES} bytes", sample(device, lambda _: block.sum(), repeats))
+
+
+def dense(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repeats: int) -> list[Figure]:
+    """One [WIDTH, WIDTH] matrix applied to so many tokens, the matrix read from memory and not from a cache."""
+    size = WIDTH * WIDTH * dtype.itemsize
+    matrices = [torch.randn(WIDTH, WIDTH, device=device, dtype=dtype) for _ in range(max(2, COLD_BYTES // size // 2))]
+    return _by_tokens("dense", device, dtype, tokens, repeats, lambda i, rows: rows @ matrices[i % len(matrices)])
+
+
+def experts(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repeats: int) -> list[Figure]:
+    """One gated expert of WIDTH x WIDTH/2, as most families have it, applied to so many tokens."""
+    inner = WIDTH // 2
+    size = 3 * WIDTH * inner * dtype.itemsize
+    weights = [
+        (
+            torch.randn(2 * inner, WIDTH, device=device, dtype=dtype) / 64,
+            torch.randn(WIDTH, inner, device=device, dtype=dtype) / 64,
+        )
+        for _ in range(max(2, COLD_BYTES // size // 2))
+    ]
+
+    def run(number: int, rows: Tensor) -> Tensor:
+        wide, down = weights[number % len(weights)]
+        gate, up = functional.linear(rows, wide).chunk(2, dim=-1)
+        return functional.linear(functional.silu(gate) * up, down)
+
+    return _by_tokens("expert", device, dtype, tokens, repeats, run)
+
+
+def expert_params() -> int:
+    """Parameters of the expert that `experts` measures."""
+    return 3 * WIDTH * WIDTH // 2
+
+
+def _by_tokens(
+    what: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: Sequence[int],
+    repeats: int,
+    run: Callable[[int, Tensor], Tensor],
+) -> list[Figure]:
+    samples: dict[int, list[float]] = {count: [] for count in tokens}
+    with torch.inference_mode():
+        rows = {count: torch.randn(count, WIDTH, device=device, dtype=dtype) for count in tokens}
+        for number in range(repeats + 1):
+            for count in tokens:
+                ns = timed(device, partial(run, number, rows[count]))
+                if number:
+                    samples[count].append(ns)
+    return [Figure.of(f"{what}, {count} tokens", samples[count]) for count in tokens]
+
+
+def readback(device: torch.device, repeats: int) -> Figure:
+    """What a gate chose for one token, from the device to the host."""
+    ids = torch.zeros(1, 8, dtype=torch.int16, device=device)
+    return Figure.of("gate readback", sample(device, lambda _: ids.cpu().numpy(), repeats))

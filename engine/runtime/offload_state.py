@@ -1,0 +1,297 @@
+"""`OffloadState`: what serves one offloaded model: it decides, has experts copied and computed, and keeps the log."""
+
+from collections.abc import Sequence
+from functools import partial
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from engine.runtime.cpu_lane import CpuLane
+from engine.runtime.experts import compute, expert_forward, serve_experts
+from engine.runtime.foresight import Foresight
+from engine.runtime.links.queued_link import Link
+from engine.runtime.links.thread_link import EmulatedLink
+from engine.runtime.loader import Loader
+from engine.runtime.pool import SlotPool
+from engine.runtime.storage.store import Store
+from engine.runtime.timing import Clock, Timings
+from engine.runtime.visit_experts import VisitExperts
+from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
+from policies.cache import CacheSpec, ExpertCache
+from policies.cache_state import SLOT
+from policies.events import Events
+from policies.ranking import rank_lookahead
+from tracekit.errors import ModelError, PlanError
+from tracekit.recorder.seam import MoeLayer, router_logits
+
+STATE = "_tracekit_offload"  # the attribute of an offloaded model that holds its state
+
+
+class OffloadState:
+    """What `offloaded(model)` returns.
+
+    `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
+    only emulated (every result must say so) or None, `lane` the CPU's, if the plan wants one. `forced`, where set,
+    chooses in place of the gates. One model, one thread, one CUDA stream at a time.
+
+    Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
+    is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
+    rows may round differently, so only unpadded batches equal the un-offloaded model bit for bit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[MoeLayer],
+        spec: CacheSpec,
+        store: Store,
+        pool: SlotPool,
+        link: Link,
+        accumulate: Sequence[str],
+        emulated: EmulatedLink | None,
+        lane: CpuLane | None = None,
+    ) -> None:
+        self.layers, self.spec, self.accumulate = tuple(layers), spec, tuple(accumulate)
+        self.store, self.pool, self.link, self.lane = store, pool, link, lane
+        self.device, self.emulated = pool.device, emulated
+        self.top_k = max(layer.top_k for layer in layers)
+        self.cache = check_policies(spec)
+        self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
+        self._tokens: Tensor | None = None  # vocabulary ids of this step [tokens]
+        self._loader = Loader(store, pool, link)
+        self._forward = [expert_forward(layer.experts) for layer in layers]
+        self._clock = Clock()
+        self._events: list[Events] = []
+        self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
+        self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
+        self._failure: str | None = None
+        self.forced: Choices | None = None
+        self._hooks: list[RemovableHandle] = self._attach(model)
+        self._fill()
+
+    @property
+    def log(self) -> Events:
+        """Every decision so far, in order: exactly what `ExpertCache.visit` returned."""
+        return Events.join(self._events)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a fitted predictor runs at each visit."""
+        return self._foresight.works
+
+    @property
+    def timings(self) -> Timings:
+        """When each step and visit ran."""
+        return self._clock.timings()
+
+    @property
+    def bytes_loaded(self) -> dict[str, int]:
+        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"."""
+        return dict(self._loader.bytes)
+
+    @property
+    def prefetches(self) -> dict[str, int]:
+        """How many prefetches were "useful" (copied when demanded), "late" (on their way) and "wasted" (given up)."""
+        return dict(self._loader.prefetches)
+
+    @property
+    def expert_bytes(self) -> list[int]:
+        """Bytes of one expert of each layer, as stored: what a load copies and what capacities in bytes count."""
+        return [layout.bytes for layout in self.store.layouts]
+
+    def reset(self) -> None:
+        """Start again: an empty cache, log and clock. Also what makes a model usable after a failure."""
+        self._loader.forget()
+        if self.lane is not None:
+            self.lane.forget()
+        self.cache = check_policies(self.spec)
+        self._clock = Clock()
+        self._events = []
+        self._real, self._failure = None, None
+        self._lookahead.clear()
+        self._foresight.reset()
+        self._fill()
+
+    def close(self) -> None:
+        """End the copy thread and unpin memory. The model cannot run afterwards."""
+        self._failure = "it has been closed"
+        for hook in self._hooks:
+            hook.remove()
+        self._loader.forget()
+        if self.lane is not None:
+            self.lane.close()
+        self.link.close()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        """Copy the experts that are resident before the first visit."""
+        for key in self.spec.pinned:
+            source = self.store.slab(key)
+            ticket = self.link.copy(
+                source, self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel()), demand=True
+            )
+            self.link.wait(ticket)
+
+    def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""
+        if self._failure is not None:
+            raise ModelError(f"the offloaded model cannot run: {self._failure}")
+        try:
+            if not torch.is_grad_enabled():
+                return self._visit(layer, hidden, top_k_index, top_k_weights)
+            # Weights elsewhere keep asking for gradients, since torch picks other kernels where none does.
+            with torch.no_grad():
+                return self._visit(layer, hidden, top_k_index, top_k_weights)
+        except BaseException as error:
+            # The cache believes that loads have happened which now may not.
+            self._failure = f"a visit failed ({type(error).__name__}: {error}); call offloaded(model).reset()"
+            raise
+
+    def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        if self.forced is not None:
+            top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
+        ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
+        start = perf_counter_ns()
+        routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
+        hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
+        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
+        self._events.append(events)
+        base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
+        experts = VisitExperts(self._loader, self.pool, self.lane, base, layout, forward)
+        order = experts.begin(layer, events, routing, hidden)
+        out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])
+        self._clock.add_visit(layer, start, experts.waited)
+        return out
+
+    def _read_back(
+        self, layer: int, top_k_index: Tensor, top_k_weights: Tensor
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        lookahead = self._lookahead.pop(layer, None)
+        if lookahead is None and self._looks_ahead(layer):
+            raise ModelError(f"the router of {self.layers[layer].name} was not called: its lookahead is unknown")
+        if self._real is not None:
+            padding = ~self._real[:, None]  # [tokens, 1]
+            top_k_index = top_k_index.masked_fill(padding, self.layers[layer].num_experts)
+            lookahead = None if lookahead is None else lookahead.masked_fill(padding, float("nan"))
+        weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
+        return read_back(top_k_index, top_k_weights if weighed else None, lookahead)
+
+    @property
+    def lookahead_distance(self) -> int | None:
+        """How many MoE layers ahead a gate is asked, if any is."""
+        asked = self.cache.prefetch_class.reads == "lookahead" or "lookahead" in self._foresight.reads
+        return self.spec.distance if asked else None
+
+    def _looks_ahead(self, layer: int) -> bool:
+        return self.lookahead_distance is not None and layer + self.lookahead_distance < len(self.layers)
+
+    def _read(
+        self,
+        layer: int,
+        ids: np.ndarray,
+        weights: np.ndarray | None,
+        lookahead: np.ndarray | None,
+        demand: list[int],
+    ) -> tuple[list[int], Sequence[float]]:
+        """What the prefetcher and the eviction policy read at this visit."""
+        hint: list[int] | None = None
+        signal: Sequence[float] | None = None
+        if self._foresight.works:
+            hint, signal = self._foresight.visit(layer, ids, weights, lookahead, self._token_ids(len(ids)), demand)
+        if hint is None:
+            hint = self._hint(layer, lookahead)
+        if signal is None:
+            gate = weights is not None and self.cache.eviction_class.reads == "gate-weight"
+            signal = weight_of(ids, weights, demand) if gate and weights is not None else ()
+        return hint, signal
+
+    def _token_ids(self, tokens: int) -> np.ndarray:
+        """Vocabulary ids of this step's rows, -1 where the model was given embeddings."""
+        if self.forced is not None:
+            return self.forced.token_ids
+        return np.full(tokens, -1) if self._tokens is None else self._tokens.cpu().numpy()
+
+    def _hint(self, layer: int, lookahead: np.ndarray | None) -> list[int]:
+        """The experts of layer `layer + distance`, as its gate ranks them for this visit's tokens."""
+        if lookahead is None:
+            return []
+        starts = np.array([0, len(lookahead)], np.int64)
+        ranked = rank_lookahead(lookahead, starts, self.top_k, self.spec.count)[0]
+        return [expert for expert in ranked.tolist() if expert >= 0]
+
+    def _attach(self, model: nn.Module) -> list[RemovableHandle]:
+        for layer in self.layers:
+            serve_experts(layer.experts, partial(self.visit, layer.index))
+        hooks = [
+            model.register_forward_pre_hook(self._begin_step, with_kwargs=True),
+            model.register_forward_hook(self._end_step, always_call=True),
+        ]
+        for layer in filter(lambda layer: self._looks_ahead(layer.index), self.layers):
+            hook = partial(self._look_ahead, layer.index)
+            hooks.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
+        return hooks
+
+    def _look_ahead(self, layer: int, router: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        hidden = next(iter((*args, *kwargs.values())))
+        # Computed even if a trace says what to foresee: it takes time.
+        logits = router_logits(self.layers[layer + self.spec.distance], hidden)
+        self._lookahead[layer] = logits if self.forced is None else self.forced.lookahead(layer, self.spec.distance)
+
+    def _begin_step(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
+        ids = args[0] if ids is None and args else ids
+        mask = kwargs.get("attention_mask")
+        self._real, self._tokens, tokens = None, None, 0
+        if isinstance(ids, Tensor):
+            self._tokens = None if ids.is_floating_point() else ids.reshape(-1)
+            tokens = ids.shape[0] * ids.shape[1]
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                real = mask[:, -ids.shape[1] :].reshape(-1).bool()  # [tokens]
+                kept = int(real.sum())
+                self._real, tokens = (real, kept) if kept < tokens else (None, tokens)
+        self._clock.begin_step(tokens)
+
+    def _end_step(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the host waits for the next token's id anyway
+        self._clock.end_step()
+
+
+def offloaded(model: nn.Module) -> OffloadState:
+    """The state of an offloaded model. ModelError for any other."""
+    state = getattr(model, STATE, None)
+    if not isinstance(state, OffloadState):
+        raise ModelError(f"this {type(model).__name__} is not offloaded: call offload(model, plan) first")
+    return state
+
+
+def check_policies(spec: CacheSpec) -> ExpertCache:
+    """An empty cache that decides by `spec`. PlanError for policies that read what hardware cannot know."""
+    cache = ExpertCache(spec)
+    for kind, name, policy, known in (
+        ("eviction policy", spec.eviction, cache.eviction_class, ("nothing", "gate-weight", "predicted-use")),
+        ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead", "predicted")),
+    ):
+        if policy.reads not in known:
+            future = policy.reads in ("next-use", "future")
+            why = (
+                "reads the future: it is a bound for replay" if future else f"reads {policy.reads!r}: not yet supported"
+            )
+            raise PlanError(f"{kind} {name!r} {why}, and cannot run in the engine")
+    if cache.prefetch_class.reads in ("lookahead", "predicted") and spec.distance >= spec.layers:
+        raise PlanError(f"prefetch distance {spec.distance} is impossible: the model has {spec.layers} MoE layers")
+    return cache

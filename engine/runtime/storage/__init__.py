@@ -1,0 +1,1 @@
+"""Experts as bytes: layouts, stores, slab files, checkpoints, conversion, quantisation."""

@@ -1,0 +1,112 @@
+"""`HostStore`: the experts of a model in host memory, each a slab of bytes, so that a load is one copy."""
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.plan.weights import WeightFormat
+from engine.runtime.storage.origin import LoadedExperts, Origin
+from engine.runtime.storage.quantise import quantizer_of_hqq
+from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
+from engine.runtime.storage.store import Store
+from tracekit.errors import HardwareError, ModelError, PlanError
+from tracekit.recorder.seam import MoeLayer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HostStore(Store):
+    """A store in one host buffer.
+
+    `origin` fills it layer by layer, by default out of the model, quantised on the way if `weights` says so, and holds
+    nothing twice. `device` is where quantising is done. Raises PlanError for a weight format that the engine cannot
+    serve, ModelError for a model without weights, HardwareError when the host's memory is too small.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[MoeLayer],
+        weights: str | None = None,
+        *,
+        device: torch.device | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        if origin is None:
+            origin = LoadedExperts()
+            for layer in layers:
+                check_storable(layer, weights)
+        self.experts = max(layer.num_experts for layer in layers)
+        self.layouts = [layout_of(layer.experts, weights) for layer in layers]
+        sizes = [layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, self.layouts, strict=True)]
+        self._start = [sum(sizes[:index]) for index in range(len(sizes))]
+        self.bytes = sum(sizes)
+        try:
+            self._buffer = torch.empty(self.bytes, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            raise HardwareError(f"the host cannot hold {self.bytes} bytes of experts: {error}") from error
+        self._unpin: Callable[[], object] | None = None
+        for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
+            slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
+            origin.fill(layer, layout, slabs[:, : layout.bytes], device)
+
+    def slab(self, key: int, size: int | None = None) -> Tensor:
+        """The bytes of an expert, u8 [bytes], or the first `size` of them."""
+        layer, expert = divmod(key, self.experts)
+        whole = self.layouts[layer].bytes
+        start = self._start[layer] + expert * aligned(whole)
+        return self._buffer[start : start + (whole if size is None else size)]
+
+    def views(self, key: int) -> dict[str, Tensor]:
+        return self.layout(key).views(self.slab(key))
+
+    def pin(self) -> None:
+        """Lock the buffer in memory, so that CUDA copies without the host. HardwareError if that fails."""
+        # In place: torch's own pinned memory would be a second buffer, rounded up to a power of two.
+        cuda, address = torch.cuda.cudart(), self._buffer.data_ptr()  # type: ignore[no-untyped-call]
+        result = int(cuda.cudaHostRegister(address, self.bytes, 0))
+        if result != 0:
+            raise HardwareError(
+                f"{self.bytes} bytes of host memory cannot be pinned (CUDA error {result}): "
+                "free memory or raise `ulimit -l`"
+            )
+        unpin = weakref.finalize(self._buffer, cuda.cudaHostUnregister, address)
+        unpin.atexit = False
+        self._unpin = unpin
+
+    def close(self) -> None:
+        """Unlock the buffer. Its memory is free when the last view is gone."""
+        if self._unpin is not None:
+            self._unpin()
+
+
+def check_storable(layer: MoeLayer, weights: str | None, *, loaded: bool = True) -> None:
+    """Raise PlanError for experts in a format that the engine cannot serve, ModelError where there are none.
+
+    Not `loaded`: their weights are elsewhere, and parameters need only shapes.
+    """
+    parameters = expert_parameters(layer.experts)
+    if not parameters:
+        raise ModelError(f"{layer.name} has no parameters with one entry per expert: already offloaded?")
+    for name, parameter in parameters.items():
+        if parameter.is_meta and loaded:
+            raise ModelError(f"{layer.name}.{name} has no weights (meta device): load the model before offloading it")
+        if parameter.dtype not in _DTYPES.values():
+            raise PlanError(
+                f"{layer.name}.{name} is {parameter.dtype}: not yet supported by the engine, load it in bf16"
+            )
+        if weights is not None and parameter.dtype is not stored_dtype(weights, parameter.dtype):
+            raise PlanError(
+                f"the plan stores experts in {weights} but {layer.name}.{name} is {parameter.dtype}: load it so"
+            )
+    layout_of(layer.experts, weights)  # refuses shapes that the format cannot store
+
+
+def stored_dtype(weights: str, loaded: torch.dtype) -> torch.dtype:
+    """The type a model must be loaded in for a weight format: any for a quantised one, which needs hqq."""
+    parsed = WeightFormat.parse(weights)
+    if parsed.quantised:
+        quantizer_of_hqq()
+        return loaded
+    return _DTYPES[parsed.name]

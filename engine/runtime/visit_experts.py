@@ -1,0 +1,59 @@
+"""`VisitExperts`: one visit's experts, computed on the device as they arrive or by the CPU lane."""
+
+from time import perf_counter_ns
+
+from torch import Tensor
+
+from engine.runtime.cpu_lane import CpuLane, Missing
+from engine.runtime.experts import Forward
+from engine.runtime.loader import Loader
+from engine.runtime.pool import SlotPool
+from engine.runtime.storage.slab_layout import Layout
+from engine.runtime.visit_routing import Routing, TokenRouting
+from policies.events import Events
+
+
+class VisitExperts:
+    """The experts of one visit. `waited` adds up the nanoseconds in which nothing could be computed.
+
+    `base` is the key of the layer's first expert.
+    """
+
+    __slots__ = ("base", "forward", "lane", "layout", "loader", "pool", "waited")
+
+    def __init__(
+        self, loader: Loader, pool: SlotPool, lane: CpuLane | None, base: int, layout: Layout, forward: Forward
+    ) -> None:
+        self.loader, self.pool, self.lane = loader, pool, lane
+        self.base, self.layout, self.forward = base, layout, forward
+        self.waited = 0
+
+    def begin(self, layer: int, events: Events, routing: Routing | TokenRouting, hidden: Tensor) -> list[int]:
+        """Ask for what is missing; returns the demanded experts in the order in which to compute them."""
+        lane, base = self.lane, self.base
+        if lane is None:
+            return [key - base for key in self.loader.begin(events)]
+        diverted: list[int] = []
+
+        def divert(resident: list[int], missing: list[tuple[int, int]]) -> list[int]:
+            ready = [routing.count(key - base) for key in resident]
+            asked = [Missing(key, kind, routing.count(key - base)) for key, kind in missing]
+            diverted.extend(lane.choose(layer, ready, self.loader.backlog(), asked))
+            for key in diverted:
+                lane.submit(key, routing.rows(hidden, key - base))
+            return diverted
+
+        return [key - base for key in self.loader.begin(events, divert) + diverted]
+
+    def compute(self, expert: int, rows: Tensor) -> Tensor:
+        """One expert on rows [n, hidden]; waits for its copy, or for the lane."""
+        key = self.base + expert
+        if self.lane is not None and self.lane.has(key):
+            start = perf_counter_ns()
+            out = self.lane.result(key, rows.device)
+            self.waited += perf_counter_ns() - start
+            return out
+        self.waited += self.loader.arrive(key)
+        out = self.forward(self.layout.weights(self.pool.views(self.loader.slot(key), self.layout)), rows)
+        self.loader.done(key)
+        return out

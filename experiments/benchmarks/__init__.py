@@ -1,1 +1,0 @@
-"""Benchmarks: ratios against a peer measured in the same run. `python -m experiments.benchmarks [NAME ...]`"""

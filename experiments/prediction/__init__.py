@@ -1,1 +1,0 @@
-"""The comparison study of predictors: `python -m experiments.prediction FOLDER` (docs/experiments.md)."""

@@ -1,0 +1,1 @@
+"""How the two reference models were made: text, architecture, training, evaluation."""

@@ -1,0 +1,1 @@
+"""Comparing plans by what each request cost under either."""

@@ -1,0 +1,194 @@
+"""Measuring cells: the rows of a group of cells, from as few passes over the trace as their decisions allow."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.curves.stack_curve import STACK_CURVES, Scope
+from engine.decisions.evidence import check_evidence
+from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.bounds import bounds_of, clairvoyant
+from engine.replay.estimates import device_bytes, find_estimates
+from engine.replay.passes import Replayed, run
+from engine.replay.setting import Setting
+from engine.replay.summary import counts_of, time_of
+from experiments.study.cells import Cell
+from experiments.study.grid import needs_future, plan_name
+from experiments.study.shared import SharedRouting, SharedRoutings
+from policies.cache import CacheSpec
+from tracekit.errors import TraceError, TracekitError
+from tracekit.rows import DECODE, PREFILL
+
+Row = dict[str, Any]
+
+
+def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[], object] | None = None) -> list[Row]:
+    """A row for each cell of a group, in order (`experiments.study.schema`). What cannot be replayed has an `error`."""
+    routing = shared.of(cells[0].routing)
+    rows: dict[str, Row] = {cell.key: described(cell) for cell in cells}
+    together: dict[bytes, list[tuple[Cell, Setting]]] = {}
+    for cell in cells:
+        try:
+            if routing.trace.tokens == 0:
+                raise TraceError(f"{routing.trace.path} holds no tokens: nothing to replay")
+            setting = setting_of(routing, cell)
+        except TracekitError as error:
+            rows[cell.key]["error"] = str(error)
+        else:
+            together.setdefault(_meaning(setting.spec), []).append((cell, setting))
+    for found in together.values():
+        spec = found[0][1].spec
+        try:
+            if scope := stack_scope([setting for _, setting in found]):
+                for cell, setting in found:
+                    rows[cell.key] |= stacked(routing, cell, setting, scope)
+                continue
+            targets = [setting.target for _, setting in found]
+            steps, hints = routing.requests.steps, routing.hints(spec)
+            report = None if on_piece is None else lambda tokens: on_piece()
+            done = run(routing.trace, spec, targets, steps=steps, demands=routing.demands, hints=hints, progress=report)
+            for (cell, setting), replayed in zip(found, done, strict=True):
+                rows[cell.key] |= replayed_row(routing, cell, setting, replayed)
+        except TracekitError as error:
+            for cell, _ in found:
+                rows[cell.key] = described(cell) | {"error": str(error)}
+    return [rows[cell.key] for cell in cells]
+
+
+def described(cell: Cell) -> Row:
+    """What is known of a cell beforehand."""
+    machine = None if cell.machine is None else msgspec.json.encode(cell.machine, order="deterministic")
+    return {
+        "cell": cell.key,
+        "trace": cell.routing.path,
+        "trace_digest": cell.routing.digest,
+        "batch": cell.routing.batch,
+        "hardware": None if cell.machine is None else cell.machine.name,
+        "hardware_digest": None if machine is None else hashlib.sha256(machine).hexdigest(),
+        "model_shape": None if cell.shape is None else cell.shape.name,
+        "plan": plan_name(cell.plan),
+        "plan_toml": cell.plan.to_toml(),
+        "capacity": cell.plan.cache.capacity,
+        "eviction": cell.plan.eviction.policy,
+        "prefetch": cell.plan.prefetch.predictor,
+        "weights": cell.plan.weights.experts,
+        "needs_future": needs_future(cell.plan),
+    }
+
+
+def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
+    """The cell's plan on its machine. PlanError where it would be no evidence."""
+    check_evidence(routing.trace, cell.plan)
+    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape)
+
+
+def _meaning(spec: CacheSpec) -> bytes:
+    """Equal for specs that decide alike, of plans that are equal but for weights and lane."""
+    return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
+
+
+def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed) -> Row:
+    """The results of a cell's pass."""
+    requests, sized = routing.requests, bool(setting.sizes)
+    total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
+    time = time_of(setting, done)
+    warnings = advice(routing.trace, setting, DecodeWork.of(done), time, independent=routing.independent)
+    row: Row = {name: getattr(total, name) for name in COUNTED}
+    row |= {f"decode_{name}": getattr(decode, name) for name in DECODE_COUNTED}
+    row |= {f"hits_{name}": getattr(total.hits_by, name) for name in ("cache", "pinned", "prefetch")}
+    row |= {
+        "loads": total.loads,
+        "bypasses": total.bypasses,
+        "prefetches": total.prefetches,
+        "bytes_loaded": total.bytes_loaded,
+        "decode_bytes_loaded": decode.bytes_loaded,
+        "request": requests.requests.tolist(),
+        "request_tokens": requests.tokens.tolist(),
+        "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
+        "device_bytes": device_bytes(setting) if sized else None,
+    }
+    if time is not None:
+        estimates = find_estimates(setting, done)
+        warnings += fit_warnings(setting)
+        row |= {
+            "time_scale": time.scale,
+            "tokens_per_second": time.tokens_per_second,
+            "ttft_ms": time.ttft_ms,
+            "total_s": time.total_s,
+            "compute_s": time.compute_s,
+            "overhead_s": time.overhead_s,
+            **{f"stall_{cause}_s": seconds for cause, seconds in time.stall_s.items()},
+            "link_utilisation": time.link_utilisation,
+            **{f"prefetch_{fate}": count for fate, count in time.prefetches.items()},
+            "host_bytes": estimates.host_bytes,
+            "joules_per_token": estimates.joules_per_token,
+            "cost_per_million_tokens": estimates.cost_per_million_tokens,
+            "request_ns": requests.of_each(done.step_ns, setting.scale).tolist(),
+            "request_p99_ns": requests.percentile(done.step_ns, 0.99, setting.scale).tolist(),
+        }
+        if time.tpot_ms is not None:
+            row |= {f"tpot_{name}_ms": getattr(time.tpot_ms, name) for name in ("p50", "p95", "p99")}
+    return row | bound(routing, cell, setting, done) | {"warnings": warnings}
+
+
+COUNTED = ("tokens", "lookups", "hits", "misses", "hit_ratio")
+DECODE_COUNTED = ("tokens", "lookups", "hits", "hit_ratio")
+
+
+def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed | None) -> Row:
+    """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
+    if not routing.bounded(cell.bounds):
+        return {}
+    known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
+    if done is None or done.timeline is None or not done.tokens[DECODE]:
+        return {"bound_hit_ratio": known.hit_ratio}
+    found = bounds_of(known.hit_ratio, known.decode_loads, setting.costs, done)
+    return {
+        "bound_hit_ratio": found.hit_ratio,
+        "link_bound_tokens_per_second": found.link_tokens_per_second,
+        "compute_bound_tokens_per_second": found.compute_tokens_per_second,
+        "bound_tokens_per_second": found.best_tokens_per_second,
+    }
+
+
+def stack_scope(settings: Sequence[Setting]) -> Scope | None:
+    """The scope of the stack pass that answers for these cells, if one does: only counts are asked."""
+    plan, spec = settings[0].plan, settings[0].spec
+    only_counts = all(setting.costs is None for setting in settings)
+    alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
+    if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
+        return None
+    if plan.eviction.policy not in STACK_CURVES:
+        return None
+    return "layer" if plan.capacity.per_layer else "global"
+
+
+def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) -> Row:
+    """The counts of a cell from the pass that finds all sizes at once."""
+    found = routing.curve(setting.plan.eviction.policy, scope)
+    hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
+    size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
+    row: Row = {
+        "tokens": routing.trace.tokens,
+        "decode_tokens": len(routing.requests.step),
+        "hits_cache": int(hits.sum()),
+        "hits_pinned": 0,
+        "hits_prefetch": 0,
+        "prefetches": 0,
+        "misses": int((found.lookups - hits).sum()),
+        "device_bytes": device_bytes(setting) if setting.sizes else None,
+    }
+    for prefix, phases in (("", [PREFILL, DECODE]), ("decode_", [DECODE])):
+        hit, lookups = int(hits[phases].sum()), int(found.lookups[phases].sum())
+        row |= {
+            f"{prefix}lookups": lookups,
+            f"{prefix}hits": hit,
+            f"{prefix}hit_ratio": hit / lookups if lookups else 0.0,
+            f"{prefix}bytes_loaded": None if size is None else (lookups - hit) * size,
+        }
+    steps = int((routing.requests.steps.phase == DECODE).sum())
+    decode = DecodeWork(steps, row["decode_tokens"], row["decode_lookups"])
+    warnings = advice(routing.trace, setting, decode, independent=routing.independent)
+    return row | bound(routing, cell, setting, None) | {"warnings": warnings}

@@ -1,0 +1,147 @@
+"""What cells of one routing share: the trace's demand, clairvoyant decisions, curves.
+
+Each is made once, by whichever thread asks first; the others wait for it.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
+from engine.decisions.hints import iter_hints
+from engine.replay.bounds import fewest_decode_loads, is_bounded
+from engine.replay.passes import run
+from experiments.study.cells import Routing
+from experiments.study.request_shares import RequestShares
+from policies.cache import CacheSpec
+from policies.registry import prefetcher
+from tracekit import Trace
+from tracekit.demand import Demand, iter_demand
+from tracekit.errors import StudyError
+from tracekit.stats.independence import looks_independent
+
+SHARED_LOOKUPS = 64_000_000
+"""Up to this many chosen experts a routing's demand stays in memory, 12 bytes each, for all plans."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Clairvoyant decisions at one capacity: their hit ratio, and the fewest demand loads of decode by layer."""
+
+    hit_ratio: float
+    decode_loads: np.ndarray | None
+
+
+class Shared:
+    """Values by name, each made once, whichever thread asks first."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Any, threading.Lock] = {}
+        self._made: dict[Any, Any] = {}
+        self._guard = threading.Lock()
+
+    def get(self, name: Any, make: Callable[[], T]) -> T:
+        with self._guard:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]  # type: ignore[no-any-return]
+
+
+class SharedRoutings:
+    """Everything that the cells of a study share, in one process; threads may use it side by side."""
+
+    def __init__(self) -> None:
+        self._shared = Shared()
+        self._own = threading.local()
+
+    def of(self, routing: Routing) -> "SharedRouting":
+        """What is shared of one routing. A trace reads ahead in one place, so each thread opens its own."""
+        if getattr(self._own, "routing", None) != routing:
+            trace = routing.open()
+            if self._shared.get(("digest", routing.path), lambda: Trace.open(routing.path).digest) != routing.digest:
+                raise StudyError(
+                    f"{routing.path} is not the trace that the study began with: it was replaced meanwhile"
+                )
+            self._own.routing, self._own.shared = routing, SharedRouting(routing, trace, self._shared)
+        found: SharedRouting = self._own.shared
+        return found
+
+
+class SharedRouting:
+    """One routing, opened by one thread, and what is shared of it."""
+
+    def __init__(self, routing: Routing, trace: Trace, shared: Shared) -> None:
+        self.routing, self.trace, self._shared = routing, trace, shared
+
+    @property
+    def requests(self) -> RequestShares:
+        """Its steps, and which tokens of them are which request's."""
+        return self._shared.get((self.routing, "requests"), lambda: RequestShares.of(self.trace))
+
+    @property
+    def demands(self) -> list[Demand] | None:
+        """The routing's demand; None where it is too much to keep."""
+        if self.trace.tokens * self.trace.layers * self.trace.top_k > SHARED_LOOKUPS:
+            return None
+        return self._shared.get((self.routing, "demand"), lambda: [compact(d) for d in iter_demand(self.trace)])
+
+    def hints(self, spec: CacheSpec) -> list[np.ndarray] | None:
+        """Ranked lookahead for a prefetcher that reads it; None for another, or where it is too much to keep.
+
+        Ranked once for all plans of a distance that suggest about as many: a longer ranking begins with the shorter.
+        """
+        demands = self.demands
+        if demands is None or prefetcher(spec.prefetch).reads != "lookahead":
+            return None
+        most = 1 << max(2, (spec.count - 1).bit_length())
+        return self._shared.get(
+            (self.routing, "hints", spec.distance, most),
+            lambda: list(iter_hints(self.trace, replace(spec, count=most), demands)),
+        )
+
+    @property
+    def independent(self) -> bool | None:
+        """Whether the routing looks drawn anew for every token."""
+        return self._shared.get((self.routing, "independent"), lambda: looks_independent(self.trace))
+
+    def beginning(self, pieces: int = 16) -> list[Demand]:
+        """The first pieces of the routing's demand."""
+        return list(itertools.islice(iter_demand(self.trace), pieces))
+
+    def bounded(self, asked: bool | None) -> bool:
+        """Whether bounds are to be found."""
+        return is_bounded(self.trace, asked)
+
+    def best(self, spec: CacheSpec, *, timed: bool) -> Best:
+        """Clairvoyant decisions by `spec`, which names the policy; `timed` also finds the fewest loads of decode."""
+        name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging)
+        steps, demands = self.requests.steps, self.demands
+
+        def hit_ratio() -> float:
+            (done,) = run(self.trace, spec, steps=steps, demands=demands)
+            return done.hit_ratio
+
+        loads = None
+        if timed:
+            loads = self._shared.get(
+                (*name, "loads"), lambda: fewest_decode_loads(self.trace, spec, steps=steps, demands=demands)
+            )
+        return Best(self._shared.get((*name, "ratio"), hit_ratio), loads)
+
+    def curve(self, policy: str, scope: Scope) -> StackCurve:
+        """Hits of `lru` or `belady` at every cache size."""
+        return self._shared.get((self.routing, policy, scope), lambda: STACK_CURVES[policy](self.trace, scope))
+
+
+def compact(demand: Demand) -> Demand:
+    """The same demand in arrays of its own: pieces are cut from larger ones."""
+    keys = demand.keys.copy()
+    recency = keys if demand.recency is demand.keys else demand.recency.copy()
+    return replace(demand, keys=keys, recency=recency, tokens=demand.tokens.copy())

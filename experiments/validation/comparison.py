@@ -1,0 +1,224 @@
+"""What the engine did and what the simulator says of it, compared: decisions entry by entry, tokens, and time."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from engine.hardware import HardwareProfile
+from engine.plan.plan import CachePlan, Plan, WeightsPlan
+from engine.replay.passes import Replayed, run
+from engine.replay.setting import Setting
+from engine.replay.summary import prefetch_fates
+from policies.events import Events
+from tracekit.errors import ModelError
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink
+    from engine.runtime.timing import Timings
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """The two decision logs, compared entry by entry."""
+
+    entries: int
+    identical: bool
+    first_difference: str | None
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Generated tokens of the offloaded and the un-offloaded model."""
+
+    compared: int
+    identical: bool
+
+
+class Prefetches(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of prefetches: {"useful", "late", "wasted"} in the simulator and in the engine."""
+
+    simulated: dict[str, int]
+    measured: dict[str, int]
+
+
+class TimeError(msgspec.Struct, frozen=True, kw_only=True):
+    """Simulated against measured time of decode steps, in milliseconds and as a share of the measured time.
+
+    `step_error_median` is the median over decode steps of |simulated - measured| / measured; `total_error` the signed
+    error of their sum. `layer_error_median` is the same as the first, over visits.
+    """
+
+    hardware: str
+    calibrated_here: bool
+    emulated_link: str | None
+    steps: int
+    measured_tokens_per_second: float
+    simulated_tokens_per_second: float
+    step_error_median: float
+    layer_error_median: float
+    total_error: float
+    measured_step_ms: list[float]
+    simulated_step_ms: list[float]
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict. `passed`: logs and tokens identical, and the median step error within `threshold` if one is set."""
+
+    model: str
+    plan: dict[str, Any]
+    decisions: Decisions
+    tokens: Tokens
+    time: TimeError
+    prefetches: Prefetches | None
+    threshold: float | None
+    passed: bool
+    verdict: str
+    host: str = "in memory"
+    warnings: list[str] = []
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """What the engine did: its decisions, when, what became of its prefetches, and what its experts take."""
+
+    log: Events
+    timings: "Timings"
+    fates: dict[str, int]
+    expert_bytes: Sequence[int]
+    expert_params: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the simulator assumes, and whether it was measured here and now."""
+
+    hardware: HardwareProfile
+    calibrated_here: bool
+    device: str
+    emulate_link: "EmulatedLink | None"
+
+
+def compare(
+    model: str,
+    plan: Plan,
+    trace: Trace,
+    measured: Measured,
+    machine: Machine,
+    *,
+    tokens: Tokens,
+    runs: Sequence[Events] = (),
+    threshold: float | None = None,
+    whole: bool = True,
+    host: str = "in memory",
+) -> Validation:
+    """The verdict on `plan`, which the engine ran on the routing of `trace`; the simulator runs it here.
+
+    `runs` are the decisions of the engine's other runs of the same routing. `whole`: the engine was not stopped midway,
+    where prefetches are under way of which nobody knows what becomes.
+    """
+    # The trace counts what the model was loaded with, the engine what it stores.
+    manifest = msgspec.structs.replace(
+        trace.manifest, expert_bytes=list(measured.expert_bytes), expert_params=list(measured.expert_params)
+    )
+    as_stored = plan.replace(weights=WeightsPlan())
+    setting = Setting.of(manifest, as_stored, machine.hardware, stored=plan.weights.experts)
+    pieces: list[Events] = []
+    (simulated,) = run(
+        trace, setting.spec, [setting.target], keep=True, on_events=lambda demand, events: pieces.append(events)
+    )
+    decisions = compare_logs(Events.join(pieces), measured.log)
+    for other in runs if decisions.identical else ():
+        again = compare_logs(other, measured.log)
+        if not again.identical:
+            first = f"the engine differs from its own first run: {again.first_difference}"
+            decisions = msgspec.structs.replace(again, first_difference=first)
+    time = time_error(simulated, measured.timings, machine, trace.layers)
+    slow = threshold is not None and time.step_error_median > threshold
+    return Validation(
+        model=model,
+        plan=plan.to_dict(),
+        decisions=decisions,
+        tokens=tokens,
+        time=time,
+        prefetches=Prefetches(simulated=prefetch_fates(simulated), measured=measured.fates) if whole else None,
+        threshold=threshold,
+        passed=decisions.identical and tokens.identical and not slow,
+        verdict=verdict(decisions, tokens, time, threshold),
+        host=host,
+        warnings=[] if machine.calibrated_here else profile_warnings(machine.hardware, machine.device),
+    )
+
+
+def calibration_plan(plan: Plan) -> Plan:
+    """The plan that calibration runs: the same policies, whose own work costs time, with another cache size."""
+    return plan.replace(cache=CachePlan(capacity="75%/layer"))
+
+
+def profile_warnings(hardware: HardwareProfile, device: str) -> list[str]:
+    """What makes the error of a given profile's times say little about the simulator, if anything."""
+    doubt = f"hardware profile {hardware.name!r} %s: the error of its times is no measure of the simulator"
+    if not hardware.calibrated:
+        return [doubt % "was not measured on this machine, nor on any"]
+    here = f"{device.partition(':')[0]} of {platform.machine()} {platform.system()}"
+    # As calibration describes a machine; a profile's name is the user's to choose.
+    told = hardware.description.partition(", measured")[0]
+    return [] if told.startswith(here) else [doubt % f"is of another machine ({told}) than this one ({here})"]
+
+
+def compare_logs(simulated: Events, measured: Events) -> Decisions:
+    """Compare two decision logs entry by entry."""
+    shortest = min(len(simulated), len(measured))
+    differs = simulated.code[:shortest] != measured.code[:shortest]
+    differs |= simulated.visit[:shortest] != measured.visit[:shortest]
+    first = int(np.argmax(differs)) if differs.any() else shortest
+    identical = not differs.any() and len(simulated) == len(measured)
+    difference = None
+    if not identical:
+        entries = [log.rows()[first] if first < len(log) else "nothing" for log in (simulated, measured)]
+        difference = f"entry {first}: simulator {entries[0]}, engine {entries[1]} (visit, kind, expert, slot)"
+    return Decisions(entries=len(measured), identical=identical, first_difference=difference)
+
+
+def time_error(simulated: Replayed, timings: "Timings", machine: Machine, layers: int) -> TimeError:
+    """How far simulated decode steps and visits are from measured ones. Raises ModelError when there are none."""
+    if len(timings.step_start) != len(simulated.step_ns):
+        raise ModelError("the engine ran another number of steps than it recorded: the model is not deterministic")
+    decode = simulated.phase == DECODE
+    if not decode.any():
+        raise ModelError("no decode steps to time: raise --max-new-tokens")
+    measured = (timings.step_end - timings.step_start)[decode].astype(float)
+    modelled = simulated.step_ns[decode].astype(float)
+    # A visit ends where the next begins or the step ends; its time runs from the end of the one before.
+    spans, model_spans = (
+        np.diff(ends.reshape(-1, layers), axis=1)[decode].astype(float)
+        for ends in (timings.visit_end, simulated.visit_end)
+    )
+    link = machine.emulate_link
+    return TimeError(
+        hardware=machine.hardware.name,
+        calibrated_here=machine.calibrated_here,
+        emulated_link=None if link is None else f"{link.bytes_per_s / 1e9:g} GB/s",
+        steps=int(decode.sum()),
+        measured_tokens_per_second=float(len(measured) / measured.sum() * 1e9),
+        simulated_tokens_per_second=float(len(modelled) / modelled.sum() * 1e9),
+        step_error_median=float(np.median(np.abs(modelled - measured) / measured)),
+        layer_error_median=float(np.median(np.abs(model_spans - spans) / np.maximum(spans, 1))),
+        total_error=float(modelled.sum() / measured.sum() - 1),
+        measured_step_ms=(measured / 1e6).round(4).tolist(),
+        simulated_step_ms=(modelled / 1e6).round(4).tolist(),
+    )
+
+
+def verdict(decisions: Decisions, tokens: Tokens, time: TimeError, threshold: float | None) -> str:
+    logs = f"decision logs {'identical' if decisions.identical else 'DIFFER'} ({decisions.entries} entries)"
+    text = f"generated tokens {'identical' if tokens.identical else 'DIFFER'} ({tokens.compared})"
+    if tokens.compared == 0:
+        text = "no tokens compared, weights being random"
+    error = f"time per token off by {100 * time.step_error_median:.1f} % in the median"
+    if threshold is not None:
+        error += f", {'within' if time.step_error_median <= threshold else 'ABOVE'} the allowed {100 * threshold:g} %"
+    return f"{logs}; {text}; {error}"

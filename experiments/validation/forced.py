@@ -1,0 +1,101 @@
+"""Validating time without a checkpoint: random weights of a model's shapes, routed by a recorded trace."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.hardware import HardwareProfile
+from engine.plan.plan import Plan
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
+from tracekit.errors import ModelError
+from tracekit.prefix import first_steps
+from tracekit.trace import Trace
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink
+
+CALIBRATION_TOKENS = 32
+
+
+def validate_routing(
+    model: str | Path,
+    plan: Plan,
+    routing: Trace,
+    *,
+    hardware: HardwareProfile | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    emulate_link: "EmulatedLink | None" = None,
+    threshold: float | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Validation:
+    """Run `plan` in the engine and in the simulator on the routing of a trace.
+
+    Args:
+        model: a directory with a `config.json`; neither weights nor a tokenizer are read.
+        routing: a trace of a model with as many MoE layers and experts, a request at a time.
+        hardware: what the simulator assumes; None measures this machine first, as `validate` does.
+        steps: the trace's first steps that are run; None runs all.
+
+    Decisions and time are compared as `validate` does; tokens are not, being random. Raises TracekitError.
+    """
+    from engine.runtime import offload, offloaded
+    from engine.runtime.calibration.engine_costs import calibrate
+    from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.forced_routing import ForcedRouting, forced_steps
+    from engine.runtime.storage.random_weights import random_model
+    from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
+
+    say = progress or (lambda text: None)
+    parse_device(device)
+    directory = find_model(model)
+    config = load_config(directory)
+    check_experts(config, directory)
+    chosen = parse_dtype(dtype)
+
+    def offloaded_model(by: Plan) -> Any:
+        made = random_model(config, chosen, seed)
+        return offload(made, by, device=device, emulate_link=emulate_link, random_experts=seed, **lane)
+
+    lane: dict[str, Any] = {}
+    if plan.compute.cpu_experts != "never":
+        lane = {"hardware": check_lane(hardware)}
+    calibrated_here = hardware is None
+    if hardware is None:
+        say("calibrating")
+        made = offloaded_model(calibration_plan(plan))
+        rng = np.random.default_rng(seed)
+        prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
+        with offloaded(made):
+            hardware = calibrate(made, [prompt], max_new_tokens=CALIBRATION_TOKENS)
+
+    say("timing the offloaded model")
+    made = offloaded_model(plan)
+    with offloaded(made) as state:
+        distance = state.lookahead_distance
+        forced = ForcedRouting(routing, len(state.layers), state.spec.experts, state.top_k, distance)
+        count = forced.steps if steps is None else min(steps, forced.steps)
+        if count < 1:
+            raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
+        for _ in range(2):  # the first time warms up
+            state.reset()
+            for _ in forced_steps(made, forced, count, seed):
+                pass
+        params = [layer.expert_params for layer in state.layers]
+        measured = Measured(state.log, state.timings, state.prefetches, state.expert_bytes, params)
+
+    say("simulating")
+    return compare(
+        f"random weights of {model}, routed by {routing.path}",
+        plan,
+        first_steps(routing, count),
+        measured,
+        Machine(hardware, calibrated_here, device, emulate_link),
+        tokens=Tokens(compared=0, identical=True),
+        threshold=threshold,
+        whole=count == forced.steps,
+    )

@@ -1,0 +1,146 @@
+"""Validation: one plan in the engine and in the simulator, on the same prompts; how far do they differ?"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.hardware import HardwareProfile
+from engine.plan.plan import Plan
+from engine.plan.weights import WeightFormat
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
+from tracekit.errors import ModelError
+from tracekit.trace import Trace
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink
+
+
+def validate(
+    model: str | Path,
+    plan: Plan,
+    prompts: Sequence[Any],
+    *,
+    hardware: HardwareProfile | None = None,
+    calibration_prompts: Sequence[Any] | None = None,
+    max_new_tokens: int = 32,
+    dtype: str = "auto",
+    device: str = "cpu",
+    emulate_link: "EmulatedLink | None" = None,
+    host: str = "memory",
+    slabs: Path | None = None,
+    prefill_chunk: int | None = None,
+    threshold: float | None = None,
+    keep_trace: Path | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Validation:
+    """Run `plan` in the engine and in the simulator.
+
+    Args:
+        hardware: what the simulator assumes; None measures this machine first, with another cache size, on
+            `calibration_prompts` (default: the first prompt).
+        host, slabs: where experts lie, as `offload` takes it.
+        prefill_chunk: tokens of a prompt that are read at a time, each a step; None reads them at once.
+        threshold: the largest median step error that passes, as a share; None lets any pass.
+        keep_trace: where to keep the engine's own trace; None discards it.
+
+    Raises TracekitError: ModelError, PlanError, HardwareError, ...
+    """
+    from engine.runtime import offload, offloaded
+    from engine.runtime.calibration.engine_costs import calibrate
+    from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.storage.rounding import rounded
+    from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
+    from tracekit.recorder.options import RecordOptions
+    from tracekit.recorder.prompts import encode_prompts
+    from tracekit.recorder.recorder import record, stop_tokens
+
+    if not prompts:
+        raise ModelError("there are no prompts to validate on")
+    if threshold is not None and not 0 < threshold < float("inf"):
+        raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
+    lane: dict[str, Any] = {}
+    if plan.compute.cpu_experts != "never":
+        lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
+    say = progress or (lambda text: None)
+    parse_device(device)
+    directory = find_model(model)
+    tokenizer = load_tokenizer(directory)
+    placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs, "dtype": dtype, "say": say}
+    encoded = encode_prompts(prompts, tokenizer)
+    calibrated_here = hardware is None
+    if hardware is None:
+        say("calibrating")
+        loaded = offload(directory, calibration_plan(plan), device=device, **placed)
+        chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
+        hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
+        offloaded(loaded).close()
+        del loaded
+
+    say("generating without offloading")
+    # On the host: what the device cannot hold is why the model is offloaded.
+    loaded, _ = load_model(directory, dtype, "cpu")
+    loaded.set_experts_implementation("eager")
+    stop = stop_tokens(loaded, tokenizer)
+    stored = (plan.weights.experts, plan.weights.attention)
+    if any(word is not None and WeightFormat.parse(word).quantised for word in stored):
+        # Formats round weights: what the engine must equal is the model with its weights as they are stored.
+        loaded = rounded(loaded, plan.weights, parse_device(device))
+    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk)
+    del loaded  # before another copy
+
+    loaded = offload(directory, plan, device=device, **placed, **lane)
+    state = offloaded(loaded)
+    with tempfile.TemporaryDirectory() as folder, state:
+        say("recording the offloaded model")
+        path = keep_trace or Path(folder) / "engine.trace"
+        ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
+        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk)
+        trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+        recorded = state.log
+
+        say("timing the offloaded model")
+        state.reset()
+        generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk)
+        params = [layer.expert_params for layer in state.layers]
+        measured = Measured(recorded, state.timings, state.prefetches, state.expert_bytes, params)
+
+        say("simulating")
+        return compare(
+            str(model),
+            plan,
+            trace,
+            measured,
+            Machine(hardware, calibrated_here, device, emulate_link),
+            tokens=Tokens(compared=sum(map(len, plain)), identical=plain == generated),
+            runs=[state.log],
+            threshold=threshold,
+            host="in memory" if slabs is None else f"on disk, in {slabs}",
+        )
+
+
+def _on(model: Any, device: str) -> Any:
+    """The un-offloaded model on the device. Raises ModelError when it does not fit there."""
+    import torch
+
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"the un-offloaded model does not fit on {device}, so there are no tokens to compare with; "
+            "validate on a smaller model of the same family"
+        ) from None
+
+
+def _generate(
+    model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int], chunk: int | None
+) -> list[list[int]]:
+    from tracekit.recorder.generation import Decoding
+
+    found = []
+    for prompt in encoded:
+        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop, chunk=chunk)
+        for _ in decoding.passes():
+            pass
+        found.append(decoding.generated[0])
+    return found

@@ -1,0 +1,180 @@
+"""What calibration makes of measured times, and that its command writes a profile the simulator reads."""
+
+import json
+import time
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+from engine.hardware import Expansion, HardwareProfile, Link, load_hardware  # noqa: E402  # needs torch
+from engine.runtime.calibration import host_probes, machine_profile, power, probes  # noqa: E402
+from engine.runtime.calibration.expansion import by_bits, expansion_of  # noqa: E402
+from engine.runtime.calibration.machine_profile import ascending, link_of  # noqa: E402
+from engine.runtime.calibration.probes import Figure  # noqa: E402
+from experiments.cli.main import run  # noqa: E402
+from experiments.validation.comparison import profile_warnings  # noqa: E402
+from tracekit.errors import HardwareError  # noqa: E402
+
+SIZES = (256, 1 << 14, 1 << 18, 1 << 22, 1 << 26)
+
+
+def test_a_known_link_is_found_again() -> None:
+    latency, rate = 20_000.0, 4e9
+    found, rates = link_of(SIZES, [latency + size / rate * 1e9 for size in SIZES])
+    assert found == pytest.approx(latency, rel=0.01)
+    assert [r.bytes for r in rates] == [1 << 18, 1 << 22, 1 << 26]  # what hardly exceeds the latency tells nothing
+    assert all(r.bytes_per_s == pytest.approx(rate, rel=0.01) for r in rates)
+
+
+@given(st.lists(st.floats(1, 1e9), min_size=5, max_size=5))
+def test_whatever_is_measured_is_a_valid_link(times: list[float]) -> None:
+    try:
+        latency, rates = link_of(SIZES, times)
+    except HardwareError as error:
+        assert "\n" not in str(error)
+        return
+    Link(host_to_device_bytes_per_s=rates[-1].bytes_per_s, latency_ns=latency, copy_engines=1, rates=rates)
+
+
+@given(st.lists(st.floats(0, 1e6)))
+def test_ascending_ascends_and_keeps_the_sum(values: list[float]) -> None:
+    found = ascending(values)
+    assert all(a <= b for a, b in pairwise(found))
+    assert sum(found) == pytest.approx(sum(values))
+    assert ascending(found) == found
+
+
+def test_a_figure_tells_its_spread() -> None:
+    figure = Figure.of("copy of 1000 bytes", [1000.0, 2000.0, 3000.0, 4000.0, 1e9])
+    assert (figure.low_ns, figure.ns, figure.high_ns) == (2000.0, 3000.0, 4000.0)
+    assert str(figure) == "copy of 1000 bytes: 3 us [2 us, 4 us] (5 samples)"
+    assert figure.gigabytes(6000) == "2.00 GB/s [1.50, 3.00]"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(probes, "COLD_BYTES", 1 << 24)
+    monkeypatch.setattr(probes, "WIDTH", 256)
+    monkeypatch.setattr(host_probes.disk, "__defaults__", (1 << 20,))
+    monkeypatch.setattr(power.power, "__kwdefaults__", {"rapl": tmp_path / "none", "seconds": 0.01})
+    function: Any = machine_profile.calibrate_machine
+    smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    monkeypatch.setattr(function, "__kwdefaults__", smaller)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_writes_a_profile_that_is_of_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "h.toml"
+    arguments = [
+        "calibrate",
+        "--output",
+        str(output),
+        "--rounds",
+        "2",
+        "--repeats",
+        "3",
+        "--name",
+        "mine",
+        "--weights",
+        "hqq-4bit,hqq-2bit",
+        "--disk",
+        str(tmp_path),
+    ]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    profile = load_hardware(output)
+    assert isinstance(profile, HardwareProfile) and profile.calibrated and profile.name == "mine"
+    assert profile_warnings(profile, "cpu") == []
+    assert found["profile"]["link"]["latency_ns"] == profile.link.latency_ns
+    assert {figure["samples"] for figure in found["figures"]} == {2, 3, 30}
+    for figure in found["figures"]:  # every figure stands in the profile, with its spread
+        assert any(line.startswith(figure["what"] + ": ") and "[" in line for line in profile.source)
+    assert profile.overhead.per_layer_ns > 0 and profile.device.compute_flops_per_s > 10**6
+    assert any(figure["what"].startswith("expanding hqq-4bit, an expert of 98304") for figure in found["figures"])
+    assert [one.bits for one in profile.device.expansions] == [2, 4]
+    assert profile.cpu is not None and profile.disk is not None
+    assert list(tmp_path.iterdir()) == [output]  # the file that was read is gone
+    assert run(arguments) == 2
+    assert "exists" in capsys.readouterr().err
+    assert run([*arguments[:2], str(tmp_path / "no" / "h.toml")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--weights", "bf16"]) == 2
+    assert "needs no expansion" in capsys.readouterr().err
+    assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--disk", str(tmp_path / "no")]) == 2
+    assert "is no directory" in capsys.readouterr().err
+
+
+@given(st.floats(1, 1e12), st.floats(0, 1e9))
+def test_a_known_expansion_is_found_again(rate: float, fixed: float) -> None:
+    large, small = (3 * width * (width // 2) for width in (probes.WIDTH, probes.WIDTH // 4))
+    found = expansion_of("hqq-4bit", fixed + large / rate * 1e9, fixed + small / rate * 1e9)
+    assert found.bits == 4
+    assert found.weights_per_s == pytest.approx(max(rate, 1e3), rel=0.05) or fixed > 1e3 * large / rate * 1e9
+    assert found.per_expert_ns <= round(fixed + small / rate * 1e9)
+
+
+def test_of_several_formats_of_as_many_bits_the_slowest_counts() -> None:
+    given = [Expansion(bits=bits, weights_per_s=rate) for bits, rate in ((4, 2000), (2, 3000), (4, 1000))]
+    assert [(one.bits, one.weights_per_s) for one in by_bits(given)] == [(2, 3000), (4, 1000)]
+
+
+def test_what_expanding_takes_is_what_the_simulator_charges() -> None:
+    """By hand: three million weights at a thousand million per second are 3 ms, and 20 us for the kernels."""
+    plain = load_hardware("t4")
+    expansions = [
+        Expansion(bits=4, weights_per_s=10**9, per_expert_ns=20_000),
+        Expansion(bits=2, weights_per_s=5 * 10**8),
+    ]
+    measured = msgspec.structs.replace(plain, device=msgspec.structs.replace(plain.device, expansions=expansions))
+    assert measured.expand_ns(4, 3_000_000, 1) == 3_020_000
+    assert measured.expand_ns(3, 3_000_000, 1) == 6_000_000  # as near to 2 as to 4: the slower machine's word
+    assert measured.expand_ns(8, 3_000_000, 1) == 3_020_000
+    assert plain.expand_ns(4, 3_000_000, 320) == 1  # at the bandwidth of its memory
+    written = tomllib.loads(measured.to_toml())
+    assert msgspec.convert(written, HardwareProfile) == measured
+    with pytest.raises(ValueError, match="more than one for 4 bits"):
+        msgspec.structs.replace(plain.device, expansions=[expansions[0]] * 2)
+
+
+def counters(folder: Path, *microjoules: int) -> None:
+    for number, value in enumerate(microjoules):
+        package = folder / f"intel-rapl:{number}"
+        package.mkdir(exist_ok=True)
+        (package / "energy_uj").write_text(str(value))
+        (package / "max_energy_range_uj").write_text("1000000000")
+
+
+def test_power_is_read_from_counters_that_run_over(tmp_path: Path) -> None:
+    counters(tmp_path, 100, 999_000_000)
+    part = tmp_path / "intel-rapl:0:0"
+    part.mkdir()
+    (part / "energy_uj").write_text("5")
+    turns = 0
+
+    def work() -> None:
+        nonlocal turns
+        turns += 1
+        counters(tmp_path, 100 + turns * 100_000, (999_000_000 + turns * 400_000) % 10**9)
+        time.sleep(0.01)
+
+    found, told = power.power(torch.device("cpu"), work, rapl=tmp_path, seconds=0.1)
+    assert found is not None and "RAPL" in told
+    assert (found.device_idle_w, found.device_busy_w, found.host_idle_w) == (0, 0, 0)
+    assert turns > 3 and 0.5 < found.host_busy_w <= 0.5 / 0.01  # half a joule a turn, of a hundredth of a second
+    nothing, why = power.power(torch.device("cpu"), work, rapl=tmp_path / "none", seconds=0.1)
+    assert nothing is None and "left out" in why and "\n" not in why
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HardwareError, match="cannot be measured") as caught:
+        host_probes.disk(tmp_path / "no", 3, 1 << 20)
+    assert "\n" not in str(caught.value)

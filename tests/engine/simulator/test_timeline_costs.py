@@ -1,0 +1,85 @@
+"""From a profile and a model's sizes to the simulator's costs."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from engine.hardware import Disk, HardwareProfile, load_hardware
+from engine.shapes import load_shape
+from engine.simulator.costs import Costs, model_costs
+from tracekit import Manifest
+from tracekit.errors import HardwareError
+
+MACHINE = load_hardware("rtx3060")
+MIB = 1 << 20
+
+
+def manifest(layers: int = 2, size: int = 3 * MIB) -> Manifest:
+    return cast(
+        Manifest,
+        SimpleNamespace(
+            experts_per_layer=[8] * layers, top_k=2, expert_bytes=[size] * layers, expert_params=[size // 2] * layers
+        ),
+    )
+
+
+def costs(machine: HardwareProfile = MACHINE, cpu: str = "never", **sizes: Any) -> Costs:
+    return model_costs(manifest(**sizes), machine, None, None, None, cpu)
+
+
+def test_what_a_profile_does_not_have_costs_nothing() -> None:
+    found = costs()
+    assert (found.copy_engines, found.setup_ns, found.host_bytes, found.cpu) == (1, 10_000, -1, 0)
+    assert found.chunks.tolist() == [1, 1]
+    assert found.copy_ns.tolist() == found.least_link_ns.tolist() == [MACHINE.copy_ns(3 * MIB)] * 2
+    assert not found.dequant_ns.any()
+    assert found.expert_ns.tolist() == [MACHINE.compute_ns(0, 3 * MIB)] * 2
+
+
+def test_chunks_cover_the_expert() -> None:
+    """Of 3 MiB and a half in chunks of 1 MiB the last is half a chunk; each pays its own rounding up."""
+    machine = replace(MACHINE, link=replace(MACHINE.link, chunk_bytes=MIB))
+    found = costs(machine, size=7 * MIB // 2)
+    assert found.chunks.tolist() == [4, 4]
+    assert found.chunk_ns[0].tolist() == [MACHINE.wire_ns(size) for size in (MIB, MIB, MIB, MIB // 2)]
+    assert found.rest_ns[0].tolist() == [MACHINE.wire_ns(n * MIB // 2) for n in (7, 5, 3, 1)]
+
+
+def test_two_engines_can_hide_all_setup() -> None:
+    machine = replace(MACHINE, link=replace(MACHINE.link, copy_engines=2))
+    assert costs(machine).least_link_ns.tolist() == [MACHINE.wire_ns(3 * MIB)] * 2
+
+
+def test_a_quantised_expert_is_expanded_by_a_kernel_of_its_own() -> None:
+    """It reads the stored weights and writes 16-bit ones; the arithmetic reads those."""
+    shape = load_shape("mixtral-8x7b")
+    plain = model_costs(manifest(), MACHINE, shape, "bf16", None)
+    packed = model_costs(manifest(), MACHINE, shape, "hqq-2bit", None)
+    assert (packed.expert_ns == plain.expert_ns).all()
+    assert packed.dequant_ns[0] == MACHINE.compute_ns(0, packed.expert_bytes[0] + plain.expert_bytes[0])
+    assert not plain.dequant_ns.any()
+
+
+def test_host_memory_shrinks_with_the_layers_that_are_timed() -> None:
+    disk = Disk(read_bytes_per_s=10**9, latency_ns=100, host_cache_bytes=320 * MIB)
+    machine = replace(MACHINE, disk=disk)
+    assert costs(machine).host_bytes == 320 * MIB
+    assert costs(machine).read_ns[0] == 100 + -(-3 * MIB * 10**9 // 10**9)
+    # Mixtral has 32 layers, the trace 2: host memory holds a sixteenth for them.
+    assert model_costs(manifest(), machine, load_shape("mixtral-8x7b"), None, None).host_bytes == 20 * MIB
+
+
+def test_the_cpu_takes_part_when_the_plan_says_so() -> None:
+    assert MACHINE.cpu is not None
+    found = costs(cpu="auto")
+    assert found.cpu == 1
+    assert found.cpu_expert_ns.tolist() == [MACHINE.cpu.expert(3 * MIB, 1).read_ns] * 2
+    assert found.cpu_overhead_ns == MACHINE.cpu.per_expert_ns + MACHINE.cpu.transfer_ns
+    assert found.cpu_token_ps > found.expert_token_ps
+    assert (found.least_link_ns == np.zeros(2)).all()
+    with pytest.raises(HardwareError, match=r"needs a \[cpu\] table") as caught:
+        costs(replace(MACHINE, cpu=None), cpu="auto")
+    assert "\n" not in str(caught.value)

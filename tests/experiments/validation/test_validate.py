@@ -1,0 +1,201 @@
+"""Validation on the reference models: tokens and decisions agree, and disagreement is noticed and named."""
+
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from engine.hardware import load_hardware  # noqa: E402  # needs torch
+from engine.plan.plan import plan_from_dict  # noqa: E402
+from engine.replay.replay import replay  # noqa: E402
+from experiments.cli.main import run  # noqa: E402
+from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
+from experiments.validation.comparison import calibration_plan, compare_logs, profile_warnings  # noqa: E402
+from experiments.validation.validate import validate  # noqa: E402
+from policies.events import Events  # noqa: E402
+from tracekit import Trace  # noqa: E402
+from tracekit.errors import PlanError  # noqa: E402
+from tracekit.recorder.prompts import Prompt  # noqa: E402
+
+PROMPTS = (
+    Prompt(id="a", prompt="Return a list of the names in the current scope, sorted by"),
+    Prompt(id="b", prompt="def read(self, size=-1):\n    if self.closed:\n        raise ValueError("),
+)
+CAPACITIES = {"mixtral-mini": ("2/layer", "4/layer", "30"), "qwen3-moe-mini": ("6/layer", "50%/layer", "100")}
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "gate"])
+@pytest.mark.parametrize(("name", "capacity"), [(name, c) for name in NAMES for c in CAPACITIES[name]])
+def test_engine_equals_the_plain_model_and_the_simulator(name: str, capacity: str, prefetch: str) -> None:
+    plan = plan_from_dict({"cache": {"capacity": capacity}, "prefetch": {"predictor": prefetch}})
+    result = validate(
+        CHECKPOINTS / name, plan, PROMPTS, hardware=load_hardware("t4"), dtype="float32", max_new_tokens=12
+    )
+    assert result.tokens.identical and result.tokens.compared == 24
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.decisions.entries > 2 * 12 * 8
+    assert result.passed
+    assert result.time.steps == 22 and result.time.measured_tokens_per_second > 0
+
+
+def test_policies_that_read_gate_weights_and_layer_order_decide_alike() -> None:
+    for eviction, prefetch in (("score", "markov"), ("layer-aware", "previous-token"), ("s3fifo", "history")):
+        tables = {"cache": {"capacity": "25"}, "eviction": {"policy": eviction}, "prefetch": {"predictor": prefetch}}
+        result = validate(
+            CHECKPOINTS / NAMES[0],
+            plan_from_dict(tables),
+            PROMPTS[:1],
+            hardware=load_hardware("t4"),
+            dtype="float32",
+            max_new_tokens=12,
+        )
+        assert result.decisions.identical, (eviction, prefetch, result.decisions.first_difference)
+        assert result.tokens.identical
+
+
+def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = CHECKPOINTS / NAMES[0]
+    plan = plan_from_dict({"cache": {"capacity": "3/layer"}})
+    hardware = load_hardware("t4")
+    settings = {"hardware": hardware, "dtype": "float32", "max_new_tokens": 8}
+    validate(model, plan, PROMPTS[1:], keep_trace=tmp_path / "profile.trace", **settings)
+    tables = {"policy": "static", "profile": str(tmp_path / "profile.trace")}
+    static = plan_from_dict({"cache": {"capacity": "3/layer"}, "eviction": tables})
+    result = validate(model, static, PROMPTS[:1], keep_trace=tmp_path / "run.trace", **settings)
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.tokens.identical
+    found = replay(Trace.open(tmp_path / "run.trace"), static)
+    assert found.loads == 0 and found.bypasses == found.misses > 0
+    assert found.hits_by.pinned == found.hits > 0
+    arguments = ["replay", str(tmp_path / "run.trace"), "--policy", "static", "--capacity", "3/layer"]
+    assert run(arguments) == 2
+    assert "--profile" in capsys.readouterr().err
+
+
+def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "4/layer"}})
+    assert calibration_plan(plan).cache != plan.cache
+    result = validate(
+        CHECKPOINTS / NAMES[0],
+        plan,
+        PROMPTS[:1],
+        calibration_prompts=PROMPTS[1:],
+        dtype="float32",
+        max_new_tokens=8,
+        keep_trace=tmp_path / "engine.trace",
+    )
+    assert result.warnings == []
+    assert result.time.calibrated_here and result.time.simulated_tokens_per_second > 0
+    trace = Trace.open(tmp_path / "engine.trace")
+    assert trace.manifest.complete and trace.manifest.expert_params[0] > 0
+    assert int((trace.phase == 1).sum()) == 7  # the last of 8 new tokens is never fed back
+
+
+def test_a_threshold_fails_by_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"id": "a", "prompt": "The module"}) + "\n")
+    arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
+    arguments += ["--dtype", "float32", "--hardware", "rtx3060", "--max-new-tokens", "4", "--json"]
+    assert run([*arguments, "--threshold", "1e-9"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["passed"] and "ABOVE" in found["verdict"]
+    assert len(found["warnings"]) == 1 and "'rtx3060' was not measured" in found["warnings"][0]
+    assert found["decisions"]["identical"] and found["tokens"]["identical"]
+
+
+def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, page = tmp_path / "p.jsonl", tmp_path / "v.html"
+    prompts.write_text(json.dumps({"id": "a", "prompt": "The module"}) + "\n")
+    arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
+    arguments += ["--dtype", "float32", "--hardware", "t4", "--max-new-tokens", "6", "--prefetch", "gate"]
+    assert run([*arguments, "--report", str(tmp_path / "no" / "v.html")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+    assert run([*arguments, "--json", "--report", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)["prefetches"]
+    assert found["simulated"].keys() == found["measured"].keys() == {"useful", "late", "wasted"}
+    # Whether a prefetch is used at all is a decision; whether it is there in time is time.
+    for side in found.values():
+        assert side["useful"] + side["late"] > 0
+    assert found["simulated"]["wasted"] == found["measured"]["wasted"]
+    assert sum(found["simulated"].values()) == sum(found["measured"].values())
+    text = page.read_text()
+    assert "Simulation and engine decide alike" in text and "prefetch.predictor = gate" in text
+    assert f"--prompts {prompts} --hardware t4 --capacity 4/layer --prefetch gate --max-new-tokens 6" in text
+
+
+def test_the_cpu_lane_is_validated_with_a_profile_that_knows_the_cpu(tmp_path: Path) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "compute": {"cpu_experts": "auto"}})
+    with pytest.raises(PlanError, match="give --hardware"):
+        validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], dtype="float32", max_new_tokens=4)
+    profile = load_hardware("rtx3060")
+    assert profile.cpu is not None
+    result = validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], hardware=profile, dtype="float32", max_new_tokens=6)
+    assert result.passed and result.tokens.compared == 6
+
+
+def test_a_profile_of_another_machine_is_doubted() -> None:
+    sheet = load_hardware("t4")
+
+    def of(machine: str) -> list[str]:
+        described = f"{machine}, measured with Mixtral"
+        return profile_warnings(msgspec.structs.replace(sheet, calibrated=True, description=described), "cpu")
+
+    here = f"cpu of {platform.machine()} {platform.system()}"
+    assert of(here) == []
+    for other in ("cpu of riscv64 Linux", f"cuda of {platform.machine()} {platform.system()}"):
+        (warning,) = of(other)
+        assert other in warning and here in warning and "\n" not in warning
+    assert "not measured" in profile_warnings(sheet, "cpu")[0]
+
+
+def test_generate_prints_text_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(CHECKPOINTS / NAMES[1])
+    arguments = ["generate", model, "The list is", "--capacity", "8/layer", "--max-new-tokens", "6"]
+    arguments += ["--dtype", "float32"]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["token_ids"]) == 6 and found["text"]
+    assert found["bytes_loaded"]["load"] > 0
+    assert run(arguments) == 0
+    assert capsys.readouterr().out.strip() == found["text"].strip()
+
+
+def events(kinds: list[int]) -> Events:
+    return Events.of([(visit, kind, 0, 0) for visit, kind in enumerate(kinds)], len(kinds))
+
+
+def test_logs_that_differ_are_told_where() -> None:
+    assert compare_logs(events([0, 3]), events([0, 3])).identical
+    other = compare_logs(events([0, 3, 0]), events([0, 0, 0]))
+    assert not other.identical and "entry 1" in str(other.first_difference)
+    shorter = compare_logs(events([0, 3]), events([0, 3, 0]))
+    assert not shorter.identical and "entry 2: simulator nothing" in str(shorter.first_difference)
+
+
+@pytest.mark.parametrize("weights", ["hqq-4bit", "hqq-2bit", "hqq-3bit-g16"])
+def test_quantised_experts_agree_with_the_rounded_model_and_the_simulator(weights: str) -> None:
+    pytest.importorskip("hqq.core.quantize")
+    tables = {"cache": {"capacity": "500kB"}, "weights": {"experts": weights, "attention": "hqq-4bit"}}
+    result = validate(
+        CHECKPOINTS / NAMES[0],
+        plan_from_dict(tables | {"prefetch": {"predictor": "gate"}}),
+        PROMPTS[:1],
+        hardware=load_hardware("t4"),
+        dtype="float32",
+        max_new_tokens=8,
+    )
+    assert result.passed, result.verdict
+    assert result.tokens.compared == 8 and result.plan["weights"] == tables["weights"]
