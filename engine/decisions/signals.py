@@ -7,9 +7,10 @@ from numba import njit
 
 from engine.decisions.foresight import Outlook
 from policies.cache import CacheSpec
-from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 Signal = tuple[np.ndarray, np.ndarray]
 """One f64 per lookup of a piece of demand, in order of `keys` and in order of `recency`; empty if nothing is read."""

@@ -1,21 +1,21 @@
 """`tracekit anonymise`: a trace to give away."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+from experiments.cli.traces import emit
+
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="what the model is called then; else nothing names it")
-    ] = None,
+    trace: options.TraceDirectory,
+    output: options.NewTrace,
+    model: Annotated[str | None, typer.Option(help="what the model is called then; else nothing names it")] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="of the experts' new numbers; else nobody can draw them again")
+        int | None, typer.Option(min=0, help="of the experts' new numbers; else nobody can draw them again")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Drop what tells of texts, people, models and files, and number each layer's experts anew.
 
@@ -28,8 +28,6 @@ def command(
     """
     import numpy as np
 
-    from experiments.cli import console
-    from experiments.cli import traces as printed
     from tracekit.edit import anonymise
     from tracekit.edit.anonymise import NAMELESS
     from tracekit.trace import Trace
@@ -38,4 +36,4 @@ def command(
     rng = np.random.default_rng(seed)
     with console.progress("anonymising", opened.tokens) as advance:
         written = anonymise(opened, output, rng, model=model or NAMELESS, progress=advance)
-    printed.emit(written, json=json)
+    emit(written, json=json)

@@ -30,11 +30,11 @@ class Format:
 IMPORTERS = {
     "bigmoe-csv": Format("tracekit.importers.bigmoe_csv:read", ("model",)),
     "deepseek-csv": Format("tracekit.importers.deepseek_csv:read", ("model", "experts"), folders=True),
-    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request")),
+    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request_field")),
     "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k")),
     "mbolt": Format("tracekit.importers.mbolt:read", ("model", "experts")),
     "npz": Format("tracekit.importers.npz:read", ("model", "experts")),
-    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request")),
+    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request_field")),
     "router-data": Format("tracekit.importers.router_data:read", ("model", "experts")),
     "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k")),
     "vllm": Format("tracekit.importers.vllm:read", ("model", "experts")),

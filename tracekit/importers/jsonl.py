@@ -6,7 +6,7 @@ A line for each token and layer; the first name is the plain one, `fields.NAMES`
     ids        the experts
     weights    optional, as many as ids
     token      optional, the token's number
-    request    optional, number or text; --request names the field where it is called otherwise
+    request    optional, number or text; --request-field names the field where it is called otherwise
     phase      prefill (prompt) or decode (generated), or 0 or 1; optional
     step       optional, the forward pass
     token_id   optional, of the vocabulary
@@ -46,7 +46,7 @@ from tracekit.rows import PREFILL
 from tracekit.shards import installed_memory
 
 _INFLATION = 12  # bytes of columns made of one byte of JSON, at worst
-_NO_FIELD = "none"  # what --request says where nothing tells requests apart
+_NO_FIELD = "none"  # what --request-field says where nothing tells requests apart
 _ROWS = 1 << 16  # of a Parquet file looked at at once
 
 _Owner = tuple[int, int, str | int]
@@ -70,7 +70,7 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
     dump = _Dump(source, options)
     try:
         frame = pl.scan_parquet(source, glob=False)
-        used = [name for name in frame.collect_schema().names() if name in MEANING or name == options.request]
+        used = [name for name in frame.collect_schema().names() if name in MEANING or name == options.request_field]
         for first in range(0, frame.select(pl.len()).collect().item(), _ROWS):
             for number, row in enumerate(frame.select(used).slice(first, _ROWS).collect().iter_rows(named=True)):
                 dump.entry(f"{source}, row {first + number}", first + number, row)
@@ -84,7 +84,7 @@ class _Dump:
     """What the lines so far say."""
 
     def __init__(self, source: Path, options: ImportOptions) -> None:
-        self.source, self.options, self.asked = source, options, options.request
+        self.source, self.options, self.asked = source, options, options.request_field
         self.lines = Lines(source)
         self.unread = Unread()
         self.owners: dict[_Owner, int] = {}
@@ -125,7 +125,7 @@ class _Dump:
             found["request"] = 0
         elif self.asked is not None:
             if self.asked not in entry:
-                raise ImportFormatError(f"{where} has no {self.asked[:40]}, which --request names")
+                raise ImportFormatError(f"{where} has no {self.asked[:40]}, which --request-field names")
             found["request"] = entry[self.asked]
         self.runs += self.fresh
         self.fresh = False
@@ -204,8 +204,8 @@ class _Dump:
             return
         if telling := self.unread.telling(passes.number):
             raise ImportFormatError(
-                f"{self.source}: token numbers start again where {', '.join(telling[:4])} changes: --request "
-                f"{telling[0]} if that tells requests apart, --request none if nothing does"
+                f"{self.source}: token numbers start again where {', '.join(telling[:4])} changes: --request-field "
+                f"{telling[0]} if that tells requests apart, --request-field none if nothing does"
             )
 
     def _first_rank(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[str]]:

@@ -14,7 +14,7 @@ class ImportOptions:
     experts: int | None = None
     layers: int | None = None
     top_k: int | None = None
-    request: str | None = None
+    request_field: str | None = None
     """The field of a line log that tells requests apart; "none" where no field does."""
 
     def check(self, format_name: str, understood: tuple[str, ...]) -> None:

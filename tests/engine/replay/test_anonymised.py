@@ -1,6 +1,5 @@
 """An anonymised trace replays as its original under every policy that decides no tie by an expert's number."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -44,7 +44,8 @@ def test_what_is_gone(secret: Trace, tmp_path: Path) -> None:
         assert word not in text
     assert public.manifest.model == ModelInfo(id="a model", family="test")
     assert [note.split(":")[0] for note in public.manifest.notes] == ["steps 0", "anonymised"]
-    np.testing.assert_array_equal(public.experts, secret.experts)
+    nameless = anonymise(secret, tmp_path / "nameless.trace", np.random.default_rng(5))
+    assert nameless.manifest.model.id == "anonymous" and np.array_equal(nameless.experts, public.experts)
     assert public.weights is not None and np.array_equal(public.weights, secret.weights)
     with pytest.raises(TraceError, match="exists"):
         anonymise(secret, public.path, np.random.default_rng(5))
@@ -52,9 +53,7 @@ def test_what_is_gone(secret: Trace, tmp_path: Path) -> None:
 
 def test_relabelled(secret: Trace, tmp_path: Path) -> None:
     """The numbers are others; which rows share an expert, and every expert's scores, are not."""
-    public = Trace.open(
-        anonymise(secret, tmp_path / "public.trace", relabel=np.random.default_rng(5)).path, verify=True
-    )
+    public = Trace.open(anonymise(secret, tmp_path / "public.trace", np.random.default_rng(5)).path, verify=True)
     assert public.logits is not None and secret.logits is not None
     ahead, before = public.lookahead(1), secret.lookahead(1)
     assert ahead is not None and before is not None

@@ -59,15 +59,15 @@ def test_requests_under_another_name(cases: Path, bring: Bring, tmp_path: Path) 
     # Under a name that nobody knows it is refused, and may be given.
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text(source.read_text().replace("problem_id", "exercise"))
-    with pytest.raises(ImportFormatError, match="where exercise changes: --request exercise"):
+    with pytest.raises(ImportFormatError, match="where exercise changes: --request-field exercise"):
         bring("jsonl", unknown)
-    assert bring("jsonl", unknown, request="exercise").manifest.requests == 3
-    trace = bring("jsonl", unknown, request="none")
+    assert bring("jsonl", unknown, request_field="exercise").manifest.requests == 3
+    trace = bring("jsonl", unknown, request_field="none")
     assert trace.manifest.requests == 1 and trace.manifest.steps == 3
-    with pytest.raises(ImportFormatError, match="line 1 has no exam, which --request names"):
-        bring("jsonl", unknown, request="exam")
-    with pytest.raises(ImportFormatError, match="--request"):
-        bring("vllm", unknown, request="none")
+    with pytest.raises(ImportFormatError, match="line 1 has no exam, which --request-field names"):
+        bring("jsonl", unknown, request_field="exam")
+    with pytest.raises(ImportFormatError, match="--request-field"):
+        bring("vllm", unknown, request_field="none")
 
 
 def test_rows_of_another_rank(cases: Path, bring: Bring, tmp_path: Path) -> None:
