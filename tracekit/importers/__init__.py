@@ -29,15 +29,15 @@ class Format:
 
 IMPORTERS = {
     "bigmoe-csv": Format("tracekit.importers.bigmoe_csv:read", ("model",)),
-    "deepseek-csv": Format("tracekit.importers.deepseek_csv:read", ("model", "experts"), folders=True),
-    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request_field")),
-    "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k")),
-    "mbolt": Format("tracekit.importers.mbolt:read", ("model", "experts")),
-    "npz": Format("tracekit.importers.npz:read", ("model", "experts")),
-    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request_field")),
-    "router-data": Format("tracekit.importers.router_data:read", ("model", "experts")),
-    "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k")),
-    "vllm": Format("tracekit.importers.vllm:read", ("model", "experts")),
+    "deepseek-csv": Format("tracekit.importers.deepseek_csv:read", ("model", "experts", "drop_slot"), folders=True),
+    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request_field", "drop_slot")),
+    "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k", "drop_slot")),
+    "mbolt": Format("tracekit.importers.mbolt:read", ("model", "experts", "drop_slot")),
+    "npz": Format("tracekit.importers.npz:read", ("model", "experts", "drop_slot")),
+    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request_field", "drop_slot")),
+    "router-data": Format("tracekit.importers.router_data:read", ("model", "experts", "drop_slot")),
+    "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k", "drop_slot")),
+    "vllm": Format("tracekit.importers.vllm:read", ("model", "experts", "drop_slot")),
 }
 
 

@@ -7,7 +7,8 @@ Noted, because it may be real:
     long runs of identical tokens (warm-up, padding), and rows that repeat those before (other ranks' copies, a run
     appended), with the slice that leaves them out; generated tokens of one request that share a pass (a batch whose
     requests the log does not tell apart); some rows of consecutive ids with equal weights; a slot that always holds the
-    same expert (a shared expert counted as routed); layers without routing for some tokens.
+    same expert, or a few that no other slot does (shared experts counted as routed), with the --drop-slot that leaves
+    it out; layers without routing for some tokens.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers.slots import shared_experts
 from tracekit.notes import on_steps
 from tracekit.requests import told_apart
 from tracekit.rows import UNUSED, check_distinct
@@ -49,7 +51,7 @@ def inspect(source: Path, imported: "Imported") -> "Imported":
         *_copies(experts, steps),
         *_crowded(imported.columns),
         *_lost_scores(source, experts, imported.columns.get("weights")),
-        *_constant_slot(experts, imported.manifest.experts_per_layer),
+        *shared_experts(experts, imported.manifest.experts_per_layer),
         *_missing(experts, layers),
     ]
     return Imported(msgspec.structs.replace(imported.manifest, notes=notes), imported.columns)
@@ -206,20 +208,6 @@ def _lost_scores(source: Path, experts: NDArray[Any], weights: Any) -> list[str]
     if found * 2 > total:
         raise ImportFormatError(f"{source}: {what}with equal weights: the gate's scores were lost; record again")
     return [what + "with equal weights: what a gate chooses whose scores were lost"]
-
-
-def _constant_slot(experts: NDArray[Any], per_layer: list[int]) -> list[str]:
-    tokens, _, top_k = experts.shape
-    if tokens < _ENOUGH or top_k < 2 or top_k >= min(per_layer):
-        return []
-    notes = []
-    for slot in range(top_k):
-        column = experts[:, :, slot]
-        if column[0, 0] != UNUSED and (column == column[0, 0]).all() and not (experts == experts[0]).all():
-            notes.append(
-                f"slot {slot} holds expert {column[0, 0]} in every row: a shared expert or padding, which is not routed"
-            )
-    return notes
 
 
 def _missing(experts: NDArray[Any], layers: list[int]) -> list[str]:

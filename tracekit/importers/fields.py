@@ -71,6 +71,7 @@ PHASES = {
 MODEL = ("model_id", "model_name", "model")
 EXPERTS = ("num_experts", "n_experts", "num_routed_experts")
 _OF_NO_REQUEST = {"type", "record_type", "num_tokens", "n_tokens", "batch_size", "top_k", "topk", "k", "stage", "block"}
+_NAMED = 64
 _MOST = 1 << 20  # different values of a field, beyond which it is none of requests
 
 
@@ -80,7 +81,8 @@ class Unread:
 
     values: dict[str, "array[int]"] = field(default_factory=dict)
     known: dict[str, dict[str | int, int]] = field(default_factory=dict)
-    lists: set[str] = field(default_factory=set)
+    names: dict[str, None] = field(default_factory=dict)
+    """All of them, in order of appearance."""
     rows: int = 0
 
     def add(self, entry: dict[str, Any], rows: int) -> None:
@@ -88,9 +90,9 @@ class Unread:
         for name, value in entry.items():
             if name in MEANING or name in _OF_NO_REQUEST:
                 continue
+            if len(self.names) <= _NAMED:
+                self.names[name[:40]] = None
             if type(value) not in (int, str):
-                if isinstance(value, list) and value and isinstance(value[0], int | float | list):
-                    self.lists.add(name[:40])
                 continue
             known = self.known.setdefault(name, {})
             if len(known) < _MOST and len(self.known) <= 64:
@@ -98,6 +100,12 @@ class Unread:
                 column.extend([-1] * (self.rows - len(column)))
                 column.extend([known.setdefault(value, len(known))] * rows)
         self.rows += rows
+
+    def notes(self) -> list[str]:
+        """The note that names them."""
+        names = list(self.names)
+        rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        return [f"fields not read: {', '.join(names[:12])}{rest}"] if names else []
 
     def telling(self, passes: NDArray[np.int64]) -> list[str]:
         """The fields that change with passes, [rows], and never within one: those of requests are among them."""

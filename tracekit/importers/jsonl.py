@@ -70,7 +70,14 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
     dump = _Dump(source, options)
     try:
         frame = pl.scan_parquet(source, glob=False)
-        used = [name for name in frame.collect_schema().names() if name in MEANING or name == options.request_field]
+        schema = frame.collect_schema()
+        # Of what means nothing, numbers and texts are read: they may tell requests apart.
+        used = [
+            name
+            for name, kind in schema.items()
+            if name in MEANING or name == options.request_field or kind.is_integer() or kind == pl.String()
+        ]
+        dump.unread.names.update(dict.fromkeys(name[:40] for name in schema if name not in used))
         for first in range(0, frame.select(pl.len()).collect().item(), _ROWS):
             for number, row in enumerate(frame.select(used).slice(first, _ROWS).collect().iter_rows(named=True)):
                 dump.entry(f"{source}, row {first + number}", first + number, row)
@@ -146,7 +153,7 @@ class _Dump:
             rows += 1
         self.phase.extend([phase] * rows)
         self.step.extend([step] * rows)
-        self.unread.add(entry, rows)
+        self.unread.add({name: value for name, value in entry.items() if name != self.asked}, rows)
 
     def _header(self, entry: dict[str, Any]) -> bool:
         """Whether a line without routing is a header or an event, rather than none of a dump."""
@@ -243,8 +250,7 @@ class _Dump:
             notes.append("only some lines have weights: they were left out")
         if self.predicted:
             notes.append(f"{self.predicted} lines of multi-token prediction were left out")
-        if self.unread.lists:
-            notes.append(f"fields not read: {', '.join(sorted(self.unread.lists)[:8])}")
+        notes += self.unread.notes()
         if passes.number is not None and passes.how in ("lists", "order"):
             telling = self.unread.telling(passes.number)
             notes += [f"not read, though they change with forward passes: {', '.join(telling[:8])}"] if telling else []

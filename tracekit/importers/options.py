@@ -16,13 +16,15 @@ class ImportOptions:
     top_k: int | None = None
     request_field: str | None = None
     """The field of a line log that tells requests apart; "none" where no field does."""
+    drop_slot: tuple[int, ...] = ()
+    """Slots of every choice that no gate chose."""
 
     def check(self, format_name: str, understood: tuple[str, ...]) -> None:
         """Raise ImportFormatError for a number out of range, or an option that the format has no use for."""
         limits = {"experts": MAX_EXPERTS, "layers": MAX_LAYERS, "top_k": MAX_TOP_K}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
+            if value is None or value == ():
                 continue
             flag = "--" + field.name.replace("_", "-")
             if field.name not in understood:

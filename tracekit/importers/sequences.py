@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.slots import fused_slots, without_slots
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE, PREFILL, UNUSED
 
@@ -59,6 +60,7 @@ def assemble(
     """
     _check_shapes(source, sequences)
     experts = np.concatenate([np.asarray(sequence.experts) for sequence in sequences])
+    experts = without_slots(source, experts, options.drop_slot)
     if experts.dtype.kind == "u":
         experts = experts.astype(np.int64)
     _check_ids(source, sequences, experts)
@@ -85,7 +87,7 @@ def assemble(
     columns["step"] = np.unique(columns["step"], return_inverse=True)[1].reshape(-1)
     experts = experts[rows][:, layers].astype(np.uint16)  # ABSENT wraps to UNUSED
     if weights is not None:
-        columns["weights"] = weights[rows][:, layers]
+        columns["weights"] = without_slots(source, weights, options.drop_slot)[rows][:, layers]
     per_layer, how = _experts_per_layer(source, experts, options.experts, stated)
     return Imported(
         Manifest(
@@ -197,7 +199,11 @@ def _experts_per_layer(
         return number, [f"experts per layer taken from the largest id: {number}; --experts says it for certain"]
     if largest >= number:
         who = "--experts says" if told else "its header says"
-        raise ImportFormatError(f"{source} holds expert id {largest}, {who} there are {number}")
+        fused = "".join(
+            f"; slot {slot} holds such ids alone (a shared expert?): --drop-slot {slot} leaves it out"
+            for slot in fused_slots(experts, number)
+        )
+        raise ImportFormatError(f"{source} holds expert id {largest}, {who} there are {number}{fused}")
     return number, []
 
 
