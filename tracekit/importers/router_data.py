@@ -5,8 +5,9 @@
 
 One such object, a list of them, or one per line; each is a request, and each entry of `router_data` a forward pass,
 whose tokens are at the positions that their names say. The published files hold generated tokens only, from the end of
-the prompt on. Other fields, `full_scores` among them, are named in a note. Source: AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting, data/ and cleaner.py
-(the files of the data set itself are pickles, and refused: load and save them as JSON where they are trusted).
+the prompt on. Other fields, `full_scores` among them, are named in a note. Source:
+AmanPriyanshu/GPT-OSS-MoE-ExpertFingerprinting, data/ and cleaner.py (the files of the data set itself are pickles, and
+refused: load and save them as JSON where they are trusted).
 """
 
 import re

@@ -38,7 +38,7 @@ def fused_slots(experts: NDArray[np.integer], above: int) -> list[int]:
 
 def shared_experts(experts: NDArray[np.integer], per_layer: list[int]) -> list[str]:
     """A note for each slot that always holds the same expert, or a few that no other slot ever does."""
-    tokens, layers, top_k = experts.shape
+    tokens, _, top_k = experts.shape
     if tokens < _ENOUGH or top_k < 2 or top_k >= min(per_layer) or (experts == experts[0]).all():
         return []
     notes = []
@@ -80,7 +80,7 @@ def _one_of_each_layer(column: NDArray[np.integer], used: NDArray[np.bool_]) -> 
 
 def _everywhere(experts: NDArray[np.integer]) -> list[str]:
     """Experts that all choices share, in whatever slot."""
-    tokens, layers, _ = experts.shape
+    layers = experts.shape[1]
     choices = int((experts != UNUSED).any(axis=2).sum())
     if choices < _ENOUGH * _ENOUGH or layers < 2:
         return []
