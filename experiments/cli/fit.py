@@ -91,7 +91,7 @@ def command(
         ("one visit here", f"{card.measured_ns_per_visit / 1000:.0f} us"),
         ("fitted on", f"{card.fitted.tokens} tokens of {card.fitted.model}"),
         ("tested on requests", tested or "none"),
-        *([("of them copies of the others, so held out, too", copies)] if copies else []),
+        *([("held out, too, as copies of them", copies)] if copies else []),
     ]
     simple = {name.removeprefix("recall_"): card.held_out[name] for name in card.held_out if name[:7] == "recall_"}
     for name, value in card.held_out.items():

@@ -50,9 +50,9 @@ def fit(
 ) -> Card:
     """Fit `predictor` (a name, or path.py:Class) on all requests of `trace` but `held_out`, and write it to `output`.
 
-    A request that holds what a held-out one holds is held out, too. What the predictor is worth on those is in the card,
-    and beside it what counting alone is worth (`experiments.fit.counted`). A fit that was cut off goes on where it was,
-    with the same result. Raises PolicyError, TraceError.
+    A request that holds what a held-out one holds is held out, too. The card says what the predictor is worth on those,
+    and what counting alone is (`experiments.fit.counted`). A fit that was cut off goes on where it was, with the same
+    result. Raises PolicyError, TraceError.
     """
     kind = find_predictor(predictor)
     distance = 0 if kind.purpose == "eviction" else distance
