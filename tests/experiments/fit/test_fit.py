@@ -22,10 +22,11 @@ from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
-from tracekit import DECODE, Trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
-from tracekit.edit import Selection, slice_trace  # noqa: E402
+from tracekit.edit.slice import Selection, slice_trace  # noqa: E402
 from tracekit.errors import PlanError, PolicyError  # noqa: E402
+from tracekit.rows import DECODE  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "predictors.md"
 
@@ -249,6 +250,11 @@ def test_mistakes_are_told_in_one_line(
     assert code == 2 and message in told and told.count("\n") == 1 and told.startswith("error: ")
 
 
+def plain(shown: str) -> str:
+    """What a table says, without its lines."""
+    return " ".join(re.sub("[┃│]", " ", shown).split())
+
+
 def test_copies_of_what_is_tested_are_not_fitted_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +266,7 @@ def test_copies_of_what_is_tested_are_not_fitted_on(
     assert split_requests(trace, [4]) == ([0, 2, 3], [1, 4])
     assert split_requests(trace, []) == ([0, 1, 2, 3, 4], [])
     assert run(["fit", "linear", str(trace.path), "-o", str(tmp_path / "p"), "--epochs", "1"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = plain(capsys.readouterr().out)
     assert "as copies of them 1 " in shown and "--requests 1,4" in shown
     assert run(["slice", str(trace.path), "--requests", "1,4", "-o", str(tmp_path / "test.trace")]) == 0
     replayed = ["--capacity", "3/layer", "--prefetch", "learned", "--prefetch-artefact", str(tmp_path / "p")]
@@ -313,7 +319,7 @@ def test_what_counting_alone_predicts(
         after[np.ix_(trace.experts[row, 0], trace.experts[row, 1])] += 1
     np.testing.assert_allclose(counted._after[0, :8, :8], after)
     assert run(["fit", "linear", str(trace.path), "-o", str(tmp_path / "q"), "--epochs", "1"]) == 0
-    assert re.search(r"recall 2 .*\(popular 0\.[0-9]+, markov 0\.[0-9]+\)", " ".join(capsys.readouterr().out.split()))
+    assert re.search(r"recall 2 .*\(popular 0\.[0-9]+, markov 0\.[0-9]+\)", plain(capsys.readouterr().out))
 
 
 def test_settings_that_learn_nothing_still_make_a_predictor(tmp_path: Path) -> None:
@@ -370,8 +376,8 @@ def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> 
         run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
         for name in ("t.trace", "unseen.trace")
     )
-    assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
-    (setting,) = unseen["settings"]
-    assert unseen["failed"] == 0 and len(setting["ranking"]) == 3
-    assert setting["ranking"][0].startswith("1. ")
-    assert sum("learned (of p" in line.partition(", level")[0] for line in setting["ranking"]) == 2
+    assert seen.failed == 2 and "no evidence" in seen.errors[0].error
+    (setting,) = unseen.settings
+    assert unseen.failed == 0 and len(setting.ranking) == 3
+    assert setting.ranking[0].startswith("1. ")
+    assert sum("learned (of p" in line.partition(", level")[0] for line in setting.ranking) == 2
