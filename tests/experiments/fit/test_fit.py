@@ -255,9 +255,7 @@ def plain(shown: str) -> str:
     return " ".join(re.sub("[┃│]", " ", shown).split())
 
 
-def test_copies_of_what_is_tested_are_not_fitted_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_of_what_is_tested_are_not_fitted_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Request 1 is 4 once more, and 4 is held out; the slice that is recommended is no one's evidence."""
     rng = np.random.default_rng(3)
     chosen = rng.random((100, 2, 8)).argsort(axis=2)[:, :, :2]
@@ -265,7 +263,7 @@ def test_copies_of_what_is_tested_are_not_fitted_on(
     trace = make_trace(tmp_path / "t.trace", chosen, num_experts=8, request=np.repeat(np.arange(5), 20))
     assert split_requests(trace, [4]) == ([0, 2, 3], [1, 4])
     assert split_requests(trace, []) == ([0, 1, 2, 3, 4], [])
-    assert run(["fit", "linear", str(trace.path), "-o", str(tmp_path / "p"), "--epochs", "1"]) == 0
+    assert run(["fit", "routing", str(trace.path), "-o", str(tmp_path / "p"), "--epochs", "1"]) == 0
     shown = plain(capsys.readouterr().out)
     assert "as copies of them 1 " in shown and "--requests 1,4" in shown
     assert run(["slice", str(trace.path), "--requests", "1,4", "-o", str(tmp_path / "test.trace")]) == 0
@@ -273,7 +271,7 @@ def test_copies_of_what_is_tested_are_not_fitted_on(
     assert run(["replay", str(tmp_path / "test.trace"), *replayed, "--no-bounds"]) == 0
     same = make_trace(tmp_path / "s.trace", np.tile(chosen[:20], (3, 1, 1)), request=np.repeat(np.arange(3), 20))
     with pytest.raises(PolicyError, match="no request to fit on beside those held out and their copies"):
-        fit("linear", same, tmp_path / "q", held_out=[2])
+        fit("routing", same, tmp_path / "q", held_out=[2])
 
 
 def test_what_is_not_there_is_said_of_the_trace_that_was_given(tmp_path: Path) -> None:
@@ -295,9 +293,7 @@ def test_what_is_not_there_is_said_of_the_trace_that_was_given(tmp_path: Path) -
         Scores(nameless, load_artefact(tmp_path / "p", "prefetch"))
 
 
-def test_what_counting_alone_predicts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_counting_alone_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Layer 1's first expert follows from layer 0's first; the popular ones are guesses at chance."""
     trace = predictable(tmp_path / "t.trace")
     card = fit("linear", trace, tmp_path / "p", held_out=[9, 10, 11], options=Training(epochs=0))
@@ -319,7 +315,7 @@ def test_what_counting_alone_predicts(
         after[np.ix_(trace.experts[row, 0], trace.experts[row, 1])] += 1
     np.testing.assert_allclose(counted._after[0, :8, :8], after)
     assert run(["fit", "linear", str(trace.path), "-o", str(tmp_path / "q"), "--epochs", "1"]) == 0
-    assert re.search(r"recall 2 .*\(popular 0\.[0-9]+, markov 0\.[0-9]+\)", plain(capsys.readouterr().out))
+    assert re.search(r"recall 2 .*\(markov 0\.[0-9]+, popular 0\.[0-9]+\)", plain(capsys.readouterr().out))
 
 
 def test_settings_that_learn_nothing_still_make_a_predictor(tmp_path: Path) -> None:
