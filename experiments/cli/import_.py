@@ -13,7 +13,7 @@ def command(
     format: Annotated[
         str,
         typer.Argument(
-            help="bigmoe-csv, deepseek-csv, jsonl, llama-csv, mbolt, npz, parquet, router-data, sglang or vllm",
+            help="auto, bigmoe-csv, deepseek-csv, jsonl, llama-csv, mbolt, npz, parquet, router-data, sglang or vllm",
             metavar="FORMAT",
         ),
     ],
@@ -27,9 +27,18 @@ def command(
         str | None,
         typer.Option(metavar="FIELD", help="jsonl, parquet: what tells requests apart; none if nothing does"),
     ] = None,
+    drop_slot: Annotated[
+        list[int] | None, typer.Option(help="leave a slot of every choice out, such as a fused shared expert; repeat")
+    ] = None,
+    rows_as: Annotated[
+        str | None, typer.Option("--as", help="deepseek-csv: decode takes each row as a generated token of its own")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="deepseek-csv: a tokenizer.json, or the model's directory: ids of tokens")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Import routing recorded by another engine, as a new trace.
+    """Import routing recorded by another engine, as a new trace. FORMAT auto looks at the file and says why.
 
     vllm and sglang are saved responses with routed experts (JSON, JSON lines or events; vllm also .npy and .npz), jsonl
     and parquet a dump of router choices with a line per token and layer, llama-csv the logs of llama.cpp's moe-trace,
@@ -44,5 +53,14 @@ def command(
     """
     from tracekit.importers import ImportOptions, import_trace
 
-    given = ImportOptions(model, experts, layers, top_k, request_field)
+    given = ImportOptions(
+        model=model,
+        experts=experts,
+        layers=layers,
+        top_k=top_k,
+        request_field=request_field,
+        drop_slot=tuple(drop_slot or ()),
+        rows_as=rows_as,
+        tokenizer=tokenizer,
+    )
     emit(import_trace(format, source, output, given), json=json)

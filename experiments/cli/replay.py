@@ -19,7 +19,7 @@ def command(
     plan: options.PlanFile = None,
     policy: options.Policy = None,
     profile: Annotated[
-        Path | None, typer.Option(help="for --policy static: a trace whose popular experts are kept")
+        Path | None, typer.Option(help="for --policy static: a trace, or counts, whose popular experts are kept")
     ] = None,
     eviction_artefact: Annotated[
         Path | None, typer.Option(help="for --policy learned: what tracekit fit wrote")

@@ -45,12 +45,22 @@ def read(source: Path, options: ImportOptions) -> Imported:
     header = _fields(data[: data.find(b"\n") if b"\n" in data[:1000] else 1000].decode("utf-8", "replace"))
     if header == _RANKED:
         return _ranked(source, data, options)
-    if header not in (_FLAT, _LISTED) and not all(part.isdecimal() for part in header):
+    if header not in (_FLAT, _LISTED) and not _numbers(header):
         known = " or ".join(",".join(names) for names in (_FLAT, _LISTED, _RANKED))
         raise ImportFormatError(
             f"{source} is not a routing log: its first line is {','.join(header)[:60]!r}, not {known}"
         )
     return _grouped(source, data, options, listed=header == _LISTED)
+
+
+def is_header(line: str) -> bool:
+    """Whether a log may begin with this line."""
+    fields = _fields(line)
+    return fields in (_FLAT, _LISTED, _RANKED) or (len(fields) == 2 and _numbers(fields))
+
+
+def _numbers(fields: tuple[str, ...]) -> bool:
+    return all(field.isdecimal() for field in fields)
 
 
 def _fields(line: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZIP = b"PK\x03\x04"
 _ZSTD_BLOCK = 128 << 10  # no block of zstd holds more (RFC 8878, section 3.1.1.2.4)
+_HEAD = 1 << 20
 _LONGEST_LINE = 256 << 20
 _TEXT_ENCODINGS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
@@ -56,6 +57,25 @@ def read_text(source: Path, inflation: int) -> bytes:
         data = _unzstd(source, limit)
     else:
         data = source.read_bytes()
+    return _in_utf8(data)
+
+
+def head_of(source: Path) -> bytes:
+    """The first bytes of what the file holds, unpacked as `read_text` does."""
+    with source.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(_ZSTD):
+        return read_text(source, 1)[:_HEAD]
+    if head.startswith(_GZIP):
+        try:
+            with gzip.open(source) as packed:
+                head = packed.read(_HEAD)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ImportFormatError(f"{source} is not a whole gzip file: {error}") from None
+    return _in_utf8(head)
+
+
+def _in_utf8(data: bytes) -> bytes:
     for mark, encoding in _TEXT_ENCODINGS.items():
         if data.startswith(mark):
             data = data[len(mark) :]
