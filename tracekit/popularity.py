@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from tracekit.arrays import F64
-from tracekit.errors import ImportFormatError, TraceError
+from tracekit.errors import ImportFormatError, PlanError
 from tracekit.importers.saved import read_text, refuse_pickle
 from tracekit.rows import UNUSED
 from tracekit.trace import Trace
@@ -30,7 +30,8 @@ class _Counts(msgspec.Struct):
 def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
     """How often each expert was chosen, [MoE layers, experts], in a trace directory or a file of counts.
 
-    Raises TraceError when it is neither, or of a model with other MoE layers or experts.
+    Raises TraceError or ImportFormatError when it is neither, PlanError when it is of a model with other MoE layers or
+    experts.
     """
     if profile.is_file():
         counts = read_counts(profile)
@@ -43,20 +44,21 @@ def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
         fits = list(trace.manifest.experts_per_layer) == experts_per_layer
         counts = _count(trace) if fits else np.zeros((0, 0))
     if not fits:
-        raise TraceError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
+        raise PlanError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
     return counts
 
 
 def read_counts(source: Path) -> F64:
-    """A file of counts, [layers, experts]. Raises ImportFormatError, a TraceError, when it is none."""
+    """A file of counts, [layers, experts]. Raises ImportFormatError when it is none."""
     refuse_pickle(source)
     try:
         found = msgspec.json.decode(read_text(source, _INFLATION), type=_Counts).logical_count
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImportFormatError(f"{source} holds no counts of experts: {error}") from None
+    try:
         counts = np.array(found)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as error:
-        raise ImportFormatError(
-            f"{source} holds no counts of experts ({error}): expected {{{_KEY!r}: [layers, experts]}} as JSON"
-        ) from None
+    except (ValueError, OverflowError):  # rows of several lengths
+        counts = np.zeros(0)
     counts = counts.sum(axis=0) if counts.ndim == 3 else counts
     if counts.ndim != 2 or counts.dtype.kind not in "if" or not (np.isfinite(counts) & (counts >= 0)).all():
         raise ImportFormatError(f"{source}: {_KEY} is not counts [layers, experts] or [passes, layers, experts]")
