@@ -67,7 +67,7 @@ def test_what_is_no_profile(tmp_path: Path, counts: object, words: str) -> None:
 
 
 def test_other_files(tmp_path: Path) -> None:
-    with pytest.raises(TracekitError, match=r"counts\.json holds no counts of experts .*missing required field"):
+    with pytest.raises(TracekitError, match=r"counts\.json holds no counts of experts.* missing required field"):
         read_counts(counts_file(tmp_path, [[1]], key="physical_to_logical_map"))
     (tmp_path / "counts.pt").write_bytes(pickle.dumps({"logical_count": [[1]]}))
     with pytest.raises(TracekitError, match="is a pickle"):

@@ -42,6 +42,7 @@ from tracekit.importers.lines import Lines
 from tracekit.importers.passes import Passes, find_passes
 from tracekit.importers.saved import lines_of, read_text
 from tracekit.importers.sequences import Sequence, assemble
+from tracekit.json_text import why_not_json
 from tracekit.rows import PREFILL
 from tracekit.shards import installed_memory
 
@@ -108,7 +109,7 @@ class _Dump:
         try:
             entry = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ImportFormatError(f"{where} is not JSON (truncated?): {error}") from None
+            raise ImportFormatError(f"{where} {why_not_json(line, error)}") from None
         if not isinstance(entry, dict):
             raise ImportFormatError(f"{where} is not a JSON object")
         self.entry(where, number, entry)

@@ -9,6 +9,7 @@ import msgspec
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers.saved import lines_of, read_text
+from tracekit.json_text import lone_surrogate, why_not_json
 
 _INFLATION = 24  # bytes of Python objects made of one byte of JSON, at worst
 
@@ -89,9 +90,9 @@ def _lines(source: Path, data: bytes, why: str) -> Iterator[tuple[str, Any]]:
         try:
             item = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            if number == 1:
+            if number == 1 and lone_surrogate(line) is None:
                 raise ImportFormatError(f"{source} is not JSON: {why}") from None
-            raise ImportFormatError(f"{source}: line {number} is not JSON (truncated?): {error}") from None
+            raise ImportFormatError(f"{source}: line {number} {why_not_json(line, error)}") from None
         for part in _flat([item]):
             yield f"line {number}", part
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from tracekit.errors import ModelError
+from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.models import load_model
 
 
@@ -123,6 +124,18 @@ def test_damaged_weights(saved):
         refused(f"{shard.name} is truncated or damaged", saved)
     shard.unlink()
     refused(f"{shard.name} is missing", saved)
+
+
+def test_shards_without_their_index(saved):
+    (saved / "model.safetensors.index.json").unlink()
+    refused("holds [0-9]+ shards .model-00001-of-.* but no model.safetensors.index.json, which says", saved)
+
+
+def test_more_experts_per_token_than_there_are(saved):
+    edit(saved / "config.json", num_experts_per_tok=99)
+    model, _ = load_model(saved, device="cpu")
+    with pytest.raises(ModelError, match=r"= 99 asks each token for more experts than the [0-9]+ there are"):
+        routed_layers(model)
 
 
 def test_missing_tensors_are_not_made_up(saved):
