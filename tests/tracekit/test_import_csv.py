@@ -47,7 +47,7 @@ def test_a_small_route(tmp_path: Path) -> None:
     assert (manifest.model.id, manifest.model.family) == ("tiny-moe-q4", "tiny")
     assert (manifest.moe_layers, manifest.model_layers) == ([0, 2], 3)
     assert (manifest.experts_per_layer, manifest.top_k, manifest.expert_bytes) == ([4, 4], 2, [100, 200])
-    assert manifest.complete and manifest.source == "import:bigmoe-csv"
+    assert manifest.complete and manifest.source == "import:bigmoe-csv" and manifest.dense_bytes == [7, 7]
     assert trace.step.tolist() == [0, 0, 1]
     assert trace.phase.tolist() == [PREFILL, PREFILL, DECODE]
     assert trace.position.tolist() == [0, 1, 2]

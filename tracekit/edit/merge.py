@@ -42,7 +42,7 @@ def _check_same(one: Trace, other: Trace) -> None:
         (f"model.{name}", getattr(first.model, name), getattr(second.model, name))
         for name in first.model.__struct_fields__
     ]
-    values += [(name, getattr(first, name), getattr(second, name)) for name in SHAPE]
+    values += [(name, getattr(first, name), getattr(second, name)) for name in (*SHAPE, "dense_bytes")]
     if one.tokens and other.tokens:
         values.append(("recorded arrays", sorted({"routing", *one.kinds}), sorted({"routing", *other.kinds})))
     for name, mine, its in values:

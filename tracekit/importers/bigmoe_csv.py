@@ -9,7 +9,8 @@
 `step` counts the tokens of a turn. The whole prompt (phase 0) is one forward pass; every generated token
 (phase 1) is one. The engine computes the last layer's experts for the last prompt token only, so the other
 prompt tokens have no lines there and their slots stay unused. `residency`, whether that engine's own cache held the
-expert (0: no), becomes `Trace.recorded`.
+expert (0: no), becomes `Trace.recorded`. `dense_bytes`, if every layer states them, are what a modelled machine reads
+of a layer beside its experts where no model shape says more.
 """
 
 import io
@@ -32,7 +33,7 @@ _COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight", "resid
 _NEEDED = _COLUMNS[:7]
 _PAIR = re.compile(r"(\w+)=(\S+)")
 _INFLATION = 5
-_NUMBERS = {"layer", "expert_bytes", "n_layer", "n_expert", "n_expert_used"}
+_NUMBERS = {"layer", "expert_bytes", "dense_bytes", "n_layer", "n_expert", "n_expert_used"}
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -45,6 +46,7 @@ class _Preamble:
     n_expert: int
     top_k: int
     expert_bytes: dict[int, int]  # by model layer
+    dense_bytes: dict[int, int]  # of the rest of the layer
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
@@ -78,6 +80,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
         experts_per_layer=[preamble.n_expert] * len(layers),
         top_k=preamble.top_k,
         expert_bytes=[preamble.expert_bytes[layer] for layer in layers],
+        dense_bytes=[preamble.dense_bytes[layer] for layer in layers if layer in preamble.dense_bytes],
     )
     return Imported(
         manifest,
@@ -96,6 +99,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
 def _read_preamble(source: Path, data: bytes) -> _Preamble:
     head: dict[str, str] = {}
     expert_bytes: dict[int, int] = {}
+    dense_bytes: dict[int, int] = {}
     with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace") as file:
         first = file.readline(200)
         if not first.startswith("# route_trace "):
@@ -107,7 +111,9 @@ def _read_preamble(source: Path, data: bytes) -> _Preamble:
             if any(not re.fullmatch(r"[0-9]{1,15}", pairs[name]) for name in _NUMBERS & pairs.keys()):
                 raise ImportFormatError(f"{source}: not a number in the preamble line {line[:100].strip()!r}")
             if "layer" in pairs and "expert_bytes" in pairs and len(expert_bytes) < MAX_LAYERS:
-                expert_bytes[int(pairs["layer"])] = int(pairs["expert_bytes"])
+                layer = int(pairs["layer"])
+                expert_bytes[layer] = int(pairs["expert_bytes"])
+                dense_bytes[layer] = int(pairs.get("dense_bytes", 0))
             else:
                 head |= pairs
     missing = {"n_layer", "n_expert", "n_expert_used"} - head.keys()
@@ -128,6 +134,7 @@ def _read_preamble(source: Path, data: bytes) -> _Preamble:
         top_k=numbers["n_expert_used"],
         # A dense layer may be listed with no expert bytes.
         expert_bytes={layer: size for layer, size in expert_bytes.items() if size},
+        dense_bytes=dense_bytes if all(dense_bytes.values()) else {},
     )
 
 
