@@ -65,6 +65,8 @@ PHASES = {
     "prompt": PREFILL,
     "decode": DECODE,
     "generated": DECODE,
+    "decoding": DECODE,
+    "generation": DECODE,
     PREFILL: PREFILL,
     DECODE: DECODE,
 }

@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.command_line import Call, assert_one_line
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.importers import IMPORTERS
+from tracekit.importers.fields import EXPERTS, MODEL, NAMES, PHASES
 from tracekit.trace import Trace
 
 DOCS = Path(__file__).parents[3] / "docs" / "traces.md"
@@ -56,9 +57,10 @@ def sources(folder: Path) -> None:
 def test_the_commands_of_the_document(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sources(tmp_path)
-    assert len(COMMANDS) >= 15 and {command.split()[2] for command in COMMANDS if " import " in command} == set(
-        IMPORTERS
-    )
+    assert len(COMMANDS) >= 15 and {command.split()[2] for command in COMMANDS if " import " in command} == {
+        "auto",
+        *IMPORTERS,
+    }
     for command in COMMANDS:
         code, out, err = call(*shlex.split(command)[1:])
         assert (code, err) == (0, ""), command
@@ -67,6 +69,15 @@ def test_the_commands_of_the_document(call: Call, tmp_path: Path, monkeypatch: p
             json.loads(out)
     assert Trace.open("both.trace").tokens == 24 and Trace.open("second.trace").manifest.requests == 1
     assert "100.00 %" in call("diff", "vllm.trace", "sglang.trace")[1]
+
+
+def test_the_document_lists_the_words_of_router_dumps() -> None:
+    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    for meaning, names in (*NAMES.items(), ("of a header", (*MODEL, *EXPERTS))):
+        words = ", ".join(f"`{name}`" for name in names)
+        assert any(row.startswith(f"| {meaning.replace('_', ' ')} | {words} | ") for row in rows), meaning
+    phases = next(row for row in rows if row.startswith("| phase |"))
+    assert all(f"`{name}`" in phases for name in PHASES if isinstance(name, str))
 
 
 @pytest.mark.parametrize(
