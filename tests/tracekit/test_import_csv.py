@@ -41,6 +41,13 @@ def bring(tmp_path: Path, text: str) -> Trace:
     return import_trace("bigmoe-csv", source, tmp_path / "a.trace")
 
 
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    lines = ROUTE.splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("turn,"))
+    more = [*lines[:first], lines[first] + ",user", *(line + ",7" for line in lines[first + 1 :])]
+    assert bring(tmp_path, "\n".join(more)).manifest.notes[0] == "fields not read: user"
+
+
 def test_a_small_route(tmp_path: Path) -> None:
     trace = bring(tmp_path, ROUTE)
     manifest = trace.manifest

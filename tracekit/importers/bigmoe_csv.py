@@ -53,7 +53,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
     """Read a route trace: layers, experts and bytes per expert from the preamble, the rest from the lines."""
     data = read_text(source, _INFLATION)
     preamble = _read_preamble(source, data)
-    lines = _read_lines(source, data)
+    lines, unread = _read_lines(source, data)
     layers = sorted(preamble.expert_bytes)
     _check_ranges(source, lines, preamble)
     token, request, step_of_turn, phase = _tokens(source, lines)
@@ -81,6 +81,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
         top_k=preamble.top_k,
         expert_bytes=[preamble.expert_bytes[layer] for layer in layers],
         dense_bytes=[preamble.dense_bytes[layer] for layer in layers if layer in preamble.dense_bytes],
+        notes=unread,
     )
     return Imported(
         manifest,
@@ -138,7 +139,8 @@ def _read_preamble(source: Path, data: bytes) -> _Preamble:
     )
 
 
-def _read_lines(source: Path, data: bytes) -> Columns:
+def _read_lines(source: Path, data: bytes) -> tuple[Columns, list[str]]:
+    """The columns of the routing lines, and the note on those that are not read."""
     import polars as pl
 
     schema = dict.fromkeys(_COLUMNS, pl.Int64()) | {"weight": pl.Float64()}
@@ -155,7 +157,9 @@ def _read_lines(source: Path, data: bytes) -> Columns:
     if holes:
         row = int(frame[holes[0]].is_null().arg_max() or 0)
         raise ImportFormatError(f"{source} is truncated or damaged: routing line {row + 1} has no {holes[0]}")
-    return {name: frame[name].to_numpy() for name in (*_NEEDED, "residency") if name in frame.columns}
+    unread = [name[:40] for name in frame.columns if name not in _COLUMNS]
+    notes = [f"fields not read: {', '.join(unread[:12])}"] if unread else []
+    return {name: frame[name].to_numpy() for name in (*_NEEDED, "residency") if name in frame.columns}, notes
 
 
 def _check_ranges(source: Path, lines: Columns, preamble: _Preamble) -> None:
