@@ -17,6 +17,7 @@ from experiments.study.sources import policies_digest, sources_digest
 from policies.learned.artefact import CARD
 from tracekit.errors import PlanError
 from tracekit.prefix import first_steps
+from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
@@ -102,7 +103,7 @@ def cell_key(
 
 @cache
 def _profile_digest(path: str) -> str:
-    return Trace.open(path).digest
+    return file_digest(Path(path)) if Path(path).is_file() else Trace.open(path).digest
 
 
 def _artefact_digest(path: str) -> str:
