@@ -33,9 +33,10 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor, memory: Memory, dispatch: "Dispatch") -> "DeviceTensor":
-        made: DeviceTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=DEVICE
-        )
+        with torch.inference_mode(False):  # a view of it cannot be made of one that is for inference
+            made: DeviceTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+                cls, inner.size(), inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=DEVICE
+            )
         made.inner, made.memory, made.dispatch = inner, memory, dispatch
         return made
 
@@ -47,7 +48,33 @@ class DeviceTensor(Tensor):
     def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
         self.dispatch.memories.used_by(self.memory, stream)
 
-    # Torch's own indexing guards the device, which a build without CUDA cannot.
+    # Torch's own of these guard the device, which a build without CUDA cannot.
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:  # type: ignore[override]
+        return self if self.inner.is_contiguous() else self.clone(memory_format=memory_format)
+
+    def copy_(self, source: Tensor, non_blocking: bool = False) -> Tensor:  # type: ignore[override]
+        return self.dispatch(aten.copy_.default, (self, source, non_blocking), {})  # type: ignore[no-any-return]
+
+    def item(self) -> Any:
+        return aten._local_scalar_dense.default(self)
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def nonzero(self) -> Tensor:  # type: ignore[override]
+        return aten.nonzero.default(self)  # type: ignore[no-any-return]
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    __index__ = __int__
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
 
     def __getitem__(self, index: Any) -> Tensor:  # type: ignore[override]
         view, chosen = _sliced(self, index)
