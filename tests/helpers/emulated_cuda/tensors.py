@@ -4,17 +4,17 @@ As on a device, an operation is queued and its result has a shape at once and by
 makes the host wait. Operands on two devices are an error, but for copies and numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 
 from tests.helpers.emulated_cuda.clocks import Memory
 from tests.helpers.emulated_cuda.memories import Memories, extent
+from tests.helpers.emulated_cuda.shapes import Shape, Shapes, leaves, mapped
 from tests.helpers.emulated_cuda.streams import Stream, Streams, Touched
 
 DEVICE = torch.device("cuda", 0)
@@ -90,7 +90,7 @@ class DeviceTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = next(x for x in tree_flatten((args, kwargs))[0] if isinstance(x, DeviceTensor))
+        found = next(x for x in leaves((args, kwargs)) if isinstance(x, DeviceTensor))
         return found.dispatch(func, args, kwargs or {})
 
 
@@ -109,10 +109,10 @@ class Dispatch:
     """What one operation does."""
 
     def __init__(self, streams: Streams, memories: Memories) -> None:
-        self.streams, self.memories = streams, memories
+        self.streams, self.memories, self.shapes = streams, memories, Shapes()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = [x for x in tensors if isinstance(x, DeviceTensor)]
         asked = kwargs.get("device")
         made = asked is not None and torch.device(asked).type == "cuda"
@@ -141,11 +141,11 @@ class Dispatch:
         return func(*args, **kwargs)
 
     def _on_device(self, func: Any, args: Any, kwargs: Any, aliases: bool) -> Any:
-        inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
+        inner_args, inner_kwargs = mapped(_inner, args), mapped(_inner, kwargs)
         for key, value in (("device", CPU), ("pin_memory", False)):
             if kwargs.get(key) is not None:
                 inner_kwargs[key] = value
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, DeviceTensor)]
+        tensors = [x for x in leaves((args, kwargs)) if isinstance(x, DeviceTensor)]
 
         def work() -> Any:
             with torch.inference_mode(), _disable_current_modes():
@@ -157,41 +157,40 @@ class Dispatch:
         if aliases:
             with _disable_current_modes():
                 views = func(*inner_args, **inner_kwargs)
-            return tree_map_only(Tensor, lambda x: DeviceTensor(x, tensors[0].memory, self), views)
+            return mapped(lambda x: DeviceTensor(x, tensors[0].memory, self) if isinstance(x, Tensor) else x, views)
         touched, what = self._touched(tensors, written), _name(func)
         if written:
             if func in INDEX_PUT and any(x is not None and x.dtype is torch.bool for x in args[1]):
                 self.streams.wait(what)
             self.streams.launch(what, touched, work)
             return written[0] if len(func._schema.returns) == 1 else (tuple(written) or None)
-        shapes = _shapes(func, inner_args, inner_kwargs)
+        shapes = self.shapes.of(func, inner_args, inner_kwargs)
         if shapes is None:  # they depend on values, or what is asked for is one
             self.streams.launch(what, touched, None)
             self.streams.wait(what)
-            return tree_map_only(Tensor, self._new, work())
-        outs, spec = tree_flatten(tree_map_only(Tensor, lambda x: self._new(_like(x)), shapes))
-        made = [x for x in outs if isinstance(x, DeviceTensor)]
+            return mapped(lambda x: self._new(x) if isinstance(x, Tensor) else x, work())
+        out = mapped(lambda x: self._new(x.empty()) if isinstance(x, Shape) else x, shapes)
+        made = [x for x in leaves(out) if isinstance(x, DeviceTensor)]
+        targets = [x.inner for x in made]
 
         def fill() -> None:
+            values = [x for x in leaves(work()) if isinstance(x, Tensor)]
             with torch.inference_mode(), _disable_current_modes():
-                values = tree_flatten(func(*inner_args, **inner_kwargs))[0]
                 for target, value in zip(targets, values, strict=True):
-                    if target is not None:
-                        target.copy_(value)
+                    target.copy_(value)
 
-        targets = [x.inner if isinstance(x, DeviceTensor) else None for x in outs]
         self.streams.launch(what, touched + self._touched(made, made), fill)
-        return tree_unflatten(outs, spec)
+        return out
 
     def _convert(self, source: Tensor, **kwargs: Any) -> Tensor:
         """`_to_copy` between host and device."""
         kept = {key: value for key, value in kwargs.items() if key in ("dtype", "memory_format")}
-        shape = _shapes(aten._to_copy.default, (_inner(source),), kept)
-        assert isinstance(shape, Tensor)
+        shape = self.shapes.of(aten._to_copy.default, (_inner(source),), kept)
+        assert isinstance(shape, Shape)
         asynchronous = bool(kwargs.get("non_blocking"))
         if not isinstance(source, DeviceTensor):
-            return self._copy(self._new(_like(shape)), source, asynchronous)
-        target = _like(shape)
+            return self._copy(self._new(shape.empty()), source, asynchronous)
+        target = shape.empty()
         return self._copy(self.memories.pin(target) if asynchronous else target, source, asynchronous)
 
     def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
@@ -252,27 +251,6 @@ def _inner(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) and x.dim() == 0 else x
 
 
-def _shapes(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation returns, on the meta device; None where this depends on values or is one."""
-    kwargs = kwargs | ({"device": "meta"} if kwargs.get("device") is not None else {})
-    args, kwargs = tree_map_only(Tensor, _meta, (args, kwargs))
-    try:
-        with torch.inference_mode(), _disable_current_modes():
-            found = func(*args, **kwargs)
-    except (RuntimeError, NotImplementedError):
-        return None
-    return found if any(isinstance(x, Tensor) for x in tree_flatten(found)[0]) else None
-
-
-def _meta(x: Tensor) -> Tensor:
-    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="meta")
-
-
-def _like(x: Tensor) -> Tensor:
-    with _disable_current_modes():
-        return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype)
-
-
 @cache
 def _composed(func: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
@@ -286,7 +264,7 @@ def _writes(func: Any) -> tuple[tuple[int, str], ...]:
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     found = [args[i] if i < len(args) else kwargs.get(name) for i, name in _writes(func)]
-    return [x for x in tree_flatten(found)[0] if isinstance(x, Tensor)]
+    return [x for x in leaves(found) if isinstance(x, Tensor)]
 
 
 def _name(func: Any) -> str:
