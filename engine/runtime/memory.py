@@ -12,7 +12,7 @@ from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes
-from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
+from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, expert_parameters, layout_of
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
@@ -61,7 +61,7 @@ def footprint(model: nn.Module, plan: Plan) -> Footprint:
     return Footprint(
         layers=len(layers),
         experts=max(layer.num_experts for layer in layers),
-        slot=aligned(layouts[largest].bytes),
+        slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
         rest=rest,
         scratch=layers[largest].expert_bytes if quantised else 0,
         host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
