@@ -34,6 +34,8 @@ class CudaLink(QueuedLink):
     prefetches. A ticket is done once it is on the stream, and `wait` makes the caller's stream wait, not the caller.
     """
 
+    in_flight = IN_FLIGHT
+
     def __init__(self, device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
         self._stream = Stream(device)  # type: ignore[no-untyped-call]
         copies = _StreamCopies(self._stream)

@@ -65,7 +65,12 @@ class Ticket:
 
 
 class Link(Protocol):
-    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked."""
+    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked.
+
+    `in_flight` copies may have started and not landed at a time: those a later demand cannot overtake.
+    """
+
+    in_flight: int
 
     def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         """Ask for a copy. What the caller's stream has still to read from `target` is read first."""
@@ -90,6 +95,8 @@ class QueuedLink:
     up with a ModelError when no copy at all has finished for `timeout_s`. The thread ends on `close`, or when
     the link is garbage.
     """
+
+    in_flight = 1
 
     def __init__(
         self,
