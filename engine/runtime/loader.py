@@ -1,7 +1,6 @@
 """`Loader`: the copies that a visit's decisions ask for, in the order of the decisions."""
 
 from collections.abc import Callable, Iterable
-from time import perf_counter_ns
 
 from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
@@ -75,13 +74,14 @@ class Loader:
             self._ask()
         return arrived + arriving + missing
 
-    def arrive(self, key: int) -> int:
-        """Wait for the copy of a demanded expert; returns the nanoseconds waited. ModelError if it failed."""
-        if key not in self._tickets:
-            return 0
-        start = perf_counter_ns()
-        self.link.wait(self._tickets.pop(key)[0])
-        return perf_counter_ns() - start
+    def awaits(self, key: int) -> bool:
+        """Whether the copy of a demanded expert has still to be waited for."""
+        return key in self._tickets
+
+    def arrive(self, key: int) -> None:
+        """Wait for the copy of a demanded expert, if there is one. ModelError if it failed."""
+        if key in self._tickets:
+            self.link.wait(self._tickets.pop(key)[0])
 
     def backlog(self) -> int:
         """Bytes that the link still has to copy before another demanded expert."""

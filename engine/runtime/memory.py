@@ -11,8 +11,16 @@ from transformers import PreTrainedConfig
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
-from engine.runtime.attention import attention_format_bytes
-from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, expert_parameters, layout_of
+from engine.runtime.attention import attention_format_bytes, projections
+from engine.runtime.storage.slab_layout import (
+    SLOT_ALIGNMENT,
+    Layout,
+    QuantisedLayout,
+    aligned,
+    expert_parameters,
+    layout_of,
+)
+from engine.runtime.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
@@ -24,31 +32,35 @@ RESERVE = 10
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes that an offloaded model takes: `slot` for one expert on the device, `rest` for all else that stays there,
-    `scratch` to expand one quantised expert; `host` for all experts. Slots of `staging` come on top of the cache's.
+    `working` to expand, or before that to quantise, one matrix or expert; `host` for all experts. Slots of `staging`
+    come on top of the cache's.
     """
 
     layers: int
     experts: int
     slot: int
     rest: int
-    scratch: int
+    working: int
     host: int
     staging: int
 
     def device(self, slots: int) -> int:
         """Bytes on the device with so many slots in all."""
-        return slots * self.slot + self.rest + self.scratch
+        return slots * self.slot + self.rest + self.working
 
     def largest(self, room: int) -> str:
         """The largest capacity whose slots fit into `room` bytes of device memory, as a plan says it; "" if none."""
-        slots = (room - self.rest - self.scratch) // self.slot - self.staging
+        slots = (room - self.rest - self.working) // self.slot - self.staging
         if slots >= self.layers:
             return f"{min(slots // self.layers, self.experts)}/layer"
         return str(slots) if slots > 0 else ""
 
 
-def footprint(model: nn.Module, plan: Plan) -> Footprint:
-    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity."""
+def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Footprint:
+    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity.
+
+    `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
+    """
     layers, word = moe_layers(model), plan.weights.experts
     layouts = [layout_of(layer.experts, word) for layer in layers]
     largest = max(range(len(layers)), key=lambda index: layouts[index].bytes)
@@ -57,30 +69,49 @@ def footprint(model: nn.Module, plan: Plan) -> Footprint:
     if plan.weights.attention is not None:
         plain, stored = attention_format_bytes(model, plan.weights.attention)
         rest += stored - plain
-    quantised = word is not None and WeightFormat.parse(word).quantised
     return Footprint(
         layers=len(layers),
         experts=max(layer.num_experts for layer in layers),
         slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
         rest=rest,
-        scratch=layers[largest].expert_bytes if quantised else 0,
+        working=max(
+            *(expansion_bytes(layout) for layout in set(layouts)),
+            _attention_working(model, plan.weights.attention),
+            _quantising(layouts) if quantising else 0,
+        ),
         host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
         staging=max(plan.prefetch.staging, 1),
     )
 
 
-def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
+def _quantising(layouts: Sequence[Layout]) -> int:
+    """What quantising the largest matrix of any expert takes."""
+    quantised = [layout for layout in layouts if isinstance(layout, QuantisedLayout)]
+    shapes = [(matrix.rows, matrix.cols) for layout in set(quantised) for matrix in layout.matrices]
+    return quantising_bytes(shapes, quantised[0].format, quantised[0].dtype) if shapes else 0
+
+
+def _attention_working(model: nn.Module, word: str | None) -> int:
+    """What expanding the largest projection of the attention takes."""
+    if word is None or not WeightFormat.parse(word).quantised:
+        return 0
+    shapes = {tuple(linear.weight.shape): linear.weight.dtype for _, _, linear in projections(model)}
+    sizes = (matrix_expansion_bytes(*shape, WeightFormat.parse(word), dtype) for shape, dtype in shapes.items())
+    return max(sizes, default=0)
+
+
+def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool = False) -> Plan:
     """`plan`, its capacity chosen if it is `auto`, for a device with `room` bytes of memory free.
 
     Raises CapacityError, naming the largest capacity that would fit, when it does not.
     """
-    need = footprint(model, plan)
+    need = footprint(model, plan, quantising=quantising)
     if plan.capacity.unit == "auto":
         capacity = need.largest(room - room // RESERVE)
         if not capacity:
             raise CapacityError(
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
-                f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
+                f"fit beside the {need.rest + need.working} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
         return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
@@ -89,7 +120,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
         advice = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
         raise CapacityError(
             f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
-            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {advice}"
+            f"{need.rest + need.working} for the rest) but {where} has {room}: {advice}"
         )
     return plan
 
@@ -109,7 +140,14 @@ def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
 
 
 def fit_checkpoint(
-    path_or_id: str | Path, plan: Plan, *, dtype: str, device: str, limit: int | None, on_disk: bool = False
+    path_or_id: str | Path,
+    plan: Plan,
+    *,
+    dtype: str,
+    device: str,
+    limit: int | None,
+    on_disk: bool = False,
+    quantising: bool = False,
 ) -> Plan:
     """`fit` for a checkpoint that is not loaded: only its configuration is read.
 
@@ -130,7 +168,7 @@ def fit_checkpoint(
         limit = free_bytes(place)
         if place.type == "cpu" and not on_disk:
             limit -= footprint(model, plan).host
-    return fit(model, plan, limit, where)
+    return fit(model, plan, limit, where, quantising=quantising)
 
 
 def dtype_of(config: PreTrainedConfig, asked: torch.dtype | str) -> torch.dtype:

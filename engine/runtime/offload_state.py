@@ -1,8 +1,7 @@
 """`OffloadState`: what serves one offloaded model: it decides, has experts copied and computed, and keeps the log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter_ns
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from engine.runtime.cpu_lane import CpuLane
+from engine.runtime.device_time import DeviceTime, HostTime
 from engine.runtime.experts import compute, expert_forward, serve_experts
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
@@ -66,7 +66,8 @@ class OffloadState:
         self._tokens: Tensor | None = None  # vocabulary ids of this step [tokens]
         self._loader = Loader(store, pool, link)
         self._forward = [expert_forward(layer.experts) for layer in layers]
-        self._clock = Clock()
+        self._timed_by: Callable[[], DeviceTime] = HostTime
+        self._clock = Clock(self._timed_by())
         self._events: list[Events] = []
         self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
         self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
@@ -111,12 +112,17 @@ class OffloadState:
         if self.lane is not None:
             self.lane.forget()
         self.cache = check_policies(self.spec)
-        self._clock = Clock()
+        self._clock = Clock(self._timed_by())
         self._events = []
         self._real, self._failure = None, None
         self._lookahead.clear()
         self._foresight.reset()
         self._fill()
+
+    def time_by(self, make: Callable[[], DeviceTime]) -> None:
+        """Have `timings` made by such a clock from now on, a new one for each start. Starts again, as `reset`."""
+        self._timed_by = make
+        self.reset()
 
     def close(self) -> None:
         """End the copy thread and unpin memory. The model cannot run afterwards."""
@@ -165,16 +171,16 @@ class OffloadState:
         if self.forced is not None:
             top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
-        start = perf_counter_ns()
+        start = self._clock.mark()
         routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
         events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
-        experts = VisitExperts(self._loader, self.pool, self.lane, base, layout, forward)
+        experts = VisitExperts(self._loader, self.pool, self.lane, self._clock, base, layout, forward)
         order = experts.begin(layer, events, routing, hidden)
         out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])
-        self._clock.add_visit(layer, start, experts.waited)
+        self._clock.add_visit(layer, start)
         return out
 
     def _read_back(

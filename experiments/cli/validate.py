@@ -85,7 +85,13 @@ def command(
     from tracekit import Trace
 
     chosen = fit_checkpoint(
-        model, chosen, dtype=dtype, device=device, limit=parse_memory(memory), on_disk=host == "disk"
+        model,
+        chosen,
+        dtype=dtype,
+        device=device,
+        limit=parse_memory(memory),
+        on_disk=host == "disk",
+        quantising=not random_weights and (slabs is None or not slabs.exists()),
     )
 
     def progress(text: str) -> None:

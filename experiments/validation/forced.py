@@ -1,6 +1,7 @@
 """Validating time without a checkpoint: random weights of a model's shapes, routed by a recorded trace."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def validate_routing(
     from engine.runtime import offload, offloaded
     from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.device_time import device_time
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
     from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
@@ -82,7 +84,7 @@ def validate_routing(
         if count < 1:
             raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
         for _ in range(2):  # the first time warms up
-            state.reset()
+            state.time_by(partial(device_time, state.device))
             for _ in forced_steps(made, forced, count, seed):
                 pass
         params = [layer.expert_params for layer in state.layers]

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def validate(
     from engine.runtime import offload, offloaded
     from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.device_time import device_time
     from engine.runtime.storage.rounding import rounded
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.options import RecordOptions
@@ -100,7 +102,7 @@ def validate(
         recorded = state.log
 
         say("timing the offloaded model")
-        state.reset()
+        state.time_by(partial(device_time, state.device))
         generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk)
         params = [layer.expert_params for layer in state.layers]
         measured = Measured(recorded, state.timings, state.prefetches, state.expert_bytes, params)

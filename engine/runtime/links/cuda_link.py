@@ -34,6 +34,8 @@ class CudaLink(QueuedLink):
     prefetches. A ticket is done once it is on the stream, and `wait` makes the caller's stream wait, not the caller.
     """
 
+    in_flight = IN_FLIGHT
+
     def __init__(self, device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
         self._stream = Stream(device)  # type: ignore[no-untyped-call]
         copies = _StreamCopies(self._stream)
@@ -65,7 +67,9 @@ class _StreamCopies:
         # Memory that is dropped before the copy has landed is not handed out until it has.
         ticket.target.record_stream(self.stream)
         self.running.append(ticket.landed)
-        self.last = (self.last + (source is not ticket.source)) % IN_FLIGHT  # not before: a read that fails leaves its buffer unused
+        self.last = (
+            self.last + (source is not ticket.source)
+        ) % IN_FLIGHT  # not before: a read that fails leaves its buffer unused
 
     def read(self, slab: HostSlab) -> Tensor:
         """Read a slab into the buffer that has rested longest: `pace` has waited for the copy from it."""

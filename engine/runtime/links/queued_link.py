@@ -65,7 +65,12 @@ class Ticket:
 
 
 class Link(Protocol):
-    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked."""
+    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked.
+
+    `in_flight` copies may have started and not landed at a time: those a later demand cannot overtake.
+    """
+
+    in_flight: int
 
     def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         """Ask for a copy. What the caller's stream has still to read from `target` is read first."""
@@ -91,6 +96,8 @@ class QueuedLink:
     garbage, or with the interpreter, in which no thread may be left within a copy. Each of these waits for the copy
     that runs, and then for `settle`, which returns when all copies have landed.
     """
+
+    in_flight = 1
 
     def __init__(
         self,

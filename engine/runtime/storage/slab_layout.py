@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.storage.quantise import dequantise, quantise
+from engine.runtime.storage.quantise import dequantise, quantised_on
 from tracekit.recorder.seam import has_gate, is_concatenated
 
 ALIGNMENT = 64  # of slabs, and of the tensors that kernels read: a cache line, what vectorised kernels like best
@@ -178,7 +178,7 @@ class QuantisedLayout:
             whole = stacked[expert].t() if self.transposed else stacked[expert]
             for matrix in matrices:
                 part = whole[matrix.first : matrix.first + matrix.rows]
-                for tensor, value in quantise(part.to(device or part.device), self.format).items():
+                for tensor, value in quantised_on(device or part.device, part, self.format).items():
                     views[matrix.key(tensor)].copy_(value)
 
     def _names(self, matrix: Matrix) -> list[str]:

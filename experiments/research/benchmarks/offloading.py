@@ -18,6 +18,7 @@ from experiments.research.benchmarks.engine import NEW_TOKENS, PROMPT, decode, l
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from engine.runtime import EmulatedLink
 
@@ -58,7 +59,7 @@ def ablation() -> list[Row]:
     from engine.runtime import EmulatedLink, offload, offloaded
 
     link = EmulatedLink(bytes_per_s=LINK_BYTES_PER_S)
-    models: dict[str, nn.Module] = {}
+    models: dict[str, PreTrainedModel] = {}
     states = []
     for name, tables in ABLATION.items():
         models[name], tokenizer = load(MODEL, "eager")

@@ -269,5 +269,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def _name(func: Any) -> str:
     return str(func._schema.name).removeprefix("aten::")
-
-
