@@ -204,7 +204,7 @@ class Dispatch:
                 into.copy_(out_of)
 
         self.streams.launch(what, self._touched((target, source), (target,)), work)
-        if not non_blocking or self.memories.of_host(host) is None:
+        if target.numel() and not (non_blocking and self.memories.of_host(host)):
             self.streams.wait(what)
         return target
 
