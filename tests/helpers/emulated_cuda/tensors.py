@@ -65,6 +65,9 @@ class DeviceTensor(Tensor):
     def nonzero(self) -> Tensor:  # type: ignore[override]
         return aten.nonzero.default(self)  # type: ignore[no-any-return]
 
+    def __invert__(self) -> Tensor:
+        return aten.bitwise_not.default(self)  # type: ignore[no-any-return]
+
     def __int__(self) -> int:
         return int(self.item())
 
@@ -125,7 +128,7 @@ class Dispatch:
         aliases = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
         if aliases and _composed(func):  # whether it copies depends on its operands
             with Mode(self):
-                return func.decompose(*args, **kwargs)
+                return func.decompose(*mapped(_numbered, args), **mapped(_numbered, kwargs))
         strangers = [x for x in tensors if not isinstance(x, DeviceTensor) and x.dim() > 0]
         if strangers:
             raise AssertionError(f"{func} mixes devices: {[(str(x.device), list(x.shape)) for x in tensors]}")
@@ -220,6 +223,11 @@ class Dispatch:
             elif (known := self.memories.of_host(x)) is not None:
                 found.append((*known, write))
         return found
+
+
+def _numbered(x: Any) -> Any:
+    """`cuda` as `cuda:0`: which device is the current one, a build without CUDA cannot say."""
+    return DEVICE if isinstance(x, torch.device) and x.type == "cuda" else x
 
 
 def _sliced(x: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
