@@ -102,6 +102,7 @@ class EmulatedCuda:
             "is_available": lambda: True,
             "device_count": lambda: 1,
             "current_device": lambda: 0,
+            "get_device_name": lambda device=None: "emulated",
             "mem_get_info": lambda device=None: (1 << 34, 1 << 34),
             "_lazy_init": lambda: None,
         }
@@ -151,6 +152,7 @@ class Cudart:
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802  # CUDA's name
         if self.refuses:
+            self.memories.streams.error = "out of memory"
             return 2
         self.memories.register(address, size)
         return 0

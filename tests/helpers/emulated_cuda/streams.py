@@ -99,6 +99,7 @@ class Streams:
         self.lock = threading.RLock()
         self.waits: list[tuple[Actor, str]] = []
         self.inside = threading.local()  # its `running` is set while queued work is carried out
+        self.error = ""  # of a call that failed; the next launch reports it
         self._here = threading.local()
         self.all: list[Stream] = []
         self.default = Stream(self, *self._named("the computing stream"))
@@ -139,6 +140,9 @@ class Streams:
 
     def launch(self, what: str, touched: Touched, work: Callable[[], None] | None) -> None:
         """Queue work on the current stream."""
+        if self.error:
+            error, self.error = self.error, ""
+            raise RuntimeError(f"CUDA error: {error}")
         with self.lock:
             stream = self.current
             stream.hear(self.host.tell())

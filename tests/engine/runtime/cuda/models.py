@@ -1,6 +1,6 @@
 """The tiny models on an emulated CUDA device, and what they answer on the plain CPU."""
 
-from collections.abc import Callable
+import copy
 from functools import cache
 from typing import Any
 
@@ -12,9 +12,11 @@ from tests.engine.runtime.models import Answer, answer
 
 torch = pytest.importorskip("torch")
 from engine.runtime import OffloadState, offload, offloaded  # noqa: E402  # needs torch
+from engine.runtime.links.cuda_link import CudaLink  # noqa: E402
+from engine.runtime.links.queued_link import Progress, Ticket  # noqa: E402
 
 NEW_TOKENS = 3
-Answers = Callable[..., Answer]
+SIZE = 64
 
 
 def eager(family: str = "mixtral", dtype: str = "bfloat16") -> Any:
@@ -36,6 +38,19 @@ def served(plan: Plan, family: str = "mixtral", dtype: str = "bfloat16", **optio
     """A model offloaded to the emulated device, and its state."""
     model = offload(eager(family, dtype), plan, device="cuda", **options)
     return model, offloaded(model)
+
+
+def pinned(value: int) -> Any:
+    """A slab in pinned memory, u8 [SIZE]."""
+    return torch.empty(SIZE, dtype=torch.uint8, pin_memory=True).fill_(value)
+
+
+def started(link: CudaLink, source: Any, target: Any) -> Ticket:
+    """A copy that is on the link's stream; nobody waits until it has landed."""
+    ticket = link.copy(source, target, demand=True)
+    with link._queue.changed:
+        link._queue.changed.wait_for(lambda: ticket.progress >= Progress.DONE, 10)
+    return ticket
 
 
 def says(model: Any) -> Answer:
