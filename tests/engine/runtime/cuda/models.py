@@ -48,9 +48,14 @@ def pinned(value: int) -> Any:
 def started(link: CudaLink, source: Any, target: Any) -> Ticket:
     """A copy that is on the link's stream; nobody waits until it has landed."""
     ticket = link.copy(source, target, demand=True)
-    with link._queue.changed:
-        link._queue.changed.wait_for(lambda: ticket.progress >= Progress.DONE, 10)
+    on_stream(link, ticket)
     return ticket
+
+
+def on_stream(link: CudaLink, ticket: Ticket) -> None:
+    """Wait until the link's thread is done with a ticket."""
+    with link._queue.changed:
+        assert link._queue.changed.wait_for(lambda: ticket.progress >= Progress.DONE, 10)
 
 
 def says(model: Any) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from policies.cache import CacheSpec, ExpertCache
-from tests.engine.runtime.cuda.models import SIZE, eager, expected, pinned, says, served, started
+from tests.engine.runtime.cuda.models import SIZE, eager, expected, on_stream, says, served, started
 from tests.engine.runtime.models import plan_of, same
 from tests.engine.runtime.test_cpu_lane import LANE_WINS
 from tests.engine.runtime.test_loader import KeyStore
@@ -98,22 +98,22 @@ class PinnedKeys(KeyStore):
         return torch.empty(1, dtype=torch.uint8, pin_memory=True).fill_(key)
 
 
-def test_copies_on_the_stream_are_still_ahead() -> None:
-    size = np.ones(18, np.int64)
-    spec = CacheSpec(3, 6, (4, 4, 4), size, prefetch="gate", count=3, staging=4)
+@pytest.mark.parametrize("given_up", [False, True])
+def test_copies_on_the_stream_are_still_ahead(given_up: bool) -> None:
+    """Handed over and not landed, of an expert that is demanded or of a prefetch that has since been given up."""
+    spec = CacheSpec(3, 6, (4, 4, 4), np.ones(18, np.int64), prefetch="gate", count=3, staging=4)
     with EmulatedCuda(LATE):
         cache, link = ExpertCache(spec), CudaLink(DEVICE)
         loader = Loader(PinnedKeys(), SlotPool(cache.slots, 1, DEVICE), link)
-        order = loader.begin(cache.visit(0, [3], None, [1]))
-        started(link, pinned(0), torch.empty(SIZE, dtype=torch.uint8, device=DEVICE))
-        assert loader.backlog() > 0, "handed over to the stream and not landed"
-        ahead = loader.backlog()
-        loader.begin(cache.visit(1, [], None, []))
-        assert loader.backlog() == ahead, "given up after it had begun: it runs all the same"
-        loader.arrive(order[0])
+        loader.begin(cache.visit(0, [] if given_up else [3], None, [1] if given_up else []))
+        [(ticket, _)] = loader._tickets.values()
+        on_stream(link, ticket)
+        if given_up:
+            loader.begin(cache.visit(1, [], None, []))
+            assert not loader._tickets
+        assert loader.backlog() == 1
         torch.cuda.synchronize()
         assert loader.backlog() == 0
-        loader.forget()
         link.close()
 
 
