@@ -48,7 +48,7 @@ class VisitExperts:
         if diverted:  # after the copies have left: rows are waited for
             rows = [routing.rows(hidden, key - base) for key in diverted]
             if hidden.device.type != "cpu":
-                rows = list(torch.cat(rows).cpu().split([len(part) for part in rows]))
+                rows = list(torch.split(torch.cat(rows).cpu(), [len(part) for part in rows]))
             for key, part in zip(diverted, rows, strict=True):
                 lane.submit(key, part)
         return [key - base for key in order + diverted]

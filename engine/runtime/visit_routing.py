@@ -74,7 +74,8 @@ def read_back(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[np.ndarray]]:
     """The gate's choices u16 [tokens, k], their weights f16 [tokens, k] and lookahead logits f16 [tokens, experts].
 
-    And `more` of i16 [tokens, columns] each. From a device in one copy. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
+    And `more` of i16 [tokens, columns] each. From a device in one copy. Halves, as traces hold them, so that engine and
+    simulator decide by the same numbers.
     """
     halves = [None if part is None else part.detach().to(torch.float16) for part in (weights, lookahead)]
     if top_k_index.device.type == "cpu":

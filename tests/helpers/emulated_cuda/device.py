@@ -10,19 +10,17 @@ and reads of files into it. What a device computes otherwise than a CPU it does 
 """
 
 import gc
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from engine.runtime import cpu_lane, pool
 from engine.runtime.links import cuda_link, queued_link
 from engine.runtime.storage import disk_store
-from engine.runtime.storage.slab_layout import aligned
 from tests.helpers.emulated_cuda import host, streams
 from tests.helpers.emulated_cuda.memories import Memories
 from tests.helpers.emulated_cuda.tensors import DeviceTensor, Dispatch, Mode
@@ -114,9 +112,13 @@ class EmulatedCuda:
             (pool.SlotPool, {"__init__": labelled}),
             (disk_store.DiskStore, {"read": seen}),
         ]
+        # Garbage is collected where a test says so, not in the middle of an operation; what is there already is not
+        # looked through each time.
         gc.collect()
-        gc.disable()  # what is garbage is collected where a test says so, not in the middle of an operation
+        gc.freeze()
+        gc.disable()
         self._stack.callback(gc.enable)
+        self._stack.callback(gc.unfreeze)
         for owner, names in patches:
             for name, value in names.items():
                 self._stack.enter_context(patch.object(owner, name, value))

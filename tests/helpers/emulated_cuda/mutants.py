@@ -79,7 +79,7 @@ class _Take(ast.NodeTransformer):
 
     visit_ClassDef = visit_FunctionDef = _within  # noqa: N815  # ast's names
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         if _orders(node):
             self.number -= 1
             if self.number == -1:

@@ -21,7 +21,6 @@ SIZE = 64
 
 def eager(family: str = "mixtral", dtype: str = "bfloat16") -> Any:
     """A fresh model whose attention is written in plain operations: the fused one asks for a real device."""
-    import copy
 
     model = copy.deepcopy(models.original(family, dtype))
     model.set_attn_implementation("eager")
@@ -29,9 +28,9 @@ def eager(family: str = "mixtral", dtype: str = "bfloat16") -> Any:
 
 
 @cache
-def expected(family: str = "mixtral", dtype: str = "bfloat16") -> Answer:
+def expected(family: str = "mixtral", dtype: str = "bfloat16", new_tokens: int = NEW_TOKENS) -> Answer:
     """What the model answers on the CPU, not offloaded."""
-    return answer(eager(family, dtype), new_tokens=NEW_TOKENS)
+    return answer(eager(family, dtype), new_tokens=new_tokens)
 
 
 def served(plan: Plan, family: str = "mixtral", dtype: str = "bfloat16", **options: Any) -> tuple[Any, OffloadState]:
@@ -58,7 +57,7 @@ def on_stream(link: CudaLink, ticket: Ticket) -> None:
         assert link._queue.changed.wait_for(lambda: ticket.progress >= Progress.DONE, 10)
 
 
-def says(model: Any) -> Answer:
+def says(model: Any, new_tokens: int = NEW_TOKENS) -> Answer:
     """What a model on the device answers, brought to the host."""
-    found = answer(model, new_tokens=NEW_TOKENS)
+    found = answer(model, new_tokens=new_tokens)
     return Answer([logits.cpu() for logits in found.logits], found.tokens)

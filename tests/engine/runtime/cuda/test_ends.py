@@ -152,8 +152,7 @@ def test_the_device_that_quantised_is_named_in_the_index(tmp_path: Any) -> None:
     pytest.importorskip("hqq")
     plan = plan_of("2/layer", weights={"experts": "hqq-4bit-g16"})
     with EmulatedCuda():
-        model, state = served(plan, host="disk", slabs=tmp_path / "there")
-        state.close()
+        served(plan, host="disk", slabs=tmp_path / "there")[1].close()
         assert read_index(tmp_path / "there").quantised_on == "emulated"
     offload(eager(), plan, host="disk", slabs=tmp_path / "here")
     offload(eager(), plan_of("2/layer"), host="disk", slabs=tmp_path / "plain")

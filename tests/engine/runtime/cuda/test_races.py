@@ -145,7 +145,7 @@ def test_a_copy_that_fails_and_a_new_start(
 
 def test_a_missing_order_names_both_operations_their_streams_and_the_slot() -> None:
     with pytest.raises(RaceError) as found, EmulatedCuda(LATE) as device:
-        model, state = served(plan_of("2/layer"))
+        state = served(plan_of("2/layer"))[1]
         with state:
             with torch.cuda.stream(torch.cuda.Stream()):
                 state.pool.slab(3, 8).fill_(0)

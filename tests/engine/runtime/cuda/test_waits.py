@@ -9,7 +9,6 @@ from tests.engine.runtime.cuda.models import says, served
 from tests.engine.runtime.models import CONFIGS, FAMILIES, PROMPT, plan_of
 
 torch = pytest.importorskip("torch")
-from tests.engine.runtime import models  # noqa: E402  # needs torch
 from tests.helpers.emulated_cuda.device import LATE, EmulatedCuda  # noqa: E402
 
 GATE = {"predictor": "gate", "count": 2, "staging": 2}
