@@ -79,10 +79,10 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
     prompts = routing.parent / "p.jsonl"
     first = ["--prompts", str(prompts), "--max-new-tokens", "3", "--capacity", "2/layer"]
     if command == "calibrate":
-        slots = "50%/layer"
+        slots, short = "50%/layer", ["--dtype", "bfloat16", "--rounds", "1", "--repeats", "3"]
         arguments = [
-            ["calibrate", "--output", str(tmp_path / f"{name}.toml"), "--rounds", "1", "--repeats", "3", *model]
-            for name, model in (("mini", []), ("large", ["--model", str(large), "--dtype", "bfloat16"]))
+            ["calibrate", "--output", str(tmp_path / f"{name}.toml"), *short, *model]
+            for name, model in (("mini", []), ("large", ["--model", str(large)]))
         ]
     elif command == "validate":
         slots = "75%/layer"
