@@ -43,11 +43,10 @@ def main(arguments: list[str]) -> int:
             }
             results = Results(files[part], head)
             steps = steps_of(part, options.device, output, Path(scratch), tiny=options.tiny)
-            run_steps(
-                steps, results, 60 * options.minutes - 10, lambda text, part=part: print(f"{part} {text}", flush=True)
-            )
+            for name, outcome in run_steps(steps, results, 60 * options.minutes - 10):
+                print(f"part {part}, {name}: {outcome}", flush=True)
+                write_page(output, files.values())
             failed |= any(found["outcome"] != "done" for found in results.steps.values())
-            write_page(output, files.values())
     print(f"wrote {output / 'gpu-day.md'}")
     return int(failed)
 

@@ -1,5 +1,6 @@
 """Part 3: does the simulator foresee what is measured, the plan what is allocated, and what does it draw?"""
 
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -7,12 +8,15 @@ import torch
 
 from engine.hardware import HardwareProfile, load_hardware
 from engine.plan.plan import ComputePlan
+from engine.runtime import offload
 from engine.runtime.calibration.power import power
 from engine.runtime.memory import footprint
 from experiments.research.gpu_day.runner import Found
 from experiments.research.gpu_day.settings import SEED, Setting, Tables
+from experiments.validation.calibrating import measured_here
 from experiments.validation.forced import validate_routing
 
+PROMPT = list(range(3, 11))
 KERNELS = ("eager", "grouped")
 HELD_OUT: list[Tables] = [
     {"cache": {"capacity": capacity}, "eviction": {"policy": policy}, "prefetch": {"predictor": prefetch, "count": 2}}
@@ -31,12 +35,14 @@ def held_out(setting: Setting, device: torch.device, output: Path, *, tiny: bool
     """
     tokens, rows = 8 if tiny else 32, []
     profile = output / "gpu-day-profile.toml"
-    machine: HardwareProfile | None = load_hardware(profile) if profile.exists() else None
+    load = partial(offload, device=device, random_experts=SEED)
+    own = measured_here(lambda plan: load(setting.empty(), plan), setting.plan(HELD_OUT[1]), [PROMPT], tokens)
+    ways: dict[str, HardwareProfile] = {"calibrated on a model": own}
+    if profile.exists():
+        ways["profile of part 1"] = load_hardware(profile)
     for tables in HELD_OUT[:1] if tiny else HELD_OUT:
         row: Found = {"plan": tables}
-        for way, hardware in (("calibrated on a model", None), ("profile of part 1", machine)):
-            if way == "profile of part 1" and hardware is None:
-                continue
+        for way, hardware in ways.items():
             found = validate_routing(
                 setting.path,
                 setting.plan(tables),
@@ -53,8 +59,7 @@ def held_out(setting: Setting, device: torch.device, output: Path, *, tiny: bool
                 "decisions identical": found.decisions.identical,
             }
         rows.append(row)
-    ways = {way for row in rows for way in row if way != "plan"}
-    errors = {way: median(row[way]["step error, median"] for row in rows) for way in sorted(ways)}
+    errors = {way: median(row[way]["step error, median"] for row in rows) for way in ways}
     wrong = [row for row in rows if not all(row[way]["decisions identical"] for way in ways)]
     found_all = {"layers": setting.depth, "rows": rows, "median of plans": errors}
     return found_all | ({"outcome": "failed", "error": f"decisions differ: {wrong[0]['plan']}"} if wrong else {})

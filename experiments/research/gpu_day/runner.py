@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -52,19 +52,19 @@ class Results:
         temporary.replace(self.path)
 
 
-def run_steps(steps: Sequence[Step], results: Results, seconds: float, say: Callable[[str], object] = print) -> None:
-    """Run what is not done yet, what has not been tried first, until `seconds` are over."""
+def run_steps(steps: Sequence[Step], results: Results, seconds: float) -> Iterator[tuple[str, str]]:
+    """Run what is not done yet, what has not been tried first, until `seconds` are over; each step and its outcome."""
     end = monotonic() + seconds
     left = [step for step in steps if not results.is_done(step.name)]
     for step in sorted(left, key=lambda step: step.name in results.steps):
         room = end - monotonic()
         if room < min(step.limit_s / 3, 20):
-            say(f"{step.name}: left for another time")
+            yield step.name, "left for another time"
             continue
         start = monotonic()
         found = isolated(step.run, min(step.limit_s, room))
         results.keep(step.name, found | {"seconds": round(monotonic() - start, 1)})
-        say(f"{step.name}: {found['outcome']}{': ' + found['error'] if 'error' in found else ''}")
+        yield step.name, found["outcome"] + (f": {found['error']}" if "error" in found else "")
 
 
 def isolated(run: Callable[[], Found], limit_s: float) -> Found:

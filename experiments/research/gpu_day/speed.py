@@ -133,12 +133,12 @@ def profiled(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     for capacity in ("100%/layer", "50%/layer"):
         with setting.offloaded({"cache": {"capacity": capacity}}, device) as (model, state):
-            setting.run_forced(model, state, tokens)
-            state.reset()
-            # The cache is warm for neither: what is loaded is in it, and told.
+            setting.run_forced(model, state, tokens)  # warms up, and fills the cache
+            visits, loaded = len(state.timings.visit_start), sum(state.bytes_loaded.values())
             with profile(activities=activities) as seen:
                 setting.run_forced(model, state, tokens)
-            visits = len(state.timings.visit_start)
+            visits = len(state.timings.visit_start) - visits
+            loaded = sum(state.bytes_loaded.values()) - loaded
             events = seen.key_averages()
             launches = sum(event.count for event in events if "LaunchKernel" in event.key)
             operations = sum(event.count for event in events if event.key.startswith("aten::"))
@@ -149,7 +149,7 @@ def profiled(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
                 "operations per visit": operations / visits,
                 "host's waits per visit": waits / visits if cuda else None,
                 "host us per visit, profiled": host / visits,
-                "loads per visit": sum(state.bytes_loaded.values()) / state.store.slab_bytes / visits,
+                "loads per visit": loaded / state.store.slab_bytes / visits,
             }
     return found
 
