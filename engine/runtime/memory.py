@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
@@ -22,9 +22,11 @@ from engine.runtime.storage.slab_layout import (
 )
 from engine.runtime.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from policies.cache import ExpertCache
-from tracekit.errors import CapacityError, PlanError
+from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
+CGROUP = Path("/sys/fs/cgroup")
+UNKNOWN = 1 << 60  # a system that does not tell refuses nothing
 RESERVE = 10
 """With capacity `auto`, one part in so many stays free: the key-value cache and what a step computes with."""
 
@@ -152,23 +154,72 @@ def fit_checkpoint(
     """`fit` for a checkpoint that is not loaded: only its configuration is read.
 
     `limit` is the device memory to use; None is what is free, on the CPU less what the experts themselves take there.
-    Without a limit only `auto` and CUDA are checked: free memory of a host is no hard limit.
+    HardwareError, too, when the host cannot hold the experts and, where it is the device, all else.
     """
-    from tracekit.recorder.models import check_experts, empty_model, find_model, load_config, parse_device, parse_dtype
+    from tracekit.recorder.models import parse_device
 
     place = parse_device(device)
-    if limit is None and place.type == "cpu" and plan.capacity.unit != "auto":
-        return plan
+    model = _empty(path_or_id, dtype)
+    where = str(place) if limit is None else f"--memory on {place}"
+    if limit is not None or place.type != "cpu" or plan.capacity.unit == "auto":
+        if limit is None:
+            limit = free_bytes(place)
+            if place.type == "cpu" and not on_disk:
+                limit -= footprint(model, plan).host
+        plan = fit(model, plan, limit, where, quantising=quantising)
+    need = footprint(model, plan, quantising=quantising)
+    here = need.device(slots_of(model, plan)) if place.type == "cpu" else 0
+    check_host(
+        (0 if on_disk else need.host) + here,
+        f"{path_or_id} under this plan",
+        "store weights in fewer bits, or leave experts on disk (--host disk --slabs DIR)",
+    )
+    return plan
+
+
+def check_unoffloaded(path_or_id: str | Path, dtype: str) -> None:
+    """Raise HardwareError unless the host can hold a checkpoint as it is, before it is read."""
+    model = _empty(path_or_id, dtype)
+    # Each once: parameters may be tied.
+    tensors = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    check_host(
+        sum(tensors.values()),
+        f"{path_or_id} without offloading, whose tokens are what those of the engine must equal,",
+        "compare decisions and time alone, by --routing T.trace --random-weights",
+    )
+
+
+def check_host(size: int, what: str, advice: str) -> None:
+    """Raise HardwareError unless so many bytes of host memory are free."""
+    room = host_bytes()
+    if size > room:
+        raise HardwareError(f"{what} needs {size} bytes of host memory, and {room} are free: {advice}")
+
+
+def host_bytes() -> int:
+    """Host memory that is free now, swap included; in a container, what its limit leaves. `UNKNOWN` elsewhere."""
+    if not Path("/proc/meminfo").exists():
+        return UNKNOWN
+    room = meminfo("MemAvailable") + meminfo("SwapFree")
+    try:
+        most, taken = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cache = (CGROUP / "memory.stat").read_text().split()
+        if most != "max":
+            reclaimable = int(cache[cache.index("inactive_file") + 1])
+            room = min(room, int(most) - int(taken) + reclaimable)
+    except (OSError, ValueError):
+        pass  # no such limit
+    return room
+
+
+def _empty(path_or_id: str | Path, dtype: str) -> PreTrainedModel:
+    """The model of a checkpoint's configuration, on the meta device."""
+    from tracekit.recorder.models import check_experts, empty_model, find_model, load_config, parse_dtype
+
     directory = find_model(path_or_id)
     config = load_config(directory)
     check_experts(config, directory)
-    model = empty_model(config, directory, dtype_of(config, parse_dtype(dtype)))
-    where = str(place) if limit is None else f"--memory on {place}"
-    if limit is None:
-        limit = free_bytes(place)
-        if place.type == "cpu" and not on_disk:
-            limit -= footprint(model, plan).host
-    return fit(model, plan, limit, where, quantising=quantising)
+    return empty_model(config, directory, dtype_of(config, parse_dtype(dtype)))
 
 
 def dtype_of(config: PreTrainedConfig, asked: torch.dtype | str) -> torch.dtype:
