@@ -112,9 +112,8 @@ class EmulatedCuda:
             (pool.SlotPool, {"__init__": labelled}),
             (disk_store.DiskStore, {"read": seen}),
         ]
-        # Garbage is collected where a test says so, not in the middle of an operation; what is there already is not
+        # Garbage is collected where a test says so, not in the middle of an operation; and what is there already is not
         # looked through each time.
-        gc.collect()
         gc.freeze()
         gc.disable()
         self._stack.callback(gc.enable)

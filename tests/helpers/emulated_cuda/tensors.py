@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from tests.helpers.emulated_cuda.clocks import Memory
 from tests.helpers.emulated_cuda.memories import Memories, extent
-from tests.helpers.emulated_cuda.shapes import Shape, Shapes, leaves, mapped
+from tests.helpers.emulated_cuda.shapes import Shape, known_shapes, leaves, mapped
 from tests.helpers.emulated_cuda.streams import Stream, Streams, Touched
 
 DEVICE = torch.device("cuda", 0)
@@ -112,7 +112,7 @@ class Dispatch:
     """What one operation does."""
 
     def __init__(self, streams: Streams, memories: Memories) -> None:
-        self.streams, self.memories, self.shapes = streams, memories, Shapes()
+        self.streams, self.memories, self.shapes = streams, memories, known_shapes()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
