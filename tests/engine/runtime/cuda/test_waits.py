@@ -64,6 +64,33 @@ def test_with_128_experts(monkeypatch: pytest.MonkeyPatch) -> None:
             says(model)
 
 
+class Reader:
+    """In place of a fitted predictor: it reads token ids and foresees nothing."""
+
+    works, reads = True, frozenset[str]()
+
+    def __init__(self) -> None:
+        self.read: list[list[int]] = []
+
+    def visit(self, layer: int, ids: Any, weights: Any, lookahead: Any, tokens: Any, demand: Any) -> tuple[None, None]:
+        self.read.append(tokens.tolist())
+        return None, None
+
+    def reset(self) -> None: ...
+
+
+def test_token_ids_for_predictors_come_with_the_choices() -> None:
+    with EmulatedCuda(LATE) as device:
+        model, state = served(plan_of("2/layer", prefetch=GATE))
+        with state:
+            reader: Any = Reader()
+            state._foresight = reader
+            ids = torch.tensor([PROMPT]).to("cuda:0")
+            for inputs in ({}, {"attention_mask": torch.ones_like(ids)}):
+                assert waits_of_a_step(device, model, input_ids=ids, **inputs) == once_each(state)
+            assert reader.read == [PROMPT] * 2 * len(state.layers)
+
+
 CULPRITS: dict[str, Callable[[Any], object]] = {
     "item": lambda rows: rows.sum().item(),
     "tolist": lambda rows: rows[0].tolist(),
