@@ -41,11 +41,6 @@ class Stream(Actor):
                 self.hear(event.recorded.clock)
                 self.queue.append((event.recorded,))
 
-    def wait_stream(self, stream: "Stream") -> None:
-        event = Event(self.streams)
-        event.record(stream)
-        self.wait_event(event)
-
     def synchronize(self) -> None:
         """The host waits for everything on the stream."""
         with self.streams.lock:
@@ -135,8 +130,10 @@ class Streams:
         """What this thread launches goes to `stream`."""
         before = self.current
         self._here.stream = stream
-        yield
-        self._here.stream = before
+        try:
+            yield
+        finally:
+            self._here.stream = before
 
     def launch(self, what: str, touched: Touched, work: Callable[[], None] | None) -> None:
         """Queue work on the current stream."""

@@ -69,10 +69,10 @@ def test_slabs_on_disk(plan: str, schedule: str, tmp_path: Path) -> None:
                 assert same(says(model), expected())
 
 
-def test_experts_in_four_bits(schedule: str) -> None:
+def test_experts_in_four_bits() -> None:
     pytest.importorskip("hqq")
     plan = plan_of("2/layer", prefetch=GATE, weights={"experts": "hqq-4bit-g16"})
-    with EmulatedCuda(schedule):
+    with EmulatedCuda(LATE):
         stored = says(rounded(eager(), plan.weights, torch.device("cuda", 0)))  # hqq rounds on a device in halves
         model, state = served(plan)
         with state:

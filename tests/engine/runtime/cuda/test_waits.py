@@ -27,9 +27,7 @@ def once_each(state: Any) -> list[str]:
     return [READ] * len(state.layers) + [STEP]
 
 
-@pytest.mark.parametrize(
-    ("family", "weights"), [*((family, None) for family in FAMILIES), ("mixtral", HQQ), ("gpt_oss", HQQ)]
-)
+@pytest.mark.parametrize(("family", "weights"), [*((family, None) for family in FAMILIES), ("gpt_oss", HQQ)])
 def test_the_host_waits_once_a_visit_and_once_a_step(family: str, weights: str | None) -> None:
     """A prompt, padded and not, and one token."""
     tables: dict[str, Any] = {"prefetch": GATE, "eviction": {"policy": "score"}}
