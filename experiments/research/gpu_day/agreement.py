@@ -71,6 +71,7 @@ def allocated(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     need = footprint(setting.empty(), setting.plan(tables))
     cuda = device.type == "cuda"
     if cuda:
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
     with setting.offloaded(tables, device) as (model, state):
         foreseen = need.device(state.pool.slots)

@@ -66,7 +66,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "norm_topk_prob": True,
             "vocab_size": 151936,
         },
-        {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 16, "num_attention_heads": 4},
+        {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 16, "num_experts_per_tok": 4},
     ),
     "deepseek-v2-lite": (
         "DeepseekV2Config",
