@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("hqq.core.quantize")
 from experiments.research.gpu_day import agreement, speed  # noqa: E402
-from experiments.research.gpu_day.settings import EXPERTS_BYTES, SHAPES, Setting, settings
+from experiments.research.gpu_day.settings import EXPERTS_BYTES, SHAPES, Setting, settings  # noqa: E402
 
 ROOT = Path(__file__).parents[4]
 LIMIT_S = 90
