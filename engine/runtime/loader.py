@@ -30,6 +30,7 @@ class Loader:
         self._unused: set[int] = set()  # prefetched and not yet demanded
         self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link
         self._tickets: dict[int, tuple[Ticket, int]] = {}  # key -> (ticket, kind): asked, not yet waited for
+        self._abandoned: list[Ticket] = []  # given up after they had started: they still take the link's time
         self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
         self._taken: set[int] = set()  # slots of those whose copy has left or was never needed
 
@@ -84,8 +85,8 @@ class Loader:
 
     def backlog(self) -> int:
         """Bytes that the link still has to copy before another demanded expert."""
-        ahead = [ticket for ticket, _ in self._tickets.values() if ticket.demand or ticket.progress is Progress.STARTED]
-        return sum(ticket.source.numel() for ticket in ahead if ticket.progress < Progress.DONE)
+        asked = (*self._abandoned, *(ticket for ticket, _ in self._tickets.values()))
+        return sum(ticket.source.numel() for ticket in asked if _ahead(ticket))
 
     def slot(self, key: int) -> int:
         """Where a demanded expert is, between `begin` and `done`."""
@@ -102,6 +103,7 @@ class Loader:
         for key in list(self._tickets):
             self._give_up(key)
         self._held.clear()
+        self._abandoned.clear()
         self._slot.clear()
         self._taken.clear()
         self._unused.clear()
@@ -135,3 +137,11 @@ class Loader:
             ticket, kind = self._tickets.pop(key)
             if self.link.cancel(ticket):
                 self.bytes[KINDS[kind]] -= ticket.source.numel()
+            else:
+                self._abandoned = [*filter(_ahead, self._abandoned), ticket]
+
+
+def _ahead(ticket: Ticket) -> bool:
+    """Whether a copy comes before the next demanded one and has not landed; it may be on a stream already."""
+    begun = ticket.demand or ticket.progress is not Progress.QUEUED
+    return begun and ticket.progress <= Progress.DONE and not ticket.arrived

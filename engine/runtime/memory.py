@@ -12,7 +12,14 @@ from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.attention import attention_format_bytes, projections
-from engine.runtime.storage.slab_layout import Layout, QuantisedLayout, aligned, expert_parameters, layout_of
+from engine.runtime.storage.slab_layout import (
+    SLOT_ALIGNMENT,
+    Layout,
+    QuantisedLayout,
+    aligned,
+    expert_parameters,
+    layout_of,
+)
 from engine.runtime.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, HardwareError, PlanError
@@ -67,7 +74,7 @@ def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Foot
     return Footprint(
         layers=len(layers),
         experts=max(layer.num_experts for layer in layers),
-        slot=aligned(layouts[largest].bytes),
+        slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
         rest=rest,
         working=max(
             *(expansion_bytes(layout) for layout in set(layouts)),

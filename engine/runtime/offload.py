@@ -148,8 +148,6 @@ def offload(
         if formats[1] is not None and not attention_bytes(loaded):
             quantise_attention(loaded, formats[1], target)
         _move_rest(loaded, target)
-        if target.type == "cuda":
-            store.pin()
         # Looked up again: what is known of a router is on the device where it now is.
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)

@@ -47,6 +47,11 @@ class Clock:
     def begin_step(self, tokens: int) -> None:
         self._open = (self.mark(), tokens)
 
+    def count_tokens(self, tokens: int) -> None:
+        """How many tokens the step that runs has, which may be known late."""
+        if self._open is not None:
+            self._open = (self._open[0], tokens)
+
     def end_step(self) -> None:
         if self._open is not None:
             start, tokens = self._open

@@ -1,5 +1,6 @@
 """`VisitExperts`: one visit's experts, computed on the device as they arrive or by the CPU lane."""
 
+import torch
 from torch import Tensor
 
 from engine.runtime.cpu_lane import CpuLane, Missing
@@ -41,11 +42,16 @@ class VisitExperts:
             ready = [routing.count(key - base) for key in resident]
             asked = [Missing(key, kind, routing.count(key - base)) for key, kind in missing]
             diverted.extend(lane.choose(layer, ready, self.loader.backlog(), asked))
-            for key in diverted:
-                lane.submit(key, routing.rows(hidden, key - base))
             return diverted
 
-        return [key - base for key in self.loader.begin(events, divert) + diverted]
+        order = self.loader.begin(events, divert)
+        if diverted:  # after the copies have left: rows are waited for
+            rows = [routing.rows(hidden, key - base) for key in diverted]
+            if hidden.device.type != "cpu":
+                rows = list(torch.split(torch.cat(rows).cpu(), [len(part) for part in rows]))
+            for key, part in zip(diverted, rows, strict=True):
+                lane.submit(key, part)
+        return [key - base for key in order + diverted]
 
     def compute(self, expert: int, rows: Tensor) -> Tensor:
         """One expert on rows [n, hidden]; waits for its copy, or for the lane."""

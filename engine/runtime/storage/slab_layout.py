@@ -14,6 +14,8 @@ from tracekit.recorder.seam import has_gate, is_concatenated
 
 ALIGNMENT = 64  # of slabs, and of the tensors that kernels read: a cache line, what vectorised kernels like best
 
+SLOT_ALIGNMENT = 512  # of slots on a device: what CUDA's allocators give, and copy engines and wide loads like best
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -204,6 +206,6 @@ def field_views(fields: tuple[Field, ...], slab: Tensor) -> dict[str, Tensor]:
     return views
 
 
-def aligned(size: int) -> int:
-    """`size`, rounded up to a multiple of `ALIGNMENT`: the distance of one slab from the next."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def aligned(size: int, boundary: int = ALIGNMENT) -> int:
+    """`size`, rounded up to a multiple of `boundary`: the distance of one slab from the next."""
+    return -(-size // boundary) * boundary

@@ -20,7 +20,7 @@ from engine.runtime.calibration.expansion import OneExpert  # noqa: E402
 from engine.runtime.memory import footprint, parse_memory  # noqa: E402
 from engine.runtime.storage.quantise import quantise  # noqa: E402
 from engine.runtime.storage.random_weights import random_slabs  # noqa: E402
-from engine.runtime.storage.slab_layout import aligned, layout_of  # noqa: E402
+from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, layout_of  # noqa: E402
 from engine.runtime.working_memory import PeakBytes, expansion_bytes, quantising_bytes  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
@@ -39,7 +39,7 @@ def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, m
         slots = 3 * len(state.layers) + 2
         assert state.pool.slots == slots
         assert state.pool.bytes == slots * need.slot == state.pool._buffer.nbytes
-        assert need.slot == aligned(state.store.slab_bytes)
+        assert need.slot == aligned(state.store.slab_bytes, SLOT_ALIGNMENT)
         kept = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta)
         assert need.rest == kept
         assert need.host == state.store.bytes
