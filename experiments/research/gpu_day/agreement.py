@@ -8,9 +8,9 @@ import torch
 
 from engine.hardware import HardwareProfile, load_hardware
 from engine.plan.plan import ComputePlan
-from engine.runtime import offload
 from engine.runtime.calibration.power import power
 from engine.runtime.memory import footprint
+from engine.runtime.offload import offload
 from experiments.research.gpu_day.runner import Found
 from experiments.research.gpu_day.settings import SEED, Setting, Tables
 from experiments.validation.calibrating import measured_here

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from engine.plan.plan import Plan, plan_from_dict
 from engine.plan.weights import WeightFormat
-from engine.runtime import offload, offloaded
 from engine.runtime.forced_routing import ForcedRouting, forced_steps
-from engine.runtime.offload_state import OffloadState
+from engine.runtime.offload import offload
+from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.storage.random_weights import SCALE, random_model
 from engine.runtime.storage.slab_layout import expert_parameters
 from tracekit.manifest import Manifest, ModelInfo
