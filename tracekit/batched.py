@@ -1,101 +1,62 @@
 """A recorded trace as if its requests had been batched: the same tokens, in other steps."""
 
 import hashlib
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.batching import first_appearances, poisson_arrivals, schedule
+from tracekit import shards as shard_files
+from tracekit.batching import Batching, poisson_arrivals, schedule
 from tracekit.errors import TraceError
-from tracekit.rows import COLUMNS, DECODE
-from tracekit.shards import installed_memory
+from tracekit.manifest import Manifest
+from tracekit.rows import DECODE, first_appearances, fixed
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-class Batching(msgspec.Struct, frozen=True, kw_only=True):
-    """How a trace's requests were batched, and what came of it."""
+class _BatchedRows:
+    """The rows of a recording in another order and other steps. What is read of the recording stays in memory."""
 
-    batch: int
-    arrival_rate: float | None
-    """Requests per decode step on average; None: all there from the start."""
-    seed: int | None
-    requests: int
-    decode_steps: int
-    requests_per_decode_step: float | None
-
-    @property
-    def warnings(self) -> list[str]:
-        """What every result on such a trace must say."""
-        told = [
-            f"batched {self.batch}: an approximation: requests' routing is taken as independent of their batch",
-        ]
-        if self.requests < 2:
-            told.append(f"the trace holds {self.requests} request: there is nothing to batch")
-        return told
-
-
-class BatchedTrace(Trace):
-    """A view of a trace with its rows in another order and other steps. The recording stays in memory as it is."""
-
-    def __init__(self, recorded: Trace, order: NDArray[np.int64], step: NDArray[np.int32], batching: Batching) -> None:
-        columns: dict[str, NDArray[Any]] = {name: fixed(getattr(recorded, name)[order]) for name in COLUMNS}
-        columns["step"] = fixed(step)
-        steps = int(step[-1]) + 1 if len(step) else 0
-        manifest = msgspec.structs.replace(recorded.manifest, steps=steps)
-        super().__init__(recorded.path, manifest, columns, recorded.has_weights)
-        self.batching = batching
+    def __init__(self, recorded: Trace, order: NDArray[np.int64], step: NDArray[np.int32]) -> None:
+        self.columns = replace(recorded.columns.take(order), step=fixed(step))
+        self.kinds = recorded.kinds
         self._recorded, self._order = recorded, order
 
-    @cached_property
-    def experts(self) -> NDArray[np.uint16]:
-        """The chosen experts, [tokens, layers, top_k]."""
-        return fixed(self._recorded.experts[self._order])
-
-    @cached_property
-    def weights(self) -> NDArray[np.float16] | None:
-        """The gate weights of `experts`, same shape; None when the trace holds none."""
-        return self.weights_of(0, self.tokens)
-
-    def experts_of(self, first: int, last: int) -> NDArray[np.uint16]:
-        """`experts[first:last]`; the recording's experts are read whole."""
+    def experts(self, first: int, last: int) -> NDArray[np.uint16]:
         return fixed(self._recorded.experts[self._order[first:last]])
 
-    def weights_of(self, first: int, last: int) -> NDArray[np.float16] | None:
-        """`weights[first:last]`; None when the trace holds none. The recording's weights are read whole."""
+    def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         weights = self._recorded.weights
         return None if weights is None else fixed(weights[self._order[first:last]])
 
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the recording's digest, the order and the steps."""
-        found = hashlib.sha256(self._recorded.digest.encode())
-        found.update(self._order.astype("<i8").tobytes())
-        found.update(self.step.astype("<i4").tobytes())
-        return found.hexdigest()
+    def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
+        recorded, order = self._recorded.dense(kind), self._order[first:last]
+        if recorded is None:
+            return None
+        if recorded[:1].nbytes * len(order) > shard_files.installed_memory():
+            path = self._recorded.path
+            raise TraceError(f"{path}: its {kind} do not fit into this machine's memory in another order")
+        return fixed(recorded[order])
 
     def scan(self) -> "pl.LazyFrame":
-        """The routing table, read whole, in the new order and with the new steps."""
         import polars as pl
 
         whole = self._recorded.scan().collect()[self._order]
-        return whole.with_columns(pl.Series("step", self.step)).lazy()
+        return whole.with_columns(pl.Series("step", self.columns.step)).lazy()
 
-    def _dense_array(self, kind: str) -> NDArray[np.float16] | None:
-        if kind not in self._dense:
-            recorded = self._recorded._dense_array(kind)
-            if recorded is not None and recorded.nbytes > installed_memory():
-                raise TraceError(f"{self.path}: its {kind} do not fit into this machine's memory in another order")
-            self._dense[kind] = None if recorded is None else fixed(recorded[self._order])
-        return self._dense[kind]
+    def digest(self, manifest: Manifest) -> str:
+        found = hashlib.sha256(self._recorded.digest.encode())
+        found.update(self._order.astype("<i8").tobytes())
+        found.update(self.columns.step.astype("<i4").tobytes())
+        return found.hexdigest()
 
 
-def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed: int = 0) -> BatchedTrace:
+def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed: int = 0) -> Trace:
     """`trace` as a server with continuous batching would have run its requests (see `tracekit.batching.schedule`).
 
     What each token chose is what it chose when it was recorded: in a real batch, routing may differ in rounding.
@@ -123,10 +84,5 @@ def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed
         decode_steps=steps,
         requests_per_decode_step=parts / steps if steps else None,
     )
-    return BatchedTrace(trace, order, step, batching)
-
-
-def fixed(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, read-only."""
-    array.flags.writeable = False
-    return array
+    manifest = msgspec.structs.replace(trace.manifest, steps=int(step[-1]) + 1 if len(step) else 0)
+    return Trace(trace.path, manifest, _BatchedRows(trace, order, step), batching)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from tracekit.arrays import I32, I64, U8, U16, U32
+from tracekit.rows import UNUSED
 from tracekit.trace import Trace
 
 CHUNK = 1 << 17
 """References looked at at once: what is made of them stays in the processor's cache."""
-
-ABSENT = 65535
-"""The expert id that marks an unused (token, layer, slot)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +28,13 @@ class Demand:
     layers: int
     experts: int
     first_step: int
-    layer: np.ndarray
-    start: np.ndarray
-    keys: np.ndarray
-    recency: np.ndarray
-    tokens: np.ndarray
-    step_tokens: np.ndarray
-    phase: np.ndarray
+    layer: I32
+    start: I64
+    keys: U32
+    recency: U32
+    tokens: I32
+    step_tokens: I32
+    phase: U8
 
     @property
     def steps(self) -> int:
@@ -46,7 +45,7 @@ class Demand:
         return len(self.layer)
 
 
-def step_starts(step: np.ndarray) -> np.ndarray:
+def step_starts(step: I32) -> I64:
     """Row at which each step begins, and the number of rows at the end: i64 [steps + 1]."""
     if len(step) == 0:
         return np.zeros(1, np.int64)
@@ -55,7 +54,11 @@ def step_starts(step: np.ndarray) -> np.ndarray:
 
 
 def demand_of(
-    experts: np.ndarray, num_experts: int, starts: np.ndarray, phase: np.ndarray, first_step: int = 0
+    experts: U16,
+    num_experts: int,
+    starts: I64,
+    phase: U8,
+    first_step: int = 0,
 ) -> Demand:
     """Demand of the steps that `starts` delimits.
 
@@ -105,7 +108,7 @@ def iter_demand(trace: Trace, chunk: int = CHUNK) -> Iterator[Demand]:
 
 
 @njit(cache=True)
-def _single(experts, num_experts, keys, start):  # type: ignore[no-untyped-def]
+def _single(experts: U16, num_experts: int, keys: U32, start: I64) -> int:
     """`_distinct` where each step is one token: first and last references are in one order. -1 if a row repeats one."""
     steps, layers, k = experts.shape
     mark = np.zeros(num_experts, np.int64)
@@ -117,20 +120,18 @@ def _single(experts, num_experts, keys, start):  # type: ignore[no-untyped-def]
             visit += 1
             for slot in range(k):
                 expert = experts[step, layer, slot]
-                if expert != ABSENT:
+                if expert != UNUSED:
                     if mark[expert] == visit:
                         return -1
                     mark[expert] = visit
                     keys[n] = base + expert
                     n += np.uint64(1)
             start[visit] = n
-    return np.int64(n)
+    return int(np.int64(n))
 
 
 @njit(cache=True)
-def _distinct(  # type: ignore[no-untyped-def]
-    rows, starts, num_experts, keys, recency, tokens, start
-):
+def _distinct(rows: U16, starts: I64, num_experts: int, keys: U32, recency: U32, tokens: I32, start: I64) -> int:
     layers, k = rows.shape[1], rows.shape[2]
     index = np.full(num_experts, -1, np.int64)
     n = 0
@@ -142,7 +143,7 @@ def _distinct(  # type: ignore[no-untyped-def]
             for row in range(first, last):
                 for slot in range(k):
                     expert = rows[row, layer, slot]
-                    if expert == ABSENT:
+                    if expert == UNUSED:
                         continue
                     if index[expert] < 0:
                         index[expert] = n
@@ -156,7 +157,7 @@ def _distinct(  # type: ignore[no-untyped-def]
             while place > begin:
                 for slot in range(k - 1, -1, -1):
                     expert = rows[row, layer, slot]
-                    if expert != ABSENT and index[expert] >= 0:
+                    if expert != UNUSED and index[expert] >= 0:
                         place -= 1
                         recency[place] = base + expert
                         index[expert] = -1

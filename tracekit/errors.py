@@ -65,3 +65,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     spelled = {choice.lower(): choice for choice in choices}
     close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
     return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value as text of bounded length, for a message."""
+    text = str(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

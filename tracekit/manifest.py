@@ -4,11 +4,11 @@ import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from tracekit.errors import TraceError
+from tracekit.rows import UNUSED
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -16,10 +16,14 @@ MANIFEST_NAME = "manifest.json"
 # Far above any real model and far below what could exhaust a machine before the shards are even looked at.
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_LAYERS = 4096
-MAX_EXPERTS = 65535  # ids are u16 and 65535 marks an unused slot
+MAX_EXPERTS = UNUSED  # ids are below it
 MAX_TOP_K = 1024
 MAX_COUNT = 2**31 - 1  # tokens, requests, steps: i32 columns
 MAX_BYTES = 2**50
+
+SHAPE = ("moe_layers", "model_layers", "experts_per_layer", "top_k", "expert_params", "expert_bytes", "score_function")
+"""The fields that recordings of one model share."""
+_MEANING = ("schema_version", "model", *SHAPE, "tokens", "requests", "steps")
 
 _SHARD_NAME = re.compile(r"(routing|logits|lookahead-[1-9][0-9]{0,3})-([0-9]{5,9})\.(parquet|safetensors)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -77,12 +81,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The shards of one kind, in row order."""
         return [shard for shard in self.shards if shard.kind == kind]
 
+    def dense_kinds(self) -> list[str]:
+        """The kinds of shards besides "routing", sorted."""
+        return sorted({shard.kind for shard in self.shards} - {"routing"})
+
+    def extent(self, kind: str) -> tuple[int, int]:
+        """[layers, experts] of each row of logits or lookahead."""
+        return len(self.moe_layers) - (lookahead_distance(kind) or 0), max(self.experts_per_layer)
+
+    def without_rows(self, notes: list[str]) -> "Manifest":
+        """What is said of the model, for a trace of other rows that is about to be written."""
+        return msgspec.structs.replace(self, tokens=0, requests=0, steps=0, shards=[], complete=False, notes=notes)
+
     def digest(self) -> str:
         """sha256 over what the trace holds and means: shard digests and the fields that shape a replay.
 
         When and with what it was written (source, versions, notes) does not enter.
         """
-        meaning: dict[str, Any] = {name: getattr(self, name) for name in _MEANING}
+        meaning = {name: getattr(self, name) for name in _MEANING}
         meaning["shards"] = sorted(shard.sha256 for shard in self.shards)
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
@@ -126,22 +142,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for kind in sorted({shard.kind for shard in self.shards}):
             if [shard.rows for shard in self.shards_of(kind)] != routing:
                 raise TraceError(f"{kind} shards do not cover the same rows as the routing shards")
-
-
-_MEANING = (
-    "schema_version",
-    "model",
-    "moe_layers",
-    "model_layers",
-    "experts_per_layer",
-    "top_k",
-    "expert_params",
-    "expert_bytes",
-    "score_function",
-    "tokens",
-    "requests",
-    "steps",
-)
 
 
 class _Version(msgspec.Struct, frozen=True):

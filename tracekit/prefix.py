@@ -1,65 +1,44 @@
 """The first steps of a trace, as a trace: a view that copies nothing."""
 
 import hashlib
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.demand import step_starts
-from tracekit.rows import COLUMNS, DECODE
+from tracekit.manifest import Manifest
+from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-class PrefixTrace(Trace):
-    """The first `steps` steps of `whole`, all of them if it has no more. Arrays are as in `Trace`, but shorter."""
+class _PrefixRows:
+    """The rows of another trace, before the one at which the prefix ends. No later row is ever asked for."""
 
-    def __init__(self, whole: Trace, steps: int) -> None:
-        starts = step_starts(whole.step)
-        steps = min(steps, len(starts) - 1)
-        rows = int(starts[steps])
-        columns = {name: getattr(whole, name)[:rows] for name in COLUMNS}
-        requests = len(np.unique(columns["request"]))
-        manifest = msgspec.structs.replace(whole.manifest, tokens=rows, steps=steps, requests=requests)
-        super().__init__(whole.path, manifest, columns, whole.has_weights)
-        self.batching = whole.batching
+    def __init__(self, whole: Trace, rows: int) -> None:
+        self.columns = whole.columns.take(slice(0, rows))
+        self.kinds = whole.kinds
+        self.experts, self.weights, self.dense = whole.experts_of, whole.weights_of, whole.dense_of
         self._whole = whole
 
-    @cached_property
-    def experts(self) -> NDArray[np.uint16]:
-        """The chosen experts, [tokens, layers, top_k]."""
-        return self._whole.experts_of(0, self.tokens)
-
-    @cached_property
-    def weights(self) -> NDArray[np.float16] | None:
-        """The gate weights of `experts`, same shape; None when the trace holds none."""
-        return self._whole.weights_of(0, self.tokens)
-
-    def experts_of(self, first: int, last: int) -> NDArray[np.uint16]:
-        """`experts[first:last]`."""
-        return self._whole.experts_of(first, min(last, self.tokens))
-
-    def weights_of(self, first: int, last: int) -> NDArray[np.float16] | None:
-        """`weights[first:last]`; None when the trace holds none."""
-        return self._whole.weights_of(first, min(last, self.tokens))
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the whole's digest and the number of steps."""
-        return hashlib.sha256(f"{self._whole.digest} {self.manifest.steps}".encode()).hexdigest()
-
     def scan(self) -> "pl.LazyFrame":
-        """The routing table's first rows."""
-        return self._whole.scan().head(self.tokens)
+        return self._whole.scan().head(len(self.columns))
 
-    def _dense_array(self, kind: str) -> NDArray[np.float16] | None:
-        whole = self._whole._dense_array(kind)
-        return None if whole is None else whole[: self.tokens]
+    def digest(self, manifest: Manifest) -> str:
+        return hashlib.sha256(f"{self._whole.digest} {manifest.steps}".encode()).hexdigest()
+
+
+def first_steps(whole: Trace, steps: int) -> Trace:
+    """The first `steps` steps of `whole`, all of them if it has no more."""
+    starts = step_starts(whole.step)
+    steps = min(steps, len(starts) - 1)
+    rows = _PrefixRows(whole, int(starts[steps]))
+    tokens, requests = len(rows.columns), len(np.unique(rows.columns.request))
+    manifest = msgspec.structs.replace(whole.manifest, tokens=tokens, steps=steps, requests=requests)
+    return Trace(whole.path, manifest, rows, whole.batching)
 
 
 def prefix_steps(trace: Trace, share: float, least: int = 1) -> int:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracekit.rows import PREFILL
 from tracekit.trace import Trace
@@ -39,7 +40,7 @@ def known_requests(trace: Trace, digests: Collection[str]) -> list[int]:
     return [number for number, own in request_digests(trace).items() if known.intersection(own)]
 
 
-def _digest(trace: Trace, rows: np.ndarray) -> str:
+def _digest(trace: Trace, rows: NDArray[np.intp]) -> str:
     tokens = trace.token_id[rows]
     if (tokens >= 0).all():
         return hashlib.sha256(b"tokens" + tokens.astype("<i4").tobytes()).hexdigest()

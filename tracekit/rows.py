@@ -1,10 +1,10 @@
 """The rows of a trace and the rules they keep, checked when they are written and again when they are read."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ DECODE = 1
 UNUSED = 65535  # the expert id of a slot that no expert was chosen for
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-COLUMNS = ("step", "request", "position", "phase", "token_id")  # one number per row
+COLUMNS = ("step", "request", "position", "phase", "token_id")  # of `Columns`, in the order of a shard
 _LIMITS: dict[str, tuple[int, int | None]] = {
     "request": (0, None),
     "position": (0, None),
@@ -27,36 +27,53 @@ _CHUNK = 1 << 22  # lookups looked at at once: keeps temporaries in cache
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Consecutive tokens, one row each; experts [tokens, layers, k], everything else [tokens]."""
+class Columns:
+    """What is one number for each of consecutive tokens, [tokens] each."""
 
     step: NDArray[np.int32]
     request: NDArray[np.int32]
     position: NDArray[np.int32]
     phase: NDArray[np.uint8]
     token_id: NDArray[np.int32]
-    experts: NDArray[np.uint16]
 
     def __len__(self) -> int:
         return len(self.step)
 
-    @classmethod
-    def join(cls, parts: list["Rows"], layers: int, top_k: int) -> "Rows":
-        """`parts` end to end as read-only arrays; no rows at all when there are none."""
-        if len(parts) == 1:
-            return parts[0]
-        columns = join_columns([{name: getattr(part, name) for name in COLUMNS} for part in parts])
-        none = np.zeros((0, layers, top_k), dtype=np.uint16)
-        return cls(**columns, experts=np.concatenate([part.experts for part in parts] or [none]))
+    def take(self, rows: slice | NDArray[np.int64]) -> "Columns":
+        """These rows, read-only."""
+        return Columns(*(fixed(getattr(self, name)[rows]) for name in COLUMNS))
+
+    @staticmethod
+    def join(parts: "Sequence[Columns]") -> "Columns":
+        """`parts` end to end as read-only arrays; empty ones when there are no parts."""
+        empty = np.zeros(0, np.int32)
+        none = Columns(empty, empty, empty, np.zeros(0, np.uint8), empty)
+        return Columns(*(fixed(np.concatenate([getattr(part, name) for part in parts or [none]])) for name in COLUMNS))
 
 
-def join_columns(parts: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Columns end to end as read-only arrays; empty ones when there are no parts."""
-    none = {name: np.zeros(0, np.uint8 if name == "phase" else np.int32) for name in COLUMNS}
-    columns = {name: np.concatenate([part[name] for part in parts or [none]]) for name in COLUMNS}
-    for column in columns.values():
-        column.flags.writeable = False
-    return columns
+@dataclass(frozen=True, slots=True)
+class Rows(Columns):
+    """Consecutive tokens; experts [tokens, layers, k]."""
+
+    experts: NDArray[np.uint16]
+
+
+def fixed(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    """The array, read-only."""
+    array.flags.writeable = False
+    return array
+
+
+def first_appearances(request: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
+    """Requests numbered from 0 in order of appearance: the number of each row's, [tokens], and how many there are."""
+    if not len(request):
+        return np.zeros(0, np.int32), 0
+    # Rows of a request mostly follow each other: only runs are sorted.
+    starts = np.flatnonzero(np.append(True, request[1:] != request[:-1]))
+    values, first, inverse = np.unique(request[starts], return_index=True, return_inverse=True)
+    rank = np.empty(len(values), np.int32)
+    rank[np.argsort(first)] = np.arange(len(values), dtype=np.int32)
+    return np.repeat(rank[inverse.reshape(-1)], np.diff(np.append(starts, len(request)))), len(values)
 
 
 @contextlib.contextmanager
@@ -68,15 +85,9 @@ def damaged(path: Path) -> Iterator[None]:
         raise TraceError(f"{path} is damaged: {error}") from None
 
 
-def check_rows(rows: Rows, experts_per_layer: list[int]) -> None:
+def check_columns(columns: Columns) -> None:
     """Raise TraceError, naming the first offending row, unless every value is one that a trace may hold."""
-    check_columns({name: getattr(rows, name) for name in ("step", *_LIMITS)})
-    check_ids(rows.experts, experts_per_layer)
-
-
-def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
-    """The part of `check_rows` that needs no experts; each column [tokens]."""
-    step = columns["step"]
+    step = columns.step
     if len(step) == 0:
         return
     backwards = np.flatnonzero(step[1:] < step[:-1])
@@ -84,7 +95,7 @@ def check_columns(columns: Mapping[str, NDArray[Any]]) -> None:
         row = int(backwards[0]) + 1 if backwards.size else 0
         raise TraceError(f"row {row}: step {step[row]} is negative or comes after a later step")
     for name, (low, high) in _LIMITS.items():
-        column = columns[name]
+        column = getattr(columns, name)
         wrong = column < low if high is None else (column < low) | (column > high)
         if wrong.any():
             row = int(wrong.argmax())

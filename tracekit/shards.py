@@ -5,19 +5,20 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
-from tracekit.rows import COLUMNS, Rows
+from tracekit.rows import COLUMNS, Columns, fixed
 
 if TYPE_CHECKING:
     import polars as pl
 
 _T = TypeVar("_T")
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 _BLOCK_LOOKUPS = 1 << 22
 
 
@@ -34,38 +35,58 @@ def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataTy
     return schema
 
 
-def write_routing(file: BinaryIO, rows: Rows, weights: NDArray[np.float16] | None, manifest: Manifest) -> None:
-    """Write one routing shard; the same rows give the same bytes."""
+def routing_table(
+    columns: Columns, experts: NDArray[np.uint16], weights: NDArray[np.float16] | None, manifest: Manifest
+) -> "pl.DataFrame":
+    """Rows as a routing shard holds them; experts and weights [rows, layers, k]."""
     import polars as pl
 
-    columns: dict[str, NDArray[Any]] = {name: getattr(rows, name) for name in COLUMNS}
-    columns["experts"] = rows.experts.reshape(len(rows), -1)
+    data: dict[str, NDArray[np.generic]] = {name: getattr(columns, name) for name in COLUMNS}
+    data["experts"] = experts.reshape(len(columns), -1)
     if weights is not None:
-        columns["weights"] = weights.reshape(len(rows), -1)
-    frame = pl.DataFrame(columns, schema=routing_schema(manifest, weights=weights is not None))
+        data["weights"] = weights.reshape(len(columns), -1)
+    return pl.DataFrame(data, schema=routing_schema(manifest, weights=weights is not None))
+
+
+def write_routing(file: BinaryIO, table: "pl.DataFrame", manifest: Manifest) -> None:
+    """Write one routing shard; the same rows give the same bytes."""
     # Through memory: a full disk is then an OSError like any other, not an error of polars.
     encoded = io.BytesIO()
-    frame.write_parquet(encoded, compression="zstd", statistics=False, row_group_size=block_rows(manifest))
+    table.write_parquet(encoded, compression="zstd", statistics=False, row_group_size=block_rows(manifest))
     file.write(encoded.getbuffer())
 
 
-def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], bool]:
+def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns, bool]:
     """The columns of a routing shard that are one number per row, undigested, and whether it holds weights."""
-    weights = "weights" in _guard(path, lambda: _polars().scan_parquet(regular_file(path), glob=False).collect_schema())
-    _check_shape(path, shard, routing_schema(manifest, weights=weights))
-    frame = _guard(path, lambda: _polars().read_parquet(path, columns=list(COLUMNS), glob=False))
-    return {name: _array(path, frame, name, (shard.rows,)) for name in COLUMNS}, weights
+    import polars as pl
+
+    found = _guard(path, lambda: pl.scan_parquet(regular_file(path), glob=False).collect_schema())
+    weights = "weights" in found
+    wanted = routing_schema(manifest, weights=weights)
+    if list(found.items()) != list(wanted.items()):
+        expected = ", ".join(f"{name} {kind}" for name, kind in wanted.items())
+        raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
+    rows = _guard(path, lambda: pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+    if rows != shard.rows:
+        raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
+    frame = _guard(path, lambda: pl.read_parquet(path, columns=list(COLUMNS), glob=False))
+
+    def column(name: str, dtype: type[_Scalar]) -> NDArray[_Scalar]:
+        return _array(path, frame, name, dtype, (shard.rows,))
+
+    step, request, position = column("step", np.int32), column("request", np.int32), column("position", np.int32)
+    return Columns(step, request, position, column("phase", np.uint8), column("token_id", np.int32)), weights
 
 
 def read_block(
-    path: Path, shard: Shard, manifest: Manifest, column: Literal["experts", "weights"], first: int, count: int
-) -> NDArray[Any]:
+    path: Path, shard: Shard, manifest: Manifest, column: str, dtype: type[_Scalar], first: int, count: int
+) -> NDArray[_Scalar]:
     """`count` rows of an array column of a routing shard, [count, layers, k], from row `first` of the shard on."""
+    import polars as pl
+
     source = regular_file(path)
-    frame = _guard(
-        path, lambda: _polars().scan_parquet(source, glob=False).slice(first, count).select(column).collect()
-    )
-    return _array(path, frame, column, (count, len(manifest.moe_layers), manifest.top_k))
+    frame = _guard(path, lambda: pl.scan_parquet(source, glob=False).slice(first, count).select(column).collect())
+    return _array(path, frame, column, dtype, (count, len(manifest.moe_layers), manifest.top_k))
 
 
 def block_rows(manifest: Manifest) -> int:
@@ -108,39 +129,22 @@ def installed_memory() -> int:
         return 64 << 30
 
 
-def _check_shape(path: Path, shard: Shard, schema: "dict[str, pl.DataType]") -> None:
-    """Raise TraceError unless a shard has the columns and the number of rows that it should."""
-    found = _guard(path, lambda: _polars().scan_parquet(path, glob=False).collect_schema())
-    if list(found.items()) != list(schema.items()):
-        expected = ", ".join(f"{name} {kind}" for name, kind in schema.items())
-        raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
-    rows = _guard(path, lambda: _polars().scan_parquet(path, glob=False).select(_polars().len()).collect().item())
-    if rows != shard.rows:
-        raise TraceError(f"{path} holds {rows} rows, the manifest says {shard.rows}")
-
-
-def _array(path: Path, frame: "pl.DataFrame", name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _array(
+    path: Path, frame: "pl.DataFrame", name: str, dtype: type[_Scalar], shape: tuple[int, ...]
+) -> NDArray[_Scalar]:
     column = frame[name]
-    wanted = {"phase": np.uint8, "experts": np.uint16, "weights": np.float16}.get(name, np.int32)
     array = _guard(path, column.to_numpy)
     # A null inside an array column turns the whole column into another type.
-    if column.null_count() or array.dtype != wanted or array.size != np.prod(shape, dtype=np.int64):
+    if column.null_count() or array.dtype != dtype or array.size != np.prod(shape, dtype=np.int64):
         raise TraceError(f"{path}: column {name} has holes or the wrong type")
-    array = array.reshape(shape)
-    array.flags.writeable = False
-    return array
-
-
-def _polars() -> Any:
-    import polars
-
-    return polars
+    return fixed(array.reshape(shape))
 
 
 def _guard(path: Path, read: Callable[[], _T]) -> _T:
-    pl = _polars()
+    from polars.exceptions import PanicException, PolarsError
+
     try:
         return read()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as error:
+    except (PolarsError, PanicException, OSError, ValueError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise TraceError(f"{path} is not a readable routing shard: {first[:200]}") from None

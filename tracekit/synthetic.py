@@ -18,7 +18,6 @@ Requests are `request_tokens` long, all decode, a step each. A trace is the same
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -160,7 +159,7 @@ class _Draw:
         fresh = (rng.random((tokens, recipe.layers)) >= recipe.persistence) | begins[:, None]
         latest = np.maximum.accumulate(np.where(fresh, np.arange(tokens)[:, None], -1), axis=0)
         kept = np.take_along_axis(experts, np.maximum(latest, 0)[:, :, None], axis=0)
-        chosen: NDArray[Any] = np.where((latest >= 0)[:, :, None], kept, self._last)
+        chosen: NDArray[np.uint16] = np.where((latest >= 0)[:, :, None], kept, self._last)
         self._last = chosen[-1]
         self._token += tokens
         return chosen

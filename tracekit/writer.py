@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,11 +15,12 @@ from tracekit import shards as shard_files
 from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import TraceError
 from tracekit.manifest import MANIFEST_NAME, Manifest, Shard, is_shard_name, load_manifest
-from tracekit.rows import UNUSED, Rows, check_distinct, check_rows, check_weights
+from tracekit.rows import UNUSED, Columns, Rows, check_columns, check_distinct, check_ids, check_weights
 from tracekit.tensorfile import write_tensor
 
 _KEPT_BY_WRITER = {"tokens", "requests", "steps", "shards", "complete", "notes", "versions"}
 _F16 = np.finfo(np.float16)
+_Integer = TypeVar("_Integer", bound=np.integer)
 
 
 class TraceWriter:
@@ -64,7 +66,7 @@ class TraceWriter:
     @property
     def rows(self) -> int:
         """Rows given so far, flushed or not."""
-        return self._base.tokens + self._pending
+        return self._base.tokens + sum(len(part) for part in self._rows)
 
     @property
     def next_step(self) -> int:
@@ -115,7 +117,8 @@ class TraceWriter:
             token_id=_column("token_id", token_id, len(chosen), np.int32),
             experts=_integers("experts", chosen, np.uint16),
         )
-        check_rows(rows, self._base.experts_per_layer)
+        check_columns(rows)
+        check_ids(rows.experts, self._base.experts_per_layer)
         check_distinct(rows.experts)
         earliest = self.next_step - 1 if self._rows else self._last_step + 1
         if rows.step[0] < earliest:
@@ -130,37 +133,28 @@ class TraceWriter:
         if not self._rows:
             return
         base = self._base
-        rows = Rows.join(self._rows, len(base.moe_layers), base.top_k)
-        number = len(base.shards_of("routing"))
+        columns, experts = Columns.join(self._rows), np.concatenate([part.experts for part in self._rows])
         parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
         weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
         with reporting(self.path):
-            added = [
-                self._write_shard(
-                    f"routing-{number:05d}.parquet",
-                    "routing",
-                    len(rows),
-                    lambda file: shard_files.write_routing(file, rows, weights, base),
-                )
-            ]
+            table = shard_files.routing_table(columns, experts, weights, base)
+            number = len(base.shards_of("routing"))
+            write = partial(shard_files.write_routing, table=table, manifest=base)
+            added = [self._write_shard("routing", f"{number:05d}.parquet", len(columns), write)]
             for kind in sorted(parts):
-                tensor = "logits" if kind == "logits" else "lookahead"
-
-                def fill(file: BinaryIO, kind: str = kind, tensor: str = tensor) -> None:
-                    write_tensor(file, tensor, parts[kind])
-
-                added.append(self._write_shard(f"{kind}-{number:05d}.safetensors", kind, len(rows), fill))
-            requests = self._requests | set(np.unique(rows.request).tolist())
+                write = partial(write_tensor, name=kind.partition("-")[0], pieces=parts[kind])
+                added.append(self._write_shard(kind, f"{number:05d}.safetensors", len(columns), write))
+            requests = self._requests | set(np.unique(columns.request).tolist())
             self._store(
                 msgspec.structs.replace(
                     base,
-                    tokens=base.tokens + len(rows),
+                    tokens=base.tokens + len(columns),
                     requests=len(requests),
-                    steps=base.steps + len(np.unique(rows.step)),
+                    steps=base.steps + len(np.unique(columns.step)),
                     shards=[*base.shards, *added],
                 )
             )
-        self._requests, self._last_step = requests, int(rows.step[-1])
+        self._requests, self._last_step = requests, int(columns.step[-1])
         self._rows, self._extras = [], []
 
     def finish(self) -> None:
@@ -189,10 +183,6 @@ class TraceWriter:
                 self.finish()
         finally:
             self.close()
-
-    @property
-    def _pending(self) -> int:
-        return sum(len(part) for part in self._rows)
 
     def _open(self, resume: bool) -> None:
         if self.path.exists() and not resume:
@@ -227,8 +217,8 @@ class TraceWriter:
             shard_files.check_digest(path, shard)
             if shard.kind == "routing":
                 columns, weighted = shard_files.read_columns(path, shard, found)
-                self._requests.update(np.unique(columns["request"]).tolist())
-                self._last_step = int(columns["step"][-1])
+                self._requests.update(np.unique(columns.request).tolist())
+                self._last_step = int(columns.step[-1])
                 kinds |= {"weights"} if weighted else set()
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
@@ -258,10 +248,10 @@ class TraceWriter:
             raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
         return arrays
 
-    def _write_shard(self, name: str, kind: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
-        path = self.path / name
+    def _write_shard(self, kind: str, suffix: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
+        path = self.path / f"{kind}-{suffix}"
         write_synced(path, fill)
-        return Shard(name=name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
+        return Shard(name=path.name, kind=kind, rows=rows, sha256=shard_files.file_digest(path))
 
     def _store(self, manifest: Manifest) -> None:
         data = manifest.encode()
@@ -269,17 +259,17 @@ class TraceWriter:
         self._base = manifest
 
 
-def _column(name: str, values: ArrayLike, rows: int, dtype: type[np.generic]) -> NDArray[Any]:
+def _column(name: str, values: ArrayLike, rows: int, dtype: type[_Integer]) -> NDArray[_Integer]:
     column = np.asarray(values)
     if column.shape not in ((), (rows,)):
         raise TraceError(f"{name} has shape {list(column.shape)}, expected [{rows}] or one value")
     return _integers(name, np.broadcast_to(column, (rows,)), dtype)
 
 
-def _integers(name: str, values: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+def _integers(name: str, values: NDArray[np.generic], dtype: type[_Integer]) -> NDArray[_Integer]:
     if values.dtype.kind not in "iu":
         raise TraceError(f"{name} holds {values.dtype}, expected integers")
-    limits = np.iinfo(dtype)  # type: ignore[type-var]
+    limits = np.iinfo(dtype)
     if values.size and (values.min() < limits.min or values.max() > limits.max):
         raise TraceError(f"{name} holds values from {values.min()} to {values.max()}, out of range")
     return values.astype(dtype)

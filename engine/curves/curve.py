@@ -11,7 +11,8 @@ from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from policies.events import BYPASS, HIT_PREFETCHED
 from tracekit.errors import TraceError
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 POINTS = 16
 

@@ -7,9 +7,10 @@ from numba import njit
 
 from engine.decisions.foresight import Outlook
 from policies.cache import CacheSpec
-from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 Signal = tuple[np.ndarray, np.ndarray]
 """One f64 per lookup of a piece of demand, in order of `keys` and in order of `recency`; empty if nothing is read."""
@@ -114,7 +115,7 @@ def _gate_weights(  # type: ignore[no-untyped-def]
         for row in range(steps[step], steps[step + 1]):
             for slot in range(k):
                 expert = experts[row, layer, slot]
-                if expert != 65535:
+                if expert != UNUSED:
                     scratch[layer * num_experts + expert] += weights[row, layer, slot]
         for i in range(start[visit], start[visit + 1]):
             by_demand[i] = scratch[keys[i]]

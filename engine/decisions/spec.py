@@ -7,8 +7,8 @@ import numpy as np
 from engine.plan.plan import Plan
 from policies.cache import CacheSpec
 from policies.registry import eviction_policy, prefetcher
-from tracekit.demand import ABSENT
 from tracekit.errors import PlanError
+from tracekit.rows import UNUSED
 from tracekit.trace import Trace
 
 
@@ -65,7 +65,7 @@ def most_popular(
     if list(profile.manifest.experts_per_layer) != list(experts_per_layer):
         raise PlanError(f"{profile.path} is of a model with other MoE layers or experts: it is no profile for this one")
     layers, experts = len(experts_per_layer), max(experts_per_layer)
-    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != ABSENT]
+    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != UNUSED]
     order = np.argsort(-np.bincount(keys, minlength=layers * experts), kind="stable")
     left = list(capacity)
     pinned = []

@@ -12,7 +12,8 @@ from engine.simulator.costs import Costs
 from engine.simulator.timeline import STALLS
 from policies.cache import CacheSpec
 from tracekit.demand import Demand
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 BOUNDED_LOOKUPS = 20_000_000
 """Beyond this many chosen experts a replay computes bounds only when asked to: they hold all demand in memory."""

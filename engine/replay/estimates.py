@@ -7,7 +7,7 @@ from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, STALLS
-from tracekit.trace import DECODE
+from tracekit.rows import DECODE
 
 JOULES_PER_KWH = 3.6e6
 OVERHEAD = CAUSES.index("overhead")

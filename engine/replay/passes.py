@@ -17,7 +17,8 @@ from engine.simulator.timeline import CAUSES, Timeline
 from policies.cache import CacheSpec
 from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit.demand import Demand, step_starts
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from engine.simulator.timeline import CAUSES
 from policies.cache import CacheSpec
 from policies.events import BYPASS, KIND_SHIFT, LOAD, PREFETCH, Events
 from tracekit.demand import Demand
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 LATE = CAUSES.index("late_prefetch")
 

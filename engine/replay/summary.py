@@ -9,7 +9,7 @@ from engine.replay.result import Counts, HitsBy, Time, Tpot
 from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
 from policies.events import BYPASS, HIT_PREFETCHED, LOAD, PREFETCH
-from tracekit.trace import DECODE
+from tracekit.rows import DECODE
 
 
 def counts_of(done: Replayed, phases: Sequence[int], *, sized: bool) -> Counts:

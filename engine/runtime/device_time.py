@@ -78,7 +78,7 @@ class EventTime:
         torch.cuda.synchronize(self._device)
 
     def head_start(self) -> None:
-        torch.cuda._sleep(HEAD_START_CYCLES)
+        torch.cuda._sleep(HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
 
 
 def device_time(device: torch.device) -> DeviceTime:

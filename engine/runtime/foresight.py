@@ -14,9 +14,9 @@ from engine.decisions.foresight import Ranking, estimator_of, predictor_of
 from policies.cache import ExpertCache
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until
-from tracekit.demand import ABSENT
 from tracekit.errors import PlanError
 from tracekit.recorder.describe import config_digest, identity
+from tracekit.rows import UNUSED
 
 
 class Foresight:
@@ -60,7 +60,7 @@ class Foresight:
         ids u16 [tokens, k], weights and lookahead f16 as read back; tokens [tokens] are vocabulary ids, -1 if unknown.
         """
         own = self._experts_per_layer[layer]
-        ids = np.where(ids < own, ids, ABSENT)
+        ids = np.where(ids < own, ids, UNUSED)
         hint = signal = None
         if self._prefetch_session is not None:
             hint = []

@@ -19,24 +19,32 @@ from engine.runtime.storage.slab_layout import Layout, QuantisedLayout
 ROWS = 64  # at least so many are quantised to see what all of them would take
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`peak` is the most bytes that tensors made within the block took at a time; views of older ones take none."""
 
     def __init__(self, *older: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._older = {tensor.untyped_storage()._cdata for tensor in older}
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+        self.peak: int = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         made = func(*args, **(kwargs or {}))
-        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self._alive = {key: entry for key, entry in self._alive.items() if not _is_gone(entry[0])}
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._older:
                 storage = tensor.untyped_storage()
-                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._alive[storage._cdata] = (_weakly(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return made
+
+
+def _weakly(storage: torch.UntypedStorage) -> StorageWeakRef:
+    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def _is_gone(storage: StorageWeakRef) -> bool:
+    return bool(storage.expired())  # type: ignore[no-untyped-call]
 
 
 def expansion_bytes(layout: Layout) -> int:
@@ -44,7 +52,8 @@ def expansion_bytes(layout: Layout) -> int:
     if not isinstance(layout, QuantisedLayout):
         return 0
     slab = torch.empty(layout.bytes, dtype=torch.uint8, device="meta")
-    with torch.inference_mode(), PeakBytes(slab) as counted:
+    counted = PeakBytes(slab)
+    with torch.inference_mode(), counted:
         layout.weights(layout.views(slab))
     return counted.peak
 
@@ -55,7 +64,8 @@ def matrix_expansion_bytes(rows: int, cols: int, weight_format: WeightFormat, dt
         one.name: torch.empty(one.shape, dtype=getattr(torch, one.dtype), device="meta")
         for one in weight_format.tensors(rows, cols)
     }
-    with torch.inference_mode(), PeakBytes(*stored.values()) as counted:
+    counted = PeakBytes(*stored.values())
+    with torch.inference_mode(), counted:
         dequantise(stored, weight_format, rows, cols).to(dtype)
     return counted.peak
 
@@ -71,6 +81,7 @@ def quantising_bytes(matrices: Sequence[tuple[int, int]], weight_format: WeightF
     least = unit // gcd(cols, unit)
     few = min(rows, -(-ROWS // least) * least)
     matrix = torch.randn(few, cols, generator=torch.Generator().manual_seed(0)).to(dtype)
-    with torch.inference_mode(), PeakBytes(matrix) as counted:
+    counted = PeakBytes(matrix)
+    with torch.inference_mode(), counted:
         quantise(matrix, weight_format)
     return -(-(counted.peak + matrix.nbytes) * rows // few)

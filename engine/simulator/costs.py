@@ -1,6 +1,7 @@
 """Costs: what each piece of work takes on a modelled machine, in integer nanoseconds."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,7 @@ from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(NamedTuple):
     """Costs of every MoE layer of a trace on one machine.
 
     Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token).
@@ -73,6 +73,10 @@ class Costs:
     scale: float
     """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
+
+    def for_kernel(self) -> "Costs":
+        """The same without tuples: a tuple's length is part of its type, for which the kernel is compiled."""
+        return self._replace(expert_bytes=(), notes=())
 
     @property
     def copy_ns(self) -> np.ndarray:

@@ -1,18 +1,41 @@
 """What every command prints with: JSON for machines, tables for people, progress on a terminal's stderr."""
 
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from tracekit.progress import Advance, progress
+from tracekit.progress import progress
 
-__all__ = ["Advance", "emit_json", "progress", "table"]
+__all__ = ["emit_json", "number", "percent", "progress", "say", "table", "warn"]
 
 
-def emit_json(value: Any) -> None:
-    """Print `value` as one JSON document on stdout."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+def emit_json(value: object) -> None:
+    """Print `value`, of builtins and msgspec structs, as one JSON document on stdout."""
+    import json
+
+    import msgspec
+
+    print(json.dumps(value, indent=2, allow_nan=False, default=msgspec.to_builtins))
+
+
+def percent(ratio: float | None, digits: int = 2) -> str:
+    """`0.5` as `50.00 %`; a dash where there is none."""
+    return "-" if ratio is None else f"{100 * ratio:.{digits}f} %"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def say(text: str) -> None:
+    """A line on stderr, where results are not."""
+    print(text, file=sys.stderr)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """What to know before believing what was printed."""
+    for warning in warnings:
+        print(f"warning: {warning}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,9 +15,9 @@ from engine.shapes import ModelShape
 from experiments.study.grid import Study
 from experiments.study.sources import policies_digest, sources_digest
 from policies.learned.artefact import CARD
-from tracekit import Trace
 from tracekit.errors import PlanError
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
+from tracekit.trace import Trace
 from tracekit.version import own_version
 
 RESULTS = 1
@@ -42,7 +42,7 @@ class Routing:
             from tracekit.batched import batched
 
             trace = batched(trace, self.batch)
-        return trace if self.steps is None else PrefixTrace(trace, self.steps)
+        return trace if self.steps is None else first_steps(trace, self.steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.replay.passes import Steps
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,8 +23,8 @@ def measured_here(
     load: "Callable[[Plan], PreTrainedModel]", plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> HardwareProfile:
     """The profile of this machine by a model that `load` makes, and that is freed again. Raises TracekitError."""
-    from engine.runtime import offloaded
     from engine.runtime.calibration.engine_costs import calibrate
+    from engine.runtime.offload_state import offloaded
 
     *others, own = calibration_plans(plan)
     model = next(filter(None, (_unless_too_large(load, other) for other in others)), None) or load(own)

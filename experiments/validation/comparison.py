@@ -15,7 +15,8 @@ from engine.replay.setting import Setting
 from engine.replay.summary import prefetch_fates
 from policies.events import Events
 from tracekit.errors import ModelError
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 if TYPE_CHECKING:
     from engine.runtime.links.thread_link import EmulatedLink

@@ -12,7 +12,7 @@ from engine.plan.plan import Plan
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from tracekit.errors import ModelError
-from tracekit.prefix import PrefixTrace
+from tracekit.prefix import first_steps
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def validate_routing(
     steps: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     emulate_link: "EmulatedLink | None" = None,
     threshold: float | None = None,
     progress: Callable[[str], object] | None = None,
@@ -54,7 +54,7 @@ def validate_routing(
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
     say = progress or (lambda text: None)
-    parse_device(device)
+    device = str(parse_device(device))
     directory = find_model(model)
     config = load_config(directory)
     check_experts(config, directory)
@@ -94,7 +94,7 @@ def validate_routing(
     return compare(
         f"random weights of {model}, routed by {routing.path}",
         plan,
-        PrefixTrace(routing, count),
+        first_steps(routing, count),
         measured,
         Machine(hardware, calibrated_here, device, emulate_link),
         tokens=Tokens(compared=0, identical=True),

@@ -1,17 +1,18 @@
 """Small random routings and plans for them, and the reference's decisions: one seed is one scenario."""
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.decisions.run import iter_decisions
 from policies.cache import CacheSpec
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
-from tracekit import Trace
+from tests.helpers.traces import MemoryRows, make_manifest
+from tracekit.rows import UNUSED, Columns
+from tracekit.trace import Trace
 
-UNUSED = 65535
 Recorded = list[tuple[int, int, int, int]]  # visit, kind, key, slot
 
 
@@ -87,32 +88,19 @@ def memory_trace(
     per_layer: list[int],
     step: np.ndarray | None = None,
     lookahead: dict[int, np.ndarray] | None = None,
+    phase: np.ndarray | None = None,
 ) -> Trace:
-    """What decisions and timelines read of a trace, without a file. The first step is prefill."""
+    """A trace without a file. The first step is prefill, unless `phase` [tokens] says otherwise."""
     tokens, layers, top_k = experts.shape
-    steps = np.arange(tokens, dtype=np.int32) if step is None else step
-    known = lookahead or {}
-    return cast(
-        Trace,
-        SimpleNamespace(
-            experts=experts,
-            experts_of=lambda first, last: experts[first:last],
-            has_weights=True,
-            weights_of=lambda first, last: ((experts[first:last] % 7 + 1) / 8).astype(np.float16),
-            num_experts=max(per_layer),
-            layers=layers,
-            tokens=tokens,
-            step=steps,
-            position=np.arange(tokens, dtype=np.int32),
-            phase=(steps > steps[:1]).astype(np.uint8),
-            top_k=top_k,
-            manifest=SimpleNamespace(experts_per_layer=per_layer),
-            lookahead=known.get,
-            lookahead_distances=sorted(known),
-            path="memory",
-            batching=None,
-        ),
+    number = np.arange(tokens, dtype=np.int32)
+    steps = number if step is None else step
+    phases = (steps > steps[:1]).astype(np.uint8) if phase is None else phase
+    weights = ((experts % 7 + 1) / 8).astype(np.float16)
+    ahead = {f"lookahead-{distance}": values for distance, values in (lookahead or {}).items()}
+    rows = MemoryRows(
+        Columns(steps, np.zeros_like(number), number, phases, np.full_like(number, -1)), experts, weights, ahead
     )
+    return Trace(Path("memory"), make_manifest(layers, per_layer, top_k, tokens=tokens), rows)
 
 
 def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **fixed: Any) -> Scenario:

@@ -1,13 +1,19 @@
 """Small traces for tests: `make_trace(path, experts)` writes one, `random_experts` routes one."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from tracekit import DECODE, Manifest, ModelInfo, Trace, TraceWriter
+from tracekit.manifest import Manifest, ModelInfo
+from tracekit.rows import COLUMNS, DECODE, Columns
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 def make_manifest(layers: int = 2, experts: int | Sequence[int] = 8, top_k: int = 2, **fields: Any) -> Manifest:
@@ -22,6 +28,37 @@ def make_manifest(layers: int = 2, experts: int | Sequence[int] = 8, top_k: int 
         "top_k": top_k,
     }
     return Manifest(**(settings | fields))
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """The rows of a trace that has no files, as its `RowSource`."""
+
+    columns: Columns
+    chosen: NDArray[np.uint16]
+    gates: NDArray[np.float16] | None = None
+    scores: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)  # logits and lookahead, by kind
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset([*self.scores, *([] if self.gates is None else ["weights"])])
+
+    def experts(self, first: int, last: int) -> NDArray[np.uint16]:
+        return self.chosen[first:last]
+
+    def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
+        return None if self.gates is None else self.gates[first:last]
+
+    def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
+        return self.scores[kind][first:last] if kind in self.scores else None
+
+    def scan(self) -> pl.LazyFrame:
+        arrays = {"experts": self.chosen} | ({} if self.gates is None else {"weights": self.gates})
+        flat = {name: array.reshape(len(array), -1) for name, array in arrays.items()}
+        return pl.LazyFrame({name: getattr(self.columns, name) for name in COLUMNS} | flat)
+
+    def digest(self, manifest: Manifest) -> str:
+        return hashlib.sha256(manifest.encode() + self.chosen.tobytes()).hexdigest()
 
 
 def make_trace(
@@ -71,3 +108,15 @@ def random_experts(
 ) -> NDArray[np.uint16]:
     """Distinct experts [tokens, layers, top_k], uniform and independent."""
     return rng.random((tokens, layers, experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip(file: Path, at: int | None = None, bit: int = 1) -> None:
+    """Change one byte of a file, in the middle unless said otherwise."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= bit
+    file.write_bytes(data)

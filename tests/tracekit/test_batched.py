@@ -11,9 +11,10 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.event_log import EventLog
 from engine.replay.replay import replay
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import DECODE, PREFILL, Trace
 from tracekit.batched import batched
 from tracekit.errors import PlanError
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 REQUESTS, PROMPT, ANSWER, LAYERS, EXPERTS, TOP_K = 5, 4, 9, 3, 8, 2
 
@@ -67,13 +68,6 @@ def test_it_replays_as_the_same_rows_on_disk(trace: Trace, tmp_path: Path, batch
     assert (found.hits, found.misses, found.phases) == (expected.hits, expected.misses, expected.phases)
     assert found.time == expected.time and found.bounds == expected.bounds
     assert found.lookups > 0
-
-
-def test_one_at_a_time_is_the_recording(trace: Trace) -> None:
-    view = batched(trace, 1)
-    for name in ("step", "request", "position", "phase", "token_id", "experts", "weights", "logits"):
-        assert np.array_equal(getattr(view, name), getattr(trace, name)), name
-        assert not getattr(view, name).flags.writeable
 
 
 def test_batching_shares_loads_between_requests(trace: Trace) -> None:

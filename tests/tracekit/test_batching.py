@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracekit.batching import first_appearances, poisson_arrivals, schedule
+from tracekit.batching import poisson_arrivals, schedule
 from tracekit.errors import PlanError
-from tracekit.rows import DECODE, PREFILL
+from tracekit.rows import DECODE, PREFILL, first_appearances
 
 SEEDS = st.integers(0, 2**32 - 1)
 

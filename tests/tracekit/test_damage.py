@@ -13,8 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace, TraceError, shards
+from tests.helpers.traces import flip, make_trace, random_experts
+from tracekit import shards
+from tracekit.errors import TraceError
+from tracekit.trace import Trace
 
 
 @pytest.fixture
@@ -227,13 +229,10 @@ def test_a_truncated_shard(path: Path, number: int, size: int) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_flipped_byte_anywhere(path: Path, number: int) -> None:
     file = path / Trace.open(path).manifest.shards[number].name
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 97):
-        damaged = bytearray(whole)
-        damaged[at] ^= 0x10
-        file.write_bytes(damaged)
+    for at in range(0, file.stat().st_size, 97):
+        flip(file, at, 0x10)
         assert file.name in refusal(path, verify=True)
-    file.write_bytes(whole)
+        flip(file, at, 0x10)
     Trace.open(path, verify=True)
 
 
@@ -241,9 +240,7 @@ def test_a_shard_is_digested_before_it_is_decoded(path: Path, monkeypatch: pytes
     """Over some flipped bytes the decoder aborts the process; over others it gives columns that nobody recorded, and
     a slice or a comparison may look at no more of a shard than its columns."""
     file = path / "routing-00000.parquet"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    file.write_bytes(data)
+    flip(file, bit=0x10)
     monkeypatch.setattr(shards, "read_columns", lambda *arguments: pytest.fail("a damaged shard was decoded"))
     with pytest.raises(TraceError, match=rf"{file.name} is truncated or damaged"):
         Trace.open(path)

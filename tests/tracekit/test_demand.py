@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.scenarios import memory_trace
-from tracekit import Trace
-from tracekit.demand import ABSENT, Demand, demand_of, iter_demand, step_starts
+from tracekit.demand import Demand, demand_of, iter_demand, step_starts
+from tracekit.rows import UNUSED
 
 Visits = list[tuple[int, list[int], list[int], list[int]]]  # layer, keys, recency, tokens
 
@@ -17,7 +17,7 @@ def by_definition(experts: np.ndarray, num_experts: int, step: np.ndarray) -> Vi
     for number in dict.fromkeys(step.tolist()):
         rows = experts[step == number]
         for layer in range(experts.shape[1]):
-            chosen = [layer * num_experts + int(e) for e in rows[:, layer].ravel() if e != ABSENT]
+            chosen = [layer * num_experts + int(e) for e in rows[:, layer].ravel() if e != UNUSED]
             keys = list(dict.fromkeys(chosen))
             recency = sorted(keys, key=lambda key: max(i for i, other in enumerate(chosen) if other == key))
             visits.append((layer, keys, recency, [chosen.count(key) for key in keys]))
@@ -34,13 +34,6 @@ def visits_of(demand: Demand) -> Visits:
     ]
 
 
-def trace_of(experts: np.ndarray, num_experts: int, step: np.ndarray, phase: np.ndarray) -> Trace:
-    """What `iter_demand` reads of a trace."""
-    trace = memory_trace(experts, [num_experts] * experts.shape[1], step)
-    trace.phase = phase  # type: ignore[misc]
-    return trace
-
-
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), chunk=st.integers(1, 100))
 def test_demand_is_as_defined_in_pieces_of_any_size(seed: int, chunk: int) -> None:
@@ -48,13 +41,13 @@ def test_demand_is_as_defined_in_pieces_of_any_size(seed: int, chunk: int) -> No
     layers, num_experts = int(rng.integers(1, 5)), int(rng.integers(1, 10))
     top_k, tokens = int(rng.integers(1, num_experts + 1)), int(rng.integers(1, 30))
     experts = rng.random((tokens, layers, num_experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
-    experts[rng.random(experts.shape) < rng.choice([0, 0.3, 1])] = ABSENT
+    experts[rng.random(experts.shape) < rng.choice([0, 0.3, 1])] = UNUSED
     # Step numbers may leave gaps.
     step = np.cumsum(rng.choice(([0, 1, 3], [1, 2])[int(rng.integers(2))], tokens)).astype(np.int32)
     if rng.random() < 0.2:
         experts[:, :, -1] = experts[:, :, 0]  # a row may repeat an expert
     phase = rng.integers(0, 2, tokens).astype(np.uint8)
-    pieces = list(iter_demand(trace_of(experts, num_experts, step, phase), chunk))
+    pieces = list(iter_demand(memory_trace(experts, [num_experts] * layers, step, phase=phase), chunk))
     assert [visit for piece in pieces for visit in visits_of(piece)] == by_definition(experts, num_experts, step)
     first_rows = [int(np.flatnonzero(step == number)[0]) for number in dict.fromkeys(step.tolist())]
     assert np.concatenate([piece.phase for piece in pieces]).tolist() == phase[first_rows].tolist()
@@ -83,11 +76,11 @@ def test_step_starts(step: list[int], starts: list[int]) -> None:
 
 
 def test_no_tokens_no_demand() -> None:
-    nothing = trace_of(np.empty((0, 2, 2), np.uint16), 4, np.empty(0, np.int32), np.empty(0, np.uint8))
+    nothing = memory_trace(np.empty((0, 2, 2), np.uint16), [4, 4])
     assert list(iter_demand(nothing)) == []
 
 
 def test_a_step_larger_than_a_piece_stays_whole() -> None:
     experts = np.zeros((50, 1, 1), np.uint16)
-    pieces = list(iter_demand(trace_of(experts, 1, np.zeros(50, np.int32), np.zeros(50, np.uint8)), chunk=1))
+    pieces = list(iter_demand(memory_trace(experts, [1], np.zeros(50, np.int32)), chunk=1))
     assert [piece.tokens.tolist() for piece in pieces] == [[50]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import make_trace
-from tracekit import Trace
 from tracekit.stats.independence import looks_independent
+from tracekit.trace import Trace
 
 
 def routed(path: Path, stay: float, zipf: float, tokens: int = 600, request: np.ndarray | None = None) -> Trace:

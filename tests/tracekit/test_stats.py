@@ -9,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter, import_trace, shards
+from tracekit import shards
+from tracekit.importers import import_trace
+from tracekit.rows import DECODE, PREFILL, UNUSED
 from tracekit.stats import TraceStats, describe
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 def test_a_trace_counted_by_hand(tmp_path: Path) -> None:

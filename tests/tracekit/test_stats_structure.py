@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import DECODE, PREFILL, UNUSED, Trace, shards
+from tracekit import shards
+from tracekit.rows import DECODE, PREFILL, UNUSED
 from tracekit.stats import describe
 from tracekit.stats.drift import divergence
 from tracekit.stats.locality import WINDOWS
 from tracekit.stats.order import order_of
+from tracekit.trace import Trace
 
 
 def chosen(trace: Trace, row: int, layer: int) -> list[int]:

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracekit import Trace, TraceError, synthetic
+from tracekit import synthetic
+from tracekit.errors import TraceError
 from tracekit.stats import describe
 from tracekit.synthetic import Recipe, synthesize
+from tracekit.trace import Trace
 
 
 def make(tmp_path: Path, **fields: Any) -> Trace:

@@ -14,13 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import tracekit
-from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, PREFILL, UNUSED, Trace, TraceWriter
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+from tests.helpers.traces import contents, make_manifest, make_trace, random_experts
+from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 
 @st.composite
@@ -159,32 +156,3 @@ def test_importing_loads_neither_torch_nor_polars(statement: str) -> None:
     check = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-
-
-def test_public_names() -> None:
-    """A name here is a promise: removing one is a breaking change, adding one wants a reason."""
-    assert set(tracekit.__all__) == {
-        "CapacityError",
-        "DECODE",
-        "HardwareError",
-        "ImportFormatError",
-        "Manifest",
-        "ModelError",
-        "ModelInfo",
-        "PREFILL",
-        "PlanError",
-        "PolicyError",
-        "Shard",
-        "ShapeError",
-        "StudyError",
-        "Trace",
-        "TraceError",
-        "TraceWriter",
-        "TracekitError",
-        "UNUSED",
-        "import_trace",
-    }
-    for name in tracekit.__all__:
-        assert getattr(tracekit, name) is not None
-    with pytest.raises(AttributeError):
-        _ = tracekit.nothing_of_this_name

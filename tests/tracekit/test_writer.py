@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.traces import make_manifest, random_experts
-from tracekit import Manifest, Trace, TraceError, TraceWriter
+from tests.helpers.traces import contents, flip, make_manifest, random_experts
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 SHARDS, ROWS = 2, 4
 MANIFEST = make_manifest(layers=2, experts=8, top_k=2)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def shard(number: int) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def test_sigkill_leaves_the_finished_shards(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from tests.tracekit.test_writer import MANIFEST, shard
-from tracekit import TraceWriter
+from tracekit.writer import TraceWriter
 writer = TraceWriter(Path(sys.argv[1]), MANIFEST)
 for number in range(100000):
     writer.append(**shard(number))
@@ -262,12 +261,10 @@ def test_another_recording_is_not_continued(tmp_path: Path) -> None:
     before = contents(path)
     assert "its seed differs" in refused(path, make_manifest(seed=1), resume=True)
     assert "its experts_per_layer differs" in refused(path, make_manifest(experts=9), resume=True)
-    shards = list(path.glob("routing-*"))
-    damaged = bytearray(shards[0].read_bytes())
-    damaged[100] ^= 1
-    shards[0].write_bytes(damaged)
+    (routing,) = path.glob("routing-*")
+    flip(routing, 100)
     assert "truncated or damaged" in refused(path, resume=True)
-    shards[0].write_bytes(before[shards[0].name])
+    flip(routing, 100)
     assert contents(path) == before
 
 

@@ -2,25 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
-from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
-from tracekit.errors import TraceError
-from tracekit.manifest import Manifest
+from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
+from tracekit.errors import TraceError, shortened
+from tracekit.manifest import SHAPE, Manifest
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
-_SAME = (
-    "moe_layers",
-    "model_layers",
-    "experts_per_layer",
-    "top_k",
-    "expert_params",
-    "expert_bytes",
-    "score_function",
-)
+_Value = TypeVar("_Value")
 
 
 def merge(traces: Sequence[Trace], output: str | Path, *, progress: Progress = lambda rows: None) -> Trace:
@@ -38,36 +30,26 @@ def merge(traces: Sequence[Trace], output: str | Path, *, progress: Progress = l
         for trace in traces:
             if trace.tokens:
                 step, request = writer.next_step - int(trace.step[0]), writer.next_request - int(trace.request.min())
-                copy_rows(pieces(trace), writer, progress, step=step, request=request)
+                copy_rows(trace, writer, progress, step=step, request=request)
         writer.finish()
     return Trace.open(output)
 
 
 def _check_same(one: Trace, other: Trace) -> None:
     first, second = one.manifest, other.manifest
-    values: list[tuple[str, Any, Any]] = [
+    values: list[tuple[str, object, object]] = [
         (f"model.{name}", getattr(first.model, name), getattr(second.model, name))
         for name in first.model.__struct_fields__
     ]
-    values += [(name, getattr(first, name), getattr(second, name)) for name in _SAME]
+    values += [(name, getattr(first, name), getattr(second, name)) for name in SHAPE]
     if one.tokens and other.tokens:
-        values.append(("recorded arrays", _carried(one), _carried(other)))
+        values.append(("recorded arrays", sorted({"routing", *one.kinds}), sorted({"routing", *other.kinds})))
     for name, mine, its in values:
         if mine != its:
             raise TraceError(
-                f"cannot merge {one.path} and {other.path}: their {name} differ ({_short(mine)} and {_short(its)}); "
-                "merge recordings of the same model with the same options"
+                f"cannot merge {one.path} and {other.path}: their {name} differ ({shortened(mine)} and "
+                f"{shortened(its)}); merge recordings of the same model with the same options"
             )
-
-
-def _carried(trace: Trace) -> list[str]:
-    kinds = {shard.kind for shard in trace.manifest.shards}
-    return sorted(kinds | ({"weights"} if trace.has_weights else set()))
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _manifest(traces: Sequence[Trace]) -> Manifest:
@@ -84,21 +66,15 @@ def _manifest(traces: Sequence[Trace]) -> Manifest:
         notes += [f"part {number}: incomplete recording"] if not trace.manifest.complete else []
         notes += [f"part {number}: {note}" for note in trace.manifest.notes]
     return msgspec.structs.replace(
-        first,
+        first.without_rows(notes),
         # What is in part synthetic must not pass for a recording.
         source=sources[0] if len(sources) == 1 else "synthetic" if artificial else "merge",
         versions=_common([manifest.versions for manifest in manifests]),
         sampling=_common([manifest.sampling for manifest in manifests]),
         prompts_sha256=first.prompts_sha256 if len({m.prompts_sha256 for m in manifests}) == 1 else None,
         seed=first.seed if len({manifest.seed for manifest in manifests}) == 1 else None,
-        tokens=0,
-        requests=0,
-        steps=0,
-        shards=[],
-        complete=False,
-        notes=notes,
     )
 
 
-def _common(tables: list[dict[str, Any]]) -> dict[str, Any]:
+def _common(tables: list[dict[str, _Value]]) -> dict[str, _Value]:
     return {name: value for name, value in tables[0].items() if all(table.get(name) == value for table in tables)}

@@ -1,23 +1,20 @@
-"""A trace's rows with everything they carry, in pieces of whole steps; and an output that is there whole or not."""
+"""A trace's rows, with all that they carry, copied in pieces of whole steps; an output that is there whole or not."""
 
 import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
+from tracekit.arrays import Bools
 from tracekit.demand import step_starts
 from tracekit.durable import reporting
 from tracekit.errors import TraceError
-from tracekit.manifest import lookahead_distance
 from tracekit.rows import check_distinct, damaged
-from tracekit.tensorfile import map_tensor
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
@@ -27,47 +24,52 @@ Progress = Callable[[int], object]
 _PIECE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive rows of whole steps: `columns` as `TraceWriter.append` takes them, `rows` of the trace looked at."""
+def copy_rows(
+    trace: Trace, writer: TraceWriter, progress: Progress, *, keep: Bools | None = None, step: int = 0, request: int = 0
+) -> None:
+    """Append all rows in order, or those to `keep` [tokens], with `step` and `request` added to their numbers.
 
-    columns: dict[str, Any]
-    rows: int
-
-
-def pieces(trace: Trace, keep: NDArray[np.bool_] | None = None) -> Iterator[Piece]:
-    """All rows in order, or those to `keep` [tokens]; with memory for one piece of about 64 MiB, or one step.
-
-    Raises TraceError, before any piece, when a shard's digest is not its manifest's.
+    A shard, and memory, for each piece of about 64 MiB, or one step. Raises TraceError, before anything is written,
+    when a shard's digest is not its manifest's.
     """
     for shard in trace.manifest.shards:  # what is written gets a digest of its own: damage would look sound
         shard_files.check_digest(trace.path / shard.name, shard)
-    readers = {kind: DenseReader(trace, kind) for kind in {shard.kind for shard in trace.manifest.shards} - {"routing"}}
     starts = step_starts(trace.step)
-    width = 17 + 8 * trace.layers * trace.top_k + sum(reader.bytes_per_row for reader in readers.values())
+    extents = [trace.manifest.extent(kind) for kind in trace.manifest.dense_kinds()]
+    width = 17 + 8 * trace.layers * trace.top_k + sum(2 * layers * experts for layers, experts in extents)
     most = max(1, _PIECE_BYTES // width)
-    step = 0
-    while step < len(starts) - 1:
-        after = max(step + 1, int(np.searchsorted(starts, starts[step] + most, side="right")) - 1)
-        first, last = int(starts[step]), int(starts[after])
-        step = after
-        chosen = np.arange(first, last) if keep is None else first + np.flatnonzero(keep[first:last])
+    done = 0
+    while done < len(starts) - 1:
+        after = max(done + 1, int(np.searchsorted(starts, starts[done] + most, side="right")) - 1)
+        first, last = int(starts[done]), int(starts[after])
+        done = after
+        chosen = np.arange(last - first) if keep is None else np.flatnonzero(keep[first:last])
         if len(chosen):
-            yield Piece(_columns(trace, readers, first, last, chosen), last - first)
-        else:
-            yield Piece({}, last - first)
-
-
-def copy_rows(
-    source: Iterator[Piece], writer: TraceWriter, progress: Progress, *, step: int = 0, request: int = 0
-) -> None:
-    """Append pieces, a shard each, with `step` and `request` added to the numbers of steps and requests."""
-    for piece in source:
-        if piece.columns:
-            moved = {"step": piece.columns["step"] + step, "request": piece.columns["request"] + request}
-            writer.append(**(piece.columns | moved))
+            _append(trace, writer, first, last, chosen, step, request)
             writer.flush()
-        progress(piece.rows)
+        progress(last - first)
+
+
+def _append(
+    trace: Trace, writer: TraceWriter, first: int, last: int, chosen: NDArray[np.intp], step: int, request: int
+) -> None:
+    """Append the `chosen` ones, [n], of the rows from `first` to `last`."""
+    columns, experts = trace.columns.take(first + chosen), trace.experts_of(first, last)
+    weights, logits = trace.weights_of(first, last), trace.dense_of("logits", first, last)
+    ahead = {distance: trace.dense_of(f"lookahead-{distance}", first, last) for distance in trace.lookahead_distances}
+    with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
+        check_distinct(experts, first)
+    writer.append(
+        step=columns.step.astype(np.int64) + step,
+        request=columns.request.astype(np.int64) + request,
+        position=columns.position,
+        phase=columns.phase,
+        token_id=columns.token_id,
+        experts=experts[chosen],
+        weights=None if weights is None else weights[chosen],
+        logits=None if logits is None else logits[chosen],
+        lookahead={distance: values[chosen] for distance, values in ahead.items() if values is not None},
+    )
 
 
 @contextlib.contextmanager
@@ -84,53 +86,3 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
             aside.rename(output)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-class DenseReader:
-    """Rows of logits or lookahead, mapped shard by shard."""
-
-    def __init__(self, trace: Trace, kind: str) -> None:
-        distance = lookahead_distance(kind)
-        extent = (trace.layers - (distance or 0), trace.num_experts)
-        self._shards = trace.manifest.shards_of(kind)
-        self._paths = [shard_files.regular_file(trace.path / shard.name) for shard in self._shards]
-        self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self._shards])])
-        self._name = "logits" if distance is None else "lookahead"
-        self._extent = extent
-        self.bytes_per_row = extent[0] * extent[1] * 2
-
-    def read(self, first: int, last: int) -> NDArray[np.float16]:
-        """Rows `first` to `last` (excluded), copied."""
-        parts = []
-        for number, shard in enumerate(self._shards):
-            start = int(self._starts[number])
-            if start < last and first < start + shard.rows:
-                values = map_tensor(self._paths[number], self._name, (shard.rows, *self._extent))
-                parts.append(np.array(values[max(0, first - start) : last - start]))
-        return np.concatenate(parts)
-
-
-def _columns(
-    trace: Trace, readers: dict[str, DenseReader], first: int, last: int, rows: NDArray[np.intp]
-) -> dict[str, Any]:
-    inside = rows - first
-    experts, weights = trace.experts_of(first, last), trace.weights_of(first, last)
-    with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
-        check_distinct(experts, first)
-    columns: dict[str, Any] = {
-        "step": trace.step[rows].astype(np.int64),
-        "request": trace.request[rows].astype(np.int64),
-        "position": trace.position[rows],
-        "phase": trace.phase[rows],
-        "token_id": trace.token_id[rows],
-        "experts": experts[inside],
-        "weights": None if weights is None else weights[inside],
-    }
-    lookahead = {}
-    for kind, reader in readers.items():
-        distance = lookahead_distance(kind)
-        if distance is None:
-            columns["logits"] = reader.read(first, last)[inside]
-        else:
-            lookahead[distance] = reader.read(first, last)[inside]
-    return columns | {"lookahead": lookahead}

@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.edit.pieces import Progress, copy_rows, pieces, whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
 from tracekit.errors import TraceError, did_you_mean
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -76,10 +75,9 @@ def slice_trace(
         f"sliced from {trace.path.name} ({manifest.tokens} tokens, digest {trace.digest[:16]}): {selection}",
         *([] if manifest.complete else ["sliced from an incomplete recording"]),
     ]
-    base = msgspec.structs.replace(manifest, tokens=0, requests=0, steps=0, shards=[], complete=False, notes=notes)
     output = Path(output)
-    with whole_or_nothing(output) as aside, TraceWriter(aside, base) as writer:
-        copy_rows(pieces(trace, keep), writer, progress)
+    with whole_or_nothing(output) as aside, TraceWriter(aside, manifest.without_rows(notes)) as writer:
+        copy_rows(trace, writer, progress, keep=keep)
         writer.finish()
     return Trace.open(output)
 

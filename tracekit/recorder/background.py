@@ -31,11 +31,6 @@ class Background:
         self._raise()
         self._tasks.put(task)
 
-    def wait(self) -> None:
-        """Wait until all tasks have run."""
-        self._tasks.join()
-        self._raise()
-
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -62,5 +57,3 @@ class Background:
             except BaseException as error:
                 self._error = error
                 self._dropping = True
-            finally:
-                self._tasks.task_done()

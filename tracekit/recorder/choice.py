@@ -10,7 +10,7 @@ shape of what their router returns, which a few random rows show, never by the n
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Choice:
     form: Literal["pairs", "scores", "mask", "sorted"] = "pairs"
     at: tuple[int, ...] = ()
 
-    def read(self, output: Any, top_k: int, experts: int) -> tuple[Tensor, Tensor]:
+    def read(self, output: object, top_k: int, experts: int) -> tuple[Tensor, Tensor]:
         """(ids, weights), both [tokens, k], of what the router returned; an unused slot's id is NONE."""
         items = [(output if isinstance(output, tuple | list) else (output,))[place] for place in self.at]
         if self.form == "scores":

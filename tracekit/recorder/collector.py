@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.packing import Captured, Packed, Pass, Routing, pack
 from tracekit.recorder.seam import MoeLayer, router_logits
 
-__all__ = ["Packed", "Routing", "RoutingCollector"]
+Call = Callable[..., object]
+"""The `forward` of a module."""
 
 
 class RoutingCollector:
@@ -51,7 +52,7 @@ class RoutingCollector:
         numbers = sorted({layer.stack for layer in self.layers})
         self._open = {stack: _Open([la for la in self.layers if la.stack == stack]) for stack in numbers}
         self._done: deque[Pass] = deque()
-        self._watched: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+        self._watched: list[tuple[nn.Module, Call | None]] = []
 
     def __enter__(self) -> Self:
         for layer in self.layers:
@@ -106,19 +107,19 @@ class RoutingCollector:
                 missing = next(layer for layer in stack.layers if layer not in ran)
                 raise ModelError(f"{missing.name} took no part in a forward pass: its routing cannot be recorded")
 
-    def _watch(self, module: nn.Module, watching: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def _watch(self, module: nn.Module, watching: Callable[[Call], Call]) -> None:
         # In the place of `forward`: hooks cost several times as much, on every layer of every token.
         watcher = watching(module.forward)
         setattr(watcher, WATCHED, module.forward)
         self._watched.append((module, module.__dict__.get("forward")))
         module.forward = watcher
 
-    def _on_experts(self, layer: MoeLayer) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _on_experts(self, layer: MoeLayer) -> Callable[[Call], Call]:
         experts, computes_nothing = layer.num_experts, layer.gate.width > layer.num_experts
         chosen = self._chosen(layer)
 
-        def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
-            def watched(*args: Any, **kwargs: Any) -> Any:
+        def watching(forward: Call) -> Call:
+            def watched(*args: Tensor, **kwargs: Tensor) -> object:
                 # Families name them differently.
                 _, ids, weights = args if len(args) == 3 else (*args, *kwargs.values())[:3]
                 chosen(ids.masked_fill(ids >= experts, NONE) if computes_nothing else ids, weights)
@@ -128,16 +129,14 @@ class RoutingCollector:
 
         return watching
 
-    def _on_router(
-        self, layer: MoeLayer, ahead: tuple[tuple[int, MoeLayer], ...]
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _on_router(self, layer: MoeLayer, ahead: tuple[tuple[int, MoeLayer], ...]) -> Callable[[Call], Call]:
         stack, gate, choice = self._open[layer.stack], layer.gate, layer.choice
         keys = tuple((("ahead", distance, layer.index), later) for distance, later in ahead)
         key, choices = ("logits", 0, layer.index), gate.width or layer.num_experts
         with_logits, chosen = self.with_logits, self._chosen(layer) if choice.where == "router" else None
 
-        def watching(forward: Callable[..., Any]) -> Callable[..., Any]:
-            def watched(*args: Any, **kwargs: Any) -> Any:
+        def watching(forward: Call) -> Call:
+            def watched(*args: Tensor, **kwargs: Tensor) -> object:
                 hidden = args[0] if args else next(iter(kwargs.values()))
                 for place, later in keys:
                     stack.captured[place] = router_logits(later, hidden)

@@ -3,27 +3,29 @@
 import hashlib
 import json
 import re
-import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+import tokenizers
+import torch
+import transformers
 from torch import nn
+from transformers import PreTrainedModel
 
 from tracekit.manifest import Manifest, ModelInfo
 from tracekit.recorder.layers import model_depth
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.seam import MoeLayer
+from tracekit.version import own_version
 
-_LIBRARIES = ("moe-tracekit", "torch", "transformers", "tokenizers")
+_LIBRARIES = (torch, transformers, tokenizers)
 _CACHED = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]+)[/\\]*$")
 
 
 def describe(
-    model: nn.Module, layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
+    model: PreTrainedModel, layers: list[MoeLayer], options: RecordOptions, prompts_sha256: str, *, notes: list[str]
 ) -> Manifest:
     """The manifest of a recording about to be made of `model`, whose MoE layers are `layers`."""
-    config: Any = model.config
+    config = model.config
     identifier, revision = identity(model)
     scores = {layer.score_function for layer in layers}
     return Manifest(
@@ -42,7 +44,7 @@ def describe(
         expert_params=[layer.expert_params for layer in layers],
         expert_bytes=[layer.expert_bytes for layer in layers],
         score_function=scores.pop() if len(scores) == 1 else "unknown",
-        versions={name: _version(name) for name in _LIBRARIES},
+        versions={"moe-tracekit": own_version()} | {name.__name__: str(name.__version__) for name in _LIBRARIES},
         prompts_sha256=prompts_sha256,
         sampling=options.sampling(),
         seed=options.seed if options.do_sample and not options.score else None,
@@ -52,7 +54,7 @@ def describe(
 
 def identity(model: nn.Module) -> tuple[str, str | None]:
     """(id, revision) of a model: its hub name and commit, or the name of the directory it was loaded from."""
-    config: Any = model.config
+    config = getattr(model, "config", None)
     name = str(getattr(config, "_name_or_path", "") or "")
     revision = getattr(config, "_commit_hash", None)
     cached = _CACHED.search(name)
@@ -65,16 +67,8 @@ def identity(model: nn.Module) -> tuple[str, str | None]:
     return (Path(name).name or name) if is_path else name, revision
 
 
-def config_digest(config: dict[str, Any]) -> str:
+def config_digest(config: dict[str, object]) -> str:
     """sha256 of a configuration as sorted JSON, less what says how it was loaded rather than what it is."""
     loaded = ("transformers_version", "dtype", "torch_dtype")
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in loaded}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _version(library: str) -> str:
-    loaded = getattr(sys.modules.get(library), "__version__", None)  # reading what is installed takes milliseconds
-    try:
-        return str(loaded or metadata.version(library))
-    except metadata.PackageNotFoundError:
-        return "unknown"

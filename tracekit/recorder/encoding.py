@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from inspect import signature
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracekit.errors import ModelError
-from tracekit.recorder.generation import PADDING, Batch, Decoding, Forward
-from tracekit.recorder.layers import is_encoder_decoder
+from tracekit.recorder.generation import Batch, Decoding, Forward, read_forward
+from tracekit.recorder.layers import encoder_of, is_encoder_decoder
 from tracekit.rows import DECODE, PREFILL
+
+
+class Read(Protocol):
+    """What an encoder returns."""
+
+    last_hidden_state: Tensor
 
 
 class Encoding(Batch):
@@ -21,27 +27,18 @@ class Encoding(Batch):
     Through the encoder of an encoder-decoder model, or through a model that only reads.
     """
 
-    output: Any = None  # what the pass returned
+    output: Read
     mask: Tensor  # [batch, time]
 
     def passes(self) -> Iterator[Forward]:
         """Make the pass; it is yielded once made."""
-        lengths = np.array([len(prompt) for prompt in self.prompts])
-        real = np.arange(lengths.max()) < lengths[:, None]  # [batch, time]
-        ids = np.full(real.shape, PADDING, dtype=np.int64)
-        ids[real] = np.concatenate(self.prompts)
+        live = np.arange(len(self.prompts))
+        ids, real, positions = self.padded(live, 0, max(map(len, self.prompts)))
         self.mask = torch.from_numpy(real.astype(np.int64)).to(self.device)
-        reader: nn.Module = self.model.get_encoder() if is_encoder_decoder(self.model) else self.model  # type: ignore
+        reader = encoder_of(self.model) or self.model
         with self.reporting(), torch.inference_mode():
             self.output = reader(input_ids=torch.from_numpy(ids).to(self.device), attention_mask=self.mask)
-        positions = np.broadcast_to(np.arange(real.shape[1]), real.shape)
-        yield Forward(
-            PREFILL,
-            np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-            positions[real].astype(np.int32),
-            ids[real].astype(np.int32),
-            np.flatnonzero(real),
-        )
+        yield read_forward(live, ids, real, positions)
 
 
 class Translating(Decoding):

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, shortened
 
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 << 20
@@ -41,7 +40,7 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file. ModelError for anything else."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -58,5 +57,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def short(error: BaseException) -> str:
     """What an error says, in one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return shortened(" ".join(str(error).split()) or type(error).__name__, 300)

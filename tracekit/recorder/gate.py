@@ -44,9 +44,11 @@ class Gate:
 
         Raises ModelError for a router that does not show its logits.
         """
-        if self.form == "linear" and not self.width:  # on every layer of every token, so without detours
+        if (
+            self.form == "linear" and self.weight is not None and not self.width
+        ):  # on every layer of every token, so without detours
             rows = hidden if hidden.dim() == 2 else hidden.reshape(-1, hidden.shape[-1])
-            return functional.linear(rows, self.weight, self.bias)  # type: ignore[arg-type]
+            return functional.linear(rows, self.weight, self.bias)
         if self.form == "output":
             logits = self.logits_of(self._call(hidden))
             if logits is not None:

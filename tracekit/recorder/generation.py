@@ -4,14 +4,16 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tracekit.arrays import I32, I64, Bools
 from tracekit.errors import ModelError
+from tracekit.recorder.layers import family, is_encoder_decoder
 from tracekit.rows import DECODE, PREFILL
 
 UNDIVIDED = ("doge", "jamba", "unlimited_ocr")
@@ -32,17 +34,15 @@ class Forward:
     """
 
     phase: int
-    request: NDArray[np.int32]
-    position: NDArray[np.int32]
-    token_id: NDArray[np.int32]
+    request: I32
+    position: I32
+    token_id: I32
     rows: NDArray[np.intp]
 
 
 def default_chunk(model: nn.Module) -> int | None:
     """Tokens of a prompt to read at a time where nothing else is said: None, all of them, where there is no choice."""
-    config: Any = getattr(model, "config", None)
-    undivided = getattr(config, "model_type", "") in UNDIVIDED or getattr(config, "is_encoder_decoder", False)
-    return None if undivided else PREFILL_CHUNK
+    return None if family(model) in UNDIVIDED or is_encoder_decoder(model) else PREFILL_CHUNK
 
 
 class Sampler:
@@ -51,7 +51,7 @@ class Sampler:
     def __init__(self, temperature: float, top_p: float, rng: np.random.Generator) -> None:
         self.temperature, self.top_p, self._rng = temperature, top_p, rng
 
-    def draw(self, logits: NDArray[np.floating[Any]]) -> int:
+    def draw(self, logits: NDArray[np.float32]) -> int:
         """A token for logits [vocabulary]."""
         scaled = logits.astype(np.float64) / self.temperature
         order = np.argsort(-scaled, kind="stable")
@@ -61,6 +61,12 @@ class Sampler:
         cumulative = cumulative[:kept]
         drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
         return int(order[min(drawn, len(cumulative) - 1)])
+
+
+class Cache(Protocol):
+    """A model's key-value cache, as far as it is touched here. Some of transformers' lack the method."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None: ...
 
 
 class Batch:
@@ -73,16 +79,16 @@ class Batch:
         self.prompts = [list(prompt) for prompt in prompts]
         # Weights that are elsewhere while they rest are on the meta device.
         self.device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-        self.cache: Any = None
+        self.cache: Cache | None = None
         parameters = signature(model.forward).parameters
         # Without it the vocabulary logits of every prompt token would be computed, and thrown away.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
         self._positions = takes_any or "position_ids" in parameters
 
-    def _forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None, positions: NDArray[np.int64]) -> Tensor:
+    def _forward(self, ids: I64, mask: I64 | None, positions: I64) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
-        arguments: dict[str, Any] = dict(self._last_only)
+        arguments: dict[str, int | Tensor] = dict(self._last_only)
         if self._positions:
             arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
         with self.reporting(), torch.inference_mode():
@@ -94,7 +100,20 @@ class Batch:
                 **arguments,
             )
         self.cache = self.checked(getattr(output, "past_key_values", None))
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    def padded(self, live: I64, start: int, chunk: int) -> tuple[I64, Bools, I64]:
+        """Tokens `start` to `start + chunk` of the prompts `live`, right-padded: ids, which are real, and positions.
+
+        [live, time] each.
+        """
+        lengths = np.array([len(self.prompts[request]) for request in live])
+        columns = np.arange(start, min(start + chunk, int(lengths.max())))
+        real = columns < lengths[:, None]
+        ids = np.full(real.shape, PADDING, dtype=np.int64)
+        ids[real] = np.concatenate([self.prompts[request][start : start + chunk] for request in live])
+        return ids, real, np.broadcast_to(columns, real.shape).copy()
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -107,7 +126,7 @@ class Batch:
             name = type(self.model).__name__
             raise ModelError(f"{name} failed in a forward pass: {str(error)[:300]}") from error
 
-    def checked(self, cache: Any) -> Any:
+    def checked(self, cache: Cache | None) -> Cache:
         """A cache that a pass returned. ModelError when there is none."""
         if cache is None:
             raise ModelError(
@@ -117,17 +136,16 @@ class Batch:
 
     def check_chunks(self, chunk: int) -> None:
         """Raise ModelError where prompts of this batch are longer than a chunk, and the model cannot take chunks."""
-        config: Any = getattr(self.model, "config", None)
-        family = getattr(config, "model_type", "")
-        if family in UNDIVIDED and max(map(len, self.prompts)) > chunk:
+        name, longest = family(self.model), max(map(len, self.prompts))
+        if name in UNDIVIDED and longest > chunk:
             raise ModelError(
-                f"transformers does not compute {family} models in chunks of a prompt: give a chunk of at least "
-                f"{max(map(len, self.prompts))} tokens, the longest text"
+                f"transformers does not compute {name} models in chunks of a prompt: give a chunk of at least "
+                f"{longest} tokens, the longest text"
             )
 
     def keep(self, live: Sequence[int]) -> None:
         """Drop all but the given batch rows from the cache."""
-        if not hasattr(self.cache, "reorder_cache"):
+        if self.cache is None or not hasattr(self.cache, "reorder_cache"):
             raise ModelError(
                 f"{type(self.model).__name__}'s cache cannot drop finished requests: use a batch size of 1"
             )
@@ -173,8 +191,8 @@ class Decoding(Batch):
         lengths = np.array([len(prompt) for prompt in self.prompts])
         width = int(lengths.max())
         # [batch, time]
-        mask: NDArray[np.int64] = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
-        ids: NDArray[np.int64] = np.full((len(lengths), width), PADDING, dtype=np.int64)
+        mask: I64 = (np.arange(width) >= width - lengths[:, None]).astype(np.int64)
+        ids: I64 = np.full((len(lengths), width), PADDING, dtype=np.int64)
         ids[mask == 1] = np.concatenate(self.prompts)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         live = np.arange(len(self.prompts))
@@ -241,16 +259,13 @@ class Scoring(Batch):
             if not staying.all():
                 self.keep(np.flatnonzero(staying).tolist())
                 live = live[staying]
-            columns = np.arange(start, min(start + self.chunk, int(lengths[live].max())))
-            real = columns < lengths[live][:, None]  # [batch, time]
-            ids = np.full(real.shape, PADDING, dtype=np.int64)
-            ids[real] = np.concatenate([self.prompts[request][start : start + self.chunk] for request in live])
-            positions = np.broadcast_to(columns, real.shape).copy()
+            ids, real, positions = self.padded(live, start, self.chunk)
             self._forward(ids, None, positions)
-            yield Forward(
-                PREFILL,
-                np.broadcast_to(live[:, None], real.shape)[real].astype(np.int32),
-                positions[real].astype(np.int32),
-                ids[real].astype(np.int32),
-                np.flatnonzero(real),
-            )
+            yield read_forward(live, ids, real, positions)
+
+
+def read_forward(live: I64, ids: I64, real: Bools, positions: I64) -> Forward:
+    """The pass in which the requests `live` [n] read the `real` ones of ids [n, time]."""
+    owners = np.broadcast_to(live[:, None], real.shape)
+    request, position, token = (column[real].astype(np.int32) for column in (owners, positions, ids))
+    return Forward(PREFILL, request, position, token, np.flatnonzero(real))

@@ -83,16 +83,28 @@ def model_depth(model: nn.Module) -> int:
     return sum(stack.depth * stack.parts for stack in _stacks(model))
 
 
+def family(model: nn.Module) -> str:
+    """The `model_type` of a transformers model; "" for any other."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
 def is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a model reads its prompt with an encoder of its own."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
+def encoder_of(model: nn.Module) -> nn.Module | None:
+    """The encoder with which a model reads its prompt, where it has one of its own."""
+    getter = getattr(model, "get_encoder", None)
+    encoder: nn.Module | None = getter() if callable(getter) and is_encoder_decoder(model) else None
+    return encoder
+
+
 def _stacks(model: nn.Module) -> list[_Stack]:
     """What text passes through, in order."""
     found = [text_decoder(model)]
-    if is_encoder_decoder(model):
-        encoder = model.get_encoder()  # type: ignore[operator]
+    encoder = encoder_of(model)
+    if encoder is not None:
         found.insert(0, (next(name for name, module in model.named_modules() if module is encoder) + ".", encoder))
     stacks = []
     for prefix, module in found:

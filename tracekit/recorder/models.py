@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 import transformers
@@ -26,13 +26,18 @@ from tracekit.recorder.files import check_weights, read_json, short
 from tracekit.recorder.layers import count_routed_layers
 from tracekit.recorder.seam import is_experts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
 }
-_SHORT_DTYPES: dict[str, torch.dtype | str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # By preference; transformers leaves much of these untyped.
 _AUTO: tuple[Any, ...] = (
     AutoModelForCausalLM,
@@ -43,6 +48,13 @@ _AUTO: tuple[Any, ...] = (
 )
 _LOGGING: Any = transformers.utils.logging
 _MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
+
+
+class LoadingReport(TypedDict):
+    """What transformers says of the weights that it loaded."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]  # name, as stored, as expected
 
 
 def load_model(
@@ -60,7 +72,7 @@ def load_model(
     check_experts(config, directory, trust_remote_code=trust_remote_code)
     check_weights(directory)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-    placement: dict[str, Any] = {"device_map": {"": place}} if find_spec("accelerate") else {}
+    placement: dict[str, dict[str, torch.device]] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with quietly(directory):
         loaded, report = _auto_class(config).from_pretrained(
             directory,
@@ -109,11 +121,13 @@ def find_model(path_or_id: str | Path) -> Path:
     return found
 
 
-def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
     """The transformers configuration of a local model."""
     read_json(directory / "config.json")
     with quietly(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
         raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
@@ -124,7 +138,7 @@ def load_generation_settings(model: Any, directory: Path) -> None:
     """Give a model its settings of generation: a file of their own, else what its configuration says of them."""
     if not model.can_generate():
         return
-    nowhere: dict[str, Any] = dict.fromkeys(("cache_dir", "proxies", "token", "revision"))
+    nowhere = dict.fromkeys(("cache_dir", "proxies", "token", "revision"))
     with quietly(directory):
         model.adjust_generation_fn(
             generation_config=None,
@@ -151,7 +165,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = False) -> None:
+def check_experts(config: "PreTrainedConfig", directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
     if count_routed_layers(empty_model(config, directory, trust_remote_code=trust_remote_code)) == 0:
         raise ModelError(
@@ -161,7 +175,7 @@ def check_experts(config: Any, directory: Path, *, trust_remote_code: bool = Fal
 
 
 def empty_model(
-    config: Any, directory: Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+    config: "PreTrainedConfig", directory: Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without memory. ModelError naming `directory`."""
     with quietly(directory), torch.device("meta"):
@@ -170,7 +184,7 @@ def empty_model(
     return cast(PreTrainedModel, made)
 
 
-def check_complete(report: dict[str, Any], directory: Path) -> None:
+def check_complete(report: LoadingReport, directory: Path) -> None:
     """Raise ModelError where transformers' report on loading names weights that it has filled at random."""
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns
@@ -182,7 +196,7 @@ def check_complete(report: dict[str, Any], directory: Path) -> None:
         )
 
 
-def _auto_class(config: Any) -> Any:
+def _auto_class(config: "PreTrainedConfig") -> Any:
     """What builds a model of a configuration that generates text, or, where there is none, one that reads it."""
     if getattr(config, "auto_map", None):  # code that comes with the model
         return next((auto for auto in _AUTO if auto.__name__ in config.auto_map), _AUTO[0])
@@ -191,11 +205,9 @@ def _auto_class(config: Any) -> Any:
 
 def parse_dtype(dtype: str) -> torch.dtype | str:
     """A torch dtype, or "auto", from its name."""
-    name = _SHORT_DTYPES.get(dtype, dtype)
-    if name not in DTYPES:
-        known = [*DTYPES, *_SHORT_DTYPES]
-        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(known)}{did_you_mean(dtype, known)}")
-    return DTYPES[name]
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    return DTYPES[dtype]
 
 
 def parse_device(device: str) -> torch.device:
@@ -230,8 +242,15 @@ def _grouped_mm_can_serve(model: PreTrainedModel) -> bool:
 @contextmanager
 def quietly(directory: Path) -> Iterator[None]:
     """Let transformers work on a model: what it has to say is not heard, and whatever it raises is a ModelError."""
-    with _quiet(), _reporting(directory):
-        yield
+    try:
+        with _quiet():
+            yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError:
+        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
+    except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
+        raise ModelError(f"{directory} cannot be loaded: {short(error)}") from None
 
 
 @contextmanager
@@ -246,15 +265,3 @@ def _quiet() -> Iterator[None]:
         _LOGGING.set_verbosity(level)
         if bars:
             _LOGGING.enable_progress_bar()
-
-
-@contextmanager
-def _reporting(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except ModelError:
-        raise
-    except torch.OutOfMemoryError:
-        raise ModelError(f"{directory} does not fit the device: use a smaller dtype, or offload its experts") from None
-    except Exception as error:  # transformers, foreign configurations and foreign code fail in any way
-        raise ModelError(f"{directory} cannot be loaded: {short(error)}") from None

@@ -58,11 +58,6 @@ class Packed:
         self._layers, self._parts = layers, parts
         self._blocks: list[tuple[Tensor, torch.cuda.Event | None]] = []
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are held until the result is gone."""
-        return sum(block.numel() * 2 for block, _ in self._blocks)
-
     def add(self, block: Tensor) -> None:
         """Start the copy of [tokens, values] int16."""
         if block.device.type != "cuda":
@@ -147,10 +142,11 @@ def _block(passes: list[Captured], tokens: int, part: _Part) -> Tensor:
         device = next(iter(passes[0].values())).device
         stacked = torch.full((len(passes), layers, tokens, width), filler, device=device)
     else:
-        if any(tensor is None or tensor.shape != (tokens, width) for tensor in found):
+        alike = [tensor for tensor in found if tensor is not None and tensor.shape == (tokens, width)]
+        if len(alike) < len(found):
             empty = present.new_full((tokens, width), filler)
-            found = [empty if tensor is None else _fitted(tensor, tokens, width, filler) for tensor in found]
-        stacked = _stack(found).view(len(passes), layers, tokens, width)  # type: ignore[arg-type]
+            alike = [empty if tensor is None else _fitted(tensor, tokens, width, filler) for tensor in found]
+        stacked = _stack(alike).view(len(passes), layers, tokens, width)
     stacked = stacked.transpose(1, 2).reshape(len(passes) * tokens, layers * width)
     return stacked.to(torch.int16) if what == "ids" else stacked.to(torch.float16).view(torch.int16)
 

@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from tracekit.errors import ImportFormatError
+from tracekit.errors import ImportFormatError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +57,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 prompt = _parse(text, f"{path}, line {number}")
                 first = lines_of.setdefault(str(prompt.id), number)
                 if first != number:
-                    raise ImportFormatError(f"{path}, line {number}: id {_quoted(prompt.id)} is that of line {first}")
+                    raise ImportFormatError(
+                        f"{path}, line {number}: id {shortened(prompt.id)!r} is that of line {first}"
+                    )
                 if len(prompts) == MAX_PROMPTS:
                     raise ImportFormatError(f"{path} has more than {MAX_PROMPTS} prompts: split it")
                 prompts.append(prompt)
@@ -86,7 +88,7 @@ def encode_prompts(
     """
     encoded = []
     for prompt in prompts:
-        where = f"prompt {_quoted(prompt.id)}"
+        where = f"prompt {shortened(prompt.id)!r}"
         try:
             if prompt.prompt is not None:
                 ids = tokenizer(prompt.prompt, verbose=False)["input_ids"]
@@ -106,9 +108,9 @@ def encode_prompts(
 def _templated(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", generating: bool) -> str:
     if not tokenizer.chat_template:
         raise ImportFormatError(
-            f'prompt {_quoted(prompt.id)} has "messages", but the model has no chat template: use "prompt"'
+            f'prompt {shortened(prompt.id)!r} has "messages", but the model has no chat template: use "prompt"'
         )
-    messages: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
+    messages = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generating)
     assert isinstance(text, str)
     return text
@@ -130,8 +132,3 @@ def _parse(line: bytes, where: str) -> Prompt:
     if prompt.prompt == "" or prompt.messages == ():
         raise ImportFormatError(f"{where} is empty")
     return prompt
-
-
-def _quoted(value: str | int) -> str:
-    text = str(value)
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -3,21 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from tracekit.arrays import I32, U8
 from tracekit.errors import ModelError, TraceError
 from tracekit.recorder.background import Background
-from tracekit.recorder.collector import Packed, Routing, RoutingCollector
+from tracekit.recorder.collector import RoutingCollector
 from tracekit.recorder.describe import describe
 from tracekit.recorder.encoding import Encoding, continues, reads_at_once
 from tracekit.recorder.generation import Decoding, Forward, Sampler, Scoring
 from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.packing import Packed, Routing
 from tracekit.recorder.prompts import Prompt, encode_prompts, prompts_digest
 from tracekit.writer import TraceWriter
 
@@ -76,7 +77,7 @@ def record(
     return Path(output)
 
 
-def stop_tokens(model: nn.Module, tokenizer: Any = None) -> frozenset[int]:
+def stop_tokens(model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None" = None) -> frozenset[int]:
     """The token ids that end a text, as the model's generation settings, its config, or its tokenizer say."""
     for holder in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
         ids = getattr(holder, "eos_token_id", None)
@@ -97,7 +98,7 @@ class _Writing:
         if collector.with_logits or collector.distances:
             arrays = collector.with_logits + len(collector.distances)
             self._values += arrays * len(collector.layers) * collector.num_experts
-        self._rows: list[tuple[dict[str, NDArray[Any]], Routing]] = []  # of the batch; the thread's
+        self._rows: list[tuple[dict[str, I32 | U8], Routing]] = []  # of the batch; the thread's
         self._unflushed = 0  # the thread's
 
     def add(self, step: int, base: int, forward: Forward) -> None:
@@ -125,7 +126,7 @@ class _Writing:
         forwards = [forward for _, _, forward in passes]
         counts = [len(forward.rows) for forward in forwards]
         bases = np.repeat(np.array([base for _, base, _ in passes], dtype=np.int32), counts)
-        columns = {
+        columns: dict[str, I32 | U8] = {
             "step": np.repeat(np.array([step for step, _, _ in passes], dtype=np.int32), counts),
             "request": np.concatenate([forward.request for forward in forwards]) + bases,
             "position": np.concatenate([forward.position for forward in forwards]),
@@ -218,8 +219,7 @@ def _passes(
 
 def check_fit(model: "PreTrainedModel", prompts: Sequence[Prompt], encoded: list[list[int]], new: int) -> None:
     """Refuse token ids and lengths (with `new` tokens behind) that the model has no rows for. Raises ModelError."""
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = int(embeddings.weight.shape[0])
+    vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if max(ids) >= vocabulary:

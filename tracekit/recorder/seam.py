@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tracekit.errors import ModelError
 from tracekit.recorder.choice import CALL, Choice
 from tracekit.recorder.gate import Gate, find_gate
+from tracekit.rows import UNUSED
 
-MAX_EXPERTS = 65534  # ids are stored as u16 and 65535 marks an unused slot
+MAX_EXPERTS = UNUSED - 1  # ids are stored as u16
 
 _SEAM_ATTRIBUTES = ("num_experts", "has_bias", "is_transposed", "_apply_gate")
 ROUTER_NAMES = ("router", "gate")
@@ -77,11 +78,6 @@ def has_gate(experts: nn.Module) -> bool:
 def is_concatenated(experts: nn.Module) -> bool:
     """Whether gate stands before up, not row by row between; transformers 5.0 had the latter where it transposed."""
     return bool(getattr(experts, "is_concatenated", not experts.is_transposed))
-
-
-def count_moe_layers(model: nn.Module) -> int:
-    """How many modules of the decoder are experts on the seam; 0 for a dense model."""
-    return len(seam_names(text_decoder(model)[1]))
 
 
 def moe_layers(model: nn.Module) -> list[MoeLayer]:

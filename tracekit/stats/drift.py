@@ -11,7 +11,8 @@ equal length. Loads are compared by the Jensen-Shannon divergence (Lin 1991), in
 import msgspec
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+
+from tracekit.arrays import F64, I32, I64, U16
 
 _PARTS = 128  # most parts
 _STRETCHES = 16  # parts of a trace of one request
@@ -35,10 +36,10 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True):
 class Drift:
     """Loads of each part so far; `add` blocks of rows in order, then read `result`."""
 
-    def __init__(self, request: NDArray[np.int32], requests: int, layers: int, experts: int) -> None:
+    def __init__(self, request: I32, requests: int, layers: int, experts: int) -> None:
         self._rows = len(request)
         self._request = request
-        self._part_of: NDArray[np.int32] | None = None
+        self._part_of: I32 | None = None
         if requests > 1:
             self.parts = min(requests, _PARTS)
             self.parts_are = "requests" if requests <= _PARTS else "groups of requests"
@@ -48,7 +49,7 @@ class Drift:
             self.parts_are = "stretches of one request"
         self.load = np.zeros((self.parts, layers, experts), np.int64)
 
-    def add(self, first: int, experts: NDArray[np.uint16]) -> None:
+    def add(self, first: int, experts: U16) -> None:
         """Count the rows from `first` on; experts [rows, layers, k]."""
         rows = np.arange(first, first + len(experts))
         part = rows * self.parts // self._rows if self._part_of is None else self._part_of[self._request[rows]]
@@ -78,7 +79,7 @@ class Drift:
             part_by_chance=float(np.mean(drawn)),
         )
 
-    def _redrawn(self, rng: np.random.Generator, total: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _redrawn(self, rng: np.random.Generator, total: I64) -> I64:
         sizes = self.load.sum(axis=2)
         drawn = np.zeros_like(self.load)
         for layer in range(total.shape[0]):
@@ -87,11 +88,11 @@ class Drift:
         return drawn
 
     @staticmethod
-    def _mean_divergence(load: NDArray[np.int64], total: NDArray[np.int64]) -> float:
+    def _mean_divergence(load: I64, total: I64) -> float:
         return float(np.mean([divergence(part, total) for part in load]))
 
 
-def divergence(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+def divergence(one: I64, other: I64) -> float:
     """Jensen-Shannon divergence of two loads [layers, experts], in bits, mean over the layers that both have."""
     sums = one.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
     both = (sums[0] > 0).ravel() & (sums[1] > 0).ravel()
@@ -102,13 +103,13 @@ def divergence(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     return float(np.mean(_entropy(middle) - (_entropy(p) + _entropy(q)) / 2))
 
 
-def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = -(share * np.log2(share, out=np.zeros_like(share), where=share > 0)).sum(axis=1)
+def _entropy(share: F64) -> F64:
+    found: F64 = -(share * np.log2(share, out=np.zeros_like(share), where=share > 0)).sum(axis=1)
     return found
 
 
 @njit(cache=True)
-def _count(experts, part, load):  # type: ignore[no-untyped-def]
+def _count(experts: U16, part: I32, load: I64) -> None:
     rows, layers, k = experts.shape
     most = load.shape[2]
     for row in range(rows):

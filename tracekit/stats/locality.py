@@ -10,13 +10,26 @@ used by the token before. LRU with that many slots or fewer per layer, token by 
 Working set: the distinct experts of a layer in windows of so many consecutive tokens (Denning 1968).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from tracekit.arrays import F64, I32, I64, U16, Bools
+from tracekit.rows import UNUSED
 from tracekit.stats.order import Order
 
 WINDOWS = (1, 4, 16, 64, 256)
+
+
+class _Reuses(NamedTuple):
+    """What is known of reuses so far."""
+
+    used: I32  # [layers, experts], the token of the stream that last chose an expert; -1: none
+    distances: I64  # [layers, experts], reuses by distance
+    first_uses: I64  # [layers]
+    windows: I64  # [windows], their lengths
+    fresh: I64  # [windows, layers], experts new to their window
 
 
 class Locality:
@@ -31,32 +44,22 @@ class Locality:
         self.overlaps = np.zeros(5)  # sums over pairs of tokens: kept, used, and their three products
         self.distances = np.zeros((layers, experts), np.int64)  # reuses by distance
         self.first_uses = np.zeros(layers, np.int64)
-        self._fresh = np.zeros((len(WINDOWS), layers), np.int64)  # experts new to their window
+        used, fresh = np.full((layers, experts), -1, np.int32), np.zeros((len(WINDOWS), layers), np.int64)
+        self._reuses = _Reuses(used, self.distances, self.first_uses, np.array(WINDOWS), fresh)
         self._before = np.empty((order.slots, layers, top_k), np.uint16)
         self._owner = np.full(order.slots, -1, np.int64)
         self._visited = np.full((layers, experts), -1, np.int32)  # step that last chose an expert
-        self._used = np.full((layers, experts), -1, np.int32)  # token of the stream that last chose an expert
         self._seen = 0  # tokens of the stream so far
 
-    def add(self, first: int, experts: NDArray[np.uint16]) -> None:
+    def add(self, first: int, experts: U16) -> None:
         """Count the rows from `first` on; experts [rows, layers, k]."""
         rows = slice(first, first + len(experts))
         order = self._order
         _load(experts, order.decode[rows], order.step[rows], order.whole[rows], self.load, self.distinct, self._visited)
         _overlap(experts, order.slot[rows], order.request[rows], self._before, self._owner, self.overlaps)
-        windows = np.array(WINDOWS)
+        windows = self._reuses.windows
         whole = self.stream_tokens // windows * windows  # tokens inside complete windows
-        self._seen = _reuse(
-            experts,
-            self._stream[rows],
-            self._used,
-            self._seen,
-            self.distances,
-            self.first_uses,
-            windows,
-            whole,
-            self._fresh,
-        )
+        self._seen = _reuse(experts, self._stream[rows], self._seen, whole, self._reuses)
 
     @property
     def overlap(self) -> tuple[float | None, float]:
@@ -69,25 +72,23 @@ class Locality:
         return share, float(np.sqrt(max(0.0, residual)) / used)
 
     @property
-    def working_sets(self) -> dict[int, NDArray[np.float64]]:
+    def working_sets(self) -> dict[int, F64]:
         """Mean distinct experts per layer by window size; only windows of which there is a complete one."""
         return {
-            window: self._fresh[index] / (self.stream_tokens // window)
+            window: self._reuses.fresh[index] / (self.stream_tokens // window)
             for index, window in enumerate(WINDOWS)
             if self.stream_tokens >= window
         }
 
 
-def quantile(counts: NDArray[np.int64], share: float) -> int | None:
+def quantile(counts: I64, share: float) -> int | None:
     """The least value that at least `share` of the counted are at or below; counts [values]. None for no counts."""
     total = int(counts.sum())
     return int(np.searchsorted(np.cumsum(counts), share * total)) if total else None
 
 
 @njit(cache=True)
-def _load(  # type: ignore[no-untyped-def]
-    experts, decode, step, whole, load, distinct, visited
-):
+def _load(experts: U16, decode: Bools, step: I32, whole: Bools, load: I64, distinct: I64, visited: I32) -> None:
     rows, layers, k = experts.shape
     most = load.shape[2]
     for row in range(rows):
@@ -104,7 +105,7 @@ def _load(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-untyped-def]
+def _overlap(experts: U16, slots: I32, request: I32, before: U16, owner: I64, sums: F64) -> None:
     rows, layers, k = experts.shape
     for row in range(rows):
         place = slots[row]
@@ -115,7 +116,7 @@ def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-u
             for layer in range(layers):
                 for slot in range(k):
                     expert = experts[row, layer, slot]
-                    if expert != 65535:
+                    if expert != UNUSED:
                         used += 1
                         for other in range(k):
                             if before[place, layer, other] == expert:
@@ -131,33 +132,31 @@ def _overlap(experts, slots, request, before, owner, sums):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def _reuse(  # type: ignore[no-untyped-def]
-    experts, stream, used, token, distances, first_uses, windows, whole, fresh
-):
+def _reuse(experts: U16, stream: Bools, token: int, whole: I64, reuses: _Reuses) -> int:
     rows, layers, k = experts.shape
-    most = used.shape[1]
+    most = reuses.used.shape[1]
     for row in range(rows):
         if not stream[row]:
             continue
         for layer in range(layers):
-            last = used[layer]
+            last = reuses.used[layer]
             for slot in range(k):
                 expert = experts[row, layer, slot]
                 if expert >= most:
                     continue
                 since = last[expert]
                 if since < 0:
-                    first_uses[layer] += 1
+                    reuses.first_uses[layer] += 1
                 elif since < token - 1:
                     distance = 0
                     for other in range(most):
                         distance += last[other] > since
-                    distances[layer, distance] += 1
+                    reuses.distances[layer, distance] += 1
                 else:
-                    distances[layer, 0] += 1
-                for index in range(len(windows)):
-                    if token < whole[index] and since < token // windows[index] * windows[index]:
-                        fresh[index, layer] += 1
+                    reuses.distances[layer, 0] += 1
+                for index in range(len(reuses.windows)):
+                    if token < whole[index] and since < token // reuses.windows[index] * reuses.windows[index]:
+                        reuses.fresh[index, layer] += 1
             for slot in range(k):
                 if experts[row, layer, slot] < most:
                     last[experts[row, layer, slot]] = token

@@ -1,14 +1,13 @@
 """Facts about rows that need no experts: whose token it is, in which kind of step, and where its request's state is."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from tracekit.arrays import I32, Bools
 from tracekit.demand import step_starts
-from tracekit.rows import DECODE
+from tracekit.rows import DECODE, first_appearances
 from tracekit.trace import Trace
 
 
@@ -22,11 +21,11 @@ class Order:
     there are; -1 for prefill.
     """
 
-    decode: NDArray[np.bool_]
-    step: NDArray[np.int32]
-    whole: NDArray[np.bool_]
-    request: NDArray[np.int32]
-    slot: NDArray[np.int32]
+    decode: Bools
+    step: I32
+    whole: Bools
+    request: I32
+    slot: I32
     requests: int
     slots: int
     decode_steps: int
@@ -39,7 +38,7 @@ def order_of(trace: Trace) -> Order:
     starts = step_starts(trace.step)
     sizes = np.diff(starts)
     whole = np.logical_and.reduceat(decode, starts[:-1]) if trace.tokens else np.zeros(0, np.bool_)
-    request, requests = dense(trace.request)
+    request, requests = first_appearances(trace.request)
     slot, slots = _slots(request, decode, requests)
     return Order(
         decode=decode,
@@ -54,20 +53,8 @@ def order_of(trace: Trace) -> Order:
     )
 
 
-def dense(request: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
-    """Requests numbered from 0 in order of appearance, and how many there are."""
-    if not len(request):
-        return np.zeros(0, np.int32), 0
-    # Rows of a request mostly follow each other: only runs are sorted.
-    starts = np.flatnonzero(np.append(True, request[1:] != request[:-1]))
-    values, first, inverse = np.unique(request[starts], return_index=True, return_inverse=True)
-    rank = np.empty(len(values), np.int32)
-    rank[np.argsort(first)] = np.arange(len(values), dtype=np.int32)
-    return np.repeat(rank[inverse.reshape(-1)], np.diff(np.append(starts, len(request)))), len(values)
-
-
 @njit(cache=True)
-def _slots(request: Any, decode: Any, requests: int) -> Any:
+def _slots(request: I32, decode: Bools, requests: int) -> tuple[I32, int]:
     last = np.full(requests, -1, np.int64)
     for row in range(len(request)):
         if decode[row]:

@@ -5,12 +5,11 @@ the experts chosen here, of how often they went together; the best k are the gue
 experts really chosen that were guessed, and is compared with guessing the most popular k.
 """
 
-from typing import Any
-
 import msgspec
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+
+from tracekit.arrays import F32, I64, U16, U32
 
 _MOST_BYTES = 1 << 29
 _MOST_WORK = 1 << 33  # comparisons
@@ -37,12 +36,12 @@ class Prediction:
         shape = (layers - 1, experts, experts) if self.possible else (0, 0, 0)
         self._together = np.zeros(shape, np.uint32)
         self._load = np.zeros((layers, experts), np.int64)
-        self._chance: NDArray[np.float32] | None = None
+        self._chance: F32 | None = None
         self._rank = np.zeros((layers, experts), np.int64)
         self._hits = np.zeros((3, max(0, layers - 1)), np.int64)  # guessed, popular, all
         self._tested = 0
 
-    def add(self, first: int, experts: NDArray[np.uint16]) -> None:
+    def add(self, first: int, experts: U16) -> None:
         """Count or test the rows from `first` on; experts [rows, layers, k]."""
         if not self.possible:
             return
@@ -52,21 +51,22 @@ class Prediction:
         if learned == len(experts):
             return
         if self._chance is None:
-            self._settle()
+            self._chance = self._settle()
         skip = -(first + learned - self._half) % self._every
         chosen = experts[learned + skip :: self._every]
         _test(chosen, self._chance, self._rank, self._hits)
         self._tested += len(chosen)
 
-    def _settle(self) -> None:
+    def _settle(self) -> F32:
         """What the first half taught: how likely each expert of the next layer is, given one of this."""
         per_expert = np.maximum(self._load[:-1, :, None], 1).astype(np.float32)
-        self._chance = np.divide(self._together, per_expert, dtype=np.float32)
+        chance = np.divide(self._together, per_expert, dtype=np.float32)
         # Popularity decides between experts that were never seen together.
         totals = np.maximum(self._load.sum(axis=1, keepdims=True), 1)
-        self._chance += (1e-6 * self._load[1:] / totals[1:]).astype(np.float32)[:, None, :]
+        chance += (1e-6 * self._load[1:] / totals[1:]).astype(np.float32)[:, None, :]
         order = np.argsort(-self._load, axis=1, kind="stable")
         np.put_along_axis(self._rank, order, np.arange(order.shape[1])[None, :], axis=1)
+        return chance
 
     @property
     def result(self) -> CrossLayer | None:
@@ -84,7 +84,7 @@ class Prediction:
 
 
 @njit(cache=True)
-def _learn(experts: Any, together: Any, load: Any) -> None:
+def _learn(experts: U16, together: U32, load: I64) -> None:
     rows, layers, k = experts.shape
     most = load.shape[1]
     for row in range(rows):
@@ -102,7 +102,7 @@ def _learn(experts: Any, together: Any, load: Any) -> None:
 
 
 @njit(cache=True)
-def _test(experts: Any, chance: Any, rank: Any, hits: Any) -> None:
+def _test(experts: U16, chance: F32, rank: I64, hits: I64) -> None:
     rows, layers, k = experts.shape
     most = rank.shape[1]
     score = np.empty(most, np.float32)

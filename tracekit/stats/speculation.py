@@ -3,14 +3,11 @@
 Eliseev & Mazur 2023 (arXiv 2312.17238), section 3.2: the gate of a later layer on the hidden state of an earlier one.
 """
 
-from collections.abc import Iterator
-
 import msgspec
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from tracekit.tensorfile import map_tensor
+from tracekit.arrays import F32, I64, U16
 from tracekit.trace import Trace
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -28,19 +25,22 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True):
 
 def recalls(trace: Trace) -> list[Recall]:
     """Recall at m of every distance that the trace recorded; long traces are sampled at regular steps."""
-    found = [recall_of(trace, distance) for distance in trace.lookahead_distances]
+    found = [_recall(trace, distance) for distance in trace.lookahead_distances]
     return [recall for recall in found if recall is not None]
 
 
-def recall_of(trace: Trace, distance: int) -> Recall | None:
-    """Recall at m of one recorded distance; None for a trace without tokens."""
+def _recall(trace: Trace, distance: int) -> Recall | None:
     ranks = np.zeros(trace.num_experts, np.int64)
     depth = trace.layers - distance
     every = 1 + trace.tokens * depth * trace.top_k * trace.num_experts // _MOST_WORK
     tokens = 0
-    for first, speculated in dense_blocks(trace, f"lookahead-{distance}"):
+    rows = max(1, _BLOCK_BYTES // (depth * trace.num_experts * 4))
+    for first in range(0, trace.tokens, rows):
+        speculated = trace.dense_of(f"lookahead-{distance}", first, first + rows)
+        if speculated is None:
+            return None
         skip = -first % every
-        chosen = trace.experts_of(first, first + len(speculated))[skip::every, distance:]
+        chosen = trace.experts_of(first, first + rows)[skip::every, distance:]
         _rank(speculated[skip::every].astype(np.float32), np.ascontiguousarray(chosen), ranks)
         tokens += len(chosen)
     total = int(ranks.sum())
@@ -54,22 +54,8 @@ def recall_of(trace: Trace, distance: int) -> Recall | None:
     )
 
 
-def dense_blocks(trace: Trace, kind: str) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """Logits or lookahead in pieces that fit into memory, each with its first row."""
-    distance = 0 if kind == "logits" else int(kind.removeprefix("lookahead-"))
-    extent = (trace.layers - distance, trace.num_experts)
-    rows = max(1, _BLOCK_BYTES // (extent[0] * extent[1] * 4))
-    name = "logits" if kind == "logits" else "lookahead"
-    start = 0
-    for shard in trace.manifest.shards_of(kind):
-        values = map_tensor(trace.path / shard.name, name, (shard.rows, *extent))
-        for first in range(0, shard.rows, rows):
-            yield start + first, values[first : first + rows]
-        start += shard.rows
-
-
 @njit(cache=True)
-def _rank(speculated, chosen, ranks):  # type: ignore[no-untyped-def]
+def _rank(speculated: F32, chosen: U16, ranks: I64) -> None:
     """Count the place of every chosen expert in the order of its speculated score, ties by number."""
     rows, layers, most = speculated.shape
     for row in range(rows):

@@ -8,9 +8,9 @@ import torch
 
 from engine.hardware import HardwareProfile, load_hardware
 from engine.plan.plan import ComputePlan
-from engine.runtime import offload
 from engine.runtime.calibration.power import power
 from engine.runtime.memory import footprint
+from engine.runtime.offload import offload
 from experiments.research.gpu_day.runner import Found
 from experiments.research.gpu_day.settings import SEED, Setting, Tables
 from experiments.validation.calibrating import measured_here
@@ -71,6 +71,7 @@ def allocated(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     need = footprint(setting.empty(), setting.plan(tables))
     cuda = device.type == "cuda"
     if cuda:
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
     with setting.offloaded(tables, device) as (model, state):
         foreseen = need.device(state.pool.slots)

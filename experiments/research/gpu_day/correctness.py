@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.plan.plan import plan_from_dict
-from engine.runtime import offload, offloaded
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.engine_costs import run_prompts
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import HostSlab, Source
-from engine.runtime.offload_state import OffloadState
+from engine.runtime.offload import offload
+from engine.runtime.offload_state import OffloadState, offloaded
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.research.gpu_day.runner import Found
 from tracekit.errors import HardwareError
@@ -177,7 +177,8 @@ def _provoke(state: OffloadState, delay: str) -> None:
 EXIT = """
 import sys
 from engine.plan.plan import plan_from_dict
-from engine.runtime import offload, offloaded
+from engine.runtime.offload import offload
+from engine.runtime.offload_state import offloaded
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 model = offload(CHECKPOINTS / NAMES[0], plan_from_dict({"cache": {"capacity": "4/layer"}}), device=sys.argv[1])
 state = offloaded(model)

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from engine.plan.plan import Plan, plan_from_dict
 from engine.plan.weights import WeightFormat
-from engine.runtime import offload, offloaded
 from engine.runtime.forced_routing import ForcedRouting, forced_steps
-from engine.runtime.offload_state import OffloadState
+from engine.runtime.offload import offload
+from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.storage.random_weights import SCALE, random_model
 from engine.runtime.storage.slab_layout import expert_parameters
 from tracekit.manifest import Manifest, ModelInfo
@@ -66,7 +66,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "norm_topk_prob": True,
             "vocab_size": 151936,
         },
-        {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 16, "num_attention_heads": 4},
+        {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 16, "num_experts_per_tok": 4},
     ),
     "deepseek-v2-lite": (
         "DeepseekV2Config",

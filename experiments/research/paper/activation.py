@@ -10,7 +10,8 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from policies.events import EVICT, LOAD, Events
 from tracekit.demand import Demand
-from tracekit.trace import DECODE, UNUSED, Trace
+from tracekit.rows import DECODE, UNUSED
+from tracekit.trace import Trace
 
 SHOWN_TOKENS = 64
 

@@ -5,7 +5,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.curves.curve import CurvePoint, curve
-from tracekit.trace import DECODE, UNUSED, Trace
+from tracekit.rows import DECODE, UNUSED
+from tracekit.trace import Trace
 
 DISTANCES = (1, 2, 10)
 """Layers ahead that Figure 2 shows."""

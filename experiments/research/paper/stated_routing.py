@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, ModelInfo
-from tracekit.trace import DECODE, Trace
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
 

@@ -18,9 +18,9 @@ from engine.replay.replay import replay
 from policies.cache import CacheSpec
 from policies.events import BYPASS, LOAD
 from tests.helpers.scenarios import memory_trace
-from tracekit import Trace
 from tracekit.demand import iter_demand
 from tracekit.importers import import_trace
+from tracekit.trace import Trace
 
 ABSENT = 65535
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,9 +52,8 @@ def random_trace(seed: int) -> Trace:
             picked = np.argsort(-(bias + rng.gumbel(size=number)))[:top_k]
             chosen[token, layer, : len(picked)] = picked
     chosen[rng.random(chosen.shape) < rng.choice([0.0, 0.2, 0.7])] = ABSENT
-    trace = memory_trace(chosen, per_layer, step)
-    trace.__dict__["phase"] = (rng.random(step[-1] + 1) < 0.5).astype(np.uint8)[step]
-    return trace
+    phase = (rng.random(step[-1] + 1) < 0.5).astype(np.uint8)[step]
+    return memory_trace(chosen, per_layer, step, phase=phase)
 
 
 def most_slots(trace: Trace, scope: Scope) -> int:

@@ -22,10 +22,10 @@ from policies.events import HIT_PREFETCHED, Events  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact, save_artefact  # noqa: E402
 from tests.helpers.predictors import random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace, random_experts  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.edit import Selection, slice_trace  # noqa: E402
 from tracekit.errors import PlanError, PolicyError  # noqa: E402
 from tracekit.requests import known_requests, request_digests  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 NAMES = ("linear", "routing", "mlp", "recurrent", "token-popularity", "reuse-distance", "reuse-routing")
 
@@ -149,7 +149,7 @@ def test_predictions_take_time(tmp_path: Path) -> None:
     """The plan's time differs from the same decisions made free of charge by just what was predicted."""
     trace = varied_trace(tmp_path / "t.trace", seed=7, layers=4)
     sizes = {"expert_bytes": [4 << 20] * 4, "expert_params": [2 << 20] * 4}
-    trace.manifest = msgspec.structs.replace(trace.manifest, **sizes)
+    trace = trace.with_manifest(msgspec.structs.replace(trace.manifest, **sizes))
     artefact = random_artefact(tmp_path / "p", "linear", trace)
     plan = plan_with(artefact.path, "linear")
     machine = load_hardware("rtx3060")
@@ -208,10 +208,9 @@ def test_artefacts_for_something_else_are_refused(tmp_path: Path) -> None:
         replay(trace, plan_with(path, "linear", distance=2))
     manifest = trace.manifest
     model = msgspec.structs.replace(manifest.model, id="other/model")
-    trace.manifest = msgspec.structs.replace(manifest, model=model)
+    renamed = trace.with_manifest(msgspec.structs.replace(manifest, model=model))
     with pytest.raises(PolicyError, match=r"was fitted on test/tiny .* is of other/model"):
-        replay(trace, plan_with(path, "linear"))
-    trace.manifest = manifest
+        replay(renamed, plan_with(path, "linear"))
     bare = make_trace(tmp_path / "bare.trace", trace.experts, num_experts=manifest.experts_per_layer)
     with pytest.raises(PlanError, match=r"lookahead logits at distance 1, which .* does not hold"):
         replay(bare, plan_with(path, "linear"))

@@ -15,7 +15,7 @@ from tests.helpers.traces import make_trace
 from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
-from tracekit.recorder import RoutingCollector  # noqa: E402  # needs torch
+from tracekit.recorder.collector import RoutingCollector  # noqa: E402  # needs torch
 
 PLANS = {
     "lru": {"cache": {"capacity": "2/layer"}},

@@ -23,7 +23,7 @@ from tests.tracekit.recorder.exactness import documented  # noqa: E402
 from tests.tracekit.recorder.families import build  # noqa: E402
 from tracekit.recorder.encoding import continues  # noqa: E402
 from tracekit.recorder.generation import Scoring, default_chunk  # noqa: E402
-from tracekit.recorder.seam import count_moe_layers  # noqa: E402
+from tracekit.recorder.seam import seam_names, text_decoder  # noqa: E402
 
 PROMPT = [5, 6, 7, 8, 20, 9, 10, 3, 7, 41, 11, 12, 30]
 CAPACITIES = ("1/layer", "50%/layer", "100%/layer")  # of experts; the first leaves most to staging buffers
@@ -122,7 +122,7 @@ def test_a_family_answers_and_decides_alike(
         model = fresh(package, found[package])
     except LookupError as error:
         pytest.skip(f"{package}: {error}")
-    if not count_moe_layers(model):
+    if not seam_names(text_decoder(model)[1]):
         pytest.skip(f"{package} computes its experts without the seam: it is recorded, and cannot be offloaded")
     expected, trace = recorded(model, tmp_path / "t.trace")
     pairs = cycle(PAIRS)

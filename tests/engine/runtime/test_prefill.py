@@ -20,8 +20,10 @@ torch = pytest.importorskip("torch")
 from tests.engine.runtime.test_decisions import assert_decided_alike  # noqa: E402  # needs torch
 from tests.tracekit.recorder.exactness import Numbers  # noqa: E402
 from tests.tracekit.recorder.families import build, packages  # noqa: E402
-from tracekit.recorder import Prompt, RecordOptions, record  # noqa: E402
 from tracekit.recorder.generation import UNDIVIDED, Decoding, Scoring, default_chunk  # noqa: E402
+from tracekit.recorder.options import RecordOptions  # noqa: E402
+from tracekit.recorder.prompts import Prompt  # noqa: E402
+from tracekit.recorder.recorder import record  # noqa: E402
 
 PLAN = {"cache": {"capacity": "3/layer"}, "prefetch": {"predictor": "gate", "count": 2}}
 MINI = CHECKPOINTS / NAMES[0]

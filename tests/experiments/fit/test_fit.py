@@ -12,16 +12,17 @@ torch = pytest.importorskip("torch")
 
 from experiments.cli.main import run  # noqa: E402  # needs torch
 from experiments.fit import train as training  # noqa: E402
-from experiments.fit.data import FAR, make_data, steps_until_next, vocabulary  # noqa: E402
+from experiments.fit.examples import FAR, make_data, steps_until_next, vocabulary  # noqa: E402
+from experiments.fit.fit_predictor import fit, spelled  # noqa: E402
 from experiments.fit.judge import judge_predictor  # noqa: E402
-from experiments.fit.run import fit, spelled  # noqa: E402
 from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
-from tracekit import DECODE, Trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
 from tracekit.errors import PolicyError  # noqa: E402
+from tracekit.rows import DECODE  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "predictors.md"
 
@@ -287,7 +288,7 @@ def test_the_page_s_example_is_a_predictor(tmp_path: Path) -> None:
 
 def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> None:
     from experiments.study.grid import study_from_dict
-    from experiments.study.run import run_study
+    from experiments.study.run_study import run_study
     from experiments.study.workers import Threads
 
     trace = predictable(tmp_path / "t.trace", requests=24)
@@ -299,8 +300,8 @@ def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> 
         run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
         for name in ("t.trace", "unseen.trace")
     )
-    assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
-    (setting,) = unseen["settings"]
-    assert unseen["failed"] == 0 and len(setting["ranking"]) == 3
-    assert setting["ranking"][0].startswith("1. ")
-    assert sum("learned (of p" in line.partition(", level")[0] for line in setting["ranking"]) == 2
+    assert seen.failed == 2 and "no evidence" in seen.errors[0].error
+    (setting,) = unseen.settings
+    assert unseen.failed == 0 and len(setting.ranking) == 3
+    assert setting.ranking[0].startswith("1. ")
+    assert sum("learned (of p" in line.partition(", level")[0] for line in setting.ranking) == 2

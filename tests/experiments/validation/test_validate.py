@@ -19,9 +19,9 @@ from experiments.validation.calibrating import calibration_plans  # noqa: E402
 from experiments.validation.comparison import compare_logs, profile_warnings  # noqa: E402
 from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PROMPTS = (
     Prompt(id="a", prompt="Return a list of the names in the current scope, sorted by"),
@@ -123,7 +123,7 @@ def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsy
     arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
     arguments += ["--dtype", "float32", "--hardware", "t4", "--max-new-tokens", "6", "--prefetch", "gate"]
     assert run([*arguments, "--report", str(tmp_path / "no" / "v.html")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "is no directory that can be written to" in capsys.readouterr().err
     assert run([*arguments, "--json", "--report", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)["prefetches"]
     assert found["simulated"].keys() == found["measured"].keys() == {"useful", "late", "wasted"}

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import UNUSED, Trace, TraceError
 from tracekit.edit import diff
 from tracekit.edit.diff import Diff
+from tracekit.errors import TraceError
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 EXPERTS = random_experts(np.random.default_rng(0), 24, 3, 8, 2)
 REQUEST = np.arange(24) // 8

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.traces import make_manifest, make_trace, random_experts
-from tracekit import DECODE, ModelInfo, Trace, TraceError, TraceWriter
+from tests.helpers.traces import flip, make_manifest, make_trace, random_experts
 from tracekit.edit import Selection, merge, pieces, slice_trace
+from tracekit.errors import TraceError
+from tracekit.manifest import ModelInfo
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+from tracekit.writer import TraceWriter
 
 ARRAYS = ("position", "phase", "token_id", "experts", "weights", "logits")
 
@@ -115,9 +119,7 @@ def test_merge_refuses_other_arrays_and_outputs(tmp_path: Path) -> None:
 def test_a_damaged_part_leaves_nothing(tmp_path: Path) -> None:
     one, other = full(tmp_path / "a.trace"), full(tmp_path / "b.trace", seed=1)
     (shard,) = other.path.glob("routing-*.parquet")
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(bytes(data))
+    flip(shard)
     with pytest.raises(TraceError, match=r"b\.trace"):
         merge([one, other], tmp_path / "c.trace")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.trace", "b.trace"]
@@ -128,9 +130,7 @@ def test_damage_is_not_copied_to_where_it_looks_sound(tmp_path: Path, kind: str)
     """Logits and lookahead stay undigested where they are only looked at; a copy would have a digest that agrees."""
     trace = full(tmp_path / "a.trace")
     (shard,) = trace.path.glob(f"{kind}-*.safetensors")
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(bytes(data))
+    flip(shard, -1)
     damaged = Trace.open(trace.path)
     for write in (
         lambda: merge([damaged, damaged], tmp_path / "c.trace"),

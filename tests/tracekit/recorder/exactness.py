@@ -26,11 +26,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from tests.tracekit.recorder.families import OVERRIDES, build, packages
-from tracekit import ModelError, Trace
-from tracekit.recorder import Prompt, RecordOptions, record
+from tracekit.errors import ModelError
 from tracekit.recorder.layers import routed_layers
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
 from tracekit.recorder.seam import MoeLayer
 from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 PROMPTS = [Prompt(id="a", prompt="5 6 7 8 20"), Prompt(id="b", prompt="9 10 3 7 41")]
 TOLERANCE = 4e-3  # weights are recorded in half precision
@@ -133,18 +136,10 @@ def _recorded(model: PreTrainedModel, layers: list[MoeLayer], options: RecordOpt
         watch(layer)
     with tempfile.TemporaryDirectory() as folder:
         trace = Trace.open(record(model, Numbers(), PROMPTS, Path(folder) / "t.trace", options), verify=True)
-        _ = trace.experts, trace.weights, np.array(trace.logits)
+        _ = trace.experts, trace.weights, trace.logits  # which outlive their files
         for handle in handles:
             handle.remove()
-        return seen, _Loaded(trace)  # type: ignore[return-value]
-
-
-class _Loaded:
-    """A trace whose files may go."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.manifest, self.experts, self.weights = trace.manifest, np.array(trace.experts), np.array(trace.weights)
-        self.logits = np.array(trace.logits)
+        return seen, trace
 
 
 def _stacked(block: nn.Module) -> nn.Module:
@@ -193,12 +188,8 @@ def _formula(
         b.double()[: layer.num_experts].detach() for n, b in held if "bias" in n and b.numel() >= layer.num_experts
     ]
     config = model.config.get_text_config() if not model.config.is_encoder_decoder else model.config
-    groups = [
-        getattr(layer.router, "num_group", None),
-        getattr(layer.router, "n_group", None),
-        getattr(config, "n_group", 0),
-    ]
-    count = next((group for group in groups if group), 1)
+    holders = ((layer.router, "num_group"), (layer.router, "n_group"), (config, "n_group"))
+    count = next((group for holder, name in holders if (group := getattr(holder, name, None))), 1)
     for name, score in scores.items():
         for bias in (None, *biases):
             biased = score if bias is None else score + bias
@@ -299,9 +290,7 @@ def row(package: str, types: list[str]) -> tuple[bool, str]:
     """(recorded, the line of the document) for a family."""
     try:
         verdict = check(package, types)
-    except LookupError as error:
-        return False, f"| {package} | {error} |"
-    except ModelError as error:
+    except (LookupError, ModelError) as error:
         return False, f"| {package} | {error} |"
     note = " (shrunk by hand)" if package in OVERRIDES else ""
     cells = (package + note, verdict.model, verdict.layers, verdict.read, verdict.logits, verdict.choice)

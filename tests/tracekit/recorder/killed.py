@@ -16,7 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tracekit.manifest import load_manifest
-from tracekit.recorder import RecordOptions, read_prompts, record
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import read_prompts
+from tracekit.recorder.recorder import record
 
 SETTINGS = {"max_new_tokens": 4, "batch_size": 2, "shard_rows": 12, "logits": True, "lookahead": (1,)}
 

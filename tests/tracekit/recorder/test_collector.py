@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.collector import RoutingCollector
 from tracekit.recorder.seam import moe_layers
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracekit import Trace
+from tracekit.trace import Trace
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills with SIGKILL, limits with setrlimit")
 REPOSITORY = Path(__file__).parents[3]

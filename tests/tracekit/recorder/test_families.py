@@ -4,12 +4,14 @@ import pytest
 import torch
 import transformers
 
-from tests.tracekit.recorder import exactness
 from tests.tracekit.recorder.exactness import DOCUMENT, Numbers, documented, row
 from tests.tracekit.recorder.families import build, packages
-from tracekit.recorder import Prompt, RecordOptions, record
 from tracekit.recorder.encoding import continues
 from tracekit.recorder.models import load_model
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
+from tracekit.trace import Trace
 
 REWRITE = "run: python -m tests.tracekit.recorder.exactness"
 PROMPTS = [[5, 6, 7, 8], [9, 10, 3]]
@@ -39,6 +41,16 @@ def test_a_family_records_exactly(package, found):
     assert row(package, found[package])[1] == documented()[package], REWRITE
 
 
+def prompts_of(lists):
+    return [Prompt(id=str(number), prompt=" ".join(map(str, tokens))) for number, tokens in enumerate(lists)]
+
+
+def recorded(model, path, prompts=None, tokenizer=None, **options):
+    """The trace of a model's recording."""
+    path = record(model, tokenizer or Numbers(), prompts or prompts_of(PROMPTS), path, RecordOptions(**options))
+    return Trace.open(path)
+
+
 def tokens_of(model, watched, tmp_path):
     """What a model writes to each prompt, singly, in its ordinary loop; with `watched`, while it is recorded."""
     if not watched:
@@ -46,10 +58,7 @@ def tokens_of(model, watched, tmp_path):
         for batch in batches:
             list(batch.passes())
         return [batch.generated[0][:-1] for batch in batches]
-    prompts = [Prompt(id=str(n), prompt=" ".join(map(str, prompt))) for n, prompt in enumerate(PROMPTS)]
-    trace = exactness.Trace.open(
-        record(model, Numbers(), prompts, tmp_path / "t.trace", RecordOptions(max_new_tokens=5, logits=True))
-    )
+    trace = recorded(model, tmp_path / "t.trace", max_new_tokens=5, logits=True)
     decoded = trace.phase == 1
     return [trace.token_id[decoded & (trace.request == request)].tolist() for request in range(len(PROMPTS))]
 
@@ -68,27 +77,22 @@ def test_recording_changes_no_token_and_no_logit(package, found, tmp_path):
 def test_options_hold_for_families_off_the_seam(package, found, tmp_path):
     """Batches, sampling by seed, token limits and --score do what they do for any other."""
     model = build(package, found[package])
-    prompts = [Prompt(id=str(n), prompt=" ".join(map(str, prompt))) for n, prompt in enumerate(PROMPTS)]
-
-    def run(name, **options):
-        return exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / name, RecordOptions(**options)))
-
     sampled = {"max_new_tokens": 4, "do_sample": True, "temperature": 2.0}
-    one, two = run("a", **sampled, seed=1), run("b", **sampled, seed=1, batch_size=2)
+    one = recorded(model, tmp_path / "a", **sampled, seed=1)
+    two = recorded(model, tmp_path / "b", **sampled, seed=1, batch_size=2)
     for request in range(2):
         rows = [trace.request == request for trace in (one, two)]
         assert one.token_id[rows[0]].tolist() == two.token_id[rows[1]].tolist()
         assert (one.experts[rows[0]] == two.experts[rows[1]]).all()
-    assert run("c", **sampled, seed=2).token_id.tolist() != one.token_id.tolist()
-    scored = run("d", score=True, batch_size=2)
+    assert recorded(model, tmp_path / "c", **sampled, seed=2).token_id.tolist() != one.token_id.tolist()
+    scored = recorded(model, tmp_path / "d", score=True, batch_size=2)
     assert scored.tokens == sum(map(len, PROMPTS))
     assert (scored.phase == 0).all()
 
 
 def test_an_encoder_and_its_decoder_are_recorded_as_they_run(found, tmp_path):
     model = build("switch_transformers", found["switch_transformers"])
-    path = record(model, Numbers(), [Prompt(id="a", prompt="5 6 7")], tmp_path / "t", RecordOptions(max_new_tokens=3))
-    trace = exactness.Trace.open(path)
+    trace = recorded(model, tmp_path / "t", prompts_of([[5, 6, 7]]), max_new_tokens=3)
     assert trace.step.tolist() == [0, 0, 0, 1, 2, 3][: trace.tokens]
     assert trace.position.tolist() == list(range(trace.tokens))
     assert trace.phase.tolist() == [0, 0, 0, 0, 1, 1][: trace.tokens]
@@ -106,11 +110,9 @@ def test_a_saved_model_is_loaded_as_what_generates_text(package, found, tokenize
     loaded, words = load_model(tmp_path / "model", "float32", "cpu")
     assert type(loaded) is type(saved)
     prompts = [Prompt(id="a", prompt="w3 w4 w5")]
-    traces = [
-        exactness.Trace.open(record(model, words, prompts, tmp_path / name, RecordOptions(max_new_tokens=3)))
-        for model, name in ((saved, "a"), (loaded, "b"))
-    ]
-    assert (traces[0].experts == traces[1].experts).all()
+    one = recorded(saved, tmp_path / "a", prompts, words, max_new_tokens=3)
+    two = recorded(loaded, tmp_path / "b", prompts, words, max_new_tokens=3)
+    assert (one.experts == two.experts).all()
 
 
 @pytest.mark.parametrize("package", ["olmoe", "deepseek_v3", "zaya", "switch_transformers", "nllb_moe"])
@@ -118,11 +120,10 @@ def test_weights_that_rest_elsewhere_record_the_same(package, found, tmp_path):
     """A model whose weights accelerate brings to the device layer by layer, as device_map does with part of them."""
     accelerate = pytest.importorskip("accelerate")
     model = build(package, found[package])
-    prompts = [Prompt(id="a", prompt="5 6 7 8"), Prompt(id="b", prompt="9 10 3")]
-    options = RecordOptions(max_new_tokens=4, batch_size=2, logits=True)
-    one = exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / "resident", options))
+    options = {"max_new_tokens": 4, "batch_size": 2, "logits": True}
+    one = recorded(model, tmp_path / "resident", **options)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-    two = exactness.Trace.open(record(model, Numbers(), prompts, tmp_path / "offloaded", options))
+    two = recorded(model, tmp_path / "offloaded", **options)
     assert one.manifest.score_function == two.manifest.score_function
     for column in ("token_id", "experts", "weights", "logits"):
         assert (getattr(one, column) == getattr(two, column)).all(), column

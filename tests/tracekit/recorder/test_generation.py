@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.generation import Decoding, Sampler, Scoring
 from tracekit.rows import DECODE, PREFILL
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.models import load_model
 
 
@@ -19,6 +19,11 @@ def saved(build, tokenizer, tmp_path):
     tokenizer.save_pretrained(folder)
     assert len(list(folder.glob("*.safetensors"))) > 1
     return folder
+
+
+def edit(file, **changes):
+    """Change a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def refused(why, *args, **kwargs):
@@ -81,19 +86,15 @@ def test_not_a_model(tmp_path):
 
 
 def test_remote_code_is_not_run(saved):
-    config = json.loads((saved / "config.json").read_text())
-    config["model_type"] = "mystery"
-    config["auto_map"] = {"AutoConfig": "mystery.Config", "AutoModelForCausalLM": "mystery.Model"}
-    (saved / "config.json").write_text(json.dumps(config))
+    code = {"AutoConfig": "mystery.Config", "AutoModelForCausalLM": "mystery.Model"}
+    edit(saved / "config.json", model_type="mystery", auto_map=code)
     (saved / "mystery.py").write_text("raise SystemExit('remote code ran')")
     refused("cannot be loaded", saved)
 
 
 @pytest.mark.parametrize("layers", [10**9, 0, "many"])
 def test_absurd_configurations_do_not_hang(saved, layers):
-    config = json.loads((saved / "config.json").read_text())
-    config["num_hidden_layers"] = layers
-    (saved / "config.json").write_text(json.dumps(config))
+    edit(saved / "config.json", num_hidden_layers=layers)
     refused("num_hidden_layers", saved)
 
 
@@ -116,25 +117,20 @@ def test_damaged_weights(saved):
 
 def test_missing_tensors_are_not_made_up(saved):
     index = saved / "model.safetensors.index.json"
-    table = json.loads(index.read_text())
-    kept = sorted(set(table["weight_map"].values()))[0]
-    table["weight_map"] = {name: file for name, file in table["weight_map"].items() if file == kept}
-    index.write_text(json.dumps(table))
+    files = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map={name: file for name, file in files.items() if file == min(files.values())})
     refused("lacks [0-9]+ of the model's weights", saved)
 
 
 def test_an_index_cannot_point_elsewhere(saved):
     index = saved / "model.safetensors.index.json"
-    table = json.loads(index.read_text())
-    table["weight_map"]["lm_head.weight"] = "../../elsewhere.safetensors"
-    index.write_text(json.dumps(table))
+    files = json.loads(index.read_text())["weight_map"]
+    edit(index, weight_map=files | {"lm_head.weight": "../../elsewhere.safetensors"})
     refused("outside the model's directory", saved)
 
 
 def test_weights_of_another_shape(saved):
-    config = json.loads((saved / "config.json").read_text())
-    config["intermediate_size"] = 40
-    (saved / "config.json").write_text(json.dumps(config))
+    edit(saved / "config.json", intermediate_size=40)
     refused("but its config.json makes it", saved)
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tracekit import ImportFormatError
+from tracekit.errors import ImportFormatError
 from tracekit.recorder.prompts import Message, Prompt, encode_prompts, prompts_digest, read_prompts
 
 

@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 
-from tracekit import DECODE, PREFILL, ModelError, Trace, TraceError
-from tracekit.recorder import Prompt, RecordOptions, record
+from tracekit.errors import ModelError, TraceError
 from tracekit.recorder.generation import Decoding
+from tracekit.recorder.options import RecordOptions
+from tracekit.recorder.prompts import Prompt
+from tracekit.recorder.recorder import record
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 TEXTS = ["w3 w7 w1", "w5", "w18 w19 w20 w21 w22 w23 w24", "w38 w40 w59 w31", "w2 w2"]
 PROMPTS = [Prompt(id=f"p{number}", prompt=text) for number, text in enumerate(TEXTS)]

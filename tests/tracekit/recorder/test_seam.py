@@ -4,10 +4,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tracekit import ModelError
+from tracekit.errors import ModelError
 from tracekit.recorder.gate import find_gate
 from tracekit.recorder.layers import model_depth
-from tracekit.recorder.seam import count_moe_layers, moe_layers, router_logits
+from tracekit.recorder.seam import moe_layers, router_logits, seam_names, text_decoder
 
 # family: (experts, top-k, parameters of one expert with biases, score function, model layers)
 EXPECTED = {
@@ -55,7 +55,7 @@ def test_works_on_the_meta_device(build, family):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     layers = moe_layers(model)
-    assert count_moe_layers(model) == len(layers)
+    assert len(seam_names(text_decoder(model)[1])) == len(layers)
     assert {(layer.num_experts, layer.top_k, layer.expert_params) for layer in layers} == {(experts, top_k, params)}
     assert {layer.gate.form for layer in layers} == {"output"}
 
@@ -64,7 +64,7 @@ def test_a_dense_model_is_refused_in_one_line():
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
-    assert count_moe_layers(model) == 0
+    assert seam_names(text_decoder(model)[1]) == []
     with pytest.raises(ModelError, match="no experts") as caught:
         moe_layers(model)
     assert "\n" not in str(caught.value)

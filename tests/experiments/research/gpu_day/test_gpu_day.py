@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("hqq.core.quantize")
-from experiments.research.gpu_day.settings import EXPERTS_BYTES, SHAPES, settings
+from experiments.research.gpu_day import agreement, speed  # noqa: E402
+from experiments.research.gpu_day.settings import EXPERTS_BYTES, SHAPES, Setting, settings  # noqa: E402
 
 ROOT = Path(__file__).parents[4]
 LIMIT_S = 90
@@ -66,3 +67,13 @@ def test_shapes_are_real_and_what_they_load_is_bounded(tmp_path: Path) -> None:
     # By hand: 8 experts of 3 x 4096 x 14336 weights in 16 bits are 2.82 GB a layer, of which 8 GiB hold three.
     assert found["mixtral-8x7b bf16"].depth == "3 of 32" and EXPERTS_BYTES >= 3 * 8 * 3 * 4096 * 14336 * 2
     assert found["deepseek-v2-lite bf16"].depth == "8 of 27"
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "mixtral-8x7b"])
+def test_the_other_families_run_in_small(shape: str, tmp_path: Path) -> None:
+    """Mixtral runs in the whole day above."""
+    setting, cpu = Setting(shape, None, True, tmp_path), torch.device("cpu")
+    assert speed.resident(setting, cpu, tiny=True)["tokens/s"]["ours"] > 0
+    (row,) = speed.against_link(setting, cpu, tiny=True)["rows"]
+    assert row["MB loaded per token"] > 0 and row["ms per token"] > row["ms of the dense part"] > 0
+    assert agreement.held_out(setting, cpu, tmp_path, tiny=True)["median of plans"]

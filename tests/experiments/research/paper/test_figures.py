@@ -11,7 +11,8 @@ from experiments.research.paper.__main__ import run
 from experiments.research.paper.activation import activation
 from experiments.research.paper.recall import hit_ratios, recalls
 from tests.helpers.traces import make_trace, random_experts
-from tracekit.trace import DECODE, PREFILL, Trace
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 
 def slow_recall(trace: Trace, distance: int, fetched: int) -> float:

@@ -1,0 +1,114 @@
+"""The rows of a trace as they lie on disk: columns in memory, experts and weights in blocks, the rest mapped."""
+
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracekit import shards as shard_files
+from tracekit.blocks import Blocks
+from tracekit.errors import TraceError
+from tracekit.manifest import Manifest, Shard
+from tracekit.rows import Columns, check_columns, check_distinct, check_ids, check_weights, damaged
+from tracekit.tensorfile import map_tensor
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class ShardRows:
+    """The rows of the trace directory `path`; a `RowSource`, checked as `Trace.open` says."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, verify: bool) -> None:
+        shard_files.check_memory(path, manifest, routing=False)
+        # Before polars decodes anything: it may abort the process over a damaged file.
+        for shard in manifest.shards:
+            if verify or shard.kind == "routing":
+                shard_files.check_digest(path / shard.name, shard)
+        self._path, self._manifest = path, manifest
+        self.columns, weighted = self._read_columns()
+        self.kinds = frozenset([*manifest.dense_kinds(), *(["weights"] if weighted else [])])
+        self._experts = Blocks(path, manifest, "experts", np.uint16, self._check_experts)
+        self._weights = Blocks(path, manifest, "weights", np.float16, self._check_weights)
+        for kind in manifest.dense_kinds():
+            for shard in manifest.shards_of(kind):
+                self._map(shard)  # headers, shapes and sizes; the values stay on disk
+        if verify:
+            self._read_everything()
+
+    def experts(self, first: int, last: int) -> NDArray[np.uint16]:
+        return self._experts.read(first, last)
+
+    def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
+        return self._weights.read(first, last) if "weights" in self.kinds else None
+
+    def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
+        """Mapped where the rows are of one shard, else copied."""
+        if kind not in self.kinds:
+            return None
+        shards = self._manifest.shards_of(kind)
+        starts = [0, *accumulate(shard.rows for shard in shards)]
+        parts = [
+            self._map(shard)[max(0, first - start) : last - start]
+            for shard, start in zip(shards, starts, strict=False)
+            if start < last and first < start + shard.rows
+        ]
+        if len(parts) > 1 and sum(part.nbytes for part in parts) > shard_files.installed_memory():
+            raise TraceError(f"{self._path}: its {kind} do not fit into this machine's memory")
+        none = np.zeros((0, *self._manifest.extent(kind)), np.float16)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [none])
+
+    def scan(self) -> "pl.LazyFrame":
+        import polars as pl
+
+        paths = [self._path / shard.name for shard in self._manifest.shards_of("routing")]
+        if not paths:
+            return pl.LazyFrame(schema=shard_files.routing_schema(self._manifest, weights=False))
+        return pl.scan_parquet(paths, glob=False)
+
+    def digest(self, manifest: Manifest) -> str:
+        return manifest.digest()  # which lists the shards' own
+
+    def _read_columns(self) -> tuple[Columns, bool]:
+        import polars as pl
+
+        path, manifest, parts, weighted = self._path, self._manifest, [], set()
+        for shard in manifest.shards_of("routing"):
+            columns, has_weights = shard_files.read_columns(path / shard.name, shard, manifest)
+            parts.append(columns)
+            weighted.add(has_weights)
+        if len(weighted) > 1:
+            raise TraceError(f"{path} is damaged: some of its routing shards hold weights and some do not")
+        columns = Columns.join(parts)
+        with damaged(path):
+            check_columns(columns)
+        step = columns.step
+        requests = pl.Series(columns.request).n_unique()  # by hashing, many times faster than sorting
+        counts = {"steps": len(step) and 1 + np.count_nonzero(step[1:] != step[:-1]), "requests": requests}
+        for name, count in counts.items():
+            if count != getattr(manifest, name):
+                raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
+        return columns, weighted == {True}
+
+    def _read_everything(self) -> None:
+        rows = shard_files.block_rows(self._manifest)
+        for first in range(0, len(self.columns), rows):
+            last = min(first + rows, len(self.columns))
+            with damaged(self._path):
+                check_distinct(self.experts(first, last), first)
+            self.weights(first, last)
+
+    def _check_experts(self, experts: NDArray[np.uint16], first: int) -> None:
+        with damaged(self._path):
+            check_ids(experts, self._manifest.experts_per_layer, first)
+
+    def _check_weights(self, weights: NDArray[np.float16], first: int) -> None:
+        experts = self.experts(first, first + len(weights))
+        with damaged(self._path):
+            check_weights(weights, experts, first)
+
+    def _map(self, shard: Shard) -> NDArray[np.float16]:
+        shape = (shard.rows, *self._manifest.extent(shard.kind))
+        return map_tensor(shard_files.regular_file(self._path / shard.name), shard.kind.partition("-")[0], shape)
