@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench gpu docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -20,6 +20,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m experiments.research.benchmarks
+
+# What only a GPU can tell, in three parts; ARGS="--device cpu --tiny" tries the command itself (docs/engine.md).
+gpu: $(READY)
+	$(BIN)/python -m experiments.research.gpu_day $(ARGS)
 
 # A site that opens from the disk: site/index.html. Nothing is fetched, neither to build it nor to read it.
 docs: $(READY)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from engine.plan.weights import WeightFormat
 from engine.runtime.storage.host_store import stored_dtype
-from engine.runtime.storage.quantise import dequantise, quantise
+from engine.runtime.storage.quantise import dequantise, quantised_on
 from tracekit.errors import PlanError
 from tracekit.recorder.seam import text_decoder
 
@@ -28,7 +28,7 @@ class QuantisedLinear(nn.Module):
                 empty = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
                 self.register_buffer(_buffer(stored.name), empty)
             return
-        for name, value in quantise(linear.weight.detach().to(device), weight_format).items():
+        for name, value in quantised_on(device, linear.weight.detach(), weight_format).items():
             self.register_buffer(_buffer(name), value.clone())
 
     @property
@@ -56,7 +56,7 @@ def check_attention(model: nn.Module, weights: str | None) -> None:
     parsed = WeightFormat.parse(weights)
     if not parsed.quantised:
         return
-    found = list(_projections(model))
+    found = list(projections(model))
     if not found:
         raise PlanError(f"{type(model).__name__} has no linear layers in its attention that {weights} could store")
     for _, _, linear in found:
@@ -67,7 +67,7 @@ def quantise_attention(model: nn.Module, weights: str, device: torch.device) -> 
     """Replace the attention's projections by quantised ones; nothing to do for an unquantised format."""
     parsed = WeightFormat.parse(weights)
     if parsed.quantised:
-        for parent, name, linear in list(_projections(model)):
+        for parent, name, linear in list(projections(model)):
             setattr(parent, name, QuantisedLinear(linear, parsed, device))
 
 
@@ -79,12 +79,12 @@ def attention_bytes(model: nn.Module) -> int:
 def attention_format_bytes(model: nn.Module, weights: str) -> tuple[int, int]:
     """Bytes of the attention's projections as the model holds them, and as a weight format would."""
     parsed = WeightFormat.parse(weights)
-    found = [linear.weight for _, _, linear in _projections(model)]
+    found = [linear.weight for _, _, linear in projections(model)]
     plain = sum(weight.nbytes for weight in found)
     return plain, sum(parsed.tensor_bytes(*weight.shape) for weight in found) if parsed.quantised else plain
 
 
-def _projections(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def projections(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Every linear layer within the attention of a model's text decoder: parent, name, module."""
     _, decoder = text_decoder(model)
     for path, parent in decoder.named_modules():

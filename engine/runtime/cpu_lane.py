@@ -85,8 +85,8 @@ class CpuLane:
         return chosen
 
     def submit(self, key: int, rows: Tensor) -> None:
-        """Have an expert computed on rows [n, hidden], which are copied to the host."""
-        self._jobs[key] = self._thread.submit(self._compute, key, rows.cpu())
+        """Have an expert computed on rows [n, hidden], on the host."""
+        self._jobs[key] = self._thread.submit(self._compute, key, rows)
 
     def has(self, key: int) -> bool:
         """Whether the expert was submitted and its result not yet taken."""

@@ -1,7 +1,6 @@
 """`Loader`: the copies that a visit's decisions ask for, in the order of the decisions."""
 
 from collections.abc import Callable, Iterable
-from time import perf_counter_ns
 
 from engine.runtime.links.queued_link import Link, Progress, Ticket
 from engine.runtime.pool import SlotPool
@@ -31,6 +30,7 @@ class Loader:
         self._unused: set[int] = set()  # prefetched and not yet demanded
         self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link
         self._tickets: dict[int, tuple[Ticket, int]] = {}  # key -> (ticket, kind): asked, not yet waited for
+        self._abandoned: list[Ticket] = []  # given up after they had started: they still take the link's time
         self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
         self._taken: set[int] = set()  # slots of those whose copy has left or was never needed
 
@@ -74,18 +74,19 @@ class Loader:
             self._ask()
         return arrived + arriving + missing
 
-    def arrive(self, key: int) -> int:
-        """Wait for the copy of a demanded expert; returns the nanoseconds waited. ModelError if it failed."""
-        if key not in self._tickets:
-            return 0
-        start = perf_counter_ns()
-        self.link.wait(self._tickets.pop(key)[0])
-        return perf_counter_ns() - start
+    def awaits(self, key: int) -> bool:
+        """Whether the copy of a demanded expert has still to be waited for."""
+        return key in self._tickets
+
+    def arrive(self, key: int) -> None:
+        """Wait for the copy of a demanded expert, if there is one. ModelError if it failed."""
+        if key in self._tickets:
+            self.link.wait(self._tickets.pop(key)[0])
 
     def backlog(self) -> int:
         """Bytes that the link still has to copy before another demanded expert."""
-        ahead = [ticket for ticket, _ in self._tickets.values() if ticket.demand or ticket.progress is Progress.STARTED]
-        return sum(ticket.source.numel() for ticket in ahead if ticket.progress < Progress.DONE)
+        asked = (*self._abandoned, *(ticket for ticket, _ in self._tickets.values()))
+        return sum(ticket.source.numel() for ticket in asked if _ahead(ticket))
 
     def slot(self, key: int) -> int:
         """Where a demanded expert is, between `begin` and `done`."""
@@ -102,6 +103,7 @@ class Loader:
         for key in list(self._tickets):
             self._give_up(key)
         self._held.clear()
+        self._abandoned.clear()
         self._slot.clear()
         self._taken.clear()
         self._unused.clear()
@@ -135,3 +137,11 @@ class Loader:
             ticket, kind = self._tickets.pop(key)
             if self.link.cancel(ticket):
                 self.bytes[KINDS[kind]] -= ticket.source.numel()
+            else:
+                self._abandoned = [*filter(_ahead, self._abandoned), ticket]
+
+
+def _ahead(ticket: Ticket) -> bool:
+    """Whether a copy comes before the next demanded one and has not landed; it may be on a stream already."""
+    begun = ticket.demand or ticket.progress is not Progress.QUEUED
+    return begun and ticket.progress <= Progress.DONE and not ticket.arrived

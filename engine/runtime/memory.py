@@ -6,17 +6,27 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
-from engine.runtime.attention import attention_format_bytes
-from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of
+from engine.runtime.attention import attention_format_bytes, projections
+from engine.runtime.storage.slab_layout import (
+    SLOT_ALIGNMENT,
+    Layout,
+    QuantisedLayout,
+    aligned,
+    expert_parameters,
+    layout_of,
+)
+from engine.runtime.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from policies.cache import ExpertCache
-from tracekit.errors import CapacityError, PlanError
+from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
+CGROUP = Path("/sys/fs/cgroup")
+UNKNOWN = 1 << 60  # a system that does not tell refuses nothing
 RESERVE = 10
 """With capacity `auto`, one part in so many stays free: the key-value cache and what a step computes with."""
 
@@ -24,31 +34,35 @@ RESERVE = 10
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes that an offloaded model takes: `slot` for one expert on the device, `rest` for all else that stays there,
-    `scratch` to expand one quantised expert; `host` for all experts. Slots of `staging` come on top of the cache's.
+    `working` to expand, or before that to quantise, one matrix or expert; `host` for all experts. Slots of `staging`
+    come on top of the cache's.
     """
 
     layers: int
     experts: int
     slot: int
     rest: int
-    scratch: int
+    working: int
     host: int
     staging: int
 
     def device(self, slots: int) -> int:
         """Bytes on the device with so many slots in all."""
-        return slots * self.slot + self.rest + self.scratch
+        return slots * self.slot + self.rest + self.working
 
     def largest(self, room: int) -> str:
         """The largest capacity whose slots fit into `room` bytes of device memory, as a plan says it; "" if none."""
-        slots = (room - self.rest - self.scratch) // self.slot - self.staging
+        slots = (room - self.rest - self.working) // self.slot - self.staging
         if slots >= self.layers:
             return f"{min(slots // self.layers, self.experts)}/layer"
         return str(slots) if slots > 0 else ""
 
 
-def footprint(model: nn.Module, plan: Plan) -> Footprint:
-    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity."""
+def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Footprint:
+    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity.
+
+    `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
+    """
     layers, word = moe_layers(model), plan.weights.experts
     layouts = [layout_of(layer.experts, word) for layer in layers]
     largest = max(range(len(layers)), key=lambda index: layouts[index].bytes)
@@ -57,30 +71,49 @@ def footprint(model: nn.Module, plan: Plan) -> Footprint:
     if plan.weights.attention is not None:
         plain, stored = attention_format_bytes(model, plan.weights.attention)
         rest += stored - plain
-    quantised = word is not None and WeightFormat.parse(word).quantised
     return Footprint(
         layers=len(layers),
         experts=max(layer.num_experts for layer in layers),
-        slot=aligned(layouts[largest].bytes),
+        slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
         rest=rest,
-        scratch=layers[largest].expert_bytes if quantised else 0,
+        working=max(
+            *(expansion_bytes(layout) for layout in set(layouts)),
+            _attention_working(model, plan.weights.attention),
+            _quantising(layouts) if quantising else 0,
+        ),
         host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
         staging=max(plan.prefetch.staging, 1),
     )
 
 
-def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
+def _quantising(layouts: Sequence[Layout]) -> int:
+    """What quantising the largest matrix of any expert takes."""
+    quantised = [layout for layout in layouts if isinstance(layout, QuantisedLayout)]
+    shapes = [(matrix.rows, matrix.cols) for layout in set(quantised) for matrix in layout.matrices]
+    return quantising_bytes(shapes, quantised[0].format, quantised[0].dtype) if shapes else 0
+
+
+def _attention_working(model: nn.Module, word: str | None) -> int:
+    """What expanding the largest projection of the attention takes."""
+    if word is None or not WeightFormat.parse(word).quantised:
+        return 0
+    shapes = {tuple(linear.weight.shape): linear.weight.dtype for _, _, linear in projections(model)}
+    sizes = (matrix_expansion_bytes(*shape, WeightFormat.parse(word), dtype) for shape, dtype in shapes.items())
+    return max(sizes, default=0)
+
+
+def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool = False) -> Plan:
     """`plan`, its capacity chosen if it is `auto`, for a device with `room` bytes of memory free.
 
     Raises CapacityError, naming the largest capacity that would fit, when it does not.
     """
-    need = footprint(model, plan)
+    need = footprint(model, plan, quantising=quantising)
     if plan.capacity.unit == "auto":
         capacity = need.largest(room - room // RESERVE)
         if not capacity:
             raise CapacityError(
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
-                f"fit beside the {need.rest + need.scratch} bytes that always stay there and a reserve of 1/{RESERVE}"
+                f"fit beside the {need.rest + need.working} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
         return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
@@ -89,7 +122,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str) -> Plan:
         advice = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
         raise CapacityError(
             f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
-            f"{need.rest + need.scratch} for the rest) but {where} has {room}: {advice}"
+            f"{need.rest + need.working} for the rest) but {where} has {room}: {advice}"
         )
     return plan
 
@@ -109,28 +142,84 @@ def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
 
 
 def fit_checkpoint(
-    path_or_id: str | Path, plan: Plan, *, dtype: str, device: str, limit: int | None, on_disk: bool = False
+    path_or_id: str | Path,
+    plan: Plan,
+    *,
+    dtype: str,
+    device: str,
+    limit: int | None,
+    on_disk: bool = False,
+    quantising: bool = False,
 ) -> Plan:
     """`fit` for a checkpoint that is not loaded: only its configuration is read.
 
     `limit` is the device memory to use; None is what is free, on the CPU less what the experts themselves take there.
-    Without a limit only `auto` and CUDA are checked: free memory of a host is no hard limit.
+    HardwareError, too, when the host cannot hold the experts and, where it is the device, all else.
     """
-    from tracekit.recorder.models import check_experts, empty_model, find_model, load_config, parse_device, parse_dtype
+    from tracekit.recorder.models import parse_device
 
     place = parse_device(device)
-    if limit is None and place.type == "cpu" and plan.capacity.unit != "auto":
-        return plan
+    model = _empty(path_or_id, dtype)
+    where = str(place) if limit is None else f"--memory on {place}"
+    if limit is not None or place.type != "cpu" or plan.capacity.unit == "auto":
+        if limit is None:
+            limit = free_bytes(place)
+            if place.type == "cpu" and not on_disk:
+                limit -= footprint(model, plan).host
+        plan = fit(model, plan, limit, where, quantising=quantising)
+    need = footprint(model, plan, quantising=quantising)
+    here = need.device(slots_of(model, plan)) if place.type == "cpu" else 0
+    check_host(
+        (0 if on_disk else need.host) + here,
+        f"{path_or_id} under this plan",
+        "store weights in fewer bits, or leave experts on disk (--host disk --slabs DIR)",
+    )
+    return plan
+
+
+def check_unoffloaded(path_or_id: str | Path, dtype: str) -> None:
+    """Raise HardwareError unless the host can hold a checkpoint as it is, before it is read."""
+    model = _empty(path_or_id, dtype)
+    # Each once: parameters may be tied.
+    tensors = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    check_host(
+        sum(tensors.values()),
+        f"{path_or_id} without offloading, whose tokens are what those of the engine must equal,",
+        "compare decisions and time alone, by --routing T.trace --random-weights",
+    )
+
+
+def check_host(size: int, what: str, advice: str) -> None:
+    """Raise HardwareError unless so many bytes of host memory are free."""
+    room = host_bytes()
+    if size > room:
+        raise HardwareError(f"{what} needs {size} bytes of host memory, and {room} are free: {advice}")
+
+
+def host_bytes() -> int:
+    """Host memory that is free now, swap included; in a container, what its limit leaves. `UNKNOWN` elsewhere."""
+    if not Path("/proc/meminfo").exists():
+        return UNKNOWN
+    room = meminfo("MemAvailable") + meminfo("SwapFree")
+    try:
+        most, taken = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cache = (CGROUP / "memory.stat").read_text().split()
+        if most != "max":
+            reclaimable = int(cache[cache.index("inactive_file") + 1])
+            room = min(room, int(most) - int(taken) + reclaimable)
+    except (OSError, ValueError):
+        pass  # no such limit
+    return room
+
+
+def _empty(path_or_id: str | Path, dtype: str) -> PreTrainedModel:
+    """The model of a checkpoint's configuration, on the meta device."""
+    from tracekit.recorder.models import check_experts, empty_model, find_model, load_config, parse_dtype
+
     directory = find_model(path_or_id)
     config = load_config(directory)
     check_experts(config, directory)
-    model = empty_model(config, directory, dtype_of(config, parse_dtype(dtype)))
-    where = str(place) if limit is None else f"--memory on {place}"
-    if limit is None:
-        limit = free_bytes(place)
-        if place.type == "cpu" and not on_disk:
-            limit -= footprint(model, plan).host
-    return fit(model, plan, limit, where)
+    return empty_model(config, directory, dtype_of(config, parse_dtype(dtype)))
 
 
 def dtype_of(config: PreTrainedConfig, asked: torch.dtype | str) -> torch.dtype:

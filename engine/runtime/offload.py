@@ -113,12 +113,19 @@ def offload(
     path = _slabs(host, slabs)
     if random_experts is not None and (path is not None or isinstance(model, str | Path)):
         raise PlanError("random experts lie in memory, in a model's shapes: without slabs and checkpoint")
+    quantising = random_experts is None and (path is None or not path.exists())
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as files:
         origin: Origin | None = None if random_experts is None else RandomExperts(random_experts)
         if isinstance(model, str | Path):
             if cache_spec is None:  # before anything is read
                 plan = fit_checkpoint(
-                    model, plan, dtype=dtype, device=str(target), limit=memory, on_disk=host == "disk"
+                    model,
+                    plan,
+                    dtype=dtype,
+                    device=str(target),
+                    limit=memory,
+                    on_disk=host == "disk",
+                    quantising=quantising,
                 )
             if path is not None and path.exists():
                 loaded = load_slabs(model, path, dtype)
@@ -127,7 +134,7 @@ def offload(
         else:
             loaded = model
             if cache_spec is None:
-                plan = _fitted(loaded, plan, target, memory, on_disk=host == "disk")
+                plan = _fitted(loaded, plan, target, memory, on_disk=host == "disk", quantising=quantising)
         layers, formats = moe_layers(loaded), (plan.weights.experts, plan.weights.attention)
         if path is None or not path.exists():
             for layer in layers if random_experts is None else ():
@@ -143,8 +150,6 @@ def offload(
         if formats[1] is not None and not attention_bytes(loaded):
             quantise_attention(loaded, formats[1], target)
         _move_rest(loaded, target)
-        if target.type == "cuda":
-            store.pin()
         # Looked up again: what is known of a router is on the device where it now is.
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
@@ -154,17 +159,20 @@ def offload(
     return loaded
 
 
-def _fitted(model: nn.Module, plan: Plan, target: torch.device, memory: int | None, *, on_disk: bool) -> Plan:
+def _fitted(
+    model: nn.Module, plan: Plan, target: torch.device, memory: int | None, *, on_disk: bool, quantising: bool
+) -> Plan:
     """The plan, if it fits; its capacity chosen if it is `auto`. On the CPU free memory is no hard limit."""
     if memory is not None:
-        return fit(model, plan, memory, f"the given memory on {target}")
+        return fit(model, plan, memory, f"the given memory on {target}", quantising=quantising)
     if plan.capacity.unit != "auto":
         return plan
     here = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")).type == target.type
     need = footprint(model, plan)
     # Where the model is already, its rest need not be found room for; where experts stay, they need theirs.
     room = free_bytes(target) + (need.rest if here else 0)
-    return fit(model, plan, room - (need.host if target.type == "cpu" and not on_disk else 0), str(target))
+    room -= need.host if target.type == "cpu" and not on_disk else 0
+    return fit(model, plan, room, str(target), quantising=quantising)
 
 
 def _slabs(host: str, slabs: str | Path | None) -> Path | None:

@@ -1,8 +1,8 @@
 """`OffloadState`: what serves one offloaded model: it decides, has experts copied and computed, and keeps the log."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter_ns
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from engine.runtime.cpu_lane import CpuLane
+from engine.runtime.device_time import DeviceTime, HostTime
 from engine.runtime.experts import compute, expert_forward, serve_experts
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
+from engine.runtime.step_rows import StepRows, rows_of
 from engine.runtime.storage.store import Store
 from engine.runtime.timing import Clock, Timings
 from engine.runtime.visit_experts import VisitExperts
@@ -63,15 +65,17 @@ class OffloadState:
         self.top_k = max(layer.top_k for layer in layers)
         self.cache = check_policies(spec)
         self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
-        self._tokens: Tensor | None = None  # vocabulary ids of this step [tokens]
+        self._rows = StepRows()
         self._loader = Loader(store, pool, link)
         self._forward = [expert_forward(layer.experts) for layer in layers]
-        self._clock = Clock()
+        self._timed_by: Callable[[], DeviceTime] = HostTime
+        self._clock = Clock(self._timed_by())
         self._events: list[Events] = []
-        self._real: Tensor | None = None  # bool [tokens]: which rows of this step are no padding; None means all
         self._lookahead: dict[int, Tensor] = {}  # layer -> logits [tokens, experts] of the layer `distance` further on
         self._failure: str | None = None
         self.forced: Choices | None = None
+        # However the model ends, forgotten or with the interpreter: no copy may run from memory that is given back.
+        self._end = weakref.finalize(self, _end, link, store)
         self._hooks: list[RemovableHandle] = self._attach(model)
         self._fill()
 
@@ -111,12 +115,17 @@ class OffloadState:
         if self.lane is not None:
             self.lane.forget()
         self.cache = check_policies(self.spec)
-        self._clock = Clock()
+        self._clock = Clock(self._timed_by())
         self._events = []
-        self._real, self._failure = None, None
+        self._rows, self._failure = StepRows(), None
         self._lookahead.clear()
         self._foresight.reset()
         self._fill()
+
+    def time_by(self, make: Callable[[], DeviceTime]) -> None:
+        """Have `timings` made by such a clock from now on, a new one for each start. Starts again, as `reset`."""
+        self._timed_by = make
+        self.reset()
 
     def close(self) -> None:
         """End the copy thread and unpin memory. The model cannot run afterwards."""
@@ -126,8 +135,7 @@ class OffloadState:
         self._loader.forget()
         if self.lane is not None:
             self.lane.close()
-        self.link.close()
-        self.store.close()
+        self._end()
 
     def __enter__(self) -> Self:
         return self
@@ -165,16 +173,16 @@ class OffloadState:
         if self.forced is not None:
             top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
-        start = perf_counter_ns()
+        start = self._clock.mark()
         routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
         events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
-        experts = VisitExperts(self._loader, self.pool, self.lane, base, layout, forward)
+        experts = VisitExperts(self._loader, self.pool, self.lane, self._clock, base, layout, forward)
         order = experts.begin(layer, events, routing, hidden)
         out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])
-        self._clock.add_visit(layer, start, experts.waited)
+        self._clock.add_visit(layer, start)
         return out
 
     def _read_back(
@@ -183,12 +191,14 @@ class OffloadState:
         lookahead = self._lookahead.pop(layer, None)
         if lookahead is None and self._looks_ahead(layer):
             raise ModelError(f"the router of {self.layers[layer].name} was not called: its lookahead is unknown")
-        if self._real is not None:
-            padding = ~self._real[:, None]  # [tokens, 1]
-            top_k_index = top_k_index.masked_fill(padding, self.layers[layer].num_experts)
-            lookahead = None if lookahead is None else lookahead.masked_fill(padding, float("nan"))
         weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
-        return read_back(top_k_index, top_k_weights if weighed else None, lookahead)
+        more = self._rows.pending()
+        ids, weights, logits, columns = read_back(top_k_index, top_k_weights if weighed else None, lookahead, more)
+        if more:
+            self._rows.take(columns)
+            self._clock.count_tokens(self._rows.tokens)
+        ids, logits = self._rows.without_padding(ids, logits, self.layers[layer].num_experts)
+        return ids, weights, logits
 
     @property
     def lookahead_distance(self) -> int | None:
@@ -223,7 +233,7 @@ class OffloadState:
         """Vocabulary ids of this step's rows, -1 where the model was given embeddings."""
         if self.forced is not None:
             return self.forced.token_ids
-        return np.full(tokens, -1) if self._tokens is None else self._tokens.cpu().numpy()
+        return np.full(tokens, -1) if self._rows.ids is None else self._rows.ids
 
     def _hint(self, layer: int, lookahead: np.ndarray | None) -> list[int]:
         """The experts of layer `layer + distance`, as its gate ranks them for this visit's tokens."""
@@ -254,21 +264,19 @@ class OffloadState:
     def _begin_step(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
         ids = args[0] if ids is None and args else ids
-        mask = kwargs.get("attention_mask")
-        self._real, self._tokens, tokens = None, None, 0
-        if isinstance(ids, Tensor):
-            self._tokens = None if ids.is_floating_point() else ids.reshape(-1)
-            tokens = ids.shape[0] * ids.shape[1]
-            if isinstance(mask, Tensor) and mask.dim() == 2:
-                real = mask[:, -ids.shape[1] :].reshape(-1).bool()  # [tokens]
-                kept = int(real.sum())
-                self._real, tokens = (real, kept) if kept < tokens else (None, tokens)
-        self._clock.begin_step(tokens)
+        with_ids = self._foresight.works and self.forced is None
+        self._rows = rows_of(ids, kwargs.get("attention_mask"), with_ids=with_ids)
+        self._clock.begin_step(self._rows.tokens)
 
     def _end_step(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the host waits for the next token's id anyway
         self._clock.end_step()
+
+
+def _end(link: Link, store: Store) -> None:
+    link.close()
+    store.close()
 
 
 def offloaded(model: nn.Module) -> OffloadState:

@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-from engine.runtime.storage.slab_layout import Layout, aligned
+from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, Layout, aligned
 from tracekit.errors import HardwareError
 
 
 class SlotPool:
     """`slots` slots of `slab_bytes` bytes in one device buffer. HardwareError when they do not fit.
 
-    Slots begin on boundaries of 64 bytes; `bytes` is what all of them take.
+    Slots begin on boundaries of `SLOT_ALIGNMENT` bytes; `bytes` is what all of them take.
     """
 
     def __init__(self, slots: int, slab_bytes: int, device: torch.device) -> None:
         self.slots, self.slab_bytes, self.device = slots, slab_bytes, device
-        self.bytes = slots * aligned(slab_bytes)
+        stride = aligned(slab_bytes, SLOT_ALIGNMENT)
+        self.bytes = slots * stride
         try:
-            # [slots, slab_bytes, rounded up]
-            self._buffer = torch.empty(slots, aligned(slab_bytes), dtype=torch.uint8, device=device)
+            self._buffer = torch.empty(slots, stride, dtype=torch.uint8, device=device)
         except (RuntimeError, MemoryError) as error:
             raise HardwareError(
                 f"{device} cannot hold {slots} slots of {slab_bytes} bytes: give the cache less capacity ({error})"

@@ -1,7 +1,6 @@
 """`VisitExperts`: one visit's experts, computed on the device as they arrive or by the CPU lane."""
 
-from time import perf_counter_ns
-
+import torch
 from torch import Tensor
 
 from engine.runtime.cpu_lane import CpuLane, Missing
@@ -9,24 +8,28 @@ from engine.runtime.experts import Forward
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.slab_layout import Layout
+from engine.runtime.timing import Clock
 from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
 
 
 class VisitExperts:
-    """The experts of one visit. `waited` adds up the nanoseconds in which nothing could be computed.
+    """The experts of one visit. `clock` is told when nothing could be computed; `base` is the layer's first key."""
 
-    `base` is the key of the layer's first expert.
-    """
-
-    __slots__ = ("base", "forward", "lane", "layout", "loader", "pool", "waited")
+    __slots__ = ("base", "clock", "forward", "lane", "layout", "loader", "pool")
 
     def __init__(
-        self, loader: Loader, pool: SlotPool, lane: CpuLane | None, base: int, layout: Layout, forward: Forward
+        self,
+        loader: Loader,
+        pool: SlotPool,
+        lane: CpuLane | None,
+        clock: Clock,
+        base: int,
+        layout: Layout,
+        forward: Forward,
     ) -> None:
-        self.loader, self.pool, self.lane = loader, pool, lane
+        self.loader, self.pool, self.lane, self.clock = loader, pool, lane, clock
         self.base, self.layout, self.forward = base, layout, forward
-        self.waited = 0
 
     def begin(self, layer: int, events: Events, routing: Routing | TokenRouting, hidden: Tensor) -> list[int]:
         """Ask for what is missing; returns the demanded experts in the order in which to compute them."""
@@ -39,21 +42,29 @@ class VisitExperts:
             ready = [routing.count(key - base) for key in resident]
             asked = [Missing(key, kind, routing.count(key - base)) for key, kind in missing]
             diverted.extend(lane.choose(layer, ready, self.loader.backlog(), asked))
-            for key in diverted:
-                lane.submit(key, routing.rows(hidden, key - base))
             return diverted
 
-        return [key - base for key in self.loader.begin(events, divert) + diverted]
+        order = self.loader.begin(events, divert)
+        if diverted:  # after the copies have left: rows are waited for
+            rows = [routing.rows(hidden, key - base) for key in diverted]
+            if hidden.device.type != "cpu":
+                rows = list(torch.split(torch.cat(rows).cpu(), [len(part) for part in rows]))
+            for key, part in zip(diverted, rows, strict=True):
+                lane.submit(key, part)
+        return [key - base for key in order + diverted]
 
     def compute(self, expert: int, rows: Tensor) -> Tensor:
         """One expert on rows [n, hidden]; waits for its copy, or for the lane."""
         key = self.base + expert
         if self.lane is not None and self.lane.has(key):
-            start = perf_counter_ns()
+            start = self.clock.mark()
             out = self.lane.result(key, rows.device)
-            self.waited += perf_counter_ns() - start
+            self.clock.add_wait(start)
             return out
-        self.waited += self.loader.arrive(key)
+        if self.loader.awaits(key):
+            start = self.clock.mark()
+            self.loader.arrive(key)
+            self.clock.add_wait(start)
         out = self.forward(self.layout.weights(self.pool.views(self.loader.slot(key), self.layout)), rows)
         self.loader.done(key)
         return out

@@ -1,5 +1,6 @@
 """`Routing`: what one visit's gate chose, brought to the host in a single copy and sorted by expert."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,22 +70,24 @@ class Choices(Protocol):
 
 
 def read_back(
-    top_k_index: Tensor, weights: Tensor | None, lookahead: Tensor | None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    top_k_index: Tensor, weights: Tensor | None, lookahead: Tensor | None, more: Sequence[Tensor] = ()
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, list[np.ndarray]]:
     """The gate's choices u16 [tokens, k], their weights f16 [tokens, k] and lookahead logits f16 [tokens, experts].
 
-    From a device in one copy. Halves, as traces hold them, so that engine and simulator decide by the same numbers.
+    And `more` of i16 [tokens, columns] each. From a device in one copy. Halves, as traces hold them, so that engine and
+    simulator decide by the same numbers.
     """
     halves = [None if part is None else part.detach().to(torch.float16) for part in (weights, lookahead)]
     if top_k_index.device.type == "cpu":
         found = [None if half is None else half.numpy() for half in halves]
-        return top_k_index.numpy().astype(np.uint16), found[0], found[1]
+        return top_k_index.numpy().astype(np.uint16), found[0], found[1], [part.numpy() for part in more]
     parts = [top_k_index.to(torch.int16)]  # [tokens, k]; ids above 32767 wrap, and wrap back as u16
     parts += [half.view(torch.int16) for half in halves if half is not None]
+    parts += more
     host = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).cpu().numpy()
     ids, *rest = np.split(host, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
     found = [None if half is None else np.ascontiguousarray(rest.pop(0)).view(np.float16) for half in halves]
-    return np.ascontiguousarray(ids).view(np.uint16), found[0], found[1]
+    return np.ascontiguousarray(ids).view(np.uint16), found[0], found[1], rest
 
 
 def weight_of(ids: np.ndarray, weights: np.ndarray, demand: list[int]) -> list[float]:
@@ -111,6 +114,9 @@ def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> R
     choice, token = np.divmod(order, tokens)
     ascending = sorted(demand)
     edges = [*np.searchsorted(by_choice[order], ascending).tolist(), len(chosen)]
-    both = torch.from_numpy(np.stack([token, token * k + choice])).to(device)  # [2, assignments]
+    # Pinned, so that the host does not wait for the copy; torch keeps it until the copy has landed.
+    host = torch.empty(2, len(chosen), dtype=torch.int64, pin_memory=device.type == "cuda")
+    host.numpy()[:] = token, token * k + choice
+    both = host.to(device, non_blocking=True)  # [2, assignments]
     spans = {expert: slice(edges[i], edges[i + 1]) for i, expert in enumerate(ascending)}
     return Routing(demand, recency, both[0], both[1], spans)

@@ -68,7 +68,10 @@ def command(
     from tracekit.recorder.recorder import check_fit
 
     limit, device = parse_memory(memory), str(parse_device(device))
-    chosen = fit_checkpoint(model, chosen, dtype=dtype, device=device, limit=limit, on_disk=host == "disk")
+    quantising = slabs is None or not slabs.exists()
+    chosen = fit_checkpoint(
+        model, chosen, dtype=dtype, device=device, limit=limit, on_disk=host == "disk", quantising=quantising
+    )
     directory = find_model(model)
     tokenizer = load_tokenizer(directory)
     encoded = encode_prompts(asked, tokenizer)

@@ -77,7 +77,15 @@ def command(
     from tracekit.trace import Trace
 
     limit, device = parse_memory(memory), str(parse_device(device))
-    chosen = fit_checkpoint(model, chosen, dtype=dtype, device=device, limit=limit, on_disk=host == "disk")
+    chosen = fit_checkpoint(
+        model,
+        chosen,
+        dtype=dtype,
+        device=device,
+        limit=limit,
+        on_disk=host == "disk",
+        quantising=not random_weights and (slabs is None or not slabs.exists()),
+    )
 
     def progress(text: str) -> None:
         console.say(f"{text} ...")

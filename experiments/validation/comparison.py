@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, Plan, WeightsPlan
+from engine.plan.plan import Plan, WeightsPlan
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import prefetch_fates
@@ -151,11 +151,6 @@ def compare(
         host=host,
         warnings=[] if machine.calibrated_here else profile_warnings(machine.hardware, machine.device),
     )
-
-
-def calibration_plan(plan: Plan) -> Plan:
-    """The plan that calibration runs: the same policies, whose own work costs time, with another cache size."""
-    return plan.replace(cache=CachePlan(capacity="75%/layer"))
 
 
 def profile_warnings(hardware: HardwareProfile, device: str) -> list[str]:

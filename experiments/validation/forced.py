@@ -1,6 +1,7 @@
 """Validating time without a checkpoint: random weights of a model's shapes, routed by a recorded trace."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
-from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
+from experiments.validation.calibrating import measured_here
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from tracekit.errors import ModelError
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
@@ -44,9 +46,10 @@ def validate_routing(
     Decisions and time are compared as `validate` does; tokens are not, being random. Raises TracekitError.
     """
     from engine.runtime import offload, offloaded
-    from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.device_time import device_time
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
+    from engine.runtime.memory import fit_checkpoint
     from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
@@ -55,6 +58,7 @@ def validate_routing(
     directory = find_model(model)
     config = load_config(directory)
     check_experts(config, directory)
+    plan = fit_checkpoint(directory, plan, dtype=dtype, device=device, limit=None)
     chosen = parse_dtype(dtype)
 
     def offloaded_model(by: Plan) -> Any:
@@ -67,11 +71,9 @@ def validate_routing(
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        made = offloaded_model(calibration_plan(plan))
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
-        with offloaded(made):
-            hardware = calibrate(made, [prompt], max_new_tokens=CALIBRATION_TOKENS)
+        hardware = measured_here(offloaded_model, plan, [prompt], CALIBRATION_TOKENS)
 
     say("timing the offloaded model")
     made = offloaded_model(plan)
@@ -82,7 +84,7 @@ def validate_routing(
         if count < 1:
             raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
         for _ in range(2):  # the first time warms up
-            state.reset()
+            state.time_by(partial(device_time, state.device))
             for _ in forced_steps(made, forced, count, seed):
                 pass
         params = [layer.expert_params for layer in state.layers]

@@ -2,13 +2,15 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
-from experiments.validation.comparison import Machine, Measured, Tokens, Validation, calibration_plan, compare
+from experiments.validation.calibrating import measured_here, release
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from tracekit.errors import ModelError
 from tracekit.trace import Trace
 
@@ -47,8 +49,9 @@ def validate(
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
     """
     from engine.runtime import offload, offloaded
-    from engine.runtime.calibration.engine_costs import calibrate
     from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.device_time import device_time
+    from engine.runtime.memory import check_unoffloaded
     from engine.runtime.storage.rounding import rounded
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.options import RecordOptions
@@ -68,14 +71,13 @@ def validate(
     tokenizer = load_tokenizer(directory)
     placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs, "dtype": dtype, "say": say}
     encoded = encode_prompts(prompts, tokenizer)
+    check_unoffloaded(directory, dtype)
     calibrated_here = hardware is None
     if hardware is None:
         say("calibrating")
-        loaded = offload(directory, calibration_plan(plan), device=device, **placed)
         chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
-        hardware = calibrate(loaded, chosen, max_new_tokens=max_new_tokens)
-        offloaded(loaded).close()
-        del loaded
+        load = partial(offload, directory, device=device, **placed)
+        hardware = measured_here(load, plan, chosen, max_new_tokens)
 
     say("generating without offloading")
     # On the host: what the device cannot hold is why the model is offloaded.
@@ -88,6 +90,7 @@ def validate(
         loaded = rounded(loaded, plan.weights, parse_device(device))
     plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk)
     del loaded  # before another copy
+    release()
 
     loaded = offload(directory, plan, device=device, **placed, **lane)
     state = offloaded(loaded)
@@ -100,7 +103,7 @@ def validate(
         recorded = state.log
 
         say("timing the offloaded model")
-        state.reset()
+        state.time_by(partial(device_time, state.device))
         generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk)
         params = [layer.expert_params for layer in state.layers]
         measured = Measured(recorded, state.timings, state.prefetches, state.expert_bytes, params)

@@ -5,7 +5,7 @@ engine alone, with its link, emulated or not, and wherever its experts lie: quic
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from engine.hardware import Device, HardwareProfile, Link, Overhead
 from engine.hardware.roofline import SECOND
-from engine.runtime.calibration.probes import BURST, burst, clamp, timed
+from engine.runtime.calibration.probes import burst, clamp, copies_at_once, timed
+from engine.runtime.device_time import DeviceTime, device_time
 from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.timing import Timings
 from policies.events import BYPASS, LOAD, PREFETCH
@@ -37,15 +38,21 @@ class EngineCosts:
     visits: int
 
 
-def engine_costs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> EngineCosts:
-    """Measure an offloaded model while it decodes `prompts` (token ids).
+def engine_costs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    time: Callable[[], DeviceTime] | None = None,
+) -> EngineCosts:
+    """Measure an offloaded model while it decodes `prompts` (token ids), by the clock of its device or by `time`.
 
     They are decoded twice. The second pass gives the median time between two visits (dense part and overhead), and by
-    least squares what a visit takes, waiting left out, per visit, per expert, per (token, expert) and per copy.
+    least squares what a visit takes, waiting left out, per visit, per expert, per (token, expert) and per copy. All by
+    the device's own clock: on a GPU the host's tells only when work was handed over.
     """
     state = offloaded(model)
     for _ in range(2):
-        state.reset()
+        state.time_by(time or partial(device_time, state.device))
         run_prompts(model, prompts, max_new_tokens)
     timings = state.timings
     experts, pairs, copies = _work(state)
@@ -84,8 +91,8 @@ def calibrate(
         calibrated=True,
         source=[
             f"measured on the engine's own steps: {costs.visits} decode visits of {len(prompts)} prompts",
-            f"link: bursts of {BURST} copies of {state.store.slab_bytes} bytes and of a quarter, medians of {REPEATS}"
-            + ("" if state.emulated is None else "; the link is emulated"),
+            f"link: copies of {state.store.slab_bytes} bytes and of a quarter, {copies_at_once(state.link)} in a row, "
+            f"medians of {REPEATS}" + ("" if state.emulated is None else "; the link is emulated"),
             "overhead.per_layer_ns holds a layer's dense part too; device rates are such that only arithmetic counts",
         ],
         device=Device(
@@ -93,7 +100,11 @@ def calibrate(
             memory_bandwidth_bytes_per_s=UNLIMITED,
             compute_flops_per_s=clamp(arithmetic, 10**6, 10**18),
         ),
-        link=Link(host_to_device_bytes_per_s=clamp(rate, 1_000, UNLIMITED), latency_ns=latency, copy_engines=1),
+        link=Link(
+            host_to_device_bytes_per_s=clamp(rate, 1_000, UNLIMITED),
+            latency_ns=latency,
+            copy_engines=state.link.in_flight,
+        ),
         overhead=costs.overhead,
     )
 
@@ -109,18 +120,19 @@ def run_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_ne
     return found
 
 
-def measure_link(state: OffloadState) -> tuple[int, float]:
-    """Latency (ns) and rate (bytes/s) of the link, from bursts of copies of two sizes."""
+def measure_link(state: OffloadState, time: Callable[[], DeviceTime] | None = None) -> tuple[int, float]:
+    """Latency (ns) and rate (bytes/s) of the link, from copies of two sizes."""
     size = state.store.slab_bytes
     small = max(64, size // 4)
-    count = min(BURST, state.cache.slots)
-    if count < 2 or size < 2 * small:
+    count = min(copies_at_once(state.link), state.cache.slots)
+    if count < min(2, copies_at_once(state.link)) or size < 2 * small:
         raise HardwareError("the link cannot be measured: experts are too small or slots too few")
+    clock = time or partial(device_time, state.device)
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):  # both each time, so that a drift of the machine's speed falls on both sizes alike
         for found, length in zip(times, (size, small), strict=True):
             copies = [(state.store.slab(key, length), state.pool.slab(key, length)) for key in range(count)]
-            found.append(timed(state.device, partial(burst, state.link, copies)) / count)
+            found.append(timed(clock(), partial(burst, state.link, copies), ahead=True) / count)
     state.reset()
     whole, part = (median(found) for found in times)
     if whole - part < part / 100:

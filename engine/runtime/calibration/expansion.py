@@ -19,7 +19,7 @@ from tracekit.errors import PlanError
 PART = 4  # a small expert is so many times smaller each way: its time is mostly that of launching kernels
 
 
-class _Expert(nn.Module):
+class OneExpert(nn.Module):
     """The shapes of one gated expert of width x inner, as most families have it."""
 
     num_experts, is_transposed, has_gate, is_concatenated = 1, False, True, True
@@ -43,7 +43,7 @@ def measure_expansion(
     """Expanding a large and a small expert from slabs that no cache holds, and what follows. PlanError."""
     figures = []
     for width in (probes.WIDTH, probes.WIDTH // PART):
-        layout = layout_of(_Expert(width, width // 2, dtype), word)
+        layout = layout_of(OneExpert(width, width // 2, dtype), word)
         count = max(2, probes.COLD_BYTES // layout.bytes // 2)
         slabs = torch.empty(min(count, 64), layout.bytes, dtype=torch.uint8)
         random_slabs(layout, slabs, seed=0)

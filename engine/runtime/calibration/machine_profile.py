@@ -102,6 +102,8 @@ def calibrate_machine(
     layer = state.layers[0]
     dense_bytes = sum(p.numel() * p.element_size() for p in _layer_of(model, layer.name).parameters() if not p.is_meta)
     per_layer = overheads["per_layer_ns"].ns - dense_bytes * SECOND / bandwidth
+    gate_readback = readback.ns if device.type == "cuda" else 0.0
+    per_layer -= gate_readback  # it is between two visits, too
     per_expert = overheads["per_expert_ns"].ns - layer.expert_bytes * SECOND / bandwidth
     figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts)
     figures = (*figures, *(figure for large, small, _ in expanded for figure in (large, small)))
@@ -132,14 +134,14 @@ def calibrate_machine(
         link=Link(
             host_to_device_bytes_per_s=rates[-1].bytes_per_s,
             latency_ns=latency,
-            copy_engines=1,
+            copy_engines=state.link.in_flight,
             rates=rates,
             pageable_bytes_per_s=clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
         ),
         overhead=Overhead(
             per_layer_ns=clamp(per_layer, 0, 10**10),
             per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
-            gate_readback_ns=clamp(readback.ns, 0, 10**10) if device.type == "cuda" else 0,
+            gate_readback_ns=clamp(gate_readback, 0, 10**10),
             per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
             per_expert_ns=clamp(per_expert, 0, 10**10),
         ),

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter_ns
 
 import numpy as np
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.hardware.roofline import SECOND
+from engine.runtime.device_time import DeviceTime, device_time
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Link, QueuedLink, Source
 from engine.runtime.links.thread_link import ThreadLink
 from tracekit.errors import HardwareError
 
-BURST = 4  # copies in a row: what a link sustains, without the time a waiting thread takes to wake up
+BURST = 4  # copies in a row: what a link sustains that makes one at a time, without its thread's waking up
 COLD_BYTES = 1 << 28  # sources are taken one after the other from so much memory, which no cache holds
 WIDTH = 2048  # of the matrices that compute is measured with
 
@@ -63,18 +63,27 @@ def time_text(ns: float) -> str:
     return f"{ns:.0f} ns"
 
 
-def sample(device: torch.device, work: Callable[[int], object], repeats: int, warm_up: int = 2) -> list[float]:
-    """Nanoseconds of `work(i)` for i = 0, 1, ..., until the device is done with it; the first ones are discarded."""
-    return [timed(device, partial(work, number)) for number in range(repeats + warm_up)][warm_up:]
+def sample(
+    device: torch.device, work: Callable[[int], object], repeats: int, warm_up: int = 2, *, ahead: bool = False
+) -> list[float]:
+    """Nanoseconds of `work(i)` for i = 0, 1, ..., until the device is done with it; the first ones are discarded.
+
+    `ahead`: without the host's time of handing it over, where the device can be kept busy meanwhile.
+    """
+    works = (partial(work, number) for number in range(repeats + warm_up))
+    return [timed(device_time(device), one, ahead=ahead) for one in works][warm_up:]
 
 
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Nanoseconds of `work()`, until the device is done with it."""
-    synchronise(device)
-    start = perf_counter_ns()
+def timed(time: DeviceTime, work: Callable[[], object], *, ahead: bool = False) -> float:
+    """Nanoseconds of `work()`, from an idle device until it is done with it. `time` is a new one."""
+    time.finish()
+    if ahead:
+        time.head_start()
+    time.mark()
     work()
-    synchronise(device)
-    return float(perf_counter_ns() - start)
+    time.mark()
+    start, end = time.times().tolist()
+    return float(end - start)
 
 
 def burst(link: Link, copies: Iterable[tuple[Source, Tensor]]) -> None:
@@ -88,12 +97,6 @@ def clamp(value: float, low: int, high: int) -> int:
     return min(max(round(value), low), high)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def buffer(size: int, device: torch.device, *, pinned: bool = False) -> Tensor:
     """u8 [size], every page of it touched. HardwareError when there is no such memory."""
     try:
@@ -103,38 +106,56 @@ def buffer(size: int, device: torch.device, *, pinned: bool = False) -> Tensor:
 
 
 def copies(device: torch.device, sizes: Sequence[int], repeats: int, *, pinned: bool = True) -> list[Figure]:
-    """One copy to the device of each size, in bursts on the engine's own link."""
+    """One copy to the device of each size, on the engine's own link."""
     cold = max(COLD_BYTES, BURST * max(sizes))
     host = buffer(cold, torch.device("cpu"), pinned=pinned and device.type == "cuda")
     target = buffer(BURST * max(sizes), device)
     link: QueuedLink = CudaLink(device) if device.type == "cuda" else ThreadLink()
+    try:
+        return copies_on(link, partial(device_time, device), host, target, sizes, repeats)
+    finally:
+        link.close()
+
+
+def copies_on(
+    link: Link, time: Callable[[], DeviceTime], host: Tensor, target: Tensor, sizes: Sequence[int], repeats: int
+) -> list[Figure]:
+    """One copy of each size from `host` to `target`, both u8 [bytes], the source ever another part of it.
+
+    A link with several copies in flight is measured by one at a time: what the second gains is the simulator's to say
+    (`copy_engines`). One that makes them one by one is measured in bursts of `BURST`. The time of asking is left out
+    where the device can be kept busy meanwhile: it is the engine's (`per_copy_ns`), not the link's.
+    """
+    count = copies_at_once(link)
     samples: dict[int, list[float]] = {size: [] for size in sizes}
     at = 0
 
     def pieces(size: int) -> list[tuple[Source, Tensor]]:
         nonlocal at
         found: list[tuple[Source, Tensor]] = []
-        for place in range(BURST):
-            at = 0 if at + size > cold else at
+        for place in range(count):
+            at = 0 if at + size > len(host) else at
             found.append((host[at : at + size], target[place * size :][:size]))
             at += size
         return found
 
-    try:
-        for number in range(repeats + 1):  # all sizes each time, so that a drift of the machine's speed falls on all
-            for size in sizes:
-                ns = timed(device, partial(burst, link, pieces(size)))
-                if number:
-                    samples[size].append(ns / BURST)
-    finally:
-        link.close()
+    for number in range(repeats + 1):  # all sizes each time, so that a drift of the machine's speed falls on all
+        for size in sizes:
+            ns = timed(time(), partial(burst, link, pieces(size)), ahead=True)
+            if number:
+                samples[size].append(ns / count)
     return [Figure.of(f"copy of {size} bytes", samples[size]) for size in sizes]
+
+
+def copies_at_once(link: Link) -> int:
+    """How many copies to ask for at a time, to find out what one takes."""
+    return BURST if link.in_flight == 1 else 1
 
 
 def reading(device: torch.device, repeats: int) -> Figure:
     """Reading `COLD_BYTES` of device memory once, by adding it up."""
     block = buffer(COLD_BYTES, device).view(torch.float32)
-    return Figure.of(f"reading {COLD_BYTES} bytes", sample(device, lambda _: block.sum(), repeats))
+    return Figure.of(f"reading {COLD_BYTES} bytes", sample(device, lambda _: block.sum(), repeats, ahead=True))
 
 
 def dense(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repeats: int) -> list[Figure]:
@@ -182,7 +203,7 @@ def _by_tokens(
         rows = {count: torch.randn(count, WIDTH, device=device, dtype=dtype) for count in tokens}
         for number in range(repeats + 1):
             for count in tokens:
-                ns = timed(device, partial(run, number, rows[count]))
+                ns = timed(device_time(device), partial(run, number, rows[count]), ahead=True)
                 if number:
                     samples[count].append(ns)
     return [Figure.of(f"{what}, {count} tokens", samples[count]) for count in tokens]
@@ -191,4 +212,4 @@ def _by_tokens(
 def readback(device: torch.device, repeats: int) -> Figure:
     """What a gate chose for one token, from the device to the host."""
     ids = torch.zeros(1, 8, dtype=torch.int16, device=device)
-    return Figure.of("gate readback", sample(device, lambda _: ids.cpu().numpy(), repeats))
+    return Figure.of("gate readback", sample(device, lambda _: ids.cpu().numpy(), repeats, ahead=True))

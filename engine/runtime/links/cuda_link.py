@@ -34,19 +34,17 @@ class CudaLink(QueuedLink):
     prefetches. A ticket is done once it is on the stream, and `wait` makes the caller's stream wait, not the caller.
     """
 
+    in_flight = IN_FLIGHT
+
     def __init__(self, device: torch.device, *, timeout_s: float = TIMEOUT_S) -> None:
         self._stream = Stream(device)  # type: ignore[no-untyped-call]
         copies = _StreamCopies(self._stream)
-        super().__init__(copies.move, copies.pace, timeout_s=timeout_s)
+        super().__init__(copies.move, copies.pace, self._stream.synchronize, timeout_s=timeout_s)
 
     def wait(self, ticket: Ticket) -> None:
         super().wait(ticket)
         assert isinstance(ticket, CudaTicket)
         torch.cuda.current_stream(ticket.target.device).wait_event(ticket.landed)
-
-    def close(self) -> None:
-        super().close()
-        self._stream.synchronize()
 
     def _ticket(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         return CudaTicket(source, target, demand=demand)
@@ -57,7 +55,7 @@ class _StreamCopies:
         self.stream = stream
         self.running: deque[Event] = deque()
         self.buffers: list[Tensor] = []  # pinned, for slabs that are read from files; used one after the other
-        self.last = 0  # the buffer that was read into last
+        self.last = 0  # the buffer that was copied from last
 
     def move(self, ticket: Ticket) -> None:
         assert isinstance(ticket, CudaTicket)
@@ -66,17 +64,20 @@ class _StreamCopies:
             self.stream.wait_event(ticket.free)
             ticket.target.copy_(source, non_blocking=True)
             ticket.landed.record(self.stream)
+        # Memory that is dropped before the copy has landed is not handed out until it has.
+        ticket.target.record_stream(self.stream)
         self.running.append(ticket.landed)
+        self.last = (
+            self.last + (source is not ticket.source)
+        ) % IN_FLIGHT  # not before: a read that fails leaves its buffer unused
 
     def read(self, slab: HostSlab) -> Tensor:
         """Read a slab into the buffer that has rested longest: `pace` has waited for the copy from it."""
         if not self.buffers or self.buffers[0].numel() < slab.numel():
-            while self.running:
-                self.running.popleft().synchronize()
+            # Torch keeps the smaller ones until the copies from them have landed.
             size = slab.numel()
             self.buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(IN_FLIGHT)]
-        self.last = (self.last + 1) % IN_FLIGHT
-        target = self.buffers[self.last][: slab.numel()]
+        target = self.buffers[(self.last + 1) % IN_FLIGHT][: slab.numel()]
         slab.read_into(target)
         return target
 

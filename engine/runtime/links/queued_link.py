@@ -65,7 +65,12 @@ class Ticket:
 
 
 class Link(Protocol):
-    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked."""
+    """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked.
+
+    `in_flight` copies may have started and not landed at a time: those a later demand cannot overtake.
+    """
+
+    in_flight: int
 
     def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         """Ask for a copy. What the caller's stream has still to read from `target` is read first."""
@@ -87,14 +92,18 @@ class QueuedLink:
     """A `Link` whose copies a daemon thread makes, one at a time, by calling `move(ticket)`.
 
     Before the thread takes a ticket it calls `pace`, which returns when another copy may start. Waiting gives
-    up with a ModelError when no copy at all has finished for `timeout_s`. The thread ends on `close`, or when
-    the link is garbage.
+    up with a ModelError when no copy at all has finished for `timeout_s`. The thread ends on `close`, when the link is
+    garbage, or with the interpreter, in which no thread may be left within a copy. Each of these waits for the copy
+    that runs, and then for `settle`, which returns when all copies have landed.
     """
+
+    in_flight = 1
 
     def __init__(
         self,
         move: Callable[[Ticket], None],
-        pace: Callable[[], None] | None = None,
+        pace: Callable[[], None] = lambda: None,
+        settle: Callable[[], object] = lambda: None,
         *,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -102,10 +111,10 @@ class QueuedLink:
         self._queue = _Queue()
         # The thread refers to the queue and not to the link: a forgotten link can be collected, and that ends the
         # thread.
-        arguments = (self._queue, move, pace or _no_pace)
+        arguments = (self._queue, move, pace)
         self._thread = threading.Thread(target=_serve, args=arguments, name="expert-copies", daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._queue.close).atexit = False
+        self._end = weakref.finalize(self, _end, self._queue, self._thread, settle, timeout_s)
 
     def copy(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         ticket = self._ticket(source, target, demand=demand)
@@ -122,8 +131,7 @@ class QueuedLink:
         self._queue.wait(ticket, self.timeout_s)
 
     def close(self) -> None:
-        self._queue.close()
-        self._thread.join(self.timeout_s)
+        self._end()
 
     def _ticket(self, source: Source, target: Tensor, *, demand: bool) -> Ticket:
         return Ticket(source, target, demand=demand)
@@ -211,6 +219,13 @@ def _serve(queue: _Queue, move: Callable[[Ticket], None], pace: Callable[[], Non
         del ticket, error  # an idle thread keeps nothing alive
 
 
+def _end(queue: _Queue, thread: threading.Thread, settle: Callable[[], object], timeout_s: float) -> None:
+    queue.close()
+    if thread is not threading.current_thread():  # which may be the one that collects garbage
+        thread.join(timeout_s)
+    settle()
+
+
 def fill(target: Tensor, source: Source) -> None:
     """Copy or read `source` into `target`, both on the host."""
     if isinstance(source, Tensor):
@@ -225,7 +240,3 @@ def _failure(function: Callable[..., None], *arguments: Ticket) -> BaseException
     except BaseException as error:  # whatever it is, it belongs to the thread that waits
         return error
     return None
-
-
-def _no_pace() -> None:
-    """A mover that is done with a copy when it returns can always start the next."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from engine.plan.weights import WeightFormat
 from engine.runtime.attention import quantise_attention
 from engine.runtime.storage import slab_files
 from engine.runtime.storage.origin import Origin, accumulations
@@ -63,7 +64,7 @@ class DiskSlab:
 
 
 class DiskStore(Store):
-    """A store in a directory of slabs (`slab_files`).
+    """A store in a directory of slabs (`slab_files`). To CUDA they are read through a buffer that the link has pinned.
 
     The system's page cache keeps in memory what fits there. The digest of a slab is checked when it is first read
     whole.
@@ -108,9 +109,6 @@ class DiskStore(Store):
                 raise OSError(f"{self.path / entry.file} is damaged at expert {expert}: write the slabs again")
             self._checked.add(key)
 
-    def pin(self) -> None:
-        """Nothing to lock: files are read through a buffer that the link has pinned."""
-
     def close(self) -> None:
         while self._files:
             os.close(self._files.pop())
@@ -148,6 +146,7 @@ def write_slabs(
             dtype=str(getattr(model, "dtype", "")).removeprefix("torch."),
             experts=formats[0],
             attention=formats[1],
+            quantised_on=_quantised_on(formats, device),
             layers=found,
             rest_sha256=slab_files.write_rest(folder, model),
         )
@@ -198,6 +197,15 @@ def load_slabs(path_or_id: str | Path, slabs: str | Path, dtype: str = "auto") -
     load_generation_settings(model, directory)
     model.train(False)
     return model
+
+
+def _quantised_on(formats: tuple[str | None, ...], device: torch.device | None) -> str | None:
+    """Where weights were quantised: a device's kernels round otherwise than a host's. None where none are."""
+    if not any(word is not None and WeightFormat.parse(word).quantised for word in formats):
+        return None
+    if device is None or device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device)
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,8 +23,10 @@ class HostStore(Store):
     """A store in one host buffer.
 
     `origin` fills it layer by layer, by default out of the model, quantised on the way if `weights` says so, and holds
-    nothing twice. `device` is where quantising is done. Raises PlanError for a weight format that the engine cannot
-    serve, ModelError for a model without weights, HardwareError when the host's memory is too small.
+    nothing twice. `device` is where quantising is done; if it is a CUDA device, the buffer is locked in memory, so that
+    the device copies from it without the host. Raises PlanError for a weight format that the engine cannot serve,
+    ModelError for a model without weights, HardwareError when the host's memory is too small or cannot be locked; then
+    the model still has its experts.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class HostStore(Store):
             self._buffer = torch.empty(self.bytes, dtype=torch.uint8)
         except (RuntimeError, MemoryError) as error:
             raise HardwareError(f"the host cannot hold {self.bytes} bytes of experts: {error}") from error
-        self._unpin: Callable[[], object] | None = None
+        self._unpin: Callable[[], object] = lambda: None
+        if device is not None and device.type == "cuda":
+            self._pin(device)
         for layer, layout, start, size in zip(layers, self.layouts, self._start, sizes, strict=True):
             slabs = self._buffer[start : start + size].view(layer.num_experts, aligned(layout.bytes))
             origin.fill(layer, layout, slabs[:, : layout.bytes], device)
@@ -61,24 +67,29 @@ class HostStore(Store):
     def views(self, key: int) -> dict[str, Tensor]:
         return self.layout(key).views(self.slab(key))
 
-    def pin(self) -> None:
-        """Lock the buffer in memory, so that CUDA copies without the host. HardwareError if that fails."""
+    def close(self) -> None:
+        """Unlock the buffer. Its memory is free when the last view is gone."""
+        self._unpin()
+
+    def _pin(self, device: torch.device) -> None:
         # In place: torch's own pinned memory would be a second buffer, rounded up to a power of two.
         cuda, address = torch.cuda.cudart(), self._buffer.data_ptr()  # type: ignore[no-untyped-call]
         result = int(cuda.cudaHostRegister(address, self.bytes, 0))
         if result != 0:
+            # CUDA keeps the error and has the next launch report it, whoever's that is: so here, to nobody.
+            with suppress(RuntimeError):
+                torch.ones(1, device=device)
             raise HardwareError(
                 f"{self.bytes} bytes of host memory cannot be pinned (CUDA error {result}): "
                 "free memory or raise `ulimit -l`"
             )
-        unpin = weakref.finalize(self._buffer, cuda.cudaHostUnregister, address)
+        self._unpin = unpin = weakref.finalize(self._buffer, _unregister, cuda, address, device)
         unpin.atexit = False
-        self._unpin = unpin
 
-    def close(self) -> None:
-        """Unlock the buffer. Its memory is free when the last view is gone."""
-        if self._unpin is not None:
-            self._unpin()
+
+def _unregister(cuda: ModuleType, address: int, device: torch.device) -> None:
+    torch.cuda.synchronize(device)  # a copy may be on its way that nobody waits for any more
+    cuda.cudaHostUnregister(address)
 
 
 def check_storable(layer: MoeLayer, weights: str | None, *, loaded: bool = True) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.plan.weights import WeightFormat
-from tracekit.errors import PlanError
+from tracekit.errors import HardwareError, PlanError
 
 
 def quantise(matrix: Tensor, weight_format: WeightFormat) -> dict[str, Tensor]:
@@ -40,6 +40,18 @@ def quantise(matrix: Tensor, weight_format: WeightFormat) -> dict[str, Tensor]:
     codes = torch.where(scale == 0, torch.zeros_like(flat), flat / scale + zero)
     packing = quantizer.bit_to_packing[bits]
     return {"codes": quantizer.pack[packing](codes.round_().clamp_(0, 2**bits - 1))} | stored
+
+
+def quantised_on(device: torch.device, matrix: Tensor, weight_format: WeightFormat) -> dict[str, Tensor]:
+    """`quantise` on a device. HardwareError when there is no room."""
+    try:
+        return quantise(matrix.to(device), weight_format)
+    except torch.OutOfMemoryError as error:
+        rows, cols = matrix.shape
+        raise HardwareError(
+            f"{device} has no room to quantise a matrix of {rows} x {cols} beside the slots: give the cache less "
+            f"capacity, or convert with --slabs where there is more ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def dequantise(stored: Mapping[str, Tensor], weight_format: WeightFormat, rows: int, cols: int) -> Tensor:

@@ -52,7 +52,11 @@ class LayerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a directory of slabs holds. `source` is the fingerprint of the checkpoint, None when it is unknown."""
+    """What a directory of slabs holds.
+
+    `source` is the fingerprint of the checkpoint, None when it is unknown; `quantised_on` the device that quantised,
+    None when nothing is quantised or the directory is older than this field.
+    """
 
     version: int
     config_sha256: str
@@ -60,6 +64,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dtype: str
     experts: str | None
     attention: str | None
+    quantised_on: str | None = None
     layers: list[LayerFile]
     rest_sha256: Digest
 

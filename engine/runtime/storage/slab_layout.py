@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.storage.quantise import dequantise, quantise
+from engine.runtime.storage.quantise import dequantise, quantised_on
 from tracekit.recorder.seam import has_gate, is_concatenated
 
 ALIGNMENT = 64  # of slabs, and of the tensors that kernels read: a cache line, what vectorised kernels like best
+
+SLOT_ALIGNMENT = 512  # of slots on a device: what CUDA's allocators give, and copy engines and wide loads like best
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ class QuantisedLayout:
             whole = stacked[expert].t() if self.transposed else stacked[expert]
             for matrix in matrices:
                 part = whole[matrix.first : matrix.first + matrix.rows]
-                for tensor, value in quantise(part.to(device or part.device), self.format).items():
+                for tensor, value in quantised_on(device or part.device, part, self.format).items():
                     views[matrix.key(tensor)].copy_(value)
 
     def _names(self, matrix: Matrix) -> list[str]:
@@ -204,6 +206,6 @@ def field_views(fields: tuple[Field, ...], slab: Tensor) -> dict[str, Tensor]:
     return views
 
 
-def aligned(size: int) -> int:
-    """`size`, rounded up to a multiple of `ALIGNMENT`: the distance of one slab from the next."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def aligned(size: int, boundary: int = ALIGNMENT) -> int:
+    """`size`, rounded up to a multiple of `boundary`: the distance of one slab from the next."""
+    return -(-size // boundary) * boundary

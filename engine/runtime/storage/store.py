@@ -33,8 +33,5 @@ class Store(Protocol):
     def views(self, key: int) -> dict[str, Tensor]:
         """The stored tensors of an expert by name, in host memory. OSError where a file cannot be read."""
 
-    def pin(self) -> None:
-        """Prepare for copies to CUDA. HardwareError if that fails."""
-
     def close(self) -> None:
         """Give back what is held. A second call does nothing."""

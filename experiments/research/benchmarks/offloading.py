@@ -17,10 +17,12 @@ from experiments.research.benchmarks.alternating import Row, in_turns
 from experiments.research.benchmarks.engine import NEW_TOKENS, PROMPT, decode, load
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from engine.runtime import EmulatedLink
+    from engine.runtime.links.queued_link import Link
+    from engine.runtime.storage.origin import Origin
 
 Tables = dict[str, dict[str, str | int]]
 
@@ -57,6 +59,7 @@ def rows() -> list[Row]:
 def ablation() -> list[Row]:
     """Tokens per second of each row against the row below it; the published order has each above 1."""
     from engine.runtime import EmulatedLink, offload, offloaded
+    from engine.runtime.links.thread_link import ThreadLink
 
     link = EmulatedLink(bytes_per_s=LINK_BYTES_PER_S)
     models: dict[str, PreTrainedModel] = {}
@@ -66,7 +69,7 @@ def ablation() -> list[Row]:
         offload(models[name], plan_from_dict(tables), emulate_link=link)
         states.append(offloaded(models[name]))
     models[NAIVE], tokenizer = load(MODEL, "eager")
-    with layer_by_layer(models[NAIVE], link):
+    with layer_by_layer(models[NAIVE], ThreadLink(link)):
         decodes = [partial(decode, model, tokenizer) for model in models.values()]
         seconds = in_turns(*decodes, repeats=ROUNDS, uncounted=1)
     for state in states:
@@ -79,21 +82,33 @@ def ablation() -> list[Row]:
 
 
 @contextmanager
-def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
-    """Serve a model by copying all experts of a layer at each of its visits."""
+def layer_by_layer(
+    model: "nn.Module",
+    copies: "Link",
+    *,
+    device: "torch.device | str" = "cpu",
+    weights: str | None = None,
+    origin: "Origin | None" = None,
+) -> Iterator[None]:
+    """Serve a model by copying all experts of a layer at each of its visits, over a link that is closed in the end.
+
+    What is no expert goes to `device`. `origin` fills the experts; without it they are the model's own, which it loses.
+    """
     import torch
 
     from engine.runtime.experts import accumulation, compute, expert_forward, register, serve_experts
-    from engine.runtime.links.thread_link import ThreadLink
     from engine.runtime.pool import SlotPool
     from engine.runtime.storage.host_store import HostStore
     from engine.runtime.visit_routing import read_back, sort_by_expert
     from tracekit.recorder.seam import MoeLayer, moe_layers
 
     layers = moe_layers(model)
-    adds_up = accumulation(layers[0].experts)
-    store, copies = HostStore(layers), ThreadLink(link)
-    pool = SlotPool(store.experts, store.slab_bytes, torch.device("cpu"))
+    place = torch.device(device)
+    adds_up = accumulation(layers[0].experts) if origin is None else origin.accumulate(layers[0])
+    store = HostStore(layers, weights, device=place, origin=origin)
+    model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place))  # type: ignore[no-untyped-call]
+    layers = moe_layers(model)  # again: what is known of a router is where it now is
+    pool = SlotPool(store.experts, store.slab_bytes, place)
 
     def serve(layer: MoeLayer, hidden: "Tensor", index: "Tensor", weights: "Tensor") -> "Tensor":
         routing = sort_by_expert(read_back(index, None, None)[0], layer.num_experts, hidden.device)
@@ -105,7 +120,7 @@ def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
             copies.wait(ticket)
 
         def one(expert: int, rows: "Tensor") -> "Tensor":
-            return forward(pool.views(expert, layout), rows)
+            return forward(layout.weights(pool.views(expert, layout)), rows)
 
         return compute(routing.demand, one, hidden, weights, routing, adds_up)
 
@@ -116,6 +131,7 @@ def layer_by_layer(model: "nn.Module", link: "EmulatedLink") -> Iterator[None]:
         yield
     finally:
         copies.close()
+        store.close()
 
 
 def held_out() -> list[Row]:

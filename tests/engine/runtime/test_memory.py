@@ -11,12 +11,17 @@ from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
 from tests.engine.runtime.models import FAMILIES, MakeModel, answer
-from tracekit.errors import CapacityError, ModelError, PlanError
+from tracekit.errors import CapacityError, HardwareError, ModelError, PlanError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from engine.plan.weights import WeightFormat  # noqa: E402  # needs torch
+from engine.runtime.calibration.expansion import OneExpert  # noqa: E402
 from engine.runtime.memory import footprint, parse_memory  # noqa: E402
-from engine.runtime.storage.slab_layout import aligned  # noqa: E402  # needs torch
+from engine.runtime.storage.quantise import quantise  # noqa: E402
+from engine.runtime.storage.random_weights import random_slabs  # noqa: E402
+from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, layout_of  # noqa: E402
+from engine.runtime.working_memory import PeakBytes, expansion_bytes, quantising_bytes  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
 
@@ -28,17 +33,17 @@ def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, m
     weights = {} if word is None else {"experts": word, "attention": word}
     plan = plan_from_dict({"cache": {"capacity": "3/layer"}, "weights": weights, "prefetch": {"staging": 2}})
     empty = make_model(family).to("meta")
-    need = footprint(empty, plan)
+    need = footprint(empty, plan, quantising=True)
     model = offload(make_model(family), plan)
     with offloaded(model) as state:
         slots = 3 * len(state.layers) + 2
         assert state.pool.slots == slots
         assert state.pool.bytes == slots * need.slot == state.pool._buffer.nbytes
-        assert need.slot == aligned(state.store.slab_bytes)
+        assert need.slot == aligned(state.store.slab_bytes, SLOT_ALIGNMENT)
         kept = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if not tensor.is_meta)
         assert need.rest == kept
         assert need.host == state.store.bytes
-        assert need.device(slots) == state.pool.bytes + kept + need.scratch
+        assert need.device(slots) == state.pool.bytes + kept + need.working
         answer(model, new_tokens=2)
 
 
@@ -209,3 +214,44 @@ def test_the_allocators_peak_is_what_the_plan_says(source: str) -> None:
     with offloaded(served) as state:
         peak = torch.cuda.max_memory_allocated() - before
         assert peak <= need.device(state.pool.slots) + 512 * (tensors + 1)
+
+
+@pytest.mark.parametrize("word", ["hqq-8bit", "hqq-4bit-g64", "hqq-3bit", "hqq-2bit-g16-m128"])
+def test_what_expanding_takes_is_counted_whole(word: str) -> None:
+    """Before, the expanded expert alone was: a half, or less, of what it takes to expand it."""
+    experts = OneExpert(512, 256, torch.bfloat16)
+    layout = layout_of(experts, word)
+    slab = torch.empty(layout.bytes, dtype=torch.uint8)
+    random_slabs(layout, slab[None], seed=0)
+    with torch.inference_mode(), PeakBytes(slab) as counted:
+        weights = layout.weights(layout.views(slab))
+    assert expansion_bytes(layout) == counted.peak
+    alone = sum(weight.nbytes for weight in weights.values())
+    assert counted.peak > 1.5 * alone
+    largest = max(matrix.rows * matrix.cols for matrix in layout.matrices)
+    assert counted.peak >= alone + 4 * largest  # a matrix stands in single precision beside the expanded expert
+
+
+@pytest.mark.parametrize("word", ["hqq-4bit-g64", "hqq-2bit-g16-m128"])
+def test_what_quantising_takes_is_foreseen_from_a_few_rows(word: str) -> None:
+    pytest.importorskip("hqq.core.quantize")
+    matrix = torch.randn(1024, 512, dtype=torch.bfloat16)
+    with PeakBytes(matrix) as counted:
+        quantise(matrix, WeightFormat.parse(word))
+    foreseen = quantising_bytes([(1024, 512), (64, 64)], WeightFormat.parse(word), torch.bfloat16)
+    assert foreseen == pytest.approx(counted.peak + matrix.nbytes, rel=0.02)
+
+
+def test_no_room_to_quantise_is_one_line(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hqq.core.quantize")
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr("engine.runtime.storage.quantise.quantise", full)
+    plan = plan_from_dict({"cache": {"capacity": "1/layer"}, "weights": {"experts": "hqq-4bit-g16"}})
+    with pytest.raises(
+        HardwareError, match=r"no room to quantise a matrix of .* give the cache less capacity"
+    ) as caught:
+        offload(make_model(), plan)
+    assert "\n" not in str(caught.value)

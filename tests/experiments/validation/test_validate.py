@@ -15,7 +15,8 @@ from engine.plan.plan import plan_from_dict  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
-from experiments.validation.comparison import calibration_plan, compare_logs, profile_warnings  # noqa: E402
+from experiments.validation.calibrating import calibration_plans  # noqa: E402
+from experiments.validation.comparison import compare_logs, profile_warnings  # noqa: E402
 from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
 from tracekit.errors import PlanError  # noqa: E402
@@ -87,7 +88,7 @@ def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.
 
 def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
     plan = plan_from_dict({"cache": {"capacity": "4/layer"}})
-    assert calibration_plan(plan).cache != plan.cache
+    assert calibration_plans(plan)[0].cache != plan.cache
     result = validate(
         CHECKPOINTS / NAMES[0],
         plan,

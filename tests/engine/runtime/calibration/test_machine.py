@@ -63,7 +63,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(probes, "COLD_BYTES", 1 << 24)
     monkeypatch.setattr(probes, "WIDTH", 256)
     monkeypatch.setattr(host_probes.disk, "__defaults__", (1 << 20,))
-    monkeypatch.setattr(power.power, "__kwdefaults__", {"rapl": tmp_path / "none", "seconds": 0.01})
+    defaults: Any = power.power
+    quick = defaults.__kwdefaults__ | {"rapl": tmp_path / "none", "seconds": 0.01}
+    monkeypatch.setattr(defaults, "__kwdefaults__", quick)
     function: Any = machine_profile.calibrate_machine
     smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
     monkeypatch.setattr(function, "__kwdefaults__", smaller)
@@ -81,7 +83,7 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
         "--rounds",
         "2",
         "--repeats",
-        "3",
+        "9",
         "--name",
         "mine",
         "--weights",
@@ -95,7 +97,7 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
     assert isinstance(profile, HardwareProfile) and profile.calibrated and profile.name == "mine"
     assert profile_warnings(profile, "cpu") == []
     assert found["profile"]["link"]["latency_ns"] == profile.link.latency_ns
-    assert {figure["samples"] for figure in found["figures"]} == {2, 3, 30}
+    assert {figure["samples"] for figure in found["figures"]} == {2, 9, 90}
     for figure in found["figures"]:  # every figure stands in the profile, with its spread
         assert any(line.startswith(figure["what"] + ": ") and "[" in line for line in profile.source)
     assert profile.overhead.per_layer_ns > 0 and profile.device.compute_flops_per_s > 10**6
@@ -172,6 +174,34 @@ def test_power_is_read_from_counters_that_run_over(tmp_path: Path) -> None:
     assert turns > 3 and 0.5 < found.host_busy_w <= 0.5 / 0.01  # half a joule a turn, of a hundredth of a second
     nothing, why = power.power(torch.device("cpu"), work, rapl=tmp_path / "none", seconds=0.1)
     assert nothing is None and "left out" in why and "\n" not in why
+
+
+def test_the_accelerators_power_is_read_while_it_works(tmp_path: Path) -> None:
+    """Not after waiting for it, when it is idle again; and without counters of the processor, which few may read."""
+    working = False
+
+    def work() -> None:
+        nonlocal working
+        working = True
+        time.sleep(0.005)
+
+    def finish() -> None:
+        nonlocal working
+        working = False
+
+    found, told = power.power(
+        torch.device("cuda"),
+        work,
+        rapl=tmp_path,
+        seconds=0.3,
+        meter=lambda: 300.0 if working else 50.0,
+        finish=finish,
+    )
+    assert found is not None and (found.device_idle_w, found.device_busy_w) == (50, 300)
+    assert (found.host_idle_w, found.host_busy_w) == (0, 0) and "counts as 0 W" in told and "\n" not in told
+    assert not working
+    nothing, why = power.power(torch.device("cuda"), work, rapl=tmp_path, meter=lambda: None, finish=finish)
+    assert nothing is None and "accelerator reports none" in why
 
 
 def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

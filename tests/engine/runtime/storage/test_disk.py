@@ -77,7 +77,7 @@ def test_slabs_are_read_back_into_memory_without_converting(
     plan, path = plan_of(weights={"experts": "hqq-4bit-g16", "attention": "hqq-8bit-g16"}), tmp_path / "m.slabs"
     with offloaded(offload(make_model(), plan, slabs=path)) as state:  # written first, then read
         assert isinstance(state.store, HostStore)
-    monkeypatch.setattr("engine.runtime.storage.slab_layout.quantise", None)
+    monkeypatch.setattr("engine.runtime.storage.slab_layout.quantised_on", None)
     reopened = offload(make_model(), plan, slabs=path)
     monkeypatch.undo()
     with offloaded(reopened) as state, offloaded(offload(make_model(), plan)) as converted:

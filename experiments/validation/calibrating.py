@@ -1,0 +1,52 @@
+"""Measuring this machine with a model of its own, which is gone before the next one is loaded."""
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from engine.hardware import HardwareProfile
+from engine.plan.plan import CachePlan, Plan
+from tracekit.errors import CapacityError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CAPACITIES = ("75%/layer", "25%/layer")
+
+
+def calibration_plans(plan: Plan) -> list[Plan]:
+    """Plans to calibrate by, the first that fits: the same policies, whose own work costs time, with another cache."""
+    return [plan.replace(cache=CachePlan(capacity=capacity)) for capacity in (*CAPACITIES, plan.cache.capacity)]
+
+
+def measured_here(
+    load: "Callable[[Plan], PreTrainedModel]", plan: Plan, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> HardwareProfile:
+    """The profile of this machine by a model that `load` makes, and that is freed again. Raises TracekitError."""
+    from engine.runtime.calibration.engine_costs import calibrate
+    from engine.runtime.offload_state import offloaded
+
+    *others, own = calibration_plans(plan)
+    model = next(filter(None, (_unless_too_large(load, other) for other in others)), None) or load(own)
+    try:
+        with offloaded(model):
+            return calibrate(model, prompts, max_new_tokens=max_new_tokens)
+    finally:
+        del model
+        release()
+
+
+def release() -> None:
+    """Give back what models of which nobody knows any more hold: they refer to themselves, through their hooks."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _unless_too_large(load: "Callable[[Plan], PreTrainedModel]", plan: Plan) -> "PreTrainedModel | None":
+    try:
+        return load(plan)
+    except CapacityError:
+        return None
