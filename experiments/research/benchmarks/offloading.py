@@ -106,8 +106,6 @@ def layer_by_layer(
     place = torch.device(device)
     adds_up = accumulation(layers[0].experts) if origin is None else origin.accumulate(layers[0])
     store = HostStore(layers, weights, device=place, origin=origin)
-    if place.type == "cuda":
-        store.pin()
     model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(place))  # type: ignore[no-untyped-call]
     layers = moe_layers(model)  # again: what is known of a router is where it now is
     pool = SlotPool(store.experts, store.slab_bytes, place)
