@@ -97,9 +97,9 @@ def _attention_working(model: nn.Module, word: str | None) -> int:
     """What expanding the largest projection of the attention takes."""
     if word is None or not WeightFormat.parse(word).quantised:
         return 0
-    shapes = {tuple(linear.weight.shape): linear.weight.dtype for _, _, linear in projections(model)}
-    sizes = (matrix_expansion_bytes(*shape, WeightFormat.parse(word), dtype) for shape, dtype in shapes.items())
-    return max(sizes, default=0)
+    parsed = WeightFormat.parse(word)
+    shapes = {(*linear.weight.shape, linear.weight.dtype) for _, _, linear in projections(model)}
+    return max((matrix_expansion_bytes(rows, cols, parsed, dtype) for rows, cols, dtype in shapes), default=0)
 
 
 def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool = False) -> Plan:

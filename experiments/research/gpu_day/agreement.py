@@ -71,7 +71,7 @@ def allocated(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     need = footprint(setting.empty(), setting.plan(tables))
     cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
     with setting.offloaded(tables, device) as (model, state):
         foreseen = need.device(state.pool.slots)
@@ -98,7 +98,8 @@ def both_kernels(setting: Setting, device: torch.device, *, tiny: bool) -> Found
     """Tokens per second by either way of computing experts, everything resident and a quarter."""
     if "kernels" not in ComputePlan.__struct_fields__:
         return {"skipped": "plans have one way of computing experts"}
-    tokens, found = 8 if tiny else 32, {"layers": setting.depth}
+    tokens = 8 if tiny else 32
+    found: Found = {"layers": setting.depth}
     for capacity in ("100%/layer", "25%/layer"):
         for kernels in KERNELS:
             tables: Tables = {"cache": {"capacity": capacity}, "compute": {"kernels": kernels}}

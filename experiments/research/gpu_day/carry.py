@@ -14,7 +14,7 @@ from tracekit.errors import TracekitError
 
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-WHEELS = ("polars==1.36.1", "polars-runtime-32==1.36.1", "msgspec==0.22.0", "tomli-w==1.2.0")
+WHEELS = ("polars==1.36.1", "polars-runtime-32==1.36.1", "msgspec==0.22.0", "tomli-w==1.2.0", "termcolor==3.3.0")
 """Of polars the smallest that the project takes."""
 BUILT = ("hqq==0.2.8.post1",)
 """Packages of Python alone that come without a wheel."""

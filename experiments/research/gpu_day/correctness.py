@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
@@ -14,8 +16,9 @@ from torch import Tensor
 from engine.plan.plan import plan_from_dict
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.engine_costs import run_prompts
+from engine.runtime.experts import Forward
 from engine.runtime.links.cuda_link import CudaLink
-from engine.runtime.links.queued_link import HostSlab, Source
+from engine.runtime.links.queued_link import Source
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import OffloadState, offloaded
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
@@ -61,7 +64,7 @@ def pinning(device: torch.device, *, tiny: bool) -> Found:
     if device.type != "cuda":
         return {"skipped": "only copies to a GPU need locked memory"}
     cuda, rows = torch.cuda.cudart(), []  # type: ignore[no-untyped-call]
-    torch.cuda.init()
+    torch.cuda.init()  # type: ignore[no-untyped-call]
     for power in (20, 24) if tiny else (28, 30, 32, 34, 35):
         buffer = torch.ones(1 << power, dtype=torch.uint8)
         start = perf_counter()
@@ -148,7 +151,6 @@ def races(device: torch.device, *, tiny: bool) -> Found:
 def _provoke(state: OffloadState, delay: str) -> None:
     """Delay copies and experts of an offloaded model, and overwrite each slot whose expert has lost it."""
     cuda, link, ask = state.device.type == "cuda", state.link, state.link.copy
-    forward = list(state._forward)
 
     def copy(source: Source, target: Tensor, *, demand: bool) -> Any:
         # On the caller's stream, hence before the copy: what still reads the slot has read it, or it was not ordered.
@@ -156,22 +158,21 @@ def _provoke(state: OffloadState, delay: str) -> None:
         if "copies" in delay or "both" in delay:
             if isinstance(link, CudaLink):
                 with torch.cuda.stream(link._stream):
-                    torch.cuda._sleep(CYCLES)
+                    torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
             elif isinstance(source, Tensor):
-                slow: HostSlab = _Delayed(source)
-                return ask(slow, target, demand=demand)
+                return ask(_Delayed(source), target, demand=demand)
         return ask(source, target, demand=demand)
 
-    def slow_expert(number: int, weights: Any, rows: Tensor) -> Tensor:
+    def slow(compute: Forward, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         if "experts" in delay or "both" in delay:
             if cuda:
-                torch.cuda._sleep(CYCLES)
+                torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
             else:
                 sleep(0.0005)
-        return forward[number](weights, rows)
+        return compute(weights, rows)
 
     state.link.copy = copy  # type: ignore[method-assign]
-    state._forward = [lambda weights, rows, n=n: slow_expert(n, weights, rows) for n in range(len(forward))]
+    state._forward = [partial(slow, compute) for compute in state._forward]
 
 
 EXIT = """

@@ -188,9 +188,8 @@ class Setting:
             notes=[f"drawn: {recipe}, lookahead right with probability {RECALL}"],
         )
         with TraceWriter(path, manifest) as writer:
-            at = np.arange(tokens)
-            where = {"step": at, "request": 0, "position": at, "phase": drawn.phase[:]}
-            writer.append(**where, experts=chosen, lookahead={1: ahead[:, 1:]})
+            at, phase = np.arange(tokens), drawn.phase[:]
+            writer.append(step=at, request=0, position=at, phase=phase, experts=chosen, lookahead={1: ahead[:, 1:]})
         return Trace.open(path)
 
     def run_forced(self, model: PreTrainedModel, state: OffloadState, tokens: int) -> None:

@@ -48,7 +48,7 @@ def resident(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
 
 def against_link(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     """Three capacities: what a token takes, and what its bytes alone take on the link at their measured rate."""
-    tokens, found = 8 if tiny else 24, {"layers": setting.depth}
+    tokens = 8 if tiny else 24
     rows: list[Found] = []
     for capacity in SHARES[1:2] if tiny else SHARES:
         with setting.offloaded({"cache": {"capacity": capacity}}, device) as (model, state):
@@ -56,7 +56,7 @@ def against_link(setting: Setting, device: torch.device, *, tiny: bool) -> Found
                 state.time_by(partial(device_time, device))
                 setting.run_forced(model, state, tokens)
             rows.append({"capacity": capacity} | _bounds(state, device, repeats=5))
-    return found | {"rows": rows}
+    return {"layers": setting.depth, "rows": rows}
 
 
 def _bounds(state: OffloadState, device: torch.device, repeats: int) -> Found:
@@ -128,7 +128,8 @@ def profiled(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     """Kernel launches and the host's time per visit of one token, by the profiler: everything resident, and half."""
     from torch.profiler import ProfilerActivity, profile
 
-    tokens, found = 4 if tiny else 8, {"layers": setting.depth}
+    tokens = 4 if tiny else 8
+    found: Found = {"layers": setting.depth}
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     for capacity in ("100%/layer", "50%/layer"):
