@@ -111,4 +111,4 @@ class ShardRows:
 
     def _map(self, shard: Shard) -> NDArray[np.float16]:
         shape = (shard.rows, *self._manifest.extent(shard.kind))
-        return map_tensor(shard_files.regular_file(self._path / shard.name), shard.kind.partition("-")[0], shape)
+        return map_tensor(shard_files.shard_file(self._path / shard.name), shard.kind.partition("-")[0], shape)

@@ -5,6 +5,7 @@ The format is eight bytes of header length, a JSON header, then the tensor's byt
 memory.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
+from tracekit.opening import open_file
 
 _MAX_HEADER = 1 << 20
 
@@ -38,13 +40,13 @@ def write_tensor(file: BinaryIO, name: str, pieces: Sequence[NDArray[np.float16]
 def map_tensor(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float16]:
     """Map the tensor `name` of `shape`, f16, read-only; TraceError unless the file holds just that."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise TraceError(f"{path} is not a safetensors file or is truncated")
             header = msgspec.json.decode(file.read(length), type=dict[str, _Entry])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path} has a damaged safetensors header: {error}") from None
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -200,9 +200,7 @@ def model_costs(
         readback_ns=overhead.gate_readback_ns,
         predict_ns=np.zeros(len(expert_bytes), np.int64),
         predict_token_ps=0,
-        step_ns=fitting(
-            BANDWIDTH, int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes)
-        ),
+        step_ns=fitting(BANDWIDTH, int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes)),
         copy_engines=hardware.link.copy_engines,
         setup_ns=hardware.link.latency_ns,
         chunks=chunks,
@@ -223,7 +221,7 @@ def model_costs(
 
 
 def fitting(field: str, time: int) -> int:
-    """`time`, of one piece of work, if the kernel can count it; HardwareError naming the field that makes it so long."""
+    """`time`, of one piece of work, if the kernel can count it; else HardwareError, naming what makes it so long."""
     if time >= MOST_NS:
         raise HardwareError(
             f"{field}: one piece of work would take {time:.3g} ns or ps, and {MOST_NS:.3g} is the most that can be "

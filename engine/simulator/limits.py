@@ -46,10 +46,11 @@ class Work:
 
 def check_bytes(work: Work, sizes: Iterable[int]) -> None:
     """Raise TraceError if the bytes that could be copied, [layers] an expert, do not fit 64 bits."""
-    if (work.demanded + work.prefetched) * sum(sizes) >= MOST:
+    copies = work.demanded + work.prefetched
+    if copies * sum(sizes) >= MOST:
         raise TraceError(
-            f"expert_bytes: a replay could copy experts of {max(sizes)} bytes {work.demanded + work.prefetched} times a "
-            "layer, more bytes than 64 bits can count; correct the manifest or the model shape"
+            f"expert_bytes: a replay could copy {copies} experts a layer, the largest {max(sizes)} "
+            "bytes, more than 64 bits can count; correct the manifest or the model shape"
         )
 
 
@@ -113,6 +114,6 @@ def _sum(times: np.ndarray) -> int:
 
 def _too_long(field: str, nanoseconds: int) -> HardwareError:
     return HardwareError(
-        f"{field}: with it a replay of this trace could take {nanoseconds / 1e9:.3g} s, and {MOST_NS / 1e9:.3g} s is the "
-        "most that can be counted; correct the hardware profile or the sizes"
+        f"{field}: with it a replay of this trace could take {nanoseconds / 1e9:.3g} s, and {MOST_NS / 1e9:.3g} s "
+        "is the most that can be counted; correct the hardware profile or the sizes"
     )

@@ -96,7 +96,7 @@ def command(
         console.emit_json({"output": str(output), "profile": msgspec.to_builtins(found.profile), "figures": figures})
         return
     console.table(found.profile.description, ["what", "measured"], summary(found))
-    typer.echo(f"wrote {output}: use it with --hardware {output}")
+    console.say(f"wrote {output}: use it with --hardware {output}")
 
 
 def check_output(output: Path, *, force: bool) -> None:

@@ -23,7 +23,7 @@ def command(
     start = time.monotonic()
 
     def say(text: str) -> None:
-        typer.echo(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
+        console.say(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
 
     say("importing")
     from experiments.demo.chain import HARDWARE, SHAPE, run_demo
@@ -48,13 +48,13 @@ def command(
             rows,
         )
         verdict, time_found = result.validation, result.validation.time
-        typer.echo(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
-        typer.echo(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
-        typer.echo(
+        console.say(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
+        console.say(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
+        console.say(
             f"  engine {time_found.measured_tokens_per_second:.1f} tokens/s, simulator "
             f"{time_found.simulated_tokens_per_second:.1f}: on this CPU, over an emulated link of "
             f"{time_found.emulated_link}"
         )
-        typer.echo(f"report: {result.report}")
+        console.say(f"report: {result.report}")
     if not result.validation.passed:
         raise typer.Exit(1)

@@ -97,7 +97,7 @@ def command(
             )
     console.table(str(output), ["what", "value"], rows)
     if tested:
-        typer.echo(
+        console.say(
             f"replay it on what it has not seen: tracekit slice {trace} --requests {tested} --output held-out.trace"
         )
 

@@ -1,6 +1,5 @@
 """`tracekit generate`: text from a model whose experts are offloaded."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +101,7 @@ def command(
         slabs=slabs,
         memory=limit,
         dtype=dtype,
-        say=lambda text: typer.echo(text, err=True),
+        say=lambda text: console.say(text, err=True),
     )
     loading_s = time.perf_counter() - begun
     with offloaded(loaded) as state:
@@ -135,7 +134,7 @@ def command(
     where = "" if slabs is None else f" from {slabs} ({'reopened' if reopened else 'written'} in {loading_s:.1f} s)"
     where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     count, mebibytes = sum(len(output.token_ids) for output in done.outputs), sum(copied.values()) / 2**20
-    typer.echo(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}", err=True)
+    console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}", err=True)
 
 
 def as_chat(prompt: "Prompt") -> "Prompt":
@@ -149,5 +148,6 @@ def as_chat(prompt: "Prompt") -> "Prompt":
 
 def show(text: str) -> None:
     """Write a piece of text at once, without an end of line."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    from experiments.cli import console
+
+    console.say(text, end="")

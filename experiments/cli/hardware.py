@@ -32,7 +32,7 @@ def command(
         if json:
             console.emit_json(msgspec.to_builtins(profile))
         else:
-            typer.echo(profile.to_toml(), nl=False)
+            console.say(profile.to_toml(), end="")
         return
     if name is not None:
         raise HardwareError(f"hardware list takes no name; to see one profile: tracekit hardware show {name}")

@@ -34,9 +34,9 @@ def command(
         return
     console.table(str(trace), ["what", "value"], [list(row) for row in _rows(stats)])
     for note in stats.notes:
-        typer.echo(f"note: {note}")
+        console.say(f"note: {note}")
     for warning in stats.warnings:
-        typer.echo(f"warning: {warning}")
+        console.say(f"warning: {warning}")
 
 
 def _rows(stats: "TraceStats") -> list[tuple[str, str]]:

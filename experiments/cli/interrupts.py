@@ -67,6 +67,10 @@ def passing_on(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def interrupted(error: BaseException | None = None) -> int:
     """Say so, with what the error adds, and return the exit code."""
-    added = "" if error is None else " ".join(str(error).split())
+    added = ""
+    if error is not None and str(error):
+        from tracekit.errors import one_line
+
+        added = one_line(error)
     print("interrupted" + (f": {added}" if added else ""), file=sys.stderr)
     return INTERRUPTED

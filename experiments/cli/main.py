@@ -136,7 +136,9 @@ def own_version() -> str:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    from tracekit.errors import one_line
+
+    print("error: " + one_line(message), file=sys.stderr)
     return 2
 
 

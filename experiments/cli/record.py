@@ -117,7 +117,7 @@ def _run(
         chosen, target = load_plan(plan), str(parse_device(device))
         if chosen.compute.cpu_experts != "never":
             raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
-        placed: dict[str, Any] = {"device": target, "say": lambda text: typer.echo(text, err=True)}
+        placed: dict[str, Any] = {"device": target, "say": lambda text: console.say(text, err=True)}
         if trust:  # code of the model's own builds it
             loaded, tokenizer = load_model(model, dtype, "cpu", trust)
             offload(loaded, chosen, **placed)

@@ -147,7 +147,7 @@ def command(
 
     console.table(str(trace), ["what", "value"], result_rows(result))
     for warning in result.warnings:
-        typer.echo(f"warning: {warning}")
+        console.say(f"warning: {warning}")
 
 
 def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | None:

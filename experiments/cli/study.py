@@ -59,9 +59,9 @@ def command(
     else:
         _show(summary, output)
     if summary["failed"]:
-        typer.echo(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
+        console.say(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
         for found in summary["errors"][:10]:
-            typer.echo(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
+            console.say(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
     if summary["failed"] == summary["cells"]:
         raise typer.Exit(1)
 
@@ -143,19 +143,21 @@ def duration(seconds: float) -> str:
 def _show(summary: dict[str, Any], output: Path) -> None:
     from experiments.study.notes import where
 
+    from experiments.cli import console
+
     for setting in summary["settings"]:
-        typer.echo(f"{where(setting)}: {setting['statement']}")
+        console.say(f"{where(setting)}: {setting['statement']}")
         for found in setting["comparisons"]:
-            typer.echo(f"  {found['verdict']}")
+            console.say(f"  {found['verdict']}")
         for line in setting["ranking"]:
-            typer.echo(f"  {line}")
+            console.say(f"  {line}")
         for note in setting["notes"]:
-            typer.echo(f"  note: {note}")
+            console.say(f"  note: {note}")
         _show_search(setting["search"])
     for warning in summary["warnings"]:
-        typer.echo(f"warning: {warning}")
+        console.say(f"warning: {warning}")
     if any(setting["winner"] is not None for setting in summary["settings"]):
-        typer.echo(f"winner: {output}/winner.plan.toml")
-    typer.echo(
+        console.say(f"winner: {output}/winner.plan.toml")
+    console.say(
         f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {quote(str(output))} draws them"
     )

@@ -89,7 +89,7 @@ def command(
     )
 
     def progress(text: str) -> None:
-        typer.echo(f"{text} ...", err=True)
+        console.say(f"{text} ...", err=True)
 
     if routing is not None:
         result = validate_routing(
@@ -148,8 +148,8 @@ def command(
         ]
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
         for warning in result.warnings:
-            typer.echo(f"warning: {warning}")
-        typer.echo(("passed: " if result.passed else "FAILED: ") + result.verdict)
+            console.say(f"warning: {warning}")
+        console.say(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ from experiments.fit.data import Data
 from experiments.fit.modules import Predictor, Shape
 from tracekit.durable import write_synced
 from tracekit.errors import PolicyError
+from tracekit.opening import checked
 
 CHECKPOINT = "fitting.safetensors"
 
@@ -192,12 +193,22 @@ def _resumed(
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "numpy") as file:
+        with safe_open(checked(path), "numpy") as file:
             if (file.metadata() or {}).get("identity") != identity:
                 return losses, best
         arrays = {name: torch.from_numpy(array) for name, array in load(path.read_bytes()).items()}
-    except (OSError, SafetensorError):  # none, or one that was not finished
+    except (OSError, ValueError, KeyError, SafetensorError):  # none, one that was not finished, or another's
         return losses, best
+    try:
+        return _restored(arrays, modules, optimiser)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise PolicyError(f"{path} is damaged: {error}; remove it and fit again") from None
+
+
+def _restored(
+    arrays: dict[str, Tensor], modules: nn.ModuleList, optimiser: torch.optim.Optimizer
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Put what a checkpoint holds into modules and optimiser; returns losses and the best weights."""
     parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
     for name, tensor in arrays.items():
         part, _, rest = name.partition(".")
