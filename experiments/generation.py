@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,6 +10,9 @@ from tracekit.recorder.encoding import continues
 from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.prompts import Prompt
 from tracekit.recorder.recorder import stop_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +37,8 @@ class Generated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
     *,
@@ -79,7 +82,7 @@ def generate(
 class _Stream:
     """Writes a text that grows token by token."""
 
-    def __init__(self, tokens: list[int], tokenizer: Any, write: Callable[[str], object]) -> None:
+    def __init__(self, tokens: list[int], tokenizer: "PreTrainedTokenizerBase", write: Callable[[str], object]) -> None:
         self._tokens, self._tokenizer, self._write = tokens, tokenizer, write
         self._shown = ""
 
@@ -94,5 +97,5 @@ class _Stream:
         self._write(_text(self._tokenizer, self._tokens)[len(self._shown) :] + "\n")
 
 
-def _text(tokenizer: Any, tokens: list[int]) -> str:
+def _text(tokenizer: "PreTrainedTokenizerBase", tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True))

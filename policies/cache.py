@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import MOST_VISITS, PINNED, Batch, CacheState
-from policies.compiled import compiled_decide, mentions, one_line
-from policies.decide import decide, keep, take_slot
+from policies.cache_state import MOST_VISITS, PINNED, VISITS, Batch, CacheState, allocate_slot, insert
+from policies.compiled import Decide, compiled_decide, mentions, one_line
+from policies.decide import decide
 from policies.events import MOST_SLOTS, Events, event_buffer
-from policies.fields import Layout, Value
+from policies.fields import Layout, Policy, Value
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
 
+P = TypeVar("P", bound=Policy)
 NO_SIGNAL = np.empty(0, np.float64)
 
 
@@ -92,7 +93,7 @@ class ExpertCache:
             resident_count=np.zeros(groups, np.int64),
             position=np.zeros(keys, self._index),
             free=np.arange(self.slots, dtype=np.int64),
-            free_head=np.array([0, self.slots], np.int64),
+            ring=np.array([0, self.slots], np.int64),
             staged=np.full(staging, -1, np.int32),
             staged_count=np.zeros(1, np.int64),
             clock=np.zeros(2, np.int64),
@@ -106,17 +107,15 @@ class ExpertCache:
         for key in spec.pinned:
             self._pin(key)
         self.eviction_class, self.prefetch_class = eviction, suggester
-        self._eviction: Any = allocated(eviction, layout, spec.eviction_parameters)
-        self._prefetcher: Any = allocated(suggester, layout, spec.prefetch_parameters)
-        self._compiled = compiled
+        self._eviction = allocated(eviction, layout, spec.eviction_parameters)
+        suggesting = allocated(suggester, layout, spec.prefetch_parameters)
+        self._decide: Decide = decide
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
         else:
-            self._decide = decide
             self._eviction = eviction.interpreted(self._eviction)
-            self._prefetcher = suggester.interpreted(self._prefetcher)
-        if suggester is NoPrefetch:
-            self._prefetcher = None
+            suggesting = suggester.interpreted(suggesting)
+        self._prefetcher = None if suggester is NoPrefetch else suggesting
         # What one visit hands to the kernel is small: making it anew would take longer than deciding.
         self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
         self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
@@ -125,12 +124,12 @@ class ExpertCache:
         group = int(self.state.group_of[key // self.spec.experts])
         if self.state.used[group] + self.state.size[key] > self.state.capacity[group]:
             raise CapacityError(f"pinned experts do not fit into the cache (expert key {key})")
-        keep(self.state, key, group, take_slot(self.state))
+        insert(self.state, key, group, allocate_slot(self.state))
         self.state.place[key] |= PINNED
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
-        first = int(self.state.clock[0])
+        first = int(self.state.clock[VISITS])
         if first + len(batch.layer) > MOST_VISITS:
             raise PolicyError(
                 f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
@@ -150,11 +149,10 @@ class ExpertCache:
             raise PolicyError(
                 f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
             ) from error
-        if self.state.fault[0] or self.state.fault[1]:
-            name, named = (
-                (self.spec.eviction, "a victim") if self.state.fault[0] else (self.spec.prefetch, "a suggestion")
-            )
-            raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
+        faulty = ((self.spec.eviction, "a victim"), (self.spec.prefetch, "a suggestion"))  # in the order of `fault`
+        for fault, (name, named) in zip(self.state.fault, faulty, strict=True):
+            if fault:
+                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         # One visit's events are kept by the engine for long: not as a view of room for the worst case.
         code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
         return Events(code, buffer.start, first, not self.state.clairvoyant)
@@ -196,7 +194,7 @@ class ExpertCache:
         return np.array([base + expert for expert in experts], self._index)
 
 
-def allocated(policy: Any, layout: Layout, parameters: Mapping[str, Value] | None) -> Any:
+def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:
     """A fresh state of the policy. Raises PolicyError where what it declares cannot be."""
     try:
         return policy.allocate(layout, parameters)

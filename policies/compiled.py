@@ -13,10 +13,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 import llvmlite
 import numba
@@ -25,11 +24,15 @@ from numba.core import types
 from numba.extending import overload, overload_method, register_jitable
 
 from policies import decide as decide_module
-from policies.cache_state import as_key
+from policies.cache_state import Batch, CacheState, as_key
+from policies.events import EventBuffer
+from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
+from policies.prefetch.base import Prefetcher
+from policies.registry import hooks
 from tracekit.errors import PolicyError
 
-Decide = Callable[[Any, Any, Any, Any, Any], int]
+Decide = Callable[[CacheState, EvictionPolicy, Prefetcher | None, Batch, EventBuffer], int]
 
 # The kernel allocates nothing, so it needs no reference counting: without it the same code runs about 15 times faster.
 SHIM = '''"""Compiled decisions of {eviction} with {prefetcher}."""
@@ -52,70 +55,39 @@ LOADING = threading.Lock()
 # with it numba 0.68 compiles wrong code for `decide`.
 # Nothing but compiled code calls a hook or a helper, so the wrappers for other callers are left out.
 INLINE = {"forceinline": True, "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
-compiled_hook = partial(overload_method, types.BaseNamedTuple, jit_options=INLINE)  # type: ignore[call-arg]
+
+CALLABLE: set[Callable[..., object]] = {as_key}
+"""The plain functions that numba has been told of."""
 
 
 @overload(as_key, jit_options=INLINE)  # type: ignore[arg-type]
-def _as_key(number):  # type: ignore[no-untyped-def]
-    return lambda number: np.uint32(number)
+def _as_key(number: int) -> Callable[[int], np.uint32]:
+    def unsigned(number: int) -> np.uint32:
+        return np.uint32(number)
+
+    return unsigned
 
 
-as_key.tracekit_compilable = True  # type: ignore[attr-defined]
+def plain(function: FunctionType) -> FunctionType:
+    """The same function without annotations: numba compares signatures literally."""
+    return FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
 
 
-def hook(state: Any, name: str) -> Any:
-    """The policy method behind `state.name(...)` in compiled code; None if the tuple is not a policy's state."""
-    policy = getattr(state.instance_class, "policy", None)
-    method = None if policy is None else getattr(policy, name, None)
-    if method is None:
-        return None
-    # numba compares signatures literally: hand it the same function without annotations.
-    return FunctionType(method.__code__, method.__globals__, name, method.__defaults__, method.__closure__)
+def make_hook(name: str, original: FunctionType) -> None:
+    """Let compiled code call `state.name(...)`: the method of the policy whose state it is, if it is a policy's."""
+
+    @overload_method(types.BaseNamedTuple, name, jit_options=INLINE)  # type: ignore[call-arg]
+    @wraps(plain(original))
+    def behind(state: types.NamedTuple | types.NamedUniTuple, *arguments: types.Type) -> FunctionType | None:
+        method = getattr(getattr(state.instance_class, "policy", None), name, None)
+        return plain(method) if isinstance(method, FunctionType) else None
 
 
-@compiled_hook("on_hit")
-def _on_hit(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
-    return hook(self, "on_hit")
-
-
-@compiled_hook("on_miss")
-def _on_miss(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
-    return hook(self, "on_miss")
-
-
-@compiled_hook("on_insert")
-def _on_insert(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
-    return hook(self, "on_insert")
-
-
-@compiled_hook("on_reference")
-def _on_reference(self, expert, group, now, signal):  # type: ignore[no-untyped-def]
-    return hook(self, "on_reference")
-
-
-@compiled_hook("on_evict")
-def _on_evict(self, expert, group, now):  # type: ignore[no-untyped-def]
-    return hook(self, "on_evict")
-
-
-@compiled_hook("rank")
-def _rank(self, expert, group, now):  # type: ignore[no-untyped-def]
-    return hook(self, "rank")
-
-
-@compiled_hook("victim")
-def _victim(self, cache, group, incoming, now, signal):  # type: ignore[no-untyped-def]
-    return hook(self, "victim")
-
-
-@compiled_hook("observe")
-def _observe(self, layer, demand):  # type: ignore[no-untyped-def]
-    return hook(self, "observe")
-
-
-@compiled_hook("suggest")
-def _suggest(self, target, hint, out):  # type: ignore[no-untyped-def]
-    return hook(self, "suggest")
+for _base in (EvictionPolicy, Prefetcher):
+    for _name, _original in hooks(_base).items():
+        make_hook(_name, _original)
 
 
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
@@ -181,16 +153,12 @@ def constants(module: ModuleType) -> str:
     return repr(sorted((name, repr(v)) for name, v in named if isinstance(v, plain) and not name.startswith("__")))
 
 
-def helpers(module: ModuleType) -> list[FunctionType]:
-    """The plain functions that code in `module` may call by name."""
-    return [value for value in vars(module).values() if isinstance(value, FunctionType)]
-
-
-def make_callable(helper: FunctionType) -> None:
-    """Let compiled code call a plain function."""
-    if not hasattr(helper, "tracekit_compilable"):
-        register_jitable(error_model="numpy", **INLINE)(helper)
-        helper.tracekit_compilable = True  # type: ignore[attr-defined]
+def make_callable(module: ModuleType) -> None:
+    """Let compiled code call the plain functions that code in `module` may name."""
+    for value in vars(module).values():
+        if isinstance(value, FunctionType) and value not in CALLABLE:
+            register_jitable(error_model="numpy", **INLINE)(value)
+            CALLABLE.add(value)
 
 
 def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
@@ -208,7 +176,8 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     with LOADING:
         if name not in sys.modules:
             load_compiled(name, digest, eviction, prefetcher, modules)
-        return sys.modules[name].run  # type: ignore[no-any-return]
+        run: Decide = sys.modules[name].run
+        return run
 
 
 def load_compiled(
@@ -217,8 +186,7 @@ def load_compiled(
     """Make the module `name`, whose `run` is compiled at its first call."""
     for module in modules:
         if module is not sys.modules[__name__]:
-            for helper in helpers(module):
-                make_callable(helper)
+            make_callable(module)
     directory = cache_directory() / digest[:32]
     source = directory / f"{name}.py"
     if not source.exists():

@@ -13,13 +13,37 @@ A visit never evicts an expert that it demands (the bound `belady-bypass` may, o
 a clock.
 """
 
-from typing import Any
+from policies.cache_state import (
+    BAD_SUGGESTION,
+    BAD_VICTIM,
+    FLAGS,
+    FREE_COUNT,
+    PINNED,
+    PREFETCHED,
+    REFERENCES,
+    RESIDENT,
+    SLOT,
+    STAGED,
+    VISITS,
+    Batch,
+    CacheState,
+    allocate_slot,
+    as_key,
+    discard,
+    evict,
+    free_slot,
+    insert,
+    stage,
+    unstage,
+)
+from policies.events import BYPASS, DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, EventBuffer, pack
+from policies.eviction.base import EvictionPolicy
+from policies.prefetch.base import Prefetcher
 
-from policies.cache_state import FLAGS, PINNED, PREFETCHED, RESIDENT, SLOT, STAGED, as_key
-from policies.events import BYPASS, DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, pack
 
-
-def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) -> int:
+def decide(
+    cache: CacheState, eviction: EvictionPolicy, prefetcher: Prefetcher | None, batch: Batch, events: EventBuffer
+) -> int:
     """Run every visit of `batch`; returns how many events were written to `events`.
 
     `prefetcher` is None where nothing is ever prefetched: then the code for it is not even compiled.
@@ -31,8 +55,8 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
         layer = batch.layer[visit]
         group = cache.group_of[layer]
         start, stop = batch.start[visit], batch.start[visit + 1]
-        cache.clock[0] += 1
-        now = cache.clock[0]
+        cache.clock[VISITS] += 1
+        now = cache.clock[VISITS]
 
         missing = 0
         staged = 0
@@ -59,7 +83,7 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             missing += place == 0
 
         if prefetcher is not None and cache.staged_count[0] > 0:
-            n = settle_staged(cache, layer, now, events, n)
+            n = drop_unused(cache, layer, now, events, n)
         if prefetcher is not None and staged > 0:
             for i in range(start, stop):
                 expert = batch.demand[i]
@@ -68,27 +92,27 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
                     n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
                     unstage(cache, expert)
                     if room:
-                        keep(cache, expert, group, cache.place[expert] >> SLOT)
+                        insert(cache, expert, group, cache.place[expert] >> SLOT)
                         held += cache.size[expert]
                         eviction.on_insert(expert, group, now, signal)
                     else:
-                        release(cache, expert)
+                        discard(cache, expert)
         for m in range(missing):
             i = cache.missing[m]
             expert = batch.demand[i]
             signal = batch.signal[i] if has_signal else 0.0
-            n, room = admit(cache, eviction, group, expert, now, signal, held, LOAD, events, n)
+            n, room = load(cache, eviction, group, expert, now, signal, held, LOAD, events, n)
             if not room:
                 if prefetcher is not None:
                     n = ensure_buffer(cache, now, events, n)
-                slot = take_slot(cache)
+                slot = allocate_slot(cache)
                 n = record(events, n, BYPASS, expert, slot)
-                put_slot(cache, slot)
+                free_slot(cache, slot)
             elif cache.unit == 0:
                 held += cache.size[expert]
 
-        references = cache.clock[1] + 1 - start
-        cache.clock[1] += stop - start
+        references = cache.clock[REFERENCES] + 1 - start
+        cache.clock[REFERENCES] += stop - start
         for i in range(start, stop):
             expert = batch.recency[i]
             if cache.place[expert] & RESIDENT:
@@ -101,66 +125,57 @@ def decide(cache: Any, eviction: Any, prefetcher: Any, batch: Any, events: Any) 
             target = layer + cache.distance
             if target < len(cache.group_of):
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
-                n = look_ahead(cache, eviction, target, count, now, group, held, events, n)
+                n = prefetch(cache, eviction, target, now, group, held, events, n, count)
         events.start[visit + 1] = n
     return n
 
 
-def look_ahead(
-    cache: Any, eviction: Any, target: int, count: int, now: int, group: int, held: int, events: Any, n: int
+def prefetch(
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    target: int,
+    now: int,
+    group: int,
+    held: int,
+    events: EventBuffer,
+    n: int,
+    count: int,
 ) -> int:
-    """Prefetch the first `count` of the suggested experts of layer `target`."""
+    """Load the first `count` suggested experts of layer `target` ahead, those that are not there and have a place."""
     for i in range(len(cache.suggestion)):
         if i >= count:
             break
-        suggested = as_key(cache.suggestion[i])
-        if cache.suggestion[i] < 0 or suggested // cache.experts != target:
-            cache.fault[1] = 1
-            continue
-        to = cache.group_of[target]
-        n = prefetch(cache, eviction, suggested, to, now, held if to == group else 0, events, n)
+        expert = as_key(cache.suggestion[i])
+        if cache.suggestion[i] < 0 or expert // cache.experts != target:
+            cache.fault[BAD_SUGGESTION] = 1
+        elif cache.place[expert] == 0 and cache.into_cache:
+            to = cache.group_of[target]
+            n, room = load(cache, eviction, to, expert, now, 0.0, held if to == group else 0, PREFETCH, events, n)
+            if room:
+                cache.place[expert] |= PREFETCHED
+        elif cache.place[expert] == 0 and cache.staged_count[0] < len(cache.staged):
+            slot = allocate_slot(cache)
+            stage(cache, expert, slot)
+            n = record(events, n, PREFETCH, expert, slot)
     return n
 
 
-def record(events: Any, n: int, kind: int, expert: int, slot: int) -> int:
+def record(events: EventBuffer, n: int, kind: int, expert: int, slot: int) -> int:
     """Append one event."""
     events.code[n] = pack(kind, expert, slot)
     return n + 1
 
 
-def take_slot(cache: Any) -> int:
-    """The slot that has been free longest: consecutive bypasses rotate through all free slots."""
-    head = cache.free_head[0]
-    cache.free_head[0] = head + 1 if head + 1 < len(cache.free) else 0
-    cache.free_head[1] -= 1
-    return cache.free[head]  # type: ignore[no-any-return]
-
-
-def put_slot(cache: Any, slot: int) -> None:
-    """The slot is free."""
-    tail = cache.free_head[0] + cache.free_head[1]
-    if tail >= len(cache.free):
-        tail -= len(cache.free)
-    cache.free[tail] = slot
-    cache.free_head[1] += 1
-
-
-def release(cache: Any, expert: int) -> None:
-    """The expert is gone; its slot is free."""
-    put_slot(cache, cache.place[expert] >> SLOT)
-    cache.place[expert] = 0
-
-
-def admit(
-    cache: Any,
-    eviction: Any,
+def load(
+    cache: CacheState,
+    eviction: EvictionPolicy,
     group: int,
     expert: int,
     now: int,
     signal: float,
     held: int,
     kind: int,
-    events: Any,
+    events: EventBuffer,
     n: int,
 ) -> tuple[int, bool]:
     """Load `expert` into the cache if room can be made; returns the event count and whether it was."""
@@ -168,7 +183,7 @@ def admit(
         # Full, and one victim makes room for one expert: it takes the victim's place, slot and all.
         if cache.resident_count[group] == 0:
             return n, False
-        found, victim = expel(cache, eviction, group, expert, now, signal)
+        found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
         slot, position = cache.place[victim] >> SLOT, cache.position[victim]
@@ -181,27 +196,19 @@ def admit(
         n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
         if not room:
             return n, False
-        slot = take_slot(cache)
-        keep(cache, expert, group, slot)
+        slot = allocate_slot(cache)
+        insert(cache, expert, group, slot)
     if kind == PREFETCH:
-        cache.clock[1] += 1  # loading ahead is a reference
+        cache.clock[REFERENCES] += 1  # loading ahead is a reference
         if len(cache.last_use) > 0:
-            cache.last_use[expert] = cache.clock[1]
+            cache.last_use[expert] = cache.clock[REFERENCES]
     eviction.on_insert(expert, group, now, signal)
     return record(events, n, kind, expert, slot), True
 
 
-def keep(cache: Any, expert: int, group: int, slot: int) -> None:
-    """The expert becomes resident in `slot`."""
-    position = cache.first[group] + cache.resident_count[group]
-    cache.resident[position] = expert
-    cache.position[expert] = position
-    cache.resident_count[group] += 1
-    cache.used[group] += cache.size[expert]
-    cache.place[expert] = slot << SLOT | RESIDENT
-
-
-def expel(cache: Any, eviction: Any, group: int, incoming: int, now: int, signal: float) -> tuple[bool, int]:
+def choose_victim(
+    cache: CacheState, eviction: EvictionPolicy, group: int, incoming: int, now: int, signal: float
+) -> tuple[bool, int]:
     """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
 
     A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
@@ -215,12 +222,20 @@ def expel(cache: Any, eviction: Any, group: int, incoming: int, now: int, signal
         if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
             eviction.on_evict(victim, group, now)
             return True, victim
-    cache.fault[0] = 1
+    cache.fault[BAD_VICTIM] = 1
     return False, victim
 
 
 def make_room(
-    cache: Any, eviction: Any, group: int, expert: int, now: int, signal: float, held: int, events: Any, n: int
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    group: int,
+    expert: int,
+    now: int,
+    signal: float,
+    held: int,
+    events: EventBuffer,
+    n: int,
 ) -> tuple[int, bool]:
     """Evict until `expert` fits beside the `held` that must stay; returns the event count and whether it fits."""
     size = cache.size[expert]
@@ -228,34 +243,15 @@ def make_room(
     if size > cache.capacity[group] or (cache.unit == 0 and held + size > cache.capacity[group]):
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
-        found, victim = expel(cache, eviction, group, expert, now, signal)
+        found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
         n = record(events, n, EVICT, victim, cache.place[victim] >> SLOT)
-        last = cache.first[group] + cache.resident_count[group] - 1
-        position = cache.position[victim]
-        moved = cache.resident[last]
-        cache.resident[position] = moved
-        cache.position[moved] = position
-        cache.resident_count[group] -= 1
-        cache.used[group] -= cache.size[victim]
-        release(cache, victim)
+        evict(cache, victim, group)
     return n, True
 
 
-def unstage(cache: Any, expert: int) -> None:
-    """Take `expert` off the list of staged experts; its slot stays its own."""
-    count = cache.staged_count[0]
-    i = 0
-    while cache.staged[i] != expert:
-        i += 1
-    while i + 1 < count:
-        cache.staged[i] = cache.staged[i + 1]
-        i += 1
-    cache.staged_count[0] = count - 1
-
-
-def settle_staged(cache: Any, layer: int, now: int, events: Any, n: int) -> int:
+def drop_unused(cache: CacheState, layer: int, now: int, events: EventBuffer, n: int) -> int:
     """Drop what was staged for this layer and is not demanded; its chance has passed."""
     i = 0
     while i < cache.staged_count[0]:
@@ -267,37 +263,19 @@ def settle_staged(cache: Any, layer: int, now: int, events: Any, n: int) -> int:
     return n
 
 
-def drop(cache: Any, expert: int, events: Any, n: int) -> int:
+def drop(cache: CacheState, expert: int, events: EventBuffer, n: int) -> int:
     """Give up a staged expert."""
     unstage(cache, expert)
     n = record(events, n, DROP, expert, cache.place[expert] >> SLOT)
-    release(cache, expert)
+    discard(cache, expert)
     return n
 
 
-def ensure_buffer(cache: Any, now: int, events: Any, n: int) -> int:
+def ensure_buffer(cache: CacheState, now: int, events: EventBuffer, n: int) -> int:
     """Demand goes before prefetch: if no slot is free, the oldest staged expert that is not demanded gives way."""
-    if cache.free_head[1] == 0:
+    if cache.ring[FREE_COUNT] == 0:
         for i in range(cache.staged_count[0]):
             expert = cache.staged[i]
             if cache.seen[expert] != now:
                 return drop(cache, expert, events, n)
     return n
-
-
-def prefetch(cache: Any, eviction: Any, expert: int, group: int, now: int, held: int, events: Any, n: int) -> int:
-    """Load a suggested expert ahead of demand, unless it is already there or there is nowhere to put it."""
-    if cache.place[expert] != 0:
-        return n
-    if cache.into_cache:
-        n, room = admit(cache, eviction, group, expert, now, 0.0, held, PREFETCH, events, n)
-        if room:
-            cache.place[expert] |= PREFETCHED
-        return n
-    if cache.staged_count[0] == len(cache.staged):
-        return n
-    slot = take_slot(cache)
-    cache.place[expert] = slot << SLOT | STAGED | PREFETCHED
-    cache.staged[cache.staged_count[0]] = expert
-    cache.staged_count[0] += 1
-    return record(events, n, PREFETCH, expert, slot)

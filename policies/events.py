@@ -4,10 +4,9 @@ A replay writes an event for every lookup and every load, so an event is one 64-
 the slot in bits 32 to 59, the expert's key in bits 0 to 31. `Events` gives them back as columns.
 """
 
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,23 +20,23 @@ PREFETCH = 5  # load ahead of demand
 EVICT = 6  # the expert loses its cache slot
 DROP = 7  # a staged expert is given up unused
 
-KINDS = 8
+KIND_NAMES = ("hit", "hit-pinned", "hit-prefetched", "load", "bypass", "prefetch", "evict", "drop")
+KINDS = len(KIND_NAMES)
 KIND_SHIFT = 60
 SLOT_SHIFT = 32
 SLOT_MASK = (1 << 28) - 1
 KEY_MASK = (1 << 32) - 1
 MOST_SLOTS = 1 << 27  # what `pack`, and the signed 32 bits of a place, have room for
 
-EventBuffer = namedtuple(
-    "EventBuffer",
-    [
-        "code",  # i64: packed events
-        "start",  # i64 [visits + 1]: a visit's part of `code`
-    ],
-)
+
+class EventBuffer(NamedTuple):
+    """Room that the kernel writes events to."""
+
+    code: np.ndarray  # i64: packed events
+    start: np.ndarray  # i64 [visits + 1]: a visit's part of `code`
 
 
-def pack(kind: int, expert: int, slot: int) -> Any:
+def pack(kind: int, expert: int, slot: int) -> np.int64:
     """One event as a number."""
     # Widened first: interpreted code hands over numpy numbers of 32 bits, which would be shifted out of.
     return np.int64(kind) << KIND_SHIFT | np.int64(slot) << SLOT_SHIFT | np.int64(expert)

@@ -14,13 +14,25 @@ import sys
 from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
 
 from tracekit.errors import PolicyError, did_you_mean
 
 Value = int | float | bool
+Number = TypeVar("Number", int, float)
+Default = TypeVar("Default", bool, int, float)
+Whole = type[np.integer]
+Real = type[np.floating]
+
+
+class Numbers(Protocol[Number]):
+    """An array as policies see it: plain numbers, one by one. (numpy's own types do not tell what an element is.)"""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Number: ...
+    def __setitem__(self, index: int, value: Number | np.number, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Field:
     """
 
     extent: str
-    dtype: Any
+    dtype: type[np.number] | type[Value]
     fill: Value
     width: int = 1
     low: Value | None = None
@@ -75,32 +87,54 @@ class Field:
         return np.full(length * self.width, self.fill, self.dtype)
 
 
-def per_expert(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+# What is declared is a Field; a policy at work has the array, or the number, in its place.
+
+
+@overload
+def per_expert(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: ...
+@overload
+def per_expert(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
+def per_expert(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """An array with `width` elements per expert key, those of one expert side by side: `self.a[expert * width + i]`."""
-    return Field("experts", dtype, fill, width)
+    return cast(Numbers[int], Field("experts", dtype, fill, width))
 
 
-def per_pair(dtype: Any, fill: Value = 0) -> Any:
+@overload
+def per_pair(dtype: Whole, fill: Value = 0) -> Numbers[int]: ...
+@overload
+def per_pair(dtype: Real, fill: Value = 0) -> Numbers[float]: ...
+def per_pair(dtype: Whole | Real, fill: Value = 0) -> Numbers[int] | Numbers[float]:
     """An array with one element per expert key and expert id: `self.a[expert * self.experts + other]`."""
-    return Field("pairs", dtype, fill)
+    return cast(Numbers[int], Field("pairs", dtype, fill, 1))
 
 
-def per_group(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+@overload
+def per_group(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: ...
+@overload
+def per_group(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
+def per_group(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """An array with `width` elements per capacity group, those of one group side by side."""
-    return Field("groups", dtype, fill, width)
+    return cast(Numbers[int], Field("groups", dtype, fill, width))
 
 
-def scalar(dtype: Any, fill: Value = 0, width: int = 1) -> Any:
+@overload
+def scalar(dtype: Whole, fill: Value = 0, width: int = 1) -> Numbers[int]: ...
+@overload
+def scalar(dtype: Real, fill: Value = 0, width: int = 1) -> Numbers[float]: ...
+def scalar(dtype: Whole | Real, fill: Value = 0, width: int = 1) -> Numbers[int] | Numbers[float]:
     """`width` mutable numbers in an array: `self.hand[0]`."""
-    return Field("one", dtype, fill, width)
+    return cast(Numbers[int], Field("one", dtype, fill, width))
 
 
-def parameter(default: Value, *, low: Value | None = None, high: Value | None = None) -> Any:
+def parameter(default: Default, *, low: Value | None = None, high: Value | None = None) -> Default:
     """A constant that a plan may set, bounds included: `decay = parameter(0.9, low=0, high=1)`."""
     field = Field("parameter", type(default), default, low=low, high=high)
     if not field.holds(default):
         raise PolicyError(f"a parameter's default of {default} is not {field.range}")
-    return field
+    return cast(Default, field)
+
+
+SHARED = ("layers", "experts", "distance", "size", "last_use")  # of `Layout`
 
 
 class Policy:
@@ -112,21 +146,20 @@ class Policy:
     READABLE: ClassVar[tuple[str, ...]] = ()  # what `reads` may be
     reads: ClassVar[str] = "nothing"
     bound: ClassVar[bool] = False
-    State: ClassVar[Any] = None
+    State: ClassVar[type]
 
-    # In every policy's state, kept by the cache: see `Layout`.
+    # In every policy's state, kept by the cache: see `Layout`, SHARED.
     layers: int
     experts: int
     distance: int
-    size: np.ndarray
-    last_use: np.ndarray
+    size: Numbers[int]
+    last_use: Numbers[int]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        names = ("layers", "experts", "distance", "size", "last_use", *cls.fields())
         # The type's own name must differ from every other policy's: numba builds the symbols of compiled code from it,
         # and where two kernels from disk define one symbol, the one loaded first serves both.
-        state = namedtuple(re.sub(r"\W", "_", f"{cls.__module__}_{cls.__qualname__}"), names)  # type: ignore[misc]
+        state = namedtuple(re.sub(r"\W", "_", f"{cls.__module__}_{cls.__qualname__}"), [*SHARED, *cls.fields()])  # type: ignore[misc]
         # numba finds the compiled code of a state by its importable name; the methods hang on the type of the state.
         state.__module__, state.__qualname__ = cls.__module__, f"{cls.__qualname__}.State"
         state.policy = cls  # type: ignore[attr-defined]
@@ -153,16 +186,13 @@ class Policy:
         return {name: field.range for name, field in cls.fields().items() if field.range}
 
     @classmethod
-    def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Any:
-        """A fresh state for `layout`. Raises PolicyError for a parameter that the policy does not have or allow."""
+    def allocate(cls, layout: Layout, parameters: Mapping[str, Value] | None = None) -> Self:
+        """A fresh state for `layout`, on which compiled code calls the policy's hooks.
+
+        Raises PolicyError for a parameter that the policy does not have or allow.
+        """
         given = dict(parameters or {})
-        values: dict[str, Any] = {
-            "layers": layout.layers,
-            "experts": layout.experts,
-            "distance": layout.distance,
-            "size": layout.size,
-            "last_use": layout.last_use,
-        }
+        values: dict[str, object] = {name: getattr(layout, name) for name in SHARED}
         for name, field in cls.fields().items():
             if field.extent == "parameter":
                 values[name] = cls._checked(name, field, given.pop(name, field.fill))
@@ -173,10 +203,11 @@ class Policy:
             raise PolicyError(
                 f"policy {cls.name!r} has no parameter {unknown!r}{did_you_mean(unknown, cls.parameters())}"
             )
-        return cls.State(**values)
+        state: Self = cls.State(**values)
+        return state
 
     @classmethod
-    def _checked(cls, name: str, field: Field, value: Any) -> Value:
+    def _checked(cls, name: str, field: Field, value: object) -> Value:
         if isinstance(value, bool) != (field.dtype is bool) or not isinstance(value, int | float):
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not {field.dtype.__name__}")
         if not abs(value) < 2**62:
@@ -185,13 +216,13 @@ class Policy:
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not a whole number")
         if not field.holds(value):
             raise PolicyError(f"policy {cls.name!r}: parameter {name} = {value!r} is not {field.range}")
-        return field.dtype(value)  # type: ignore[no-any-return]
+        return type(field.fill)(value)
 
     @classmethod
-    def interpreted(cls, state: Any) -> "Policy":
+    def interpreted(cls, state: Self) -> Self:
         """An instance that runs the policy's own Python on the arrays of `state`."""
         instance = object.__new__(cls)
-        instance.__dict__.update(state._asdict())
+        instance.__dict__.update({name: getattr(state, name) for name in (*SHARED, *cls.fields())})
         return instance
 
     @classmethod

@@ -35,7 +35,7 @@ def rank_scores(scores: np.ndarray, starts: np.ndarray, picks: int, count: int, 
 
 
 @njit(cache=True, nogil=True)
-def _rank(logits, starts, top_k, ranked):  # type: ignore[no-untyped-def]
+def _rank(logits: np.ndarray, starts: np.ndarray, top_k: int, ranked: np.ndarray) -> None:
     experts = logits.shape[1]
     votes = np.zeros(experts, np.int64)
     best = np.empty(experts, logits.dtype)

@@ -10,9 +10,11 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import TypeVar
 
+from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
+from policies.prefetch.base import Prefetcher
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.opening import read_file
 
@@ -21,6 +23,7 @@ MOST_BYTES = 16 << 20
 LOADING = threading.Lock()
 """Held while a policy file is read: threads may ask for the same one at once."""
 _EMPTY = inspect.Parameter.empty
+P = TypeVar("P", bound=Policy)
 
 EVICTION = {
     "lru": "policies.eviction.lru:Lru",
@@ -56,17 +59,13 @@ PREFETCH = {
 }
 
 
-def eviction_policy(name: str) -> type[Any]:
+def eviction_policy(name: str) -> type[EvictionPolicy]:
     """The eviction policy class behind a name or `path.py:Class`. Raises PolicyError."""
-    from policies.eviction.base import EvictionPolicy
-
     return find("eviction", name, EVICTION, EvictionPolicy)
 
 
-def prefetcher(name: str) -> type[Any]:
+def prefetcher(name: str) -> type[Prefetcher]:
     """The prefetcher class behind a name or `path.py:Class`. Raises PolicyError."""
-    from policies.prefetch.base import Prefetcher
-
     return find("prefetch", name, PREFETCH, Prefetcher)
 
 
@@ -76,12 +75,12 @@ def names(kind: str) -> list[str]:
     return sorted({*builtin, *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
 
 
-def find(kind: str, name: str, builtin: dict[str, str], base: type[Policy]) -> type[Any]:
+def find(kind: str, name: str, builtin: dict[str, str], base: type[P]) -> type[P]:
     """Resolve `name` to a class derived from `base` whose hooks can be called. Raises PolicyError."""
     return checked(kind, name, locate(kind, name, builtin), base)
 
 
-def locate(kind: str, name: str, builtin: dict[str, str]) -> Any:
+def locate(kind: str, name: str, builtin: dict[str, str]) -> object:
     """What `name` stands for among the built-in policies, then paths, then entry points. Raises PolicyError."""
     if name in builtin:
         target = builtin[name]
@@ -100,7 +99,7 @@ def locate(kind: str, name: str, builtin: dict[str, str]) -> Any:
         raise PolicyError(f"{kind} policy {name!r}: cannot load {target}: {reason}") from error
 
 
-def checked(kind: str, name: str, found: Any, base: type[Policy]) -> type[Any]:
+def checked(kind: str, name: str, found: object, base: type[P]) -> type[P]:
     """`found`, if it is a class derived from `base`, reads what there is, and has the hooks that the kernel calls."""
     if not (isinstance(found, type) and issubclass(found, base)):
         raise PolicyError(f"{kind} policy {name!r} is not a subclass of {base.__module__}.{base.__name__}")
@@ -142,11 +141,11 @@ def _hook_problem(policy: type[Policy], base: type[Policy]) -> str:
     return ""
 
 
-def _shape(signature: inspect.Signature) -> list[tuple[str, Any, bool]]:
+def _shape(signature: inspect.Signature) -> list[tuple[str, object, bool]]:
     return [(p.name, p.kind, p.default is _EMPTY) for p in signature.parameters.values()]
 
 
-def load_path(name: str) -> Any:
+def load_path(name: str) -> object:
     """The class of `path.py:Class`. The module's name carries a digest of its text, so an edit is a new module."""
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text)

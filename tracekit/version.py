@@ -9,3 +9,6 @@ def own_version() -> str:
         return version("moe-tracekit")
     except PackageNotFoundError:
         return "not installed"
+
+
+__version__ = own_version()

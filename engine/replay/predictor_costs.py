@@ -1,7 +1,5 @@
 """No free predictions: what a plan's fitted predictors take of each visit."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from engine.decisions.evidence import artefacts_of
@@ -28,8 +26,7 @@ def with_predictors(costs: Costs, plan: Plan, machine: HardwareProfile) -> Costs
         fixed = np.zeros(len(card.experts_per_layer), np.int64)
         fixed[: card.sources] = fitting(FIELD, visit_ns(card, machine))
         per_row = 0 if card.own_layer else fitting(FIELD, row_ps(card, machine))
-        costs = replace(
-            costs,
+        costs = costs._replace(
             predict_ns=costs.predict_ns + fixed,
             predict_token_ps=costs.predict_token_ps + per_row,
         )

@@ -1,6 +1,7 @@
 """Costs: what each piece of work takes on a modelled machine, in integer nanoseconds."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +19,7 @@ MOST_CHUNKS_OF_ALL = 1 << 18
 BANDWIDTH, FLOPS = "device.memory_bandwidth_bytes_per_s", "device.compute_flops_per_s"
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(NamedTuple):
     """Costs of every MoE layer of a trace on one machine.
 
     Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token).
@@ -79,8 +79,12 @@ class Costs:
     scale: float
     """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
-    rate_field: str = "link.host_to_device_bytes_per_s"
+    paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
+
+    def for_kernel(self) -> "Costs":
+        """The same without tuples: a tuple's length is part of its type, for which the kernel is compiled."""
+        return self._replace(expert_bytes=(), notes=(), paced_by=())
 
     @property
     def copy_ns(self) -> np.ndarray:
@@ -216,7 +220,7 @@ def model_costs(
         cpu_overhead_ns=on_cpu[0].fixed_ns,
         scale=model.scale,
         notes=model.notes,
-        rate_field=hardware.link.rate_field,
+        paced_by=(hardware.link.rate_field,),
     )
 
 

@@ -1,8 +1,8 @@
 """The kernel: whole steps, visit by visit, by the rules in engine.simulator.timeline."""
 
 import numpy as np
-from numba import njit
 
+from engine.simulator.costs import Costs
 from engine.simulator.disk import read_all
 from engine.simulator.lanes import (
     DENSE,
@@ -19,21 +19,30 @@ from engine.simulator.lanes import (
     wait,
 )
 from engine.simulator.link import advance, enqueue, forget, promote
-from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, note
-from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING
-from engine.simulator.options import OPTIONS
-from engine.simulator.plain import count, plain_visit, undisturbed
-from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
+from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
+from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Machine
+from engine.simulator.options import compiled
+from engine.simulator.plain import FIRST_MISS, FIRST_PREFETCHED, count, plain_visit, undisturbed
+from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 USEFUL, LATE, WASTED = range(3)
 """What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
 
-FIRST_MISS = LOAD << KIND_SHIFT
-FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
 
-
-@njit(cache=True, nogil=True, **OPTIONS)
-def run(machine, costs, demand, events, context, first_visit, log, visit_end, spent, totals, prefetches):  # type: ignore[no-untyped-def]
+@compiled(kept=True)
+def run(
+    machine: Machine,
+    costs: Costs,
+    demand: tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    events: tuple[np.ndarray, np.ndarray, bool],
+    context: np.ndarray,
+    first_visit: int,
+    log: Log | None,
+    visit_end: np.ndarray,
+    spent: np.ndarray,
+    totals: np.ndarray,
+    prefetches: np.ndarray,
+) -> None:
     """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches."""
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
@@ -58,13 +67,13 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
             predicting = costs.predict_ns[layer] + step_tokens[step] * costs.predict_token_ps // 1000
             overhead = costs.layer_overhead_ns + costs.readback_ns + predicting
             routed = now + dense + overhead
-            visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1))
+            visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1), booked, log)
             booked[DENSE] += dense
             booked[OVERHEAD] += overhead
             if plain and not several and undisturbed(machine):
                 hits, loads = count(code, e, end)
                 if loads >= 0:
-                    now = plain_visit(machine, costs, booked, layer, routed, visit.one_ns, hits, loads)
+                    now = plain_visit(machine, costs, visit, hits, loads)
                     visit_end[v] = now
                     continue
             note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
@@ -73,10 +82,10 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                 advance(machine, costs, routed, log)
             blocked = max(0, machine.link[AHEAD] - routed)
             if costs.host_bytes >= 0:
-                read_all(machine, costs, visit, code, e, end, log)
+                read_all(machine, costs, visit, code, e, end)
             now = routed
             if costs.copy_overhead_ns > 0:
-                now = ask(costs, booked, log, visit, code, e, end)
+                now = ask(costs, visit, code, e, end)
             asked = cpu = now
             cpu_busy = machine.other[CPU_BUSY]
 
@@ -92,7 +101,7 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                     prefetches[USEFUL if there else LATE] += 1
                     machine.unused[slot] = 0
                 if there:
-                    now = compute(machine, costs, log, visit, event, now)
+                    now = compute(machine, costs, visit, event, now)
                 else:
                     # A copy under way is one that this visit waits for: it is in nobody's way.
                     if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
@@ -100,20 +109,20 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                     insert(machine.late, waiting, machine.arrival[slot], e)
                     waiting += 1
                 e += 1
-            book(costs, booked, visit, e - first[v] - waiting, now - asked)
+            book(costs, visit, e - first[v] - waiting, now - asked)
             for w in range(waiting):
                 event = code[machine.late[w, 1]]
                 cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
-                now = wait(booked, log, visit, cause, now, machine.late[w, 0], event)
-                done = compute(machine, costs, log, visit, event, now)
-                book(costs, booked, visit, 1, done - now)
+                now = wait(visit, cause, now, machine.late[w, 0], event)
+                done = compute(machine, costs, visit, event, now)
+                book(costs, visit, 1, done - now)
                 now = done
 
             while e < end:
                 event = code[np.uint64(e)]
                 kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
                 if kind <= BYPASS:
-                    now, cpu, blocked = serve(machine, costs, booked, log, visit, event, now, cpu, blocked)
+                    now, cpu, blocked = serve(machine, costs, visit, event, now, cpu, blocked)
                 elif kind == PREFETCH:
                     enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)
                 elif machine.unused[slot]:
@@ -124,30 +133,30 @@ def run(machine, costs, demand, events, context, first_visit, log, visit_end, sp
                 e += 1
             if cpu > now:
                 idle = cpu - asked - (machine.other[CPU_BUSY] - cpu_busy)
-                now = wait(booked, log, visit, STALL_DISK, now, min(cpu, now + idle), -1)
-                now = wait(booked, log, visit, STALL_CPU, now, cpu, -1)
+                now = wait(visit, STALL_DISK, now, min(cpu, now + idle), -1)
+                now = wait(visit, STALL_CPU, now, cpu, -1)
             visit_end[v] = now
         for cause in range(len(booked)):
             totals[phases[step], cause] += booked[cause]
     machine.other[NOW] = now
 
 
-@njit(**OPTIONS)
-def ask(costs, booked, log, visit, code, e, end):  # type: ignore[no-untyped-def]
+@compiled()
+def ask(costs: Costs, visit: Visit, code: np.ndarray, e: int, end: int) -> int:
     """The host asks for the visit's copies; returns when it has."""
     copies = 0
     for i in range(e, end):
         if LOAD <= code[i] >> KIND_SHIFT <= PREFETCH:
             copies += 1
     duration = copies * costs.copy_overhead_ns
-    booked[OVERHEAD] += duration
+    visit.booked[OVERHEAD] += duration
     if copies > 0:
-        note(log, ASKING, visit.routed, visit.routed + duration, visit.number, -1, -1, copies, 0)
+        note(visit.log, ASKING, visit.routed, visit.routed + duration, visit.number, -1, -1, copies, 0)
     return visit.routed + duration
 
 
-@njit(**OPTIONS)
-def insert(late, count, arrival, event):  # type: ignore[no-untyped-def]
+@compiled()
+def insert(late: np.ndarray, count: int, arrival: int, event: int) -> None:
     """Put an event behind those of the same arrival or an earlier one."""
     place = count
     while place > 0 and late[place - 1, 0] > arrival:

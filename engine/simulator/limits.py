@@ -87,7 +87,7 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
     arithmetic = work.tokens * layers * (costs.dense_token_ps + work.top_k * costs.expert_token_ps)
     computed = work.demanded if costs.cpu else 0
     return {
-        costs.rate_field: wire + wire * costs.slowdown_percent // 100,
+        ", ".join(costs.paced_by): wire + wire * costs.slowdown_percent // 100,
         "link.latency_ns": setups * costs.setup_ns,
         "device.memory_bandwidth_bytes_per_s": reading + work.context * layers * costs.context_ps // 1000,
         "device.compute_flops_per_s": arithmetic // 1000,

@@ -1,8 +1,7 @@
 """The link: its engines, the wire, and the queue of prefetches."""
 
-from numba import njit
-
-from engine.simulator.log import COPY, COPY_AHEAD, COPY_LATE, note
+from engine.simulator.costs import Costs
+from engine.simulator.log import COPY, COPY_AHEAD, COPY_LATE, Log, note
 from engine.simulator.machine_state import (
     AHEAD,
     BEGUN,
@@ -19,12 +18,13 @@ from engine.simulator.machine_state import (
     Q_VISIT,
     WAITING,
     WIRE,
+    Machine,
 )
-from engine.simulator.options import INLINED, OPTIONS
+from engine.simulator.options import compiled
 
 
-@njit(**INLINED)
-def place(machine, costs, earliest, wire_ns):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def place(machine: Machine, costs: Costs, earliest: int, wire_ns: int) -> tuple[int, int, int]:
     """The next copy's engine, begin and end, if it is asked for now and may not begin before `earliest`."""
     link = machine.link
     engine = ENGINE
@@ -37,8 +37,8 @@ def place(machine, costs, earliest, wire_ns):  # type: ignore[no-untyped-def]
     return engine, begin, max(begin + costs.setup_ns, link[WIRE]) + wire_ns
 
 
-@njit(**INLINED)
-def start(machine, engine, begin, end):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def start(machine: Machine, engine: int, begin: int, end: int) -> None:
     """The copy that was placed begins."""
     link = machine.link
     link[LINK_BUSY] += end - max(begin, link[WIRE])
@@ -47,8 +47,8 @@ def start(machine, engine, begin, end):  # type: ignore[no-untyped-def]
     link[WIRE] = end
 
 
-@njit(**OPTIONS)
-def enqueue(machine, costs, visit, layers, key, slot, routed):  # type: ignore[no-untyped-def]
+@compiled()
+def enqueue(machine: Machine, costs: Costs, visit: int, layers: int, key: int, slot: int, routed: int) -> None:
     """A prefetch joins the queue."""
     layer = key // (len(machine.tokens) // layers)
     earliest = max(max(routed, machine.idle[slot]), machine.arrival[slot])
@@ -63,8 +63,8 @@ def enqueue(machine, costs, visit, layers, key, slot, routed):  # type: ignore[n
     machine.unused[slot] = 1
 
 
-@njit(**OPTIONS)
-def advance(machine, costs, until, log):  # type: ignore[no-untyped-def]
+@compiled()
+def advance(machine: Machine, costs: Costs, until: int, log: Log | None) -> None:
     """Let the link begin queued prefetches before `until`."""
     while machine.other[WAITING] > 0:
         entry = machine.queue[0]
@@ -81,8 +81,8 @@ def advance(machine, costs, until, log):  # type: ignore[no-untyped-def]
             forget(machine, entry[Q_SLOT])
 
 
-@njit(**OPTIONS)
-def promote(machine, costs, slot, routed, log):  # type: ignore[no-untyped-def]
+@compiled()
+def promote(machine: Machine, costs: Costs, slot: int, routed: int, log: Log | None) -> bool:
     """The expert of a queued prefetch is demanded: what is left of it is copied now. True if a chunk is under way."""
     i = 0
     while machine.queue[i, Q_SLOT] != slot:
@@ -95,11 +95,11 @@ def promote(machine, costs, slot, routed, log):  # type: ignore[no-untyped-def]
     note(log, COPY, begin, end, entry[Q_VISIT], entry[Q_KEY], slot, COPY_LATE, engine)
     forget(machine, slot)
     machine.arrival[slot] = end
-    return begun
+    return bool(begun)
 
 
-@njit(**OPTIONS)
-def forget(machine, slot):  # type: ignore[no-untyped-def]
+@compiled()
+def forget(machine: Machine, slot: int) -> None:
     """Take the slot's copy out of the queue; what has begun of it stays."""
     i = 0
     while machine.queue[i, Q_SLOT] != slot:

@@ -4,12 +4,11 @@ A timeline writes it only for the steps it is asked to (`Timeline(..., log=range
 Rows stand in the order in which the simulator settled them, which is not the order of time across lanes.
 """
 
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from engine.simulator.options import INLINED
+from engine.simulator.options import compiled
 
 COLUMNS = 8
 WHAT, BEGIN, END, VISIT, KEY, SLOT, KIND, ENGINE = range(COLUMNS)
@@ -32,13 +31,12 @@ COPY_DEMAND = 0  # a demand load
 COPY_AHEAD = 1  # a prefetch, or a chunk of one, that began before the expert was demanded
 COPY_LATE = 2  # what is left of a prefetch whose expert was demanded while it waited in the queue
 
-Log = namedtuple(
-    "Log",
-    [
-        "rows",  # i64 [room, COLUMNS]
-        "count",  # i64 [1]: rows written
-    ],
-)
+
+class Log(NamedTuple):
+    """Rows, and how many of them are written so far."""
+
+    rows: np.ndarray  # i64 [room, COLUMNS]
+    written: np.ndarray  # i64 [1]
 
 
 def make_log(room: int) -> Log:
@@ -46,13 +44,15 @@ def make_log(room: int) -> Log:
     return Log(np.zeros((room, COLUMNS), np.int64), np.zeros(1, np.int64))
 
 
-@njit(**INLINED)
-def note(log, what, begin, end, visit, key, slot, kind, engine):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def note(
+    log: Log | None, what: int, begin: int, end: int, visit: int, key: int, slot: int, kind: int, engine: int
+) -> None:
     """Write one row, if the log has room. Where there is no log (None) not even the code for it is compiled."""
     if log is None:
         return
-    if log.count[0] < len(log.rows):
-        row = log.rows[log.count[0]]
+    if log.written[0] < len(log.rows):
+        row = log.rows[log.written[0]]
         row[WHAT], row[BEGIN], row[END], row[VISIT] = what, begin, end, visit
         row[KEY], row[SLOT], row[KIND], row[ENGINE] = key, slot, kind, engine
-        log.count[0] += 1
+        log.written[0] += 1

@@ -1,7 +1,6 @@
 """What the simulator's kernel works on: a machine's state and the costs of work on it, as named tuples of arrays."""
 
-from collections import namedtuple
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,66 +24,38 @@ DISK_BUSY = 3  # total
 CPU_BUSY = 4  # total
 HOST_USED = 5  # bytes in the host cache
 
+# Columns of `host`: the neighbour used more recently, and the one less. Of its last row: both ends.
+PREV, NEXT = 0, 1
+TAIL, HEAD = 0, 1
+
 # Columns of `queue`.
 Q_SLOT, Q_KEY, Q_LAYER, Q_VISIT, Q_EARLIEST, Q_CHUNK, Q_ARRIVAL = range(7)
 
-MachineState = namedtuple(
-    "MachineState",
-    [
-        "link",  # i64 [6]: see above
-        "other",  # i64 [6]: see above
-        "arrival",  # i64 [slots]: when the slot's expert is there; FAR while its copy is queued
-        "idle",  # i64 [slots]: when the last computation that uses the slot ends
-        "unused",  # u8 [slots]: the slot's expert was prefetched and not demanded since
-        "ahead",  # u8 [slots]: the slot's last copy is a prefetch's
-        "queue",  # i64 [slots, 7]: waiting prefetches, oldest first; Q_EARLIEST: no copy before this instant, Q_CHUNK:
-        # the next chunk, Q_ARRIVAL: when the last copy to the slot that has begun ends
-        "late",  # i64 [slots, 2]: scratch: arrival, event
-        "tokens",  # i32 [keys]: scratch: tokens of a demanded expert
-        "ready",  # i64 [keys]: when the expert was or will be read from disk
-        "host",  # i64 [keys + 1, 2]: the host cache's list: more recent, less recent; -1 if not in it. Last: both ends
-    ],
-)
 
-CostArrays = namedtuple(
-    "CostArrays",  # as in Costs
-    [
-        "dense_ns",
-        "expert_ns",
-        "dequant_ns",
-        "expert_token_ps",
-        "expert_overhead_ns",
-        "dense_token_ps",
-        "context_ps",
-        "copy_overhead_ns",
-        "layer_overhead_ns",
-        "readback_ns",
-        "predict_ns",
-        "predict_token_ps",
-        "step_ns",
-        "copy_engines",
-        "setup_ns",
-        "chunks",
-        "chunk_ns",
-        "rest_ns",
-        "expert_bytes",
-        "host_bytes",
-        "read_ns",
-        "slowdown_percent",
-        "cpu",
-        "cpu_expert_ns",
-        "cpu_token_ps",
-        "cpu_overhead_ns",
-    ],
-)
+class Machine(NamedTuple):
+    """A machine in time; all times are nanoseconds."""
+
+    link: np.ndarray  # i64 [6]: see above
+    other: np.ndarray  # i64 [6]: see above
+    arrival: np.ndarray  # i64 [slots]: when the slot's expert is there; FAR while its copy is queued
+    idle: np.ndarray  # i64 [slots]: when the last computation that uses the slot ends
+    unused: np.ndarray  # u8 [slots]: the slot's expert was prefetched and not demanded since
+    ahead: np.ndarray  # u8 [slots]: the slot's last copy is a prefetch's
+    queue: np.ndarray  # i64 [slots, 7]: waiting prefetches, oldest first; Q_EARLIEST: no copy before this instant,
+    # Q_CHUNK: the next chunk, Q_ARRIVAL: when the last copy to the slot that has begun ends
+    late: np.ndarray  # i64 [slots, 2]: scratch: arrival, event
+    tokens: np.ndarray  # i32 [keys]: scratch: tokens of a demanded expert
+    expert_bytes: np.ndarray  # i64 [layers]: what an expert takes of the host cache
+    ready: np.ndarray  # i64 [keys]: when the expert was or will be read from disk
+    host: np.ndarray  # i64 [keys + 1, 2]: the host cache's list, PREV and NEXT, -1 if not in it; then its TAIL and HEAD
 
 
-def make_state(costs: Costs, slots: int, experts: int) -> Any:
+def make_state(costs: Costs, slots: int, experts: int) -> Machine:
     """A machine at rest with `slots` slots."""
     keys = len(costs.expert_bytes) * experts
     host = np.full((keys + 1, 2), -1, np.int64)
     host[keys] = keys
-    state = MachineState(
+    state = Machine(
         link=np.zeros(6, np.int64),
         other=np.zeros(6, np.int64),
         arrival=np.zeros(slots, np.int64),
@@ -94,16 +65,10 @@ def make_state(costs: Costs, slots: int, experts: int) -> Any:
         queue=np.zeros((slots, 7), np.int64),
         late=np.zeros((slots, 2), np.int64),
         tokens=np.ones(keys, np.int32),
+        expert_bytes=np.array(costs.expert_bytes, np.int64),
         ready=np.zeros(keys, np.int64),
         host=host,
     )
     if costs.copy_engines == 1:
         state.link[ENGINE + 1] = FAR
     return state
-
-
-def cost_arrays(costs: Costs) -> Any:
-    """Costs for the kernel."""
-    found = CostArrays(*(getattr(costs, name) for name in CostArrays._fields))
-    # A tuple's length would be part of its type, and the kernel be compiled for every number of layers.
-    return found._replace(expert_bytes=np.array(costs.expert_bytes, np.int64))

@@ -7,11 +7,11 @@ about half the time so.
 """
 
 import numpy as np
-from numba import njit
 
-from engine.simulator.lanes import DEQUANTISATION, EXPERTS, OVERHEAD, STALL_DEMAND
-from engine.simulator.machine_state import AHEAD, LINK_BUSY, WAITING
-from engine.simulator.options import INLINED
+from engine.simulator.costs import Costs
+from engine.simulator.lanes import DEQUANTISATION, EXPERTS, OVERHEAD, STALL_DEMAND, Visit
+from engine.simulator.machine_state import AHEAD, LINK_BUSY, WAITING, Machine
+from engine.simulator.options import compiled
 from policies.events import EVICT, HIT_PREFETCHED, KIND_SHIFT, LOAD
 
 FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
@@ -21,14 +21,14 @@ FIRST_EVICT = EVICT << KIND_SHIFT
 FIRST_DROP = (EVICT + 1) << KIND_SHIFT
 
 
-@njit(**INLINED)
-def undisturbed(machine):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def undisturbed(machine: Machine) -> bool:
     """Whether no prefetch has ever begun and none is waiting."""
-    return machine.link[AHEAD] == 0 and machine.other[WAITING] == 0
+    return bool(machine.link[AHEAD] == 0 and machine.other[WAITING] == 0)
 
 
-@njit(**INLINED)
-def count(code, e, end):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def count(code: np.ndarray, e: int, end: int) -> tuple[int, int]:
     """Hits and loads of a visit's events; loads are -1 where there is anything but hits, loads and evictions."""
     hits = loads = other = 0
     for place in range(e, end):
@@ -41,29 +41,29 @@ def count(code, e, end):  # type: ignore[no-untyped-def]
     return hits, loads if other == 0 else -1
 
 
-@njit(**INLINED)
-def plain_visit(machine, costs, booked, layer, routed, one_ns, hits, loads):  # type: ignore[no-untyped-def]
-    """Time the visit from `routed` on; returns when it ends."""
+@compiled(inline=True)
+def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: int) -> int:
+    """Time the visit from its `routed` on; returns when it ends."""
     asking = loads * costs.copy_overhead_ns
-    now = routed + asking + hits * one_ns
+    now = visit.routed + asking + hits * visit.one_ns
     waited = 0
-    wire_ns = costs.rest_ns[layer, 0]
+    wire_ns = costs.rest_ns[visit.layer, 0]
     # The rules of `link.place`, with the engines and the wire free since `routed` at the latest.
-    mine = other = begun = wire = routed
+    mine = other = begun = wire = visit.routed
     for _ in range(loads):
-        begin = max(wire, routed)
+        begin = max(wire, visit.routed)
         if costs.copy_engines > 1:
-            begin = max(max(mine, begun), routed)
+            begin = max(max(mine, begun), visit.routed)
         arrival = max(begin + costs.setup_ns, wire) + wire_ns
         machine.link[LINK_BUSY] += arrival - max(begin, wire)
         mine, other, begun, wire = other, arrival, begin, arrival
         if arrival > now:
             waited += arrival - now
             now = arrival
-        now += one_ns
-    expanding = (hits + loads) * costs.dequant_ns[layer]
-    booked[OVERHEAD] += asking
-    booked[STALL_DEMAND] += waited
-    booked[DEQUANTISATION] += expanding
-    booked[EXPERTS] += (hits + loads) * one_ns - expanding
+        now += visit.one_ns
+    expanding = (hits + loads) * costs.dequant_ns[visit.layer]
+    visit.booked[OVERHEAD] += asking
+    visit.booked[STALL_DEMAND] += waited
+    visit.booked[DEQUANTISATION] += expanding
+    visit.booked[EXPERTS] += (hits + loads) * visit.one_ns - expanding
     return now

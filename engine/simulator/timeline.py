@@ -42,7 +42,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.kernel import LATE, USEFUL, WASTED, run
 from engine.simulator.lanes import CAUSES, STALLS
 from engine.simulator.log import COLUMNS, make_log
-from engine.simulator.machine_state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, cost_arrays, make_state
+from engine.simulator.machine_state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, make_state
 from policies.events import Events
 from tracekit.demand import Demand
 
@@ -72,7 +72,7 @@ class Timeline:
             experts: experts per layer; an expert's key is `layer * experts + expert`.
             log: the steps whose course is logged, one row per piece of work; none by default.
         """
-        self._costs = cost_arrays(costs)
+        self._costs = costs.for_kernel()
         self._state = make_state(costs, slots, experts)
         self._logged = log or range(0)
         self._log: list[np.ndarray] = [np.empty((0, COLUMNS), np.int64)]
@@ -146,7 +146,7 @@ class Timeline:
             self.prefetches,
         )
         if log is not None:
-            self._log.append(log.rows[: log.count[0]])
+            self._log.append(log.rows[: log.written[0]])
 
     def _room(self, events: Events, first: int, last: int) -> int:
         """Rows that these visits can write at most: four a visit, and for each event a read, three waits, a copy and a

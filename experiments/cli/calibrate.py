@@ -1,11 +1,11 @@
 """`tracekit calibrate`: this machine as a hardware profile that the simulator reads."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
 from tracekit.errors import HardwareError
 
 PROMPTS = (
@@ -17,7 +17,7 @@ PROMPTS = (
 
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="the profile to write (TOML)")],
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: options.Device = "auto",
     model: Annotated[
         str | None, typer.Option(help="a model whose layers' overhead is measured; without it, a shipped small one")
     ] = None,
@@ -26,17 +26,15 @@ def command(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="quantised formats whose expansion to measure, such as hqq-4bit,hqq-2bit"),
+        typer.Option(help="quantised formats whose expansion to measure, such as hqq-4bit,hqq-2bit"),
     ] = None,
-    disk: Annotated[
-        Path | None, typer.Option("--disk", help="a directory whose disk to measure, where slabs are to lie")
-    ] = None,
+    disk: Annotated[Path | None, typer.Option(help="a directory whose disk to measure, where slabs are to lie")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="times that the model's overhead is measured")] = 3,
     repeats: Annotated[int, typer.Option(min=3, max=10_000, help="times that everything else is measured")] = 21,
     threads: Annotated[int | None, typer.Option(min=1, max=4096, help="threads that torch computes with")] = None,
     name: Annotated[str, typer.Option(help="name of the profile")] = "this-machine",
     force: Annotated[bool, typer.Option("--force", help="replace an existing file")] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Measure this machine: copies by size, memory, compute by tokens, expansion, the host as a lane, disk, overheads,
     and power where it is reported; write a hardware profile.
@@ -45,25 +43,28 @@ def command(
 
     Example: tracekit calibrate --output here.toml --device cpu --weights hqq-4bit
     """
-    from experiments.cli import console
+    from tracekit.durable import check_place, reporting, write_synced
 
-    check_output(output, force=force)
+    check_place(output)
+    if output.exists() and not force:
+        raise HardwareError(f"{output} exists: choose another --output, or --force")
     if disk is not None and not disk.is_dir():
         raise HardwareError(f"--disk {disk} is no directory: give one on the disk that slabs are to lie on")
-    from engine.plan.plan import plan_from_dict
-    from engine.runtime import offload, offloaded
+    import torch
+
+    from engine.plan.plan import Plan
     from engine.runtime.calibration.machine_profile import STAGES, calibrate_machine, summary
+    from engine.runtime.offload import offload
+    from engine.runtime.offload_state import offloaded
     from experiments.demo.reference_models import CHECKPOINTS, NAMES
     from tracekit.recorder.models import find_model, load_tokenizer, parse_device, parse_dtype
     from tracekit.recorder.prompts import Prompt, encode_prompts
 
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
     place = parse_device(device)
-    chosen: Any = parse_dtype(dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    if isinstance(chosen, str):
+    chosen = parse_dtype(dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    if not isinstance(chosen, torch.dtype):
         raise HardwareError(
             f"--dtype {dtype} is not what compute can be measured in: give float32, bfloat16 or float16"
         )
@@ -71,8 +72,7 @@ def command(
     tokenizer = load_tokenizer(directory)
     prompts = encode_prompts([Prompt(id=str(i), prompt=text) for i, text in enumerate(PROMPTS)], tokenizer)
     # Some hits, some loads, and prefetches, so that each has its share in what a visit takes.
-    half = plan_from_dict({"cache": {"capacity": "50%/layer"}})
-    loaded = offload(directory, half, device=place, dtype=str(chosen).removeprefix("torch."))
+    loaded = offload(directory, Plan("50%/layer"), device=place, dtype=str(chosen).removeprefix("torch."))
     with offloaded(loaded), console.progress("measuring", STAGES) as advance:
         found = calibrate_machine(
             loaded,
@@ -85,34 +85,10 @@ def command(
             repeats=repeats,
             advance=advance,
         )
-    write(output, found.profile.to_toml())
+    with reporting(output):
+        write_synced(output, lambda file: file.write(found.profile.to_toml().encode()))
     if json:
-        figures = [
-            {"what": f.what, "ns": f.ns, "low_ns": f.low_ns, "high_ns": f.high_ns, "samples": f.samples}
-            for f in found.figures
-        ]
-        import msgspec
-
-        console.emit_json({"output": str(output), "profile": msgspec.to_builtins(found.profile), "figures": figures})
+        console.emit_json({"output": str(output), "profile": found.profile, "figures": found.figures})
         return
     console.table(found.profile.description, ["what", "measured"], summary(found))
-    console.say(f"wrote {output}: use it with --hardware {output}")
-
-
-def check_output(output: Path, *, force: bool) -> None:
-    """Refuse at once, before minutes of measuring, what could not be written in the end."""
-    if output.is_dir() or (output.exists() and not force):
-        raise HardwareError(f"{output} exists: choose another --output" + ("" if output.is_dir() else ", or --force"))
-    if not output.absolute().parent.is_dir():
-        raise HardwareError(f"cannot write {output}: there is no directory {output.parent}")
-
-
-def write(output: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises HardwareError."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise HardwareError(f"cannot write {output}: {error.strerror or error}") from None
+    console.tell(f"wrote {output}: use it with --hardware {output}")

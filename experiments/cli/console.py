@@ -1,25 +1,49 @@
 """What every command prints with: JSON for machines, tables for people, progress on a terminal's stderr."""
 
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from tracekit.errors import printable
-from tracekit.progress import Advance, progress
+from tracekit.progress import progress
 
-__all__ = ["Advance", "emit_json", "progress", "say", "table"]
+__all__ = ["emit_json", "number", "percent", "progress", "say", "table", "tell", "warn"]
 
 
-def emit_json(value: Any) -> None:
-    """Print `value` as one JSON document on stdout."""
+def emit_json(value: object) -> None:
+    """Print `value`, of builtins and msgspec structs, as one JSON document on stdout."""
+    import json
+
+    import msgspec
+
     # In ASCII; of that, JSON leaves only DEL as it is.
-    print(json.dumps(value, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+    text = json.dumps(value, indent=2, allow_nan=False, default=msgspec.to_builtins)
+    print(text.replace("\x7f", "\\u007f"))
 
 
-def say(text: str, *, err: bool = False, end: str = "\n") -> None:
-    """Print lines on stdout or stderr, nothing that a terminal obeys among them: they may quote strangers."""
-    print(printable(text, also="\n\t"), end=end, file=sys.stderr if err else sys.stdout, flush=True)
+def percent(ratio: float | None, digits: int = 2) -> str:
+    """`0.5` as `50.00 %`; a dash where there is none."""
+    return "-" if ratio is None else f"{100 * ratio:.{digits}f} %"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def say(text: str) -> None:
+    """A line on stderr, where results are not."""
+    print(printable(text, also="\n\t"), file=sys.stderr)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """A line on stdout, at once; nothing that a terminal obeys is in it, for it may quote strangers."""
+    print(printable(text, also="\n\t"), end=end, flush=True)
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """What to know before believing what was printed."""
+    for warning in warnings:
+        tell(f"warning: {warning}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,24 +6,22 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 
 def command(
     output: Annotated[Path, typer.Option(help="folder to write to; an earlier demo's is replaced")] = Path("demo"),
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Record real gating of two small trained MoE models, replay policies, run the best plan in the engine, compare.
 
     Example: tracekit demo
     """
-    import msgspec
-
-    from experiments.cli import console
-    from experiments.cli.results import percent, rate
 
     start = time.monotonic()
 
     def say(text: str) -> None:
-        console.say(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
+        console.say(f"[{time.monotonic() - start:5.1f} s] {text}")
 
     say("importing")
     from experiments.demo.chain import HARDWARE, SHAPE, run_demo
@@ -31,7 +29,7 @@ def command(
     result = run_demo(output, say)
     say("done")
     if json:
-        console.emit_json(msgspec.to_builtins(result))
+        console.emit_json(result)
     else:
         rows = []
         for row in result.rows:
@@ -39,22 +37,22 @@ def command(
             speed = None if timed is None else timed.tokens_per_second
             bound = None if bounds is None else bounds.best_tokens_per_second
             share = "-" if speed is None or bound is None else f"{100 * speed / bound:.0f} %"
-            prefetched = percent(row.result.hits_by.prefetch / row.result.lookups)
-            capacity, hits = row.plan["cache"]["capacity"], percent(row.result.hit_ratio)
-            rows.append([row.title, capacity, hits, prefetched, rate(speed), share])
+            prefetched = console.percent(row.result.hits_by.prefetch / row.result.lookups)
+            capacity, hits = str(row.plan["cache"]["capacity"]), console.percent(row.result.hit_ratio)
+            rows.append([row.title, capacity, hits, prefetched, console.number(speed, 3), share])
         console.table(
             f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",
             ["plan", "capacity", "hit ratio", "prefetched", "tokens/s", "of the bound"],
             rows,
         )
         verdict, time_found = result.validation, result.validation.time
-        console.say(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
-        console.say(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
-        console.say(
+        console.tell(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
+        console.tell(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
+        console.tell(
             f"  engine {time_found.measured_tokens_per_second:.1f} tokens/s, simulator "
             f"{time_found.simulated_tokens_per_second:.1f}: on this CPU, over an emulated link of "
             f"{time_found.emulated_link}"
         )
-        console.say(f"report: {result.report}")
+        console.tell(f"report: {result.report}")
     if not result.validation.passed:
         raise typer.Exit(1)

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+from experiments.cli.console import number, percent
+
 if TYPE_CHECKING:
-    from tracekit.edit import Diff
+    from tracekit.edit.diff import Diff
 
 _SHOWN = 12
 
@@ -14,7 +17,7 @@ _SHOWN = 12
 def command(
     one: Annotated[Path, typer.Argument(help="a trace directory", metavar="A.trace")],
     other: Annotated[Path, typer.Argument(help="another recording of the same prompts", metavar="B.trace")],
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Say how far two recordings of the same prompts differ, by layer, position and request.
 
@@ -24,15 +27,14 @@ def command(
     """
     import msgspec
 
-    from experiments.cli import console
-    from tracekit.edit import diff
+    from tracekit.edit.diff import diff
     from tracekit.trace import Trace
 
     first, second = Trace.open(one), Trace.open(other)
     with console.progress("comparing", first.tokens) as advance:
         found = diff(first, second, progress=advance)
     if json:
-        console.emit_json({"first": str(one), "second": str(other), **msgspec.to_builtins(found, str_keys=True)})
+        console.emit_json({"first": str(one), "second": str(other), **msgspec.structs.asdict(found)})
         return
     console.table(f"{one} and {other}", ["what", "value"], _summary(found))
     if found.compared:
@@ -40,7 +42,7 @@ def command(
             "by position, over all layers",
             ["positions", "tokens", "same experts", "Jaccard"],
             [
-                [f"{part.first} to {part.last}", str(part.tokens), _percent(part.equal), _percent(part.jaccard)]
+                [f"{part.first} to {part.last}", str(part.tokens), percent(part.equal), percent(part.jaccard)]
                 for part in found.by_position
             ],
         )
@@ -49,7 +51,7 @@ def command(
             f"the {len(worst)} layers that differ most",
             ["layer", "same experts", "Jaccard", "weight difference"],
             [
-                [str(part.layer), _percent(part.equal), _percent(part.jaccard), _number(part.weight_difference)]
+                [str(part.layer), percent(part.equal), percent(part.jaccard), number(part.weight_difference, 4)]
                 for part in worst
             ],
         )
@@ -58,12 +60,12 @@ def command(
         text = (
             "" if part.first_token_difference is None else f", its text from position {part.first_token_difference} on"
         )
-        console.say(
+        console.tell(
             f"request {part.request}: routing differs from position {part.first_routing_difference}, layer "
             f"{part.first_layer} on{text}"
         )
     if len(differing) > _SHOWN:
-        console.say(f"and {len(differing) - _SHOWN} more requests: --json lists them")
+        console.tell(f"and {len(differing) - _SHOWN} more requests: --json lists them")
 
 
 def _summary(found: "Diff") -> list[list[str]]:
@@ -71,18 +73,10 @@ def _summary(found: "Diff") -> list[list[str]]:
         ["tokens compared", str(found.compared)],
         ["tokens in one recording only", f"{found.only_in_first} and {found.only_in_second}"],
         ["tokens after a different token, left out", str(found.after_token_difference)],
-        ["same experts, share of token and layer", _percent(found.equal)],
-        ["Jaccard index of the experts, mean", _percent(found.jaccard)],
-        ["weight difference, mean and largest", _number(found.weight_difference)],
+        ["same experts, share of token and layer", percent(found.equal)],
+        ["Jaccard index of the experts, mean", percent(found.jaccard)],
+        ["weight difference, mean and largest", number(found.weight_difference, 4)],
         ["requests whose routing differs", f"{found.requests_that_differ} of {len(found.by_request)}"],
     ]
-    rows[5][1] += f" and {_number(found.largest_weight_difference)}"
+    rows[5][1] += f" and {number(found.largest_weight_difference, 4)}"
     return rows
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 if TYPE_CHECKING:
-    from tracekit import Trace
+    from tracekit.trace import Trace
 
 
 def command(
     predictor: Annotated[str, typer.Argument(help="linear, routing, mlp, recurrent, token-popularity, ...")],
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
+    trace: options.TraceDirectory,
     output: Annotated[Path, typer.Option("--output", "-o", help="the directory to write")],
-    distance: Annotated[int, typer.Option("--distance", min=1, help="MoE layers to look ahead; not for eviction")] = 1,
+    distance: Annotated[int, typer.Option(min=1, help="MoE layers to look ahead; not for eviction")] = 1,
     hold_out: Annotated[
-        float, typer.Option("--hold-out", min=0, max=0.9, help="share of the requests, the last ones, kept for testing")
+        float, typer.Option(min=0, max=0.9, help="share of the requests, the last ones, kept for testing")
     ] = 0.25,
     hold_out_requests: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="instead: these requests, such as 3,6,9:12")
@@ -35,7 +37,7 @@ def command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="a hyperparameter of the predictor; repeat")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Fit a predictor on some requests of a trace and test it on the others.
 
@@ -46,11 +48,10 @@ def command(
     """
     import msgspec
 
-    from experiments.cli import console
-    from experiments.fit.run import find_predictor, fit, spelled
+    from experiments.fit.fit_predictor import find_predictor, fit, spelled
     from experiments.fit.train import Training
-    from tracekit import Trace
     from tracekit.errors import PolicyError
+    from tracekit.trace import Trace
 
     opened = Trace.open(trace)
     kind = find_predictor(predictor)
@@ -97,7 +98,7 @@ def command(
             )
     console.table(str(output), ["what", "value"], rows)
     if tested:
-        console.say(
+        console.tell(
             f"replay it on what it has not seen: tracekit slice {trace} --requests {tested} --output held-out.trace"
         )
 
@@ -108,7 +109,7 @@ def chosen_requests(
     """The requests that are kept for testing."""
     import numpy as np
 
-    from tracekit.edit import Selection
+    from tracekit.edit.slice import Selection
     from tracekit.errors import PolicyError
     from tracekit.recorder.prompts import read_prompts
 
@@ -116,7 +117,7 @@ def chosen_requests(
     if numbers is not None and domain is not None:
         raise PolicyError("--hold-out-requests and --hold-out-domain say both what is kept for testing: give one")
     if numbers is not None:
-        return np.unique(trace.request[Selection(requests=numbers).rows(trace)]).tolist()  # type: ignore[no-any-return]
+        return [int(number) for number in np.unique(trace.request[Selection(requests=numbers).rows(trace)])]
     if domain is not None:
         if prompts is None:
             raise PolicyError("--hold-out-domain needs --prompts: a trace does not hold the ids of its prompts")
@@ -127,4 +128,4 @@ def chosen_requests(
         if not found:
             raise PolicyError(f"no prompt of {prompts} has an id that begins with {domain!r}")
         return found
-    return requests[len(requests) - int(len(requests) * share) :].tolist()  # type: ignore[no-any-return]
+    return [int(number) for number in requests[len(requests) - int(len(requests) * share) :]]

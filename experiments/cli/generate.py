@@ -2,10 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
 from tracekit.errors import ImportFormatError
 
 if TYPE_CHECKING:
@@ -13,61 +14,42 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")],
+    model: options.Model,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT...", help="the texts to continue, one after the other")
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help='instead: JSON lines, {"id", "prompt"} or {"id", "messages"}')
-    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help=f"instead: {options.PROMPTS}")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="prompts that are continued together")] = 1,
-    plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
-    capacity: Annotated[
-        str | None,
-        typer.Option("--capacity", help="4/layer, 512, 2000MiB, 25% or auto; over the plan's"),
-    ] = None,
-    policy: Annotated[str | None, typer.Option("--policy", help="instead of, or over, the plan's")] = None,
-    prefetch: Annotated[str | None, typer.Option("--prefetch", help="instead of, or over, the plan's")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...")
-    ] = None,
+    plan: options.PlanFile = None,
+    capacity: options.Capacity = None,
+    policy: options.Policy = None,
+    prefetch: options.Prefetch = None,
+    weights: options.Weights = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate")] = 64,
-    prefill_chunk: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a prompt that are read at a time; without it, 2048")
-    ] = None,
+    prefill_chunk: options.PrefillChunk = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
-    slabs: Annotated[
-        Path | None, typer.Option("--slabs", help="a directory of converted experts, written if it is not there yet")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free"),
-    ] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    host: options.Host = "memory",
+    slabs: options.Slabs = None,
+    memory: options.Memory = None,
     hardware: Annotated[
         str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
     ] = None,
-    emulate_link: Annotated[
-        float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    emulate_link: options.EmulateLink = None,
+    json: options.Json = False,
 ) -> None:
     """Continue prompts, greedily, with the experts in host memory and copied to the device by the plan.
 
     Text goes to stdout as it comes. Example:
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
-    from engine.hardware import load_hardware
-    from engine.plan.plan import Plan
-    from experiments.cli import console
-    from experiments.cli.links import emulated_link
+    from engine.hardware.profile import load_hardware
     from experiments.cli.plans import plan_from_options
     from tracekit.recorder.prompts import Prompt, read_prompts
 
-    chosen: Plan = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
-    link, profile = emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
+    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
+    link, profile = options.emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
     if (prompts is None) == (not texts):
         raise ImportFormatError("generate continues texts: give one or more, or --prompts FILE")
     asked = [Prompt(id=index, prompt=text) for index, text in enumerate(texts or [])]
@@ -76,14 +58,15 @@ def command(
         asked = [as_chat(prompt) for prompt in asked]
     import msgspec
 
-    from engine.runtime import offload, offloaded
     from engine.runtime.memory import fit_checkpoint, parse_memory
+    from engine.runtime.offload import offload
+    from engine.runtime.offload_state import offloaded
     from experiments.generation import generate
-    from tracekit.recorder.models import empty_model, find_model, load_config, load_tokenizer
+    from tracekit.recorder.models import empty_model, find_model, load_config, load_tokenizer, parse_device
     from tracekit.recorder.prompts import encode_prompts
     from tracekit.recorder.recorder import check_fit
 
-    limit = parse_memory(memory)
+    limit, device = parse_memory(memory), str(parse_device(device))
     chosen = fit_checkpoint(model, chosen, dtype=dtype, device=device, limit=limit, on_disk=host == "disk")
     directory = find_model(model)
     tokenizer = load_tokenizer(directory)
@@ -101,7 +84,7 @@ def command(
         slabs=slabs,
         memory=limit,
         dtype=dtype,
-        say=lambda text: console.say(text, err=True),
+        say=console.say,
     )
     loading_s = time.perf_counter() - begun
     with offloaded(loaded) as state:
@@ -117,8 +100,11 @@ def command(
         )
         copied, slots = state.bytes_loaded, {"count": state.pool.slots, "bytes": state.pool.bytes}
     if json:
-        report: dict[str, Any] = msgspec.to_builtins(done)
-        report |= {
+        alone = done.outputs[0] if len(asked) == 1 else None
+        first = {} if alone is None else {key: getattr(alone, key) for key in ("text", "token_ids", "prompt_tokens")}
+        report = {
+            **first,
+            **msgspec.structs.asdict(done),
             "bytes_loaded": copied,
             "host": host,
             "slabs": None if slabs is None else {"path": str(slabs), "written": not reopened},
@@ -127,14 +113,13 @@ def command(
             "emulated_link_bytes_per_s": None if link is None else link.bytes_per_s,
             "plan": chosen.to_dict(),
         }
-        alone = report["outputs"][0] if len(asked) == 1 else {}
-        console.emit_json({**{key: alone[key] for key in ("text", "token_ids", "prompt_tokens") if alone}, **report})
+        console.emit_json(report)
         return
     rate = "" if done.tokens_per_second is None else f", {done.tokens_per_second:.1f} tokens/s after the first"
     where = "" if slabs is None else f" from {slabs} ({'reopened' if reopened else 'written'} in {loading_s:.1f} s)"
     where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     count, mebibytes = sum(len(output.token_ids) for output in done.outputs), sum(copied.values()) / 2**20
-    console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}", err=True)
+    console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}")
 
 
 def as_chat(prompt: "Prompt") -> "Prompt":
@@ -150,4 +135,4 @@ def show(text: str) -> None:
     """Write a piece of text at once, without an end of line."""
     from experiments.cli import console
 
-    console.say(text, end="")
+    console.tell(text, end="")

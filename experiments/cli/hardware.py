@@ -1,44 +1,37 @@
 """`tracekit hardware`: the shipped hardware profiles, and any profile by path."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
-import msgspec
 import typer
 
-from engine.hardware import HardwareProfile, hardware_names, load_hardware
-from experiments.cli import console
+from engine.hardware.profile import HardwareProfile, hardware_names, load_hardware
+from experiments.cli import console, options
 from tracekit.errors import HardwareError
 
 
-class Action(StrEnum):
-    list = "list"
-    show = "show"
-
-
 def command(
-    action: Annotated[Action, typer.Argument(help="list the shipped profiles, or show one")] = Action.list,
+    action: Annotated[Literal["list", "show"], typer.Argument(help="list the shipped profiles, or show one")] = "list",
     name: Annotated[str | None, typer.Argument(help="for show: a shipped name, or the path of a .toml file")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """List the shipped hardware profiles, or show one as the TOML text to start your own from.
 
     Example: tracekit hardware show rtx3060
     """
-    if action is Action.show:
+    if action == "show":
         if name is None:
             raise HardwareError(f"hardware show needs a profile: one of {', '.join(hardware_names())}, or a .toml file")
         profile = load_hardware(name)
         if json:
-            console.emit_json(msgspec.to_builtins(profile))
+            console.emit_json(profile)
         else:
-            console.say(profile.to_toml(), end="")
+            console.tell(profile.to_toml(), end="")
         return
     if name is not None:
         raise HardwareError(f"hardware list takes no name; to see one profile: tracekit hardware show {name}")
     profiles = [load_hardware(shipped) for shipped in hardware_names()]
     if json:
-        console.emit_json([msgspec.to_builtins(profile) for profile in profiles])
+        console.emit_json(profiles)
         return
     columns = ["name", "memory GiB", "memory GB/s", "TFLOPS", "link GB/s", "ms per layer", "description"]
     console.table("Hardware profiles", columns, [_row(profile) for profile in profiles])

@@ -5,22 +5,21 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli import options
+from experiments.cli.traces import emit
+
 
 def command(
     format: Annotated[
         str, typer.Argument(help="bigmoe-csv, deepseek-csv, jsonl, llama-csv, npz, sglang or vllm", metavar="FORMAT")
     ],
     source: Annotated[Path, typer.Argument(help="the file to import; deepseek-csv also takes a folder of files")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
-    model: Annotated[str | None, typer.Option("--model", help="the model's name, if the file has none")] = None,
-    experts: Annotated[
-        int | None, typer.Option("--experts", help="experts per layer; else the largest id says how many")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", help="sglang: the model's layers, dense ones included")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="sglang, llama-csv: experts per token")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    output: options.NewTrace,
+    model: Annotated[str | None, typer.Option(help="the model's name, if the file has none")] = None,
+    experts: Annotated[int | None, typer.Option(help="experts per layer; else the largest id says how many")] = None,
+    layers: Annotated[int | None, typer.Option(help="sglang: the model's layers, dense ones included")] = None,
+    top_k: Annotated[int | None, typer.Option(help="sglang, llama-csv: experts per token")] = None,
+    json: options.Json = False,
 ) -> None:
     """Import routing recorded by another engine, as a new trace.
 
@@ -34,7 +33,6 @@ def command(
 
     Example: tracekit import npz routing.npz --output mine.trace
     """
-    from experiments.cli import traces
     from tracekit.importers import ImportOptions, import_trace
 
-    traces.emit(import_trace(format, source, output, ImportOptions(model, experts, layers, top_k)), json=json)
+    emit(import_trace(format, source, output, ImportOptions(model, experts, layers, top_k)), json=json)

@@ -1,20 +1,22 @@
 """`tracekit info`: what a trace holds and what it is like."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from experiments.cli import console, options
+from experiments.cli.console import number, percent
 
 if TYPE_CHECKING:
     from tracekit.stats import TraceStats
 
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
+    trace: options.TraceDirectory,
     verify: Annotated[
         bool, typer.Option("--verify", help="check every digest and value, not only what is read anyway")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Say what a trace holds, what it demands, how evenly, with how much locality, and what to be wary of.
 
@@ -24,19 +26,17 @@ def command(
     """
     import msgspec
 
-    from experiments.cli import console
     from tracekit.stats import describe
     from tracekit.trace import Trace
 
     stats = describe(Trace.open(trace, verify=verify))
     if json:
-        console.emit_json({"trace": str(trace), **msgspec.to_builtins(stats)})
+        console.emit_json({"trace": str(trace), **msgspec.structs.asdict(stats)})
         return
     console.table(str(trace), ["what", "value"], [list(row) for row in _rows(stats)])
     for note in stats.notes:
-        console.say(f"note: {note}")
-    for warning in stats.warnings:
-        console.say(f"warning: {warning}")
+        console.tell(f"note: {note}")
+    console.warn(stats.warnings)
 
 
 def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
@@ -52,8 +52,8 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         ("experts per layer", f"{fewest}" if fewest == most else f"{fewest} to {most}"),
         ("top-k", str(stats.top_k)),
         ("lookups", str(stats.lookups)),
-        ("distinct experts per decode visit", _number(stats.distinct_per_decode_visit)),
-        ("distinct experts per prefill visit", _number(stats.distinct_per_prefill_visit)),
+        ("distinct experts per decode visit", number(stats.distinct_per_decode_visit, 3)),
+        ("distinct experts per prefill visit", number(stats.distinct_per_prefill_visit, 3)),
         ("experts used", f"{stats.experts_used} of {stats.experts_total}"),
     ]
     if stats.expert_bytes is not None:
@@ -66,12 +66,12 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
             "token cycle: one decode token's demand",
             f"{stats.token_cycle_experts:.1f} experts, {_mib(stats.token_cycle_bytes)}",
         ),
-        ("load entropy, mean over layers", _number(stats.load_entropy_mean)),
-        ("load entropy, least even layer", _number(stats.load_entropy_min) + where),
-        ("overlap of consecutive tokens", _percent(stats.overlap)),
-        ("overlap of any two tokens", _percent(stats.overlap_chance)),
+        ("load entropy, mean over layers", number(stats.load_entropy_mean, 3)),
+        ("load entropy, least even layer", number(stats.load_entropy_min, 3) + where),
+        ("overlap of consecutive tokens", percent(stats.overlap, 1)),
+        ("overlap of any two tokens", percent(stats.overlap_chance, 1)),
         ("reuse distance p50 / p90 / p99", _quantiles(stats)),
-        ("first uses", _percent(stats.first_use_share)),
+        ("first uses", percent(stats.first_use_share, 1)),
     ]
     if stats.working_set:
         windows = " / ".join(str(window) for window in stats.working_set)
@@ -79,8 +79,8 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         rows.append((f"working set per layer, {windows} tokens", means))
     if stats.cross_layer is not None:
         found = stats.cross_layer
-        rows.append(("next layer from this one's experts", _percent(found.hit_ratio)))
-        rows.append(("next layer from popularity", _percent(found.popularity)))
+        rows.append(("next layer from this one's experts", percent(found.hit_ratio, 1)))
+        rows.append(("next layer from popularity", percent(found.popularity, 1)))
     for recall in stats.lookahead_recall:
         best = " / ".join(f"{100 * share:.0f}" for share in recall.recall.values())
         counts = " / ".join(str(count) for count in recall.recall)
@@ -96,14 +96,6 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
 def _quantiles(stats: "TraceStats") -> str:
     values = [stats.reuse_distance[name] for name in ("p50", "p90", "p99")]
     return "-" if None in values else " / ".join(str(value) for value in values) + " experts"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _mib(size: int | None) -> str:

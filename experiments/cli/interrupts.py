@@ -4,11 +4,13 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
 
+P = ParamSpec("P")
+R = TypeVar("R")
 INTERRUPTED = 130
 RETRY_S = 0.01
 
@@ -52,11 +54,11 @@ class Interrupts:
             self._unheard(lost)
 
 
-def passing_on(command: Callable[..., Any]) -> Callable[..., Any]:
+def passing_on(command: Callable[P, R]) -> Callable[P, R]:
     """`command`, but KeyboardInterrupt leaves it as Interrupted."""
 
     @wraps(command)
-    def run(*arguments: Any, **options: Any) -> Any:
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
         except KeyboardInterrupt as error:

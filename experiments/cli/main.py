@@ -62,6 +62,8 @@ def build(wanted: str | None) -> "typer.Typer":
 
     def print_version(asked: bool) -> None:
         if asked:
+            from tracekit.version import own_version
+
             typer.echo(f"tracekit {own_version()}")
             raise typer.Exit
 
@@ -123,16 +125,6 @@ def _guarded(action: Callable[[], object]) -> int:
     if result == INTERRUPTED:  # while Typer read the arguments
         return interrupted()
     return result if isinstance(result, int) else 0
-
-
-def own_version() -> str:
-    """The version of the installed distribution."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("moe-tracekit")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _fail(message: str) -> int:

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+from experiments.cli.traces import emit
+
 
 def command(
     traces: Annotated[list[Path], typer.Argument(help="two trace directories or more, in the order to keep")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    output: options.NewTrace,
+    json: options.Json = False,
 ) -> None:
     """Join recordings of the same model into one trace, request after request.
 
@@ -18,12 +21,10 @@ def command(
 
     Example: tracekit merge monday.trace tuesday.trace --output week.trace
     """
-    from experiments.cli import console
-    from experiments.cli import traces as printed
-    from tracekit.edit import merge
+    from tracekit.edit.merge import merge
     from tracekit.trace import Trace
 
     opened = [Trace.open(path) for path in traces]
     with console.progress("merging", sum(trace.tokens for trace in opened)) as advance:
         written = merge(opened, output, progress=advance)
-    printed.emit(written, json=json)
+    emit(written, json=json)

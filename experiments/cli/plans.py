@@ -1,7 +1,6 @@
 """Options that describe a plan on the command line, and the plan they make."""
 
 from pathlib import Path
-from typing import Any
 
 from engine.plan.plan import Plan, load_plan, plan_from_dict
 from tracekit.errors import PlanError
@@ -22,29 +21,27 @@ def plan_from_options(
     weights: str | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
-    tables: dict[str, Any] = {} if file is None else load_plan(file).to_dict()
+    tables = {} if file is None else load_plan(file).to_dict()
     if file is None and capacity is None:
         raise PlanError(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, str | int | Path | None]] = {
         "cache": {"capacity": capacity},
-        "eviction": {"policy": policy, "profile": _text(profile), "artefact": _text(eviction_artefact)},
+        "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
         "prefetch": {
             "predictor": prefetch,
             "distance": prefetch_distance,
             "count": prefetch_count,
             "staging": staging,
-            "artefact": _text(prefetch_artefact),
+            "artefact": prefetch_artefact,
         },
         "weights": {"experts": weights},
     }
     for name, table in options.items():
-        given = {key: value for key, value in table.items() if value is not None}
+        given = {
+            key: str(value) if isinstance(value, Path) else value for key, value in table.items() if value is not None
+        }
         if given:
             tables[name] = {**tables.get(name, {}), **given}
     return plan_from_dict(tables, str(file) if file is not None else "plan")
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

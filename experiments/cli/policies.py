@@ -1,23 +1,19 @@
 """`tracekit policies`: which eviction policies and prefetchers there are, and whether one keeps the contract."""
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-
-class Action(StrEnum):
-    list = "list"
-    check = "check"
+from experiments.cli import console, options
 
 
 def command(
-    action: Annotated[Action, typer.Argument(help="list them, or check one")] = Action.list,
+    action: Annotated[Literal["list", "check"], typer.Argument(help="list them, or check one")] = "list",
     name: Annotated[str | None, typer.Argument(help="to check: a policy's name, or ./file.py:Class")] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, max=3600, help="to check: seconds before a hook counts as one that never returns")
     ] = 10.0,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """List eviction policies and prefetchers, or check one: rule by rule, with the smallest example of each failure.
 
@@ -25,7 +21,7 @@ def command(
 
     Example: tracekit policies check ./mine.py:Mine
     """
-    if (action is Action.check) != (name is not None):
+    if (action == "check") != (name is not None):
         raise typer.BadParameter("check needs the name of a policy, or ./file.py:Class; list takes none")
     if name is None:
         _list(json)
@@ -34,7 +30,6 @@ def command(
 
 
 def _check(name: str, seconds: float, json: bool) -> bool:
-    from experiments.cli import console
     from policies.conformance import check
     from policies.conformance.report import RULES
 
@@ -49,19 +44,18 @@ def _check(name: str, seconds: float, json: bool) -> bool:
             console.table(f"{name} ({report.kind})", ["rule", "result", "what it asks"], rows)
             for outcome in report.outcomes:
                 if outcome.status == "fail":
-                    console.say(f"{outcome.rule}: {outcome.message}")
+                    console.tell(f"{outcome.rule}: {outcome.message}")
     return all(report.passed for report in reports)
 
 
 def _list(json: bool) -> None:
-    from experiments.cli import console
     from policies.registry import eviction_policy, names, prefetcher
 
-    found: list[dict[str, Any]] = []
-    for kind, load in (("eviction", eviction_policy), ("prefetch", prefetcher)):
-        for name in names(kind):
-            policy = load(name)
-            found.append(
+    loaders = {"eviction": eviction_policy, "prefetch": prefetcher}
+    found = [(kind, name, load(name)) for kind, load in loaders.items() for name in names(kind)]
+    if json:
+        console.emit_json(
+            [
                 {
                     "kind": kind,
                     "name": name,
@@ -72,10 +66,10 @@ def _list(json: bool) -> None:
                     "ranges": policy.ranges(),
                     "source": policy.source,
                 }
-            )
-    if json:
-        console.emit_json(found)
+                for kind, name, policy in found
+            ]
+        )
         return
     columns = ["name", "kind", "reads", "bound", "summary"]
-    rows = [[p["name"], p["kind"], p["reads"], "yes" if p["bound"] else "", p["summary"]] for p in found]
+    rows = [[name, kind, policy.reads, "yes" if policy.bound else "", policy.summary] for kind, name, policy in found]
     console.table("Policies", columns, rows)

@@ -4,50 +4,49 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.cli import console
+from experiments.cli import console, options
 from tracekit.errors import ModelError, PlanError, TraceError
 
 if TYPE_CHECKING:
+    from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import Prompt
     from tracekit.recorder.recorder import Progress
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Directory of the model, or its hub name if it is in the local cache.")],
-    prompts: Annotated[Path, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}.')],
-    output: Annotated[Path, typer.Option(help="The trace to write, a directory such as T.trace.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate per prompt.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 1,
-    logits: Annotated[bool, typer.Option("--logits", help="Record every gate's logits too.")] = False,
+    model: options.Model,
+    prompts: Annotated[Path, typer.Option(help=options.PROMPTS)],
+    output: options.NewTrace,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate per prompt")] = 128,
+    batch_size: Annotated[int, typer.Option(help="prompts per batch")] = 1,
+    logits: Annotated[bool, typer.Option("--logits", help="record every gate's logits too")] = False,
     lookahead: Annotated[
         list[str] | None,
-        typer.Option(metavar="D", help="Record gate l+D on the input of gate l; repeat, or give a list: 1,2."),
+        typer.Option(metavar="D", help="record gate l+D on the input of gate l; repeat, or give a list: 1,2"),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     plan: Annotated[
         Path | None,
-        typer.Option("--plan", help="Record from the engine, offloading by this plan: models larger than --device."),
+        typer.Option(help="record from the engine, offloading by this plan: models larger than --device"),
     ] = None,
-    prefill_chunk: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt that are read at a time, each a step; all without.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished trace at OUTPUT.")] = False,
-    score: Annotated[bool, typer.Option("--score", help="Route the given text, generate nothing.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the most likely tokens of this mass.")] = None,
+    prefill_chunk: options.PrefillChunk = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished trace at OUTPUT")] = False,
+    score: Annotated[bool, typer.Option("--score", help="route the given text, generate nothing")] = False,
+    seed: Annotated[int, typer.Option(help="seed of sampling")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="sample at this temperature; greedy without")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sample from the most likely tokens of this mass")] = None,
     shard_rows: Annotated[
-        int, typer.Option(help="Tokens after which, at the end of a batch, all so far is safe from a crash.")
+        int, typer.Option(help="tokens after which, at the end of a batch, all so far is safe from a crash")
     ] = 1024,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+        bool, typer.Option("--trust-remote-code", help="run Python code that comes with the model")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Record which experts a mixture-of-experts model chooses, token by token, into a trace.
 
@@ -56,10 +55,11 @@ def command(
 
     Example: tracekit record ./mixtral-mini --prompts prompts.jsonl --output mixtral.trace --lookahead 1
     """
+    from tracekit.durable import check_place
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import read_prompts
 
-    options = RecordOptions(
+    settings = RecordOptions(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         logits=logits,
@@ -77,9 +77,9 @@ def command(
     requests = read_prompts(prompts)
     if output.exists() and not resume:
         raise TraceError(f"{output} exists: choose another name, remove it, or continue it with --resume")
-    if not output.absolute().parent.is_dir():
-        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
-    summary = _run(model, requests, output, options, dtype, device, trust_remote_code, plan)
+    if not output.is_dir():
+        check_place(output)
+    summary = _run(model, requests, output, settings, dtype, device, trust_remote_code, plan)
     if json:
         console.emit_json(summary)
     else:
@@ -90,51 +90,42 @@ def _run(
     model: str,
     requests: "list[Prompt]",
     output: Path,
-    options: object,
+    settings: "RecordOptions",
     dtype: str,
     device: str,
     trust: bool,
-    plan: Path | None = None,
+    plan: Path | None,
 ) -> dict[str, object]:
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ModelError(f"recording needs torch and transformers, and {error.name} is not installed") from None
     from tracekit.manifest import load_manifest
-    from tracekit.recorder.models import load_model
-    from tracekit.recorder.options import RecordOptions
+    from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.recorder import record
 
-    assert isinstance(options, RecordOptions)
-    if plan is None:
-        loaded, tokenizer = load_model(model, dtype, device, trust)
-    else:
-        from engine.plan.plan import load_plan
-        from engine.runtime import offload, offloaded
-        from tracekit.recorder.models import find_model, load_tokenizer, parse_device
-
-        chosen, target = load_plan(plan), str(parse_device(device))
-        if chosen.compute.cpu_experts != "never":
-            raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
-        placed: dict[str, Any] = {"device": target, "say": lambda text: console.say(text, err=True)}
-        if trust:  # code of the model's own builds it
-            loaded, tokenizer = load_model(model, dtype, "cpu", trust)
-            offload(loaded, chosen, **placed)
+    with ExitStack() as stack:
+        if plan is None:
+            loaded, tokenizer = load_model(model, dtype, device, trust)
         else:
-            directory = find_model(model)
-            tokenizer = load_tokenizer(directory)
-            loaded = offload(directory, chosen, dtype=dtype, **placed)
-    before = load_manifest(output).tokens if options.resume and (output / "manifest.json").exists() else 0
-    start = time.perf_counter()
-    try:
-        with ExitStack() as stack:
-            if plan is not None:
-                stack.enter_context(offloaded(loaded))
-            report = stack.enter_context(_meter("recording"))
-            record(loaded, tokenizer, requests, output, options, report)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the finished shards of {output} are kept; continue with --resume") from None
+            from engine.plan.plan import load_plan
+            from engine.runtime.offload import offload
+            from engine.runtime.offload_state import offloaded
+
+            chosen, target = load_plan(plan), str(parse_device(device))
+            if chosen.compute.cpu_experts != "never":
+                raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
+            if trust:  # code of the model's own builds it
+                loaded, tokenizer = load_model(model, dtype, "cpu", trust)
+                offload(loaded, chosen, device=target)
+            else:
+                directory = find_model(model)
+                tokenizer = load_tokenizer(directory)
+                loaded = offload(directory, chosen, dtype=dtype, device=target, say=console.say)
+            stack.enter_context(offloaded(loaded))
+        before = load_manifest(output).tokens if settings.resume and (output / "manifest.json").exists() else 0
+        start = time.perf_counter()
+        report = stack.enter_context(_meter("recording"))
+        try:
+            record(loaded, tokenizer, requests, output, settings, report)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the finished shards of {output} are kept; continue with --resume") from None
     seconds = time.perf_counter() - start
     manifest = load_manifest(output)
     return {

@@ -1,19 +1,23 @@
 """`tracekit replay`: a plan's hits, bytes and time on a recorded trace."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+
+if TYPE_CHECKING:
+    from engine.replay.passes import Replayed
+
 
 def command(
-    trace: Annotated[Path, typer.Argument(help="a trace directory")],
-    plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
-    policy: Annotated[str | None, typer.Option("--policy", help="eviction policy, or ./file.py:Class")] = None,
+    trace: options.TraceDirectory,
+    plan: options.PlanFile = None,
+    policy: options.Policy = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", help="for --policy static: a trace whose popular experts are kept")
+        Path | None, typer.Option(help="for --policy static: a trace whose popular experts are kept")
     ] = None,
     eviction_artefact: Annotated[
         Path | None, typer.Option(help="for --policy learned: what tracekit fit wrote")
@@ -24,35 +28,27 @@ def command(
     allow_fitted: Annotated[
         bool, typer.Option("--allow-fitted", help="replay also what a predictor was fitted on; the result is marked")
     ] = False,
-    capacity: Annotated[
-        str | None, typer.Option("--capacity", help="4/layer, 512, 2000MiB or 25%; each also with /layer")
-    ] = None,
-    prefetch: Annotated[str | None, typer.Option("--prefetch", help="prefetcher")] = None,
+    capacity: options.Capacity = None,
+    prefetch: options.Prefetch = None,
     prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
     prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="format of the experts, e.g. hqq-2bit")] = None,
-    hardware: Annotated[
-        str | None, typer.Option("--hardware", help="profile name or file: also model the time")
-    ] = None,
-    model_shape: Annotated[
-        str | None, typer.Option("--model-shape", help="size the experts as this model's, e.g. mixtral-8x7b")
-    ] = None,
+    weights: options.Weights = None,
+    hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
+    model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="as if this many of the trace's requests were decoded together")
+        int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,
     arrival_rate: Annotated[
-        float | None, typer.Option("--arrival-rate", help="with --batch: mean requests that come per decode step")
+        float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="of --arrival-rate; 0 without")] = None,
-    events: Annotated[
-        Path | None, typer.Option("--events", help="also write every decision to this Parquet file")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate; 0 without")] = None,
+    events: Annotated[Path | None, typer.Option(help="also write every decision to this Parquet file")] = None,
     steps: Annotated[
-        Path | None, typer.Option("--steps", help="also write each step's counts and times to this Parquet file")
+        Path | None, typer.Option(help="also write each step's counts and times to this Parquet file")
     ] = None,
     timeline: Annotated[
-        Path | None, typer.Option("--timeline", help="also write a timeline (.json or .json.gz) for Perfetto")
+        Path | None, typer.Option(help="also write a timeline (.json or .json.gz) for Perfetto")
     ] = None,
     timeline_steps: Annotated[
         str | None, typer.Option(help="steps of the timeline, A:B by running number; default: 4 in the middle")
@@ -63,7 +59,7 @@ def command(
             "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
 
@@ -75,14 +71,17 @@ def command(
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
+    from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay
-    from experiments.cli import console
+    from engine.replay.step_log import write_steps
     from experiments.cli.plans import plan_from_options
-    from tracekit import Trace
+    from experiments.cli.results import result_rows
+    from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
     from tracekit.errors import PlanError
+    from tracekit.trace import Trace
 
     if arrival_rate is not None and batch is None:
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
@@ -106,28 +105,21 @@ def command(
             check_place(path)
     opened = Trace.open(trace)
     if batch is not None:
-        from tracekit.batched import batched
-
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
-    window = None
-    if timeline is not None:
-        from engine.replay.chrome_trace import save_timeline, timeline_window
+    window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
 
-        window = timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
-    listeners, finished = [], []
-    with ExitStack() as stack:
-        if events is not None:
-            listeners.append(stack.enter_context(EventLog(events, opened, chosen)).append)
+    def write_tables(done: "Replayed") -> None:
         if steps is not None:
-            from engine.replay.step_log import write_steps
+            write_steps(steps, opened, done)
+        if timeline is not None and hardware is not None:
+            save_timeline(timeline, opened, done, chosen, hardware)
 
-            finished.append(lambda done: write_steps(steps, opened, done))
-        if timeline is not None:
-            finished.append(lambda done: save_timeline(timeline, opened, done, chosen, hardware))
+    with ExitStack() as stack:
+        log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
         result = replay(
             opened,
             chosen,
@@ -136,25 +128,12 @@ def command(
             bounds=bounds,
             allow_fitted=allow_fitted,
             progress=True,
-            on_events=every(listeners),
-            on_done=every(finished),
+            on_events=None if log is None else log.append,
+            on_done=write_tables,
             log=window,
         )
     if json:
         console.emit_json(result.to_dict())
         return
-    from experiments.cli.results import result_rows
-
     console.table(str(trace), ["what", "value"], result_rows(result))
-    for warning in result.warnings:
-        console.say(f"warning: {warning}")
-
-
-def every(functions: Sequence[Callable[..., object]]) -> Callable[..., None] | None:
-    """One function that calls all of these; None if there is none."""
-
-    def call(*arguments: object) -> None:
-        for function in functions:
-            function(*arguments)
-
-    return call if functions else None
+    console.warn(result.warnings)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 
 def command(
     study: Annotated[Path, typer.Argument(help="the folder of a finished study")],
@@ -13,7 +15,7 @@ def command(
         Path | None, typer.Option(help="what `tracekit validate --json` printed; default: validation.json in the study")
     ] = None,
     png: Annotated[Path | None, typer.Option(help="folder for every figure as a picture, too, for papers")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Draw a study: who won and how surely, speed against bounds and memory, prefetches, regret, one token, hit-ratio
     curves, the use of experts; and, where the winner was run in the engine, simulated against measured time.
@@ -22,8 +24,7 @@ def command(
 
     Example: tracekit report study --output report.html
     """
-    from experiments.cli import console
-    from experiments.report import write_figures, write_report
+    from experiments.report.page import write_figures, write_report
     from experiments.study.study_content import report_content
     from experiments.study.validated import read_validation
 
@@ -34,6 +35,6 @@ def command(
         found = {"report": str(written), "bytes": written.stat().st_size}
         console.emit_json(found | ({} if png is None else {"figures": {str(png / n): w for n, w in figures.items()}}))
     else:
-        console.say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        console.tell(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
         if png is not None:
-            console.say(f"figures: {png} ({len(figures)} pictures)")
+            console.tell(f"figures: {png} ({len(figures)} pictures)")

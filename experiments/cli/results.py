@@ -3,16 +3,7 @@
 import msgspec
 
 from engine.replay.result import Estimates, Regret, Result
-
-
-def percent(ratio: float) -> str:
-    """`0.5` as `50.00 %`."""
-    return f"{100 * ratio:.2f} %"
-
-
-def rate(tokens_per_second: float | None) -> str:
-    """Tokens per second, or a dash where there is none."""
-    return "-" if tokens_per_second is None else f"{tokens_per_second:.3f}"
+from experiments.cli.console import number, percent
 
 
 def result_rows(result: Result) -> list[tuple[str, str]]:
@@ -36,7 +27,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     if time is not None:
         rows += [
             ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
-            ("decode tokens/s", rate(time.tokens_per_second)),
+            ("decode tokens/s", number(time.tokens_per_second, 3)),
             ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
         ]
         if time.tpot_ms is not None:
@@ -52,7 +43,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
             fates = ", ".join(f"{count} {fate}" for fate, count in time.prefetches.items())
             rows.append(("prefetches came", fates))
         if result.bounds is not None:
-            rows.append(("bound, tokens/s", rate(result.bounds.best_tokens_per_second)))
+            rows.append(("bound, tokens/s", number(result.bounds.best_tokens_per_second, 3)))
     if result.regret is not None:
         rows += regret_rows(result.regret)
     if result.estimates is not None:

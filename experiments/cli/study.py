@@ -2,13 +2,15 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
+
 if TYPE_CHECKING:
-    from experiments.study import Study
-    from experiments.study.workers import Workers
+    from experiments.study.grid import Study
+    from experiments.study.study_json import Round, Summary
 
 
 def command(
@@ -21,7 +23,7 @@ def command(
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    json: options.Json = False,
 ) -> None:
     """Replay a grid of plans on traces and machines, name the best, and say how sure that is.
 
@@ -31,7 +33,7 @@ def command(
 
     Example: tracekit study study.toml --output study
     """
-    from experiments.study import load_study
+    from experiments.study.grid import load_study
 
     loaded = load_study(study)
     if dry_run:
@@ -41,16 +43,16 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
-    from experiments.cli import console
-    from experiments.study import run_study
     from experiments.study.cells import cells_of
+    from experiments.study.finished_study import choose_workers
+    from experiments.study.run_study import run_study
     from experiments.study.search import work
 
     total = round(work(loaded, len(cells_of(loaded))))
     try:
         with console.progress("replaying", total) as advance:
             summary = run_study(
-                loaded, output, _workers(workers, dask), source=study.read_text("utf-8"), progress=advance
+                loaded, output, choose_workers(workers, dask), source=study.read_text("utf-8"), progress=advance
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
@@ -58,26 +60,15 @@ def command(
         console.emit_json(summary)
     else:
         _show(summary, output)
-    if summary["failed"]:
-        console.say(f"warning: {summary['failed']} of {summary['cells']} cells could not be replayed", err=True)
-        for found in summary["errors"][:10]:
-            console.say(f"  {found['cells']} x {found['error']} (first: {found['first_plan']})", err=True)
-    if summary["failed"] == summary["cells"]:
+    if summary.failed:
+        console.say(f"warning: {summary.failed} of {summary.cells} cells could not be replayed")
+        for found in summary.errors[:10]:
+            console.say(f"  {found.cells} x {found.error} (first: {found.first_plan})")
+    if summary.failed == summary.cells:
         raise typer.Exit(1)
 
 
-def _workers(count: int | None, dask: str | None) -> "Workers":
-    if dask is None:
-        from experiments.study import Threads
-
-        return Threads(count)
-    from experiments.study.cluster import Cluster
-
-    return Cluster(dask, count)
-
-
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
-    from experiments.cli import console
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
     from experiments.study.search import shares, work
@@ -88,7 +79,7 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     if seconds is not None:
         seconds *= work(study, found_out.cells) / max(found_out.cells, 1)
     threads = workers or cores()
-    found: dict[str, Any] = {
+    found = {
         "traces": len(study.traces),
         "plans": len(study.plans),
         "machines": len([machine for machine in study.machines if machine is not None]),
@@ -117,19 +108,18 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     console.table(study.label, ["what", "value"], rows)
 
 
-def _show_search(rounds: list[dict[str, Any]]) -> None:
+def _show_search(rounds: "list[Round]") -> None:
     """What a search pruned, round by round."""
     if not rounds:
         return
-    from experiments.cli import console
-
     columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
     rows = []
     for found in rounds:
-        ends = [found[name] for name in ("last_kept", "first_pruned")]
-        named = ["-" if end is None else f"{end['plan']} ({end['value']:.4g})" for end in ends]
-        counts = [f"{found[name]:,}" for name in ("plans", "kept", "pruned", "too_large", "failed")]
-        rows.append([f"first {100 * found['share']:.3g} %", *counts, *named])
+        ends = [
+            "-" if end is None else f"{end.plan} ({end.value:.4g})" for end in (found.last_kept, found.first_pruned)
+        ]
+        counts = [f"{n:,}" for n in (found.plans, found.kept, found.pruned, found.too_large, found.failed)]
+        rows.append([f"first {100 * found.share:.3g} %", *counts, *ends])
     console.table("Search", columns, rows)
 
 
@@ -140,24 +130,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _show(summary: dict[str, Any], output: Path) -> None:
-    from experiments.study.notes import where
-
-    from experiments.cli import console
-
-    for setting in summary["settings"]:
-        console.say(f"{where(setting)}: {setting['statement']}")
-        for found in setting["comparisons"]:
-            console.say(f"  {found['verdict']}")
-        for line in setting["ranking"]:
-            console.say(f"  {line}")
-        for note in setting["notes"]:
-            console.say(f"  note: {note}")
-        _show_search(setting["search"])
-    for warning in summary["warnings"]:
-        console.say(f"warning: {warning}")
-    if any(setting["winner"] is not None for setting in summary["settings"]):
-        console.say(f"winner: {output}/winner.plan.toml")
-    console.say(
-        f"results: {output}/results.parquet ({summary['cells']} rows); tracekit report {quote(str(output))} draws them"
+def _show(summary: "Summary", output: Path) -> None:
+    for found in summary.settings:
+        console.tell(f"{found.conditions}: {found.statement}")
+        for compared in found.comparisons:
+            console.tell(f"  {compared.verdict}")
+        for line in found.ranking:
+            console.tell(f"  {line}")
+        for note in found.notes:
+            console.tell(f"  note: {note}")
+        _show_search(found.search)
+    console.warn(summary.warnings)
+    if any(found.winner is not None for found in summary.settings):
+        console.tell(f"winner: {output}/winner.plan.toml")
+    console.tell(
+        f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )

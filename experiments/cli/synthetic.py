@@ -1,31 +1,29 @@
 """`tracekit synthetic`: a trace of stated statistics."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from experiments.cli import console, options
+from experiments.cli.traces import emit
+
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")],
-    tokens: Annotated[int, typer.Option("--tokens", help="decode tokens, a step each")] = 10_000,
-    layers: Annotated[int, typer.Option("--layers", help="MoE layers")] = 8,
-    experts: Annotated[int, typer.Option("--experts", help="experts per layer")] = 64,
-    top_k: Annotated[int, typer.Option("--top-k", help="distinct experts per token and layer")] = 2,
-    zipf: Annotated[float, typer.Option("--zipf", help="exponent of the experts' popularity; 0 is even")] = 0.8,
+    output: options.NewTrace,
+    tokens: Annotated[int, typer.Option(help="decode tokens, a step each")] = 10_000,
+    layers: Annotated[int, typer.Option(help="MoE layers")] = 8,
+    experts: Annotated[int, typer.Option(help="experts per layer")] = 64,
+    top_k: Annotated[int, typer.Option(help="distinct experts per token and layer")] = 2,
+    zipf: Annotated[float, typer.Option(help="exponent of the experts' popularity; 0 is even")] = 0.8,
     persistence: Annotated[
-        float, typer.Option("--persistence", help="how likely a token repeats the choice before it, at each layer")
+        float, typer.Option(help="how likely a token repeats the choice before it, at each layer")
     ] = 0.3,
-    shift_every: Annotated[
-        int | None, typer.Option("--shift-every", help="tokens after which other experts become popular")
-    ] = None,
-    domains: Annotated[int, typer.Option("--domains", help="how many popularities take turns")] = 2,
-    request_tokens: Annotated[
-        int | None, typer.Option("--request-tokens", help="tokens per request; without it, one request")
-    ] = None,
-    expert_bytes: Annotated[int | None, typer.Option("--expert-bytes", help="bytes of one expert")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="another seed, another trace")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    shift_every: Annotated[int | None, typer.Option(help="tokens after which other experts become popular")] = None,
+    domains: Annotated[int, typer.Option(help="how many popularities take turns")] = 2,
+    request_tokens: Annotated[int | None, typer.Option(help="tokens per request; without it, one request")] = None,
+    expert_bytes: Annotated[int | None, typer.Option(help="bytes of one expert")] = None,
+    seed: Annotated[int, typer.Option(help="another seed, another trace")] = 0,
+    json: options.Json = False,
 ) -> None:
     """Write a trace whose popularity, locality and domain shifts are as told, for tests and examples.
 
@@ -33,8 +31,6 @@ def command(
 
     Example: tracekit synthetic --tokens 20000 --zipf 1.0 --persistence 0.4 --output made.trace
     """
-    from experiments.cli import console
-    from experiments.cli import traces as printed
     from tracekit.synthetic import Recipe, synthesize
 
     recipe = Recipe(
@@ -52,4 +48,4 @@ def command(
     )
     with console.progress("drawing", tokens) as advance:
         written = synthesize(output, recipe, progress=advance)
-    printed.emit(written, json=json)
+    emit(written, json=json)

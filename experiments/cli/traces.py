@@ -26,10 +26,10 @@ def emit(trace: "Trace", *, json: bool) -> None:
             }
         )
         return
-    console.say(
+    console.tell(
         f"{trace.path}: {trace.tokens} tokens in {manifest.steps} steps, {trace.layers} MoE layers, "
         f"top-{trace.top_k} of {trace.num_experts} experts"
     )
     for note in manifest.notes:
-        console.say(f"note: {note}")
-    console.say(f"next: tracekit info {trace.path}")
+        console.tell(f"note: {note}")
+    console.tell(f"next: tracekit info {trace.path}")

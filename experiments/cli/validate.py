@@ -2,58 +2,51 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.cli import console, options
 from tracekit.errors import PlanError, TraceError
+
+if TYPE_CHECKING:
+    from experiments.validation.comparison import Prefetches
 
 
 def command(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")],
-    prompts: Annotated[Path | None, typer.Option(help='JSON lines: {"id", "prompt"} or {"id", "messages"}')] = None,
+    model: options.Model,
+    prompts: Annotated[Path | None, typer.Option(help=options.PROMPTS)] = None,
     routing: Annotated[
-        Path | None, typer.Option("--routing", help="instead of prompts: a trace that says which experts are chosen")
+        Path | None, typer.Option(help="instead of prompts: a trace that says which experts are chosen")
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="with --routing: only the model's config.json is read")
     ] = False,
     max_steps: Annotated[int | None, typer.Option(min=1, help="with --routing: so many steps of the trace")] = None,
     seed: Annotated[int, typer.Option(min=0, help="with --routing: of weights and tokens")] = 0,
-    plan: Annotated[Path | None, typer.Option("--plan", help="a plan file (TOML)")] = None,
+    plan: options.PlanFile = None,
     hardware: Annotated[
         str | None, typer.Option(help="profile that the simulator assumes; without it, this machine is measured first")
     ] = None,
-    capacity: Annotated[str | None, typer.Option("--capacity", help="instead of, or over, the plan's")] = None,
-    policy: Annotated[str | None, typer.Option("--policy", help="instead of, or over, the plan's")] = None,
-    prefetch: Annotated[str | None, typer.Option("--prefetch", help="instead of, or over, the plan's")] = None,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...")
-    ] = None,
+    capacity: options.Capacity = None,
+    policy: options.Policy = None,
+    prefetch: options.Prefetch = None,
+    weights: options.Weights = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    host: Annotated[str, typer.Option("--host", help="where experts lie: memory or disk")] = "memory",
-    slabs: Annotated[
-        Path | None, typer.Option("--slabs", help="a directory of converted experts, written if it is not there yet")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option("--memory", help="device memory for weights and slots, e.g. 8GiB; default: what is free"),
-    ] = None,
-    emulate_link: Annotated[
-        float | None, typer.Option("--emulate-link", help="slow copies down to this many GB/s (CPU only)")
-    ] = None,
-    prefill_chunk: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a prompt that are read at a time; all without it")
-    ] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    host: options.Host = "memory",
+    slabs: options.Slabs = None,
+    memory: options.Memory = None,
+    emulate_link: options.EmulateLink = None,
+    prefill_chunk: options.PrefillChunk = None,
     threshold: Annotated[
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="keep the engine's own trace here")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="write a page that shows both sides (HTML)")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
+    report: Annotated[Path | None, typer.Option(help="write a page that shows both sides (HTML)")] = None,
+    json: options.Json = False,
 ) -> None:
     """Run a plan in the engine and in the simulator; compare decisions, tokens and time. Exit code 1 if it fails.
 
@@ -62,34 +55,32 @@ def command(
 
     Example: tracekit validate ./mixtral-mini --capacity 4/layer --prefetch gate --prompts prompts.jsonl
     """
-    import msgspec
-
-    from engine.hardware import load_hardware
-    from experiments.cli import console
-    from experiments.cli.links import emulated_link
+    from engine.hardware.profile import load_hardware
     from experiments.cli.plans import plan_from_options
+    from tracekit.durable import check_place
     from tracekit.recorder.prompts import read_prompts
 
-    if output is not None:
-        check_output(output)
-    if report is not None:
-        check_parent(report)
+    if output is not None and output.exists():
+        raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
+    for path in (output, report):
+        if path is not None:
+            check_place(path)
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
     requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
-    link = emulated_link(emulate_link)
+    link = options.emulated_link(emulate_link)
     from engine.runtime.memory import fit_checkpoint, parse_memory
     from experiments.validation.forced import validate_routing
     from experiments.validation.validate import validate
-    from tracekit import Trace
+    from tracekit.recorder.models import parse_device
+    from tracekit.trace import Trace
 
-    chosen = fit_checkpoint(
-        model, chosen, dtype=dtype, device=device, limit=parse_memory(memory), on_disk=host == "disk"
-    )
+    limit, device = parse_memory(memory), str(parse_device(device))
+    chosen = fit_checkpoint(model, chosen, dtype=dtype, device=device, limit=limit, on_disk=host == "disk")
 
     def progress(text: str) -> None:
-        console.say(f"{text} ...", err=True)
+        console.say(f"{text} ...")
 
     if routing is not None:
         result = validate_routing(
@@ -127,7 +118,7 @@ def command(
 
         write(report, result, command_line(context))
     if json:
-        console.emit_json(msgspec.to_builtins(result))
+        console.emit_json(result)
     else:
         time = result.time
         rows = [
@@ -147,14 +138,13 @@ def command(
             ("total time, error", f"{100 * time.total_error:+.1f} %"),
         ]
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
-        for warning in result.warnings:
-            console.say(f"warning: {warning}")
-        console.say(("passed: " if result.passed else "FAILED: ") + result.verdict)
+        console.warn(result.warnings)
+        console.tell(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
 
 
-def fate_rows(prefetches: Any) -> list[tuple[str, str]]:
+def fate_rows(prefetches: "Prefetches | None") -> list[tuple[str, str]]:
     """What became of prefetches on both sides; nothing where there were none."""
     if prefetches is None or not any(prefetches.measured.values()):
         return []
@@ -190,19 +180,6 @@ def check_inputs(
         raise PlanError(
             "random weights lie in memory and their routing is a trace already: without --host, --slabs and --output"
         )
-
-
-def check_output(output: Path) -> None:
-    """Refuse at once, before anything is measured, what could not be written in the end."""
-    if output.exists():
-        raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
-    check_parent(output)
-
-
-def check_parent(output: Path) -> None:
-    """Refuse a file in a directory that is not there."""
-    if not output.absolute().parent.is_dir():
-        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
 
 
 def command_line(context: typer.Context) -> str:

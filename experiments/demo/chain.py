@@ -4,41 +4,41 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from engine.curves.curve import CurvePoint, curve
-from engine.plan.plan import Plan, WeightsPlan, plan_from_dict
+from engine.plan.plan import Plan, Scalar, WeightsPlan, plan_from_dict
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
+from experiments.report import content
 from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
 from experiments.validation.validate import validate
 from policies.registry import eviction_policy, prefetcher
-from tracekit import Trace
 from tracekit.errors import TracekitError
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 HARDWARE, SHAPE = "rtx3060", "mixtral-8x7b"
-EXPERTS, ATTENTION = "hqq-2bit", "hqq-4bit"
-CAPACITY = {"mixtral-mini": "4/layer", "qwen3-moe-mini": "12/layer"}
+WEIGHTS = {"experts": "hqq-2bit", "attention": "hqq-4bit"}
 PROMPTS, NEW_TOKENS = 12, 48
 VALIDATED_PROMPTS = 3
 # A link of this speed makes the mini models' copies take about as long as their computation, as on a real machine.
 EMULATED_BYTES_PER_S = 300_000_000
 MARK = ".tracekit-demo"
 
-PLANS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("no cache", {"cache": {"capacity": "0/layer"}}),
-    ("LRU", {"eviction": {"policy": "lru"}}),
-    ("LFU", {"eviction": {"policy": "lfu"}}),
-    ("perfect LFU", {"eviction": {"policy": "lfu-perfect"}}),
-    ("LRU", {"eviction": {"policy": "lru"}, "prefetch": {"predictor": "gate"}}),
-    ("perfect LFU", {"eviction": {"policy": "lfu-perfect"}, "prefetch": {"predictor": "gate"}}),
-    ("Belady", {"eviction": {"policy": "belady"}}),
-    ("Belady", {"eviction": {"policy": "belady"}, "prefetch": {"predictor": "oracle"}}),
+PLANS = (
+    ("no cache", Plan("0/layer", weights=WEIGHTS)),
+    ("LRU", Plan("4/layer", eviction="lru", weights=WEIGHTS)),
+    ("LFU", Plan("4/layer", eviction="lfu", weights=WEIGHTS)),
+    ("perfect LFU", Plan("4/layer", eviction="lfu-perfect", weights=WEIGHTS)),
+    ("LRU", Plan("4/layer", eviction="lru", prefetch="gate", weights=WEIGHTS)),
+    ("perfect LFU", Plan("4/layer", eviction="lfu-perfect", prefetch="gate", weights=WEIGHTS)),
+    ("Belady", Plan("4/layer", eviction="belady", weights=WEIGHTS)),
+    ("Belady", Plan("4/layer", eviction="belady", prefetch="oracle", weights=WEIGHTS)),
 )
 
 
@@ -46,7 +46,7 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
     """One plan's replay; `name` is its eviction policy's."""
 
     name: str
-    plan: dict[str, Any]
+    plan: dict[str, dict[str, Scalar]]
     is_bound: bool
     result: Result
 
@@ -85,17 +85,17 @@ def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
         traces.append(record_model(name, prompts_file, folder / f"{name}.trace"))
     trace = traces[0]
     say(f"replaying {len(PLANS)} plans on a modelled {HARDWARE} at {SHAPE}'s shape")
-    rows = [replay_plan(trace, name, tables, CAPACITY[NAMES[0]]) for name, tables in PLANS]
+    rows = [replay_plan(trace, name, plan) for name, plan in PLANS]
     say("hit ratio against cache size")
     curves = curve(trace, ["lru", "lfu", "lfu-perfect", "belady"])
     winner = max(
         (row for row in rows if not row.is_bound),
         key=lambda row: (row.result.time.tokens_per_second or 0.0) if row.result.time else 0.0,
     )
-    plan_file = folder / "winner.plan.toml"
-    plan_file.write_text(plan_from_dict(winner.plan).to_toml())
+    plan = plan_from_dict(winner.plan)
+    (folder / "winner.plan.toml").write_text(plan.to_toml())
     say(f"validating {winner.title!r}: the same decisions in the offloading engine and in the simulator")
-    validation = validate_plan(plan_from_dict(winner.plan), prompts_file, say)
+    validation = validate_plan(plan, prompts_file, say)
     say("writing the report")
     report = write(folder / "report.html", traces, rows, curves, winner, validation)
     return DemoResult(
@@ -139,10 +139,8 @@ def record_model(name: str, prompts_file: Path, output: Path) -> Trace:
     return Trace.open(record(model, tokenizer, read_prompts(prompts_file), output, options))
 
 
-def replay_plan(trace: Trace, name: str, tables: dict[str, Any], capacity: str) -> DemoRow:
+def replay_plan(trace: Trace, name: str, plan: Plan) -> DemoRow:
     """Replay one plan of `PLANS`."""
-    tables = {"cache": {"capacity": capacity}, "weights": {"experts": EXPERTS, "attention": ATTENTION}, **tables}
-    plan = plan_from_dict(tables)
     is_bound = eviction_policy(plan.eviction.policy).bound or prefetcher(plan.prefetch.predictor).bound
     result = replay(trace, plan, HARDWARE, model_shape=SHAPE)
     return DemoRow(name=name, plan=plan.to_dict(), is_bound=is_bound, result=result)
@@ -150,7 +148,7 @@ def replay_plan(trace: Trace, name: str, tables: dict[str, Any], capacity: str) 
 
 def validate_plan(plan: Plan, prompts_file: Path, say: Callable[[str], object]) -> Validation:
     """The plan in the engine: the mini model's own weights instead of the large model's format."""
-    from engine.runtime import EmulatedLink
+    from engine.runtime.links.thread_link import EmulatedLink
     from tracekit.recorder.prompts import read_prompts
 
     prompts = read_prompts(prompts_file)
@@ -171,7 +169,7 @@ def expert_shares(trace: Trace) -> np.ndarray:
     """Each expert's share of its layer's assignments: f64 [layers, experts]."""
     counts = np.stack(
         [
-            np.bincount(layer[layer != 65535].ravel(), minlength=trace.num_experts)
+            np.bincount(layer[layer != UNUSED].ravel(), minlength=trace.num_experts)
             for layer in trace.experts.transpose(1, 0, 2)
         ]
     )
@@ -188,11 +186,12 @@ def write(
     validation: Validation,
 ) -> Path:
     """The report as one self-contained HTML file."""
-    from experiments.report import content, write_report
+    from experiments.report.page import write_report
 
     time = validation.time
+    stored = ", ".join(f"{part} {word}" for part, word in WEIGHTS.items())
     # A policy has one name on the page: its filter shows and hides by it.
-    names = {row.plan["eviction"]["policy"]: row.name for row in rows}
+    names = {str(row.plan["eviction"]["policy"]): row.name for row in rows}
     return write_report(
         path,
         content.ReportContent(
@@ -200,7 +199,7 @@ def write(
             subtitle=(
                 ("models", ", ".join(NAMES)),
                 ("text", "held-out parts of Python's standard library"),
-                ("modelled machine", f"{HARDWARE} at {SHAPE}'s shape, experts {EXPERTS}, attention {ATTENTION}"),
+                ("modelled machine", f"{HARDWARE} at {SHAPE}'s shape, {stored}"),
             ),
             rows=tuple(_policy_row(row) for row in rows),
             curves=tuple(
@@ -243,14 +242,12 @@ def _bytes_per_token(result: Result) -> float | None:
     return decode.bytes_loaded * result.time.scale / decode.tokens
 
 
-def _policy_row(row: DemoRow) -> Any:
-    from experiments.report import content
-
+def _policy_row(row: DemoRow) -> content.PolicyRow:
     result = row.result
     return content.PolicyRow(
         name=row.name,
-        capacity=row.plan["cache"]["capacity"],
-        prefetch=row.plan["prefetch"]["predictor"],
+        capacity=str(row.plan["cache"]["capacity"]),
+        prefetch=str(row.plan["prefetch"]["predictor"]),
         hit_ratio=result.hit_ratio,
         decode_hit_ratio=result.phases.decode.hit_ratio,
         hits_prefetched=result.hits_by.prefetch / result.hits if result.hits else 0.0,

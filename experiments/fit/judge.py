@@ -72,7 +72,7 @@ def _judge_prefetch(artefact: Artefact, trace: Trace) -> dict[str, Any]:
 
 
 def _judge_eviction(artefact: Artefact, trace: Trace) -> dict[str, Any]:
-    from experiments.fit.data import FAR, steps_until_next
+    from experiments.fit.examples import FAR, steps_until_next
 
     starts = step_starts(trace.step)
     until = np.log2(np.minimum(steps_until_next(trace, starts), FAR))

@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.fit.data import Data
+from experiments.fit.examples import Data
 from experiments.fit.modules import Predictor, Shape
 from tracekit.durable import write_synced
 from tracekit.errors import PolicyError

@@ -7,7 +7,7 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 
-from experiments.report import charts, html_tables, study
+from experiments.report import charts, html_tables, setting_sections
 from experiments.report.charts import Chart, Look
 from experiments.report.content import PolicyRow, ReportContent, Validation
 from experiments.report.parts import chart_of as _chart
@@ -60,7 +60,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         chart = charts.speeds(content.rows, look)
         sections.append(_figure("speed", "Tokens per second", chart, html_tables.speed_table(content.rows), drawn))
     for index, setting in enumerate(content.settings):
-        sections += study.sections(index, setting, look, drawn)
+        sections += setting_sections.sections(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
         chart = charts.curves(found.points, look)
         shown = {point.policy: look[point.policy] for point in found.points}

@@ -7,15 +7,18 @@ inputs alone, so it does not show in them who computed what.
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.study.shared import SharedRoutings
 from experiments.study.sources import sources_digest
-from experiments.study.workers import Item, Work, cores
+from experiments.study.workers import Item, Made, Work, cores
 from tracekit.errors import StudyError
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
 
 IN_FLIGHT = 4  # tasks for each thread of the cluster
 CONNECT_S = 15
@@ -30,19 +33,20 @@ class Cluster:
     """Workers of the Dask scheduler at `address`, or processes of a cluster of our own if that is "local"."""
 
     def __init__(self, address: str, count: int | None = None) -> None:
-        import distributed
+        import distributed  # noqa: F401 - where it is not installed, this is known before anything is written
 
-        self._library: Any = distributed
         self._address, self._count = address, count
 
-    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+    def run(self, work: Work[Item, Made], items: Sequence[Item]) -> Iterator[tuple[Item, Made]]:
         """Each item with what `work` made of it, as they finish."""
+        from distributed import CancelledError, KilledWorker, as_completed
+
         if not items:
             return
         with self._connected() as client:
             waiting = iter(items)
-            running = self._library.as_completed(with_results=False)
-            item_of: dict[str, Item] = {}
+            running = as_completed(with_results=False)
+            item_of: dict[object, Item] = {}
             while True:
                 room = IN_FLIGHT * max(1, sum(client.nthreads().values()))
                 while len(item_of) < room and (item := next(waiting, None)) is not None:
@@ -54,31 +58,40 @@ class Cluster:
                 future = next(running)
                 try:
                     result = future.result()
-                except (self._library.KilledWorker, self._library.CancelledError) as lost:
+                except (KilledWorker, CancelledError) as lost:
                     raise StudyError(f"the Dask cluster gave up: {lost}") from None
                 yield item_of.pop(future.key), result
 
-    def _connected(self) -> Any:
-        """A client; closing it also ends a cluster of our own."""
-        if self._address == "local":
-            try:
-                cluster = local_cluster(self._library, self._count or cores())
-            except (OSError, RuntimeError) as problem:
-                raise StudyError(f"Dask's own workers do not start: {problem}; --workers N needs no Dask") from None
-            return _Own(cluster, self._library.Client(cluster))
-        try:
-            return self._library.Client(self._address, timeout=CONNECT_S)
-        except (OSError, ValueError) as problem:
-            raise StudyError(f"no Dask scheduler answers at {self._address}: {problem}") from None
+    @contextmanager
+    def _connected(self) -> "Iterator[Client]":
+        """A client, closed in the end, and after it a cluster of our own."""
+        from distributed import Client
+
+        with ExitStack() as opened:
+            if self._address == "local":
+                try:
+                    own = local_cluster(self._count or cores())
+                except (OSError, RuntimeError) as problem:
+                    raise StudyError(f"Dask's own workers do not start: {problem}; --workers N needs no Dask") from None
+                opened.callback(own.close)
+                client = Client(own)
+            else:
+                try:
+                    client = Client(self._address, timeout=CONNECT_S)
+                except (OSError, ValueError) as problem:
+                    raise StudyError(f"no Dask scheduler answers at {self._address}: {problem}") from None
+            opened.callback(client.close)
+            yield client
 
 
-def local_cluster(library: Any, workers: int) -> Any:
+def local_cluster(workers: int) -> "LocalCluster":
     """A scheduler and workers of our own, a process each."""
     import dask
+    from distributed import LocalCluster
 
     keep = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEEP.items()}
     with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep), _not_interrupted():
-        return library.LocalCluster(
+        return LocalCluster(
             n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
         )
 
@@ -101,21 +114,7 @@ def _not_interrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Own:
-    """A client and the cluster that goes with it."""
-
-    def __init__(self, cluster: Any, client: Any) -> None:
-        self._cluster, self._client = cluster, client
-
-    def __enter__(self) -> Any:
-        return self._client
-
-    def __exit__(self, *problem: object) -> None:
-        self._client.close()
-        self._cluster.close()
-
-
-def at_worker(work: Work, sources: str, item: Any) -> Any:
+def at_worker(work: Work[Item, Made], sources: str, item: Item) -> Made:
     """Runs on a worker, whose source must be the one that names the results."""
     if sources != sources_digest():
         raise StudyError("a Dask worker has another version of moe-tracekit: install the same everywhere")

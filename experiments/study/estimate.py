@@ -3,12 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engine.decisions.hints import iter_hints
 from engine.replay.passes import run
 from experiments.study.cell_results import setting_of
-from experiments.study.cells import Cell, groups
+from experiments.study.cells import Cell, Routing, groups
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.registry import prefetcher
 from tracekit.demand import Demand
@@ -35,7 +34,7 @@ def estimate(cells: Sequence[Cell]) -> Estimate:
     """
     shared = SharedRoutings()
     work = groups(cells)
-    found: dict[Any, float | None] = {}
+    found: dict[tuple[Routing, str, str, int, int], float | None] = {}
     known = []
     for group in work:
         plan = group[0].plan

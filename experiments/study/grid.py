@@ -15,9 +15,9 @@ model_shape = "mixtral-8x7b"
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -33,6 +33,8 @@ from tracekit.errors import StudyError, TracekitError, did_you_mean
 from tracekit.named_toml import convert, read_toml
 
 MOST_CELLS = 1_000_000
+Tables = Mapping[str, object]
+"""Tables of a file, not yet validated."""
 Objective = Literal["tokens_per_second", "p99", "bytes"]
 
 
@@ -93,7 +95,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A study as it stands in its file."""
 
     traces: str | list[str]
-    grid: dict[str, Any]
+    grid: dict[str, object]
     objective: Objective | None = None
     # "12GiB": winners take no more of the device; bytes are numbers too
     max_device_bytes: str | int | None = None
@@ -125,9 +127,9 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     return study_from_dict(read_toml(path, "study", StudyError), label, Path(path).parent)
 
 
-def study_from_dict(tables: dict[str, Any], label: str = "study", folder: Path = Path()) -> Study:
+def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path()) -> Study:
     """Validate the tables of a study's file. Raises TracekitError naming `label`, the key and the mend."""
-    file = convert(tables, _File, label=label, error=StudyError)
+    file = convert(dict(tables), _File, label=label, error=StudyError)
     for key in file.grid:
         if key not in AXES:
             raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
@@ -204,7 +206,7 @@ def prefetch_name(plan: Plan) -> str:
     prefetch = plan.prefetch
     if prefetch.predictor == "none":
         return ""
-    told: dict[str, Any] = {"distance": prefetch.distance, "count": prefetch.count}
+    told: dict[str, object] = {"distance": prefetch.distance, "count": prefetch.count}
     if prefetch.target != "staging":
         told["into"] = prefetch.target
     if prefetch.staging != PrefetchPlan().staging:
@@ -212,7 +214,7 @@ def prefetch_name(plan: Plan) -> str:
     return prefetch.predictor + _brackets(_fitted(prefetch.artefact) | told | prefetch.parameters)
 
 
-def _fitted(artefact: str | None) -> dict[str, Any]:
+def _fitted(artefact: str | None) -> dict[str, object]:
     return {} if artefact is None else {"of": Path(artefact).name}
 
 
@@ -221,11 +223,11 @@ def needs_future(plan: Plan) -> bool:
     return bool(eviction_policy(plan.eviction.policy).bound or prefetcher(plan.prefetch.predictor).bound)
 
 
-def _brackets(values: dict[str, Any]) -> str:
+def _brackets(values: Tables) -> str:
     return f" ({', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
 
 
-def _plans(label: str, grid: dict[str, Any], folder: Path) -> Iterator[Plan]:
+def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     """Every plan of the grid, once, in the order of the file."""
     capacities = _texts(label, grid, "capacity")
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
@@ -253,7 +255,7 @@ def _plans(label: str, grid: dict[str, Any], folder: Path) -> Iterator[Plan]:
             yield plan
 
 
-def _choices(label: str, axis: str, given: Any) -> int:
+def _choices(label: str, axis: str, given: object) -> int:
     """How many values an axis has, before any is made. An empty list would leave out what it is meant to vary."""
     if given == []:
         raise StudyError(f"{label}: grid.{axis} is empty")
@@ -280,7 +282,7 @@ def _check_policies(plan: Plan) -> None:
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
 
 
-def _tables(label: str, grid: dict[str, Any], axis: str, folder: Path) -> Iterator[dict[str, Any]]:
+def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:
     """Every table that an axis stands for: a plain text is its first key, lists in a table multiply."""
     for value in _values(grid.get(axis, [])):
         if isinstance(value, str):
@@ -294,28 +296,30 @@ def _tables(label: str, grid: dict[str, Any], axis: str, folder: Path) -> Iterat
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
             for key in ("profile", "artefact", "policy", "predictor"):
-                if isinstance(table.get(key), str):
-                    table[key] = _place(table[key], folder, always=key in ("profile", "artefact"))
+                if isinstance(name := table.get(key), str):
+                    table[key] = _place(name, folder, always=key in ("profile", "artefact"))
             yield table
 
 
-def _texts(label: str, grid: dict[str, Any], axis: str) -> list[str]:
-    found = _values(grid.get(axis, []))
-    for value in found:
+def _texts(label: str, grid: Tables, axis: str) -> list[str]:
+    found: dict[str, None] = {}
+    for value in _values(grid.get(axis, [])):
         if not isinstance(value, str):
             raise StudyError(f"{label}: grid.{axis} holds {value!r}: give text, in quotes")
-    return list(dict.fromkeys(found))
+        found[value] = None
+    return list(found)
 
 
-def _batches(label: str, grid: dict[str, Any]) -> tuple[int | None, ...]:
-    found = _values(grid.get("batch", [])) or [None]
-    for value in found:
+def _batches(label: str, grid: Tables) -> tuple[int | None, ...]:
+    found: dict[int | None, None] = {}
+    for value in _values(grid.get("batch", [])) or [None]:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise StudyError(f"{label}: grid.batch holds {value!r}: give whole numbers from 1")
-    return tuple(dict.fromkeys(found))
+        found[value] = None
+    return tuple(found)
 
 
-def _values(value: Any) -> list[Any]:
+def _values(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 

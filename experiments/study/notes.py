@@ -1,20 +1,11 @@
 """What stands beside a study's verdicts, in words."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from experiments.study.conclude import Contestant
-    from experiments.study.grid import Study
+from experiments.study.contestants import Contestant
+from experiments.study.grid import Study
 
 MEND = "give grid.model_shape, or leave out max_device_bytes"
-
-
-def where(setting: dict[str, Any]) -> str:
-    """A setting's machine, shape and batch size."""
-    words = setting["hardware"] or "hits and bytes"
-    words += "" if setting["model_shape"] is None else f" at {setting['model_shape']}'s shape"
-    return str(words + ("" if setting["batch"] is None else f", batches of {setting['batch']}"))
 
 
 def plans(count: int) -> str:
@@ -30,7 +21,7 @@ def amount(size: int) -> str:
     return f"{size} bytes"
 
 
-def no_winner(real: Sequence["Contestant"], room: int | None) -> str:
+def no_winner(real: Sequence[Contestant], room: int | None) -> str:
     """Why nobody won."""
     if not real or room is None:
         return "no winner: no plan was replayed on every trace"
@@ -49,7 +40,7 @@ def left_out(sizes: Sequence[int | None], room: int | None) -> list[str]:
     return found + ([f"{plans(unknown)} left out, of unknown size: {MEND}"] if unknown else [])
 
 
-def notes(study: "Study", fitting: Sequence["Contestant"], comparisons: int) -> list[str]:
+def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list[str]:
     """What to keep in mind when reading the verdicts."""
     found = []
     if alone := sum(one.costs is None for one in fitting):
@@ -57,9 +48,9 @@ def notes(study: "Study", fitting: Sequence["Contestant"], comparisons: int) -> 
             f"not compared request by request: {alone} of {plans(len(fitting))}, since sizes of experts are unknown or "
             "one pass counted all cache sizes; with hardware and sizes all are"
         )
-    if len({one.about[3] for one in fitting}) > 1:
+    if len({one.stored for one in fitting}) > 1:
         found.append("weight formats differ in quality, too, of which a replay knows nothing")
-    if len({one.about[2] for one in fitting}) > 1 and study.max_device_bytes is None:
+    if len({one.plan.cache.capacity for one in fitting}) > 1 and study.max_device_bytes is None:
         found.append("a larger cache wins where it fits: max_device_bytes says what else the device has to hold")
     if comparisons:
         several = "1 comparison" if comparisons == 1 else f"{comparisons} comparisons"

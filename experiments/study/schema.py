@@ -1,14 +1,15 @@
 """The columns of a study's results, a row per cell: name, type, meaning (docs/studies.md prints this table)."""
 
-from typing import Any
-
 import polars as pl
 
 from engine.simulator.timeline import CAUSES, STALLS
 
 INT, REAL, TEXT, BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
 
-COLUMNS: tuple[tuple[str, Any, str], ...] = (
+Type = pl.DataType | type[pl.DataType]
+Columns = dict[str, Type]
+"""The columns of a table, with their types."""
+COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("cell", TEXT, "sha256 of everything the row follows from"),
     ("error", TEXT, "why the plan could not be replayed; all results are then missing"),
     ("trace", TEXT, "the trace, as the study's file names it"),
@@ -82,9 +83,9 @@ COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("warnings", pl.List(TEXT), "what to know before believing the row"),
 )
-SCHEMA = {name: kind for name, kind, _ in COLUMNS}
+SCHEMA: Columns = {name: kind for name, kind, _ in COLUMNS}
 
-CURVES = {
+CURVES: Columns = {
     "trace": TEXT,
     "batch": INT,
     "scope": TEXT,
@@ -96,7 +97,7 @@ CURVES = {
 }
 """Hit ratio at every cache size; of the policies that need one pass for all."""
 
-REGRET = {
+REGRET: Columns = {
     "cell": TEXT,
     "steps": INT,
     **{
@@ -116,7 +117,7 @@ REGRET = {
 }
 """Regret of the best cells (engine.replay.result.Regret)."""
 
-SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
+SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("round", INT, "from 1"),
     ("share", REAL, "of each trace's decode steps that were replayed"),
     ("hardware", TEXT, "as in results.parquet"),
@@ -129,13 +130,13 @@ SEARCH_COLUMNS: tuple[tuple[str, Any, str], ...] = (
     ("place", INT, "from 1, among the plans that fit and need no foresight"),
     ("outcome", TEXT, "kept, baseline (kept to compare with), bound (kept), pruned, too large, or failed"),
 )
-SEARCH = {name: kind for name, kind, _ in SEARCH_COLUMNS}
+SEARCH: Columns = {name: kind for name, kind, _ in SEARCH_COLUMNS}
 """What a search made of each plan in each round (experiments.study.search)."""
 
-EXPERTS = {"trace": TEXT, "model": TEXT, "layer": INT, "expert": INT, "lookups": INT, "share": REAL}
+EXPERTS: Columns = {"trace": TEXT, "model": TEXT, "layer": INT, "expert": INT, "lookups": INT, "share": REAL}
 """Of each trace as recorded: how often each expert is looked up, and its share of its layer's lookups."""
 
-TIMELINE = {
+TIMELINE: Columns = {
     **{"hardware": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
     **{"step": INT, "layer": INT, "layers": INT, "of_layers": INT, "lane": TEXT, "kind": TEXT, "label": TEXT},
     **{"begin_ms": REAL, "end_ms": REAL},

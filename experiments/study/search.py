@@ -8,21 +8,20 @@ concluded from. With the plans that are kept go the bounds, and the best plan of
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import polars as pl
 
-from experiments.study.cells import Cell, cell_key
-from experiments.study.conclude import Contestant, contestants, fits, memory_of
+from experiments.study.cells import Cell, Routing, cell_key
+from experiments.study.contestants import Contest
 from experiments.study.grid import Search, Study
+from experiments.study.schema import SEARCH
+from experiments.study.study_json import End, Round
 from tracekit.prefix import prefix_steps
 
 LEAST_STEPS = 32
 """Decode steps of a beginning, at least: fewer say nothing."""
 SETTING = ("hardware_digest", "model_shape", "batch")
 KEPT = ("kept", "baseline", "bound")
-
-Row = dict[str, Any]
 
 
 def shares(search: Search | None) -> list[float]:
@@ -38,38 +37,34 @@ def work(study: Study, cells: int) -> float:
 
 def search(
     study: Study, cells: Sequence[Cell], replay: Callable[[Sequence[Cell], float], pl.DataFrame]
-) -> tuple[list[Cell], list[Row]]:
+) -> tuple[list[Cell], pl.DataFrame]:
     """The cells that are worth the full length, in order; and what became of each plan in each round (`SEARCH`).
 
     `replay` gives the rows of cells in their order, and is told the share of the traces that they replay. A cell that
     fails is among those returned: the study reports it as it reports all that fail.
     """
     left = list(cells)
-    rounds: list[Row] = []
+    rounds = [pl.DataFrame(schema=SEARCH)]
     lengths = _Lengths()
     for number, share in enumerate(shares(study.search), 1):
         short = [lengths.shortened(cell, share) for cell in left]
         if all(cell.routing.steps is None for cell in short):
             break  # that short are these traces: the full length is next
         rows = replay(short, share)
-        outcomes: dict[tuple[Any, ...], str] = {}
-        for _, part in rows.group_by(*SETTING, maintain_order=True):
-            found = _outcomes(study, part)
-            rounds += [{"round": number, "share": share} | row for row in found]
-            outcomes |= {(*(row[name] for name in SETTING), row["plan_toml"]): row["outcome"] for row in found}
-        on = []
-        for cell, row in zip(left, rows.select(*SETTING, "plan_toml", "error").iter_rows(), strict=True):
-            if outcomes[row[:4]] in KEPT or row[4] is not None:
-                on.append(cell)
-        left = on
-    return left, rounds
+        found = pl.concat(_outcomes(study, part) for _, part in rows.group_by(*SETTING, maintain_order=True))
+        rounds.append(found.with_columns(round=pl.lit(number, pl.Int64), share=pl.lit(share)).select(list(SEARCH)))
+        plan = [*SETTING, "plan_toml"]
+        known = rows.join(found.select(*plan, "outcome"), on=plan, how="left", nulls_equal=True, maintain_order="left")
+        on = known.select(pl.col("outcome").is_in(list(KEPT)) | pl.col("error").is_not_null()).to_series()
+        left = [cell for cell, kept in zip(left, on, strict=True) if kept]
+    return left, pl.concat(rounds).rechunk()
 
 
 class _Lengths:
     """How many steps a share of a routing is; each routing is opened once."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Any] = {}
+        self._known: dict[tuple[Routing, float], Routing] = {}
 
     def shortened(self, cell: Cell, share: float) -> Cell:
         """The cell on a beginning of its routing, without bounds; on all of it where that is no shorter."""
@@ -83,78 +78,65 @@ class _Lengths:
         return Cell(key, begun, cell.plan, cell.machine, cell.shape, False)
 
 
-def _outcomes(study: Study, rows: pl.DataFrame) -> list[Row]:
-    """What becomes of each plan of one setting, in the order of the file."""
+def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
+    """What becomes of each plan of one setting, in the order of the file: `SEARCH` but for the round."""
     assert study.search is not None
-    everyone = contestants(study, rows)
-    known = {one.toml: one for one in everyone}
-    real = [one for one in everyone if not one.needs_future]
-    memory = memory_of(study, rows["hardware"][0])
-    fitting = [one for one in real if fits(one.device_bytes, study.max_device_bytes, memory)]
-    ranked = sorted(fitting or real, key=lambda one: (-one.score, one.device_bytes or 0))
+    contest = Contest.of(study, rows)
+    ranked = sorted(contest.fitting or contest.real, key=lambda one: one.rank)
     count = max(study.search.least, math.ceil(study.search.keep * len(ranked)))
     outcome = {one.toml: "kept" if place < count else "pruned" for place, one in enumerate(ranked)}
-    outcome |= {one.toml: "bound" for one in everyone if one.needs_future}
-    rival = next((one for one in ranked if _is_baseline(study, one)), None)
+    outcome |= {one.toml: "bound" for one in contest.everyone if one.needs_future}
+    baseline = study.baseline or study.plans[0].eviction.policy
+    rival = next((one for one in ranked if one.policy == baseline), None)
     if rival is not None and outcome[rival.toml] == "pruned":
         outcome[rival.toml] = "baseline"
+    values = {one.toml: one.value for one in contest.everyone}
     places = {one.toml: place for place, one in enumerate(ranked, 1)}
     failed = set(rows.filter(pl.col("error").is_not_null())["plan_toml"])
-    found = []
-    for part in rows.unique("plan_toml", keep="first", maintain_order=True).iter_rows(named=True):
-        toml = part["plan_toml"]
-        otherwise = "failed" if toml in failed or toml not in known else "too large"
-        found.append(
-            {name: part[name] for name in ("hardware", *SETTING, "plan", "plan_toml")}
-            | {
-                "value": known[toml].value if toml in known else None,
-                "place": places.get(toml),
-                "outcome": outcome.get(toml, otherwise),
-            }
-        )
-    return found
+    plans = rows.unique("plan_toml", keep="first", maintain_order=True)
+    tomls = plans["plan_toml"].to_list()
+    otherwise = {toml: "failed" if toml in failed or toml not in values else "too large" for toml in tomls}
+    return plans.select(
+        *("hardware", *SETTING, "plan", "plan_toml"),
+        value=pl.Series([values.get(toml) for toml in tomls], dtype=SEARCH["value"]),
+        place=pl.Series([places.get(toml) for toml in tomls], dtype=SEARCH["place"]),
+        outcome=pl.Series([outcome.get(toml, otherwise[toml]) for toml in tomls], dtype=SEARCH["outcome"]),
+    )
 
 
-def _is_baseline(study: Study, one: Contestant) -> bool:
-    name = study.baseline or study.plans[0].eviction.policy
-    return f"'policy': '{name}'" in one.about[0]
-
-
-def told(rounds: pl.DataFrame) -> list[Row]:
+def told(rounds: pl.DataFrame) -> list[Round]:
     """One setting's rounds, for people: how many plans there were, what became of them, and where the cut was."""
     found = []
     for part in rounds.partition_by("round", maintain_order=True):
         counts = dict(part["outcome"].value_counts().iter_rows())
         ranked = part.filter(pl.col("place").is_not_null()).sort("place")
-        last = ranked.filter(pl.col("outcome") == "kept").tail(1)
-        first = ranked.filter(pl.col("outcome").is_in(["pruned", "baseline"])).head(1)
         found.append(
-            {
-                "round": part["round"][0],
-                "share": part["share"][0],
-                "plans": len(part),
-                "kept": sum(counts.get(name, 0) for name in KEPT),
-                "pruned": counts.get("pruned", 0),
-                "too_large": counts.get("too large", 0),
-                "failed": counts.get("failed", 0),
-                "last_kept": _named(last),
-                "first_pruned": _named(first),
-            }
+            Round(
+                round=part["round"][0],
+                share=part["share"][0],
+                plans=len(part),
+                kept=sum(counts.get(name, 0) for name in KEPT),
+                pruned=counts.get("pruned", 0),
+                too_large=counts.get("too large", 0),
+                failed=counts.get("failed", 0),
+                last_kept=_end(ranked.filter(pl.col("outcome") == "kept").tail(1)),
+                first_pruned=_end(ranked.filter(pl.col("outcome").is_in(["pruned", "baseline"])).head(1)),
+            )
         )
     return found
 
 
-def _named(row: pl.DataFrame) -> Row | None:
-    return {"plan": row["plan"][0], "value": row["value"][0]} if len(row) else None
+def _end(row: pl.DataFrame) -> End | None:
+    return End(plan=row["plan"][0], value=row["value"][0]) if len(row) else None
 
 
-def words(rounds: Sequence[Row]) -> str:
+def words(rounds: Sequence[Round]) -> str:
     """What a search pruned in one setting, as a note beside its winner; nothing where it did nothing."""
-    pruned = sum(found["pruned"] for found in rounds)
-    if not rounds or not pruned:
+    pruned = sum(found.pruned for found in rounds)
+    if not pruned:
         return ""
-    lengths = " and ".join(f"{100 * found['share']:.3g} %" for found in rounds)
+    lengths = " and ".join(f"{100 * found.share:.3g} %" for found in rounds)
     return (
-        f"search: {pruned:,} of {rounds[0]['plans']:,} plans were pruned on the first {lengths} of the decode steps; "
+        f"search: {pruned:,} of {rounds[0].plans:,} plans were pruned on the first {lengths} of the decode steps; "
         "what they would have done at full length is not known"
     )

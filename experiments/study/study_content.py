@@ -1,31 +1,30 @@
 """A finished study as the content of a report."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
-from engine.plan.plan import Plan, plan_from_dict
-from experiments.report import (
+from experiments.report.content import (
     PolicyRow,
     RegretRow,
     ReportContent,
     SearchRound,
-    Setting,
     TokenTimeline,
     Validation,
     Verdict,
     Work,
 )
+from experiments.report.content import Setting as Drawn
 from experiments.statistics.comparison import rate_intervals
-from experiments.study import store as files
-from experiments.study.grid import eviction_name, prefetch_name
-from experiments.study.notes import where
-from experiments.study.store import read_study
+from experiments.study import study_folder as files
+from experiments.study.contestants import overall, plan_of
+from experiments.study.grid import Statistics, eviction_name, prefetch_name
+from experiments.study.study_folder import read_study
+from experiments.study.study_json import End, Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
 
 MOST_PLANS = 2000
@@ -38,38 +37,27 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
     Raises StudyError when there is no study, or it is unfinished.
     """
     tables, summary = read_study(folder)
-    rows, curves, regret = (tables[name] for name in (files.RESULTS, files.CURVES, files.REGRET))
+    rows = tables[files.RESULTS]
     sound = rows.filter(pl.col("error").is_null())
-    settings = []
-    for found in summary["settings"]:
-        chosen = sound.filter(
-            pl.col("hardware").eq_missing(pl.lit(found["hardware"]))
-            & pl.col("model_shape").eq_missing(pl.lit(found["model_shape"]))
-            & pl.col("batch").eq_missing(pl.lit(found["batch"], pl.Int64))
-        )
-        settings.append(_setting(found, chosen, regret, summary, tables[files.TIMELINE]))
-    traces = list(dict.fromkeys(rows["trace"]))
-    warnings = list(summary["warnings"])
-    warnings += [
-        f"{error['cells']} of {summary['cells']} cells could not be replayed: {error['error']} (first: "
-        f"{error['first_plan']})"
-        for error in summary["errors"]
+    warnings = summary.warnings + [
+        f"{error.cells} of {summary.cells} cells could not be replayed: {error.error} (first: {error.first_plan})"
+        for error in summary.errors
     ]
-    machines = summary["provenance"]["hardware"]
-    if assumed := [machine["name"] for machine in machines if not machine.get("calibrated", False)]:
+    machines = summary.provenance.hardware
+    if assumed := [machine.name for machine in machines if not machine.calibrated]:
         warnings.append(f"data sheets and stated assumptions, not measurements: {', '.join(assumed)}")
     plans, searched = len(set(rows["plan_toml"])), len(set(tables[files.SEARCH]["plan_toml"]))
     return ReportContent(
         title="Expert offloading: "
         + (f"{searched:,} plans searched, {plans:,} compared" if searched else f"{plans:,} plans compared"),
         subtitle=(
-            ("traces", ", ".join(Path(trace).name for trace in traces)),
-            ("machines", ", ".join(machine["name"] for machine in machines) or "none: hits and bytes only"),
-            ("objective", summary["objective"].replace("_", " ")),
-            ("cells", f"{summary['cells']:,}, {summary['failed']:,} failed"),
+            ("traces", ", ".join(Path(trace).name for trace in dict.fromkeys(rows["trace"]))),
+            ("machines", ", ".join(machine.name for machine in machines) or "none: hits and bytes only"),
+            ("objective", summary.objective.replace("_", " ")),
+            ("cells", f"{summary.cells:,}, {summary.failed:,} failed"),
         ),
-        settings=tuple(settings),
-        curve_sets=tuple(curve_sets(curves, sound)),
+        settings=tuple(_setting(found, sound, tables, summary.statistics) for found in summary.settings),
+        curve_sets=tuple(curve_sets(tables[files.CURVES], sound)),
         heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
         validation=validation,
         warnings=tuple(warnings),
@@ -78,86 +66,76 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
 
 
 def _setting(
-    found: dict[str, Any], rows: pl.DataFrame, regret: pl.DataFrame, summary: dict[str, Any], timelines: pl.DataFrame
-) -> Setting:
+    found: SettingSummary, sound: pl.DataFrame, tables: dict[str, pl.DataFrame], statistics: Statistics
+) -> Drawn:
+    rows = found.conditions.rows_of(sound)
     plans = rows.partition_by("plan_toml", maintain_order=True)
     traces = max((len(part) for part in plans), default=0)
     whole = [part for part in plans if len(part) == traces]
     if len(whole) > MOST_PLANS:
-        room = np.inf if found["room_bytes"] is None else found["room_bytes"]
+        room = np.inf if found.room_bytes is None else found.room_bytes
 
         def place(part: pl.DataFrame) -> tuple[bool, float]:
-            return max(part["device_bytes"].fill_null(0)) > room, -_rate(part, "tokens_per_second", 0.0)
+            large = part["device_bytes"].fill_null(0).to_numpy().max() > room
+            return bool(large), -(_rate(part, "tokens_per_second") or 0.0)
 
         whole = sorted(whole, key=place)[:MOST_PLANS]
-    intervals = _intervals(whole, summary["statistics"])
+    intervals = _intervals(whole, statistics)
     formats = rows["weights"].n_unique() > 1  # else each name would end alike
-    title = where(found)
-    return Setting(
-        title=title if found["hardware"] else title[:1].upper() + title[1:],
-        statement=found["statement"][:1].upper() + found["statement"][1:] + ".",
+    title = str(found.conditions)
+    return Drawn(
+        title=title if found.hardware else title[:1].upper() + title[1:],
+        statement=found.statement[:1].upper() + found.statement[1:] + ".",
         verdicts=tuple(
-            Verdict(text=compared["verdict"], shown=compared["outcome"] in ("better", "worse"))
-            for compared in found["comparisons"]
+            Verdict(text=compared.verdict, shown=compared.outcome in ("better", "worse"))
+            for compared in found.comparisons
         ),
-        notes=tuple(found["notes"]),
-        room=found["room_bytes"],
+        notes=tuple(found.notes),
+        room=found.room_bytes,
         rows=tuple(
             _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
         ),
-        regrets=tuple(_regrets(rows, regret)),
-        search=tuple(_round(one) for one in found["search"]),
-        timeline=_timeline(found, timelines),
+        regrets=tuple(_regrets(rows, tables[files.REGRET])),
+        search=tuple(_round(one) for one in found.search),
+        timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
     )
 
 
-def _round(found: dict[str, Any]) -> SearchRound:
-    ends = {
-        name: "" if found[name] is None else f"{found[name]['plan']} ({found[name]['value']:.4g})"
-        for name in ("last_kept", "first_pruned")
-    }
-    return SearchRound(**{name: value for name, value in found.items() if name != "round"} | ends)
+def _round(found: Round) -> SearchRound:
+    def named(end: End | None) -> str:
+        return "" if end is None else f"{end.plan} ({end.value:.4g})"
 
-
-def _timeline(found: dict[str, Any], timelines: pl.DataFrame) -> TokenTimeline | None:
-    own = timelines.filter(
-        pl.all_horizontal(pl.col(name).eq_missing(pl.lit(found[name])) for name in ("hardware", "model_shape", "batch"))
+    return SearchRound(
+        share=found.share,
+        plans=found.plans,
+        kept=found.kept,
+        pruned=found.pruned,
+        too_large=found.too_large,
+        failed=found.failed,
+        last_kept=named(found.last_kept),
+        first_pruned=named(found.first_pruned),
     )
+
+
+def _timeline(own: pl.DataFrame) -> TokenTimeline | None:
     if len(own) == 0:
         return None
     first = own.row(0, named=True)
     part = "" if first["layers"] == first["of_layers"] else f", its first {first['layers']} of {first['of_layers']}"
     part += " MoE layers" if part else ""
     title = f"Decode step {first['step']} of {Path(first['trace']).name} under {first['plan']}{part}"
-    return TokenTimeline(
-        title=title,
-        bars=tuple(
-            Work(
-                lane=row["lane"],
-                kind=row["kind"],
-                label=row["label"],
-                layer=row["layer"],
-                begin=row["begin_ms"],
-                end=row["end_ms"],
-            )
-            for row in own.iter_rows(named=True)
-        ),
-    )
+    bars = own.select("lane", "kind", "label", "layer", begin="begin_ms", end="end_ms")
+    return TokenTimeline(title=title, bars=tuple(Work(**row) for row in bars.iter_rows(named=True)))
 
 
-def _again(found: dict[str, Any], rows: pl.DataFrame) -> dict[str, str]:
+def _again(found: SettingSummary, rows: pl.DataFrame) -> dict[str, str]:
     """How to make the figures of one setting again."""
-    if found["winner"] is None or len(rows) == 0:
+    if found.winner is None or len(rows) == 0:
         return {}
-    own = rows.filter(pl.col("plan_toml") == found["plan_toml"])
+    own = rows.filter(pl.col("plan_toml") == found.plan_toml)
     trace = own["trace"][0] if len(own) else rows["trace"][0]
-    options = "".join(
-        f" --{option} {quote(str(found[name]))}"
-        for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch"))
-        if found[name] is not None
-    )
-    replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{options}"
+    replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{found.conditions.options}"
     where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
     one = f"{where}\n{replayed}"
     return {
@@ -169,24 +147,21 @@ def _again(found: dict[str, Any], rows: pl.DataFrame) -> dict[str, str]:
     }
 
 
-def _rate(part: pl.DataFrame, column: str, otherwise: Any = None) -> Any:
-    """Tokens per second over several traces."""
-    if part[column].null_count():
-        return otherwise
-    tokens = part["decode_tokens"].to_numpy()
-    return float(tokens.sum() / (tokens / part[column].to_numpy()).sum())
+def _rate(part: pl.DataFrame, column: str) -> float | None:
+    """Tokens per second over several traces; None where one of them has none."""
+    return None if part[column].null_count() else overall(part, column)
 
 
-def _intervals(plans: Sequence[pl.DataFrame], statistics: dict[str, Any]) -> np.ndarray | None:
+def _intervals(plans: Sequence[pl.DataFrame], statistics: Statistics) -> np.ndarray | None:
     if not plans or any(part["request_ns"].null_count() for part in plans):
         return None
     tokens = np.concatenate([row.to_numpy() for row in plans[0]["request_tokens"]])
     times = np.stack([np.concatenate([row.to_numpy() for row in part["request_ns"]]) for part in plans])
-    return rate_intervals(tokens, times.astype(np.float64), **statistics)
+    return rate_intervals(tokens, times.astype(np.float64), **msgspec.structs.asdict(statistics))
 
 
 def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:
-    plan = _plan(part)
+    plan = plan_of(part["plan_toml"][0])
     total = {
         name: None if part[name].null_count() else int(part[name].sum())
         for name in ("hits", "lookups", "decode_hits", "decode_lookups", "hits_prefetch", "decode_tokens", *FATES)
@@ -218,10 +193,6 @@ def _ratio(part: int | None, whole: int | None) -> float:
     return part / whole if part and whole else 0.0
 
 
-def _plan(part: pl.DataFrame) -> Plan:
-    return plan_from_dict(tomllib.loads(part["plan_toml"][0]))
-
-
 def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
     """The best plans' regret, of each trace."""
     found = []
@@ -233,19 +204,17 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
             for name in regret.columns
             if name.endswith("_ns") and name != "total_ns"
         ]
-        policy = eviction_name(plan_from_dict(tomllib.loads(row["plan_toml"])))
+        policy = eviction_name(plan_of(row["plan_toml"]))
         found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
     return found
 
 
-def _commands(folder: Path, summary: dict[str, Any]) -> tuple[str, ...]:
+def _commands(folder: Path, summary: Summary) -> tuple[str, ...]:
     place = quote(str(folder))
     commands = [f"tracekit study {files.COPY} --output {place}", f"tracekit report {place} --output R.html"]
-    winner = next((setting for setting in summary["settings"] if setting["winner"] is not None), None)
+    winner = next((found for found in summary.settings if found.winner is not None), None)
     if winner is not None:
-        trace = next(iter(summary["provenance"]["traces"]))
-        command = f"tracekit replay {quote(trace)} --plan {quote(str(folder / files.WINNER))}"
-        for option, name in (("hardware", "hardware"), ("model-shape", "model_shape"), ("batch", "batch")):
-            command += f" --{option} {quote(str(winner[name]))}" if winner[name] is not None else ""
-        commands.append(command)
+        trace = next(iter(summary.provenance.traces))
+        plan = quote(str(folder / files.WINNER))
+        commands.append(f"tracekit replay {quote(trace)} --plan {plan}{winner.conditions.options}")
     return tuple(commands)

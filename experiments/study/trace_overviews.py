@@ -1,6 +1,5 @@
 """What a report shows of a study's traces, whatever the machine: curves over the cache's size, and use of experts."""
 
-import tomllib
 from pathlib import Path
 from shlex import quote
 
@@ -8,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from engine.plan.capacity import Capacity
-from engine.plan.plan import plan_from_dict
-from experiments.report import CurvePoint, CurveSet, HeatMap
-from experiments.study import store as files
+from experiments.report.content import CurvePoint, CurveSet, HeatMap
+from experiments.study import study_folder as files
+from experiments.study.contestants import plan_of
 from experiments.study.grid import eviction_name
 from policies.registry import eviction_policy
 
@@ -56,7 +55,7 @@ def curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
             & (pl.col("prefetch") == "none")
         )
         for (toml,), cell in own.group_by("plan_toml", maintain_order=True):
-            plan = plan_from_dict(tomllib.loads(str(toml)))
+            plan = plan_of(str(toml))
             share = _share(plan.capacity, scope, slots)
             name = eviction_name(plan)
             if share is not None and name not in ("lru", "belady"):

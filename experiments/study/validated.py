@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from experiments import report
-from experiments.study.store import VALIDATION
+from experiments.study.study_folder import VALIDATION
 from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
 from tracekit.errors import StudyError

@@ -4,12 +4,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from experiments.study.shared import SharedRoutings
 
+Say = Callable[[float], object]
+"""Told how many cells have just been finished."""
+OnPiece = Callable[[], object]
+"""What is called after each piece of work."""
 Item = TypeVar("Item")
-Work = Callable[[SharedRoutings, Any, Callable[[], object] | None], Any]
+Made = TypeVar("Made")
+Work = Callable[[SharedRoutings, Item, OnPiece | None], Made]
 """Called with what is shared, an item, and what to call after each piece of work."""
 
 
@@ -21,7 +26,7 @@ def cores() -> int:
 class Workers(Protocol):
     """Does `work` on each item, in any order."""
 
-    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]: ...
+    def run(self, work: Work[Item, Made], items: Sequence[Item]) -> Iterator[tuple[Item, Made]]: ...
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -35,7 +40,7 @@ class Threads:
         self._count = count or cores()
         self.shared = SharedRoutings()
 
-    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+    def run(self, work: Work[Item, Made], items: Sequence[Item]) -> Iterator[tuple[Item, Made]]:
         """Each item with what `work` made of it, as they finish. Stops soon after an error or an interruption."""
         stop = threading.Event()
 
@@ -45,7 +50,7 @@ class Threads:
 
         with ThreadPoolExecutor(self._count) as pool:
             waiting = iter(items)
-            running: dict[Future[Any], Item] = {}
+            running: dict[Future[Made], Item] = {}
             try:
                 while True:
                     # Few at a time: a study may have a million cells.

@@ -4,15 +4,18 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from policies.cache_state import PINNED, RESIDENT
+from policies.cache_state import PINNED, RESIDENT, CacheState
 from policies.eviction.base import EvictionPolicy
 from policies.eviction.ordered import Ordered
 from policies.fields import Policy
 from policies.registry import hooks
+
+T = TypeVar("T")
+Hook = Callable[..., object]
 
 
 class Violation(BaseException):
@@ -28,7 +31,7 @@ def keeps_order(policy: type[Policy]) -> bool:
     return issubclass(policy, Ordered) and policy.victim is Ordered.victim
 
 
-def read_only(value: Any) -> Any:
+def read_only(value: T) -> T:
     """A view of an array that cannot be written to; anything else as it is."""
     if not isinstance(value, np.ndarray):
         return value
@@ -37,22 +40,22 @@ def read_only(value: Any) -> Any:
     return view
 
 
-def watch(policy: Any, base: type[Policy], cache: Any) -> None:
+def watch(policy: Policy, base: type[Policy], cache: CacheState) -> None:
     """Replace the hooks of an interpreted policy by watched ones. `cache` is the state that it decides for."""
-    shown = type(cache)(*map(read_only, cache))
+    shown = CacheState._make(map(read_only, cache))
     own = vars(policy)
     for shared in ("size", "last_use"):
         own[shared] = read_only(own[shared])
-    expected: dict[str, Any] = {}
+    expected: dict[str, object] = {}
     for name in hooks(base):
         own[name] = _watched(policy, name, cache, shown, expected)
     expected.update(own)
 
 
-def _watched(policy: Any, name: str, cache: Any, shown: Any, expected: dict[str, Any]) -> Callable[..., Any]:
-    hook = getattr(policy, name)
+def _watched(policy: Policy, name: str, cache: CacheState, shown: CacheState, expected: dict[str, object]) -> Hook:
+    hook: Hook = getattr(policy, name)
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: object) -> object:
         given = list(arguments)
         if name == "victim":
             given[0] = shown
@@ -64,15 +67,14 @@ def _watched(policy: Any, name: str, cache: Any, shown: Any, expected: dict[str,
         except Exception as error:
             raise explain(error, name, policy) from None
         _check_fields(policy, name, expected)
-        check = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}.get(name)
-        if check is not None:
-            check(result, cache, policy, arguments)
+        if name in CHECKS:
+            CHECKS[name](result, policy, *arguments)
         return result
 
     return call
 
 
-def explain(error: Exception, name: str, policy: Any) -> Violation:
+def explain(error: Exception, name: str, policy: Policy) -> Violation:
     """The rule that an exception breaks, and where."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
@@ -88,7 +90,7 @@ def explain(error: Exception, name: str, policy: Any) -> Violation:
     return Violation("runs", f"{where}: {type(error).__name__}: {error}")
 
 
-def _check_fields(policy: Any, name: str, expected: dict[str, Any]) -> None:
+def _check_fields(policy: Policy, name: str, expected: dict[str, object]) -> None:
     for field, value in vars(policy).items():
         if field in expected and expected[field] is value:
             continue
@@ -102,8 +104,9 @@ def _check_fields(policy: Any, name: str, expected: dict[str, Any]) -> None:
         raise Violation("state", f"{name}() assigns to self.{field} as a whole: {mend}")
 
 
-def _check_victim(victim: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
-    _, group, incoming, now, signal = arguments
+def _check_victim(
+    victim: object, policy: EvictionPolicy, cache: CacheState, group: int, incoming: int, now: int, signal: float
+) -> None:
     if keeps_order(type(policy)):
         meant = EvictionPolicy.victim(policy, cache, group, incoming, now, signal)
         if meant != victim:
@@ -127,19 +130,22 @@ def _check_victim(victim: Any, cache: Any, policy: Any, arguments: tuple[Any, ..
         raise Violation("demand", f"{said}, which the same visit demands: {mend}")
 
 
-def _check_rank(rank: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
+def _check_rank(rank: object, policy: Policy, expert: int, group: int, now: int) -> None:
     if not isinstance(rank, int | float | np.integer | np.floating | np.bool_) or math.isnan(rank):
-        raise Violation("runs", f"rank() of expert {arguments[0]} returned {rank!r}, which cannot be compared")
+        raise Violation("runs", f"rank() of expert {expert} returned {rank!r}, which cannot be compared")
 
 
-def _check_suggestions(count: Any, cache: Any, policy: Any, arguments: tuple[Any, ...]) -> None:
-    target, _, out = arguments
+def _check_suggestions(count: object, policy: Policy, target: int, hint: np.ndarray, out: np.ndarray) -> None:
     if not isinstance(count, int | np.integer) or isinstance(count, bool):
         raise Violation("suggestions", f"suggest() returned {count!r}, not how many it suggests")
     if not 0 <= count <= len(out):
         raise Violation("suggestions", f"suggest() returned {count}, but there is room for {len(out)} suggestions")
-    first = target * cache.experts
+    first = target * policy.experts
     for expert in out[:count]:
-        if not first <= expert < first + cache.experts:
-            mend = f"its keys are {first} to {first + cache.experts - 1}"
+        if not first <= expert < first + policy.experts:
+            mend = f"its keys are {first} to {first + policy.experts - 1}"
             raise Violation("suggestions", f"suggest() named {expert}, no expert of target layer {target}: {mend}")
+
+
+CHECKS: dict[str, Hook] = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}
+"""What is asked of what a hook returns: called with that, the policy, and what the hook was called with."""

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from policies.cache_state import RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
-from policies.events import Events
+from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
@@ -23,7 +22,6 @@ from tracekit.errors import PolicyError, did_you_mean
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
-NAMES = ("hit", "hit", "hit", "load", "bypass", "prefetch", "evict", "drop")
 
 
 @dataclass
@@ -144,7 +142,7 @@ class Trial:
             return ""
         self.trying(f"compiled code and {scenario}", not self.is_compiled)
         cache, batch = self._cache(scenario, compiled=True)
-        decided = _tuples(cache.run(batch))
+        decided = cache.run(batch).rows()
         self.is_compiled = True
         return _difference(given, decided, scenario, "interpreted", "compiled")
 
@@ -167,12 +165,13 @@ class Trial:
         self.trying(str(scenario))
         cache, batch = self._cache(scenario, compiled=False)
         policy = cache._eviction if self.kind == "eviction" else cache._prefetcher
-        watch(policy, BASES[self.kind], cache.state)
+        if policy is not None:
+            watch(policy, BASES[self.kind], cache.state)
         decided: Decided = []
         for visit in range(len(batch.layer)):
             try:
                 with np.errstate(all="ignore"):
-                    decided += _tuples(cache.run(_one(batch, visit)))
+                    decided += cache.run(_one(batch, visit)).rows()
             except Exception as error:
                 raise Violation("runs", f"visit {visit} cannot be decided: {type(error).__name__}: {error}") from error
             _check_capacity(cache, scenario, visit)
@@ -210,11 +209,7 @@ def _one(batch: Batch, visit: int) -> Batch:
     )
 
 
-def _tuples(events: Events) -> Decided:
-    return events.rows()
-
-
-def _check_capacity(cache: Any, scenario: Scenario, visit: int) -> None:
+def _check_capacity(cache: ExpertCache, scenario: Scenario, visit: int) -> None:
     state = cache.state
     resident = np.flatnonzero(state.place & RESIDENT)
     for group, capacity in enumerate(scenario.capacity):
@@ -241,4 +236,5 @@ def _words(decided: Decided, at: int, scenario: Scenario) -> str:
     if at >= len(decided):
         return "nothing more"
     visit, kind, key, _ = decided[at]
-    return f"visit {visit} {NAMES[kind]} expert {key % scenario.experts} of layer {key // scenario.experts}"
+    name = KIND_NAMES[kind].partition("-")[0]  # a hit is a hit
+    return f"visit {visit} {name} expert {key % scenario.experts} of layer {key // scenario.experts}"

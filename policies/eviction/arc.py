@@ -1,11 +1,10 @@
 """ARC: balances recency against frequency by what its ghosts say it should have kept."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newest, oldest, oldest_idle, push, remove
+from policies.eviction.lists import head, last_idle, push, remove, tail
 from policies.fields import per_expert, per_group
 
 NOWHERE, ONCE, OFTEN, GHOST_ONCE, GHOST_OFTEN = 0, 1, 2, 3, 4
@@ -34,7 +33,7 @@ class Arc(EvictionPolicy):
 
     def on_reference(self, expert: int, group: int, now: int, signal: float) -> None:
         at = 5 * group + self.where[expert]
-        if newest(self.ends, at) != expert:
+        if head(self.ends, at) != expert:
             remove(self.links, self.ends, at, expert)
             push(self.links, self.ends, at, expert)
 
@@ -54,10 +53,10 @@ class Arc(EvictionPolicy):
         else:
             move(self, expert, group, GHOST_ONCE if self.where[expert] == ONCE else GHOST_OFTEN)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         at = 5 * group
-        idle_once = oldest_idle(self.links, self.ends, at + ONCE, cache.seen, now)
-        idle_often = oldest_idle(self.links, self.ends, at + OFTEN, cache.seen, now)
+        idle_once = last_idle(self.links, self.ends, at + ONCE, cache.seen, now)
+        idle_often = last_idle(self.links, self.ends, at + OFTEN, cache.seen, now)
         if idle_once < 0 and idle_often < 0:
             return -1
         capacity = max(1, cache.capacity[group] // self.size[incoming])
@@ -85,25 +84,25 @@ class Arc(EvictionPolicy):
         return idle_once if take_once else idle_often
 
 
-def trim_ghosts(state: Any, group: int, capacity: int) -> None:
+def trim_ghosts(state: "Arc", group: int, capacity: int) -> None:
     """Forget the oldest ghosts, so that a list and its ghost, or else all four together, keep to their limits."""
     at = 5 * group
     if state.count[at + ONCE] + state.count[at + GHOST_ONCE] < capacity:
         while state.count[at + GHOST_OFTEN] > 0 and total(state, at) >= 2 * capacity:
-            move(state, oldest(state.ends, at + GHOST_OFTEN), group, NOWHERE)
+            move(state, tail(state.ends, at + GHOST_OFTEN), group, NOWHERE)
         return
     while state.count[at + GHOST_ONCE] > 0 and state.count[at + ONCE] + state.count[at + GHOST_ONCE] >= capacity:
-        move(state, oldest(state.ends, at + GHOST_ONCE), group, NOWHERE)
+        move(state, tail(state.ends, at + GHOST_ONCE), group, NOWHERE)
 
 
-def total(state: Any, at: int) -> int:
+def total(state: "Arc", at: int) -> int:
     """Experts in all four lists."""
-    return (  # type: ignore[no-any-return]
+    return (
         state.count[at + ONCE] + state.count[at + OFTEN] + state.count[at + GHOST_ONCE] + state.count[at + GHOST_OFTEN]
     )
 
 
-def move(state: Any, expert: int, group: int, to: int) -> None:
+def move(state: "Arc", expert: int, group: int, to: int) -> None:
     """Take an expert out of the list it is in, and put it at the newest end of another."""
     here = state.where[expert]
     if here != NOWHERE:

@@ -1,7 +1,8 @@
 """The contract of an eviction policy."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from policies.cache_state import CacheState
 from policies.fields import Policy
 
 
@@ -46,7 +47,7 @@ class EvictionPolicy(Policy):
         """How much a resident expert is worth keeping; the least goes first, ties by least recent reference."""
         return 0.0
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         """The resident expert to evict for `incoming`, or -1 if `incoming` should bypass the cache.
 
         The default asks `rank` of every resident of the group that this visit does not demand: O(residents).

@@ -30,4 +30,4 @@ class Belady(Ordered):
         settle(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return -self.next_use[expert]  # type: ignore[no-any-return]
+        return -self.next_use[expert]

@@ -1,9 +1,8 @@
 """Belady with bypassing: the bound on hits for every policy, whether it keeps what it loads or not."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.ordered import Ordered, enter, settle
 from policies.fields import per_expert
 
@@ -36,9 +35,9 @@ class BeladyBypass(Ordered):
         """Nothing: what is demanded is in its place, and which of equals goes costs no hit."""
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return -self.next_use[expert]  # type: ignore[no-any-return]
+        return -self.next_use[expert]
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         if self.held[group] == 0:
             return -1
         farthest = self.heap[group * self.experts]  # demanded by this visit or not

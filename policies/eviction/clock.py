@@ -1,15 +1,14 @@
 """CLOCK: first in, first out with a second chance."""
 
-from typing import Any
-
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
-from policies.fields import per_expert, per_group
+from policies.cache_state import CacheState
+from policies.eviction.fifo import Fifo
+from policies.eviction.lists import prev, push, remove, tail
+from policies.fields import per_expert
 
 
-class Clock(EvictionPolicy):
+class Clock(Fifo):
     """Passes over experts that were hit since the hand last came by, clearing their mark.
 
     What the visit demands is skipped: it keeps its mark, and the hand comes back to it.
@@ -19,8 +18,6 @@ class Clock(EvictionPolicy):
     summary = "first in, first out with a second chance for what was hit"
     source = "Corbato 1968, A Paging Experiment with the Multics System (MIT Project MAC)"
 
-    links = per_expert(np.int32, -1, width=2)
-    ends = per_group(np.int32, -1, width=2)
     marked = per_expert(np.uint8)
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
@@ -30,16 +27,13 @@ class Clock(EvictionPolicy):
         self.marked[expert] = 0
         push(self.links, self.ends, group, expert)
 
-    def on_evict(self, expert: int, group: int, now: int) -> None:
-        remove(self.links, self.ends, group, expert)
-
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         # The hand stands at the oldest end; passing over an expert moves it to the newest. After one round every mark
         # is gone, so the second finds a victim.
         for _ in range(2):
-            expert = oldest(self.ends, group)
+            expert = tail(self.ends, group)
             for _ in range(cache.resident_count[group]):
-                following = newer(self.links, expert)
+                following = prev(self.links, expert)
                 if cache.seen[expert] != now:
                     if self.marked[expert] == 0:
                         return expert

@@ -1,11 +1,10 @@
 """First in, first out."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import oldest_idle, push, remove
+from policies.eviction.lists import last_idle, push, remove
 from policies.fields import per_expert, per_group
 
 
@@ -25,5 +24,5 @@ class Fifo(EvictionPolicy):
     def on_evict(self, expert: int, group: int, now: int) -> None:
         remove(self.links, self.ends, group, expert)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        return oldest_idle(self.links, self.ends, group, cache.seen, now)
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
+        return last_idle(self.links, self.ends, group, cache.seen, now)

@@ -34,7 +34,7 @@ class LayerAware(EvictionPolicy):
         current = (now - 1) % self.layers
         until_layer = (expert // self.experts - current - 1) % self.layers + 1
         chosen = (1.0 - self.decay) * decayed(self, expert, now)
-        return -(until_layer + self.layers * (1.0 / max(chosen, 1e-9) - 1.0))  # type: ignore[no-any-return]
+        return -(until_layer + self.layers * (1.0 / max(chosen, 1e-9) - 1.0))
 
 
 def count(state: "LayerAware", expert: int, now: int) -> None:
@@ -45,4 +45,4 @@ def count(state: "LayerAware", expert: int, now: int) -> None:
 
 def decayed(state: "LayerAware", expert: int, now: int) -> float:
     """The expert's lookups, each decayed by the visits of its layer since."""
-    return state.weight[expert] * state.decay ** ((now - state.at[expert]) // state.layers)  # type: ignore[no-any-return]
+    return state.weight[expert] * state.decay ** ((now - state.at[expert]) // state.layers)

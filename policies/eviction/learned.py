@@ -1,9 +1,8 @@
 """Farthest predicted next use: Belady's rule on a fitted predictor's word."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
 from policies.fields import parameter, per_expert
 
@@ -37,7 +36,7 @@ class Learned(EvictionPolicy):
         self.steps[expert] = signal
         self.at[expert] = now
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         best = -1
         best_rank = self.rank(incoming, group, now) if self.bypass else np.inf
         first = cache.first[group]
@@ -54,4 +53,4 @@ class Learned(EvictionPolicy):
         current = (now - 1) % self.layers
         until_layer = (expert // self.experts - current - 1) % self.layers + 1
         idle = (now - self.at[expert]) // self.layers
-        return -(until_layer + self.layers * (self.steps[expert] - 1.0 + self.aging * idle))  # type: ignore[no-any-return]
+        return -(until_layer + self.layers * (self.steps[expert] - 1.0 + self.aging * idle))

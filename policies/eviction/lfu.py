@@ -24,4 +24,4 @@ class Lfu(Ordered):
         settle(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return self.count[expert]  # type: ignore[no-any-return]
+        return self.count[expert]

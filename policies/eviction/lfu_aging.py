@@ -32,4 +32,4 @@ class LfuAging(Ordered):
         leave(self, expert, group, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return self.value[expert]  # type: ignore[no-any-return]
+        return self.value[expert]

@@ -23,4 +23,4 @@ class LfuPerfect(Ordered):
         self.count[expert] += 1
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return self.count[expert]  # type: ignore[no-any-return]
+        return self.count[expert]

@@ -1,7 +1,5 @@
 """LRU-K: recency of the K-th last reference instead of the last."""
 
-from typing import Any
-
 import numpy as np
 
 from policies.eviction.ordered import Ordered, settle
@@ -33,10 +31,10 @@ class LruK(Ordered):
         remember(self, expert, now)
 
     def rank(self, expert: int, group: int, now: int) -> float:
-        return self.history[expert * MOST + self.k - 1]  # type: ignore[no-any-return]
+        return self.history[expert * MOST + self.k - 1]
 
 
-def remember(state: Any, expert: int, now: int) -> None:
+def remember(state: "LruK", expert: int, now: int) -> None:
     """Put a visit at the head of the expert's last ones."""
     first = expert * MOST
     for i in range(MOST - 1, 0, -1):

@@ -1,10 +1,8 @@
 """Eviction by rank in a heap, for policies whose ranks do not change with time."""
 
-from typing import Any
-
 import numpy as np
 
-from policies.cache_state import as_key
+from policies.cache_state import CacheState, as_key
 from policies.eviction.base import EvictionPolicy
 from policies.fields import per_expert, per_group
 
@@ -30,18 +28,18 @@ class Ordered(EvictionPolicy):
     def on_evict(self, expert: int, group: int, now: int) -> None:
         leave(self, expert, group, now)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         return first_idle(self, cache.seen, group, now)
 
 
-def enter(state: Any, expert: int, group: int, now: int) -> None:
+def enter(state: "Ordered", expert: int, group: int, now: int) -> None:
     """The expert is resident now."""
     state.at[expert] = state.held[group]
     state.held[group] += 1
     settle(state, expert, group, now)
 
 
-def leave(state: Any, expert: int, group: int, now: int) -> None:
+def leave(state: "Ordered", expert: int, group: int, now: int) -> None:
     """The expert is not resident any more."""
     state.held[group] -= 1
     moved = as_key(state.heap[group * state.experts + state.held[group]])
@@ -50,7 +48,7 @@ def leave(state: Any, expert: int, group: int, now: int) -> None:
         settle(state, moved, group, now)
 
 
-def settle(state: Any, expert: int, group: int, now: int) -> None:
+def settle(state: "Ordered", expert: int, group: int, now: int) -> None:
     """The resident's rank, or its last use, has changed: move it to where it belongs."""
     first, held = group * state.experts, state.held[group]
     place = state.at[expert]
@@ -78,7 +76,7 @@ def settle(state: Any, expert: int, group: int, now: int) -> None:
     state.at[expert] = place
 
 
-def first_idle(state: Any, seen: np.ndarray, group: int, now: int) -> int:
+def first_idle(state: "Ordered", seen: np.ndarray, group: int, now: int) -> int:
     """The group's first resident that the current visit does not demand, or -1.
 
     Below one that is not demanded nothing goes before it, so only what the visit demands is passed through.
@@ -102,7 +100,7 @@ def first_idle(state: Any, seen: np.ndarray, group: int, now: int) -> int:
         place += 1
 
 
-def goes_before(state: Any, expert: int, other: int, group: int, now: int) -> bool:
+def goes_before(state: "Ordered", expert: int, other: int, group: int, now: int) -> bool:
     """Whether the expert is to be evicted before the other."""
     mine, its = state.rank(expert, group, now), state.rank(other, group, now)
-    return mine < its or (mine == its and state.last_use[expert] < state.last_use[other])  # type: ignore[no-any-return]
+    return mine < its or (mine == its and state.last_use[expert] < state.last_use[other])

@@ -1,9 +1,8 @@
 """Random replacement, reproducible by its seed."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
 from policies.fields import parameter, scalar
 
@@ -22,12 +21,12 @@ class Random(EvictionPolicy):
 
     state = scalar(np.uint64)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         first = cache.first[group]
         for _ in range(DRAWS):
-            expert = cache.resident[first + draw(self) % cache.resident_count[group]]
+            expert: int = cache.resident[first + draw(self) % cache.resident_count[group]]
             if cache.seen[expert] != now:
-                return expert  # type: ignore[no-any-return]
+                return expert
         # Nearly all of them are demanded: draw among those that are not.
         evictable = 0
         for position in range(first, first + cache.resident_count[group]):
@@ -40,14 +39,14 @@ class Random(EvictionPolicy):
             expert = cache.resident[position]
             if cache.seen[expert] != now:
                 if chosen == 0:
-                    return expert  # type: ignore[no-any-return]
+                    return expert
                 chosen -= 1
         return -1
 
 
-def draw(state: Any) -> int:
+def draw(state: "Random") -> int:
     """The next number of the generator, 0 or more and below 2^31."""
-    x = state.state[0]
+    x = np.uint64(state.state[0])
     if x == np.uint64(0):
         # Never 0, whatever the seed: the lowest bits are the constant's. Neighbouring seeds part within some rounds.
         x = np.uint64(88172645463325252) ^ (np.uint64(state.seed & 0x7FFFFFFFFFFFFFFF) << np.uint64(20))

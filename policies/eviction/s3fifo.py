@@ -1,11 +1,10 @@
 """S3-FIFO: three first-in-first-out queues that let go quickly of what is used once."""
 
-from typing import Any
-
 import numpy as np
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, oldest_idle, push, remove
+from policies.eviction.lists import last_idle, prev, push, remove, tail
 from policies.fields import parameter, per_expert, per_group
 
 # Where an expert is. Group g's queues are the lists QUEUES * g + SMALL, MAIN and GHOST.
@@ -59,11 +58,11 @@ class S3Fifo(EvictionPolicy):
             return
         enter(self, expert, group, GHOST)
         while self.ghost_used[group] > self.ghost_limit[group]:
-            leave(self, oldest(self.ends, QUEUES * group + GHOST), group)
+            leave(self, tail(self.ends, QUEUES * group + GHOST), group)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
-        in_small = oldest_idle(self.links, self.ends, QUEUES * group + SMALL, cache.seen, now)
-        if in_small < 0 and oldest_idle(self.links, self.ends, QUEUES * group + MAIN, cache.seen, now) < 0:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
+        in_small = last_idle(self.links, self.ends, QUEUES * group + SMALL, cache.seen, now)
+        if in_small < 0 and last_idle(self.links, self.ends, QUEUES * group + MAIN, cache.seen, now) < 0:
             return -1
         self.ghost_limit[group] = int(self.ghost_share * cache.capacity[group])
         if self.queue[incoming] == GHOST:
@@ -77,11 +76,11 @@ class S3Fifo(EvictionPolicy):
         return expert if expert >= 0 else from_small_queue(self, cache, group, now)
 
 
-def from_small_queue(state: Any, cache: Any, group: int, now: int) -> int:
+def from_small_queue(state: "S3Fifo", cache: CacheState, group: int, now: int) -> int:
     """The oldest idle expert of the small queue that was hit too little; those before it are promoted. Or -1."""
-    expert = oldest(state.ends, QUEUES * group + SMALL)
+    expert = tail(state.ends, QUEUES * group + SMALL)
     while expert >= 0:
-        following = newer(state.links, expert)
+        following = prev(state.links, expert)
         if cache.seen[expert] != now:
             if state.hits[expert] < state.move_at:
                 return expert
@@ -92,10 +91,10 @@ def from_small_queue(state: Any, cache: Any, group: int, now: int) -> int:
     return -1
 
 
-def from_main_queue(state: Any, cache: Any, group: int, now: int) -> int:
+def from_main_queue(state: "S3Fifo", cache: CacheState, group: int, now: int) -> int:
     """The oldest idle expert of the main queue without hits; those before it spend one and start anew. Or -1."""
     while True:
-        expert = oldest_idle(state.links, state.ends, QUEUES * group + MAIN, cache.seen, now)
+        expert = last_idle(state.links, state.ends, QUEUES * group + MAIN, cache.seen, now)
         if expert < 0 or state.hits[expert] == 0:
             return expert
         state.hits[expert] -= 1
@@ -103,7 +102,7 @@ def from_main_queue(state: Any, cache: Any, group: int, now: int) -> int:
         enter(state, expert, group, MAIN)
 
 
-def enter(state: Any, expert: int, group: int, queue: int) -> None:
+def enter(state: "S3Fifo", expert: int, group: int, queue: int) -> None:
     """Put an expert at the new end of a queue."""
     state.queue[expert] = queue
     if queue == SMALL:
@@ -113,7 +112,7 @@ def enter(state: Any, expert: int, group: int, queue: int) -> None:
     push(state.links, state.ends, QUEUES * group + queue, expert)
 
 
-def leave(state: Any, expert: int, group: int) -> None:
+def leave(state: "S3Fifo", expert: int, group: int) -> None:
     """Take an expert out of its queue."""
     queue = state.queue[expert]
     if queue == SMALL:

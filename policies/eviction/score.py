@@ -33,4 +33,4 @@ class Score(EvictionPolicy):
 
     def rank(self, expert: int, group: int, now: int) -> float:
         visits = (now - self.at[expert]) // self.layers
-        return self.score[expert] * self.decay**visits  # type: ignore[no-any-return]
+        return self.score[expert] * self.decay**visits

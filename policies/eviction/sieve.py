@@ -1,15 +1,14 @@
 """SIEVE: a hand that sieves out, from old to new, what was not hit since it last passed."""
 
-from typing import Any
-
 import numpy as np
 
-from policies.eviction.base import EvictionPolicy
-from policies.eviction.lists import newer, oldest, push, remove
+from policies.cache_state import CacheState
+from policies.eviction.fifo import Fifo
+from policies.eviction.lists import prev, push, remove, tail
 from policies.fields import per_expert, per_group
 
 
-class Sieve(EvictionPolicy):
+class Sieve(Fifo):
     """First in, first out with lazy promotion: unlike CLOCK, an expert that survives keeps its place.
 
     The hand also passes over what the visit demands, which keeps its mark.
@@ -19,8 +18,6 @@ class Sieve(EvictionPolicy):
     summary = "lazy promotion by a hand that leaves survivors in place"
     source = "Zhang et al. 2024, SIEVE is Simpler than LRU (NSDI), section 3, algorithm 1"
 
-    links = per_expert(np.int32, -1, width=2)
-    ends = per_group(np.int32, -1, width=2)
     visited = per_expert(np.uint8)
     hand = per_group(np.int32, -1)
 
@@ -33,19 +30,19 @@ class Sieve(EvictionPolicy):
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         if self.hand[group] == expert:
-            self.hand[group] = newer(self.links, expert)
+            self.hand[group] = prev(self.links, expert)
         remove(self.links, self.ends, group, expert)
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         # Two rounds: the first may find only marks to clear.
         expert = self.hand[group]
         for _ in range(2 * cache.resident_count[group]):
             if expert < 0:
-                expert = oldest(self.ends, group)
+                expert = tail(self.ends, group)
             if cache.seen[expert] != now:
                 if self.visited[expert] == 0:
                     self.hand[group] = expert
-                    return expert  # type: ignore[no-any-return]
+                    return expert
                 self.visited[expert] = 0
-            expert = newer(self.links, expert)
+            expert = prev(self.links, expert)
         return -1

@@ -1,7 +1,8 @@
 """A fixed set of experts: the most popular ones of a profiling trace."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from policies.cache_state import CacheState
 from policies.eviction.base import EvictionPolicy
 
 
@@ -16,5 +17,5 @@ class Static(EvictionPolicy):
     source = "no one paper: experts placed once by popularity, as hand-written placements do"
     needs_profile: ClassVar[bool] = True
 
-    def victim(self, cache: Any, group: int, incoming: int, now: int, signal: float) -> int:
+    def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
         return -1

@@ -15,7 +15,7 @@ A prefetcher's features have a row per token, those for eviction one row per vis
 For eviction the target layer is the visit's own, and its memory holds this visit already.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -56,7 +56,7 @@ def many_hot(ids: Array, values: Array | None, experts: int) -> Array:
 
 
 @njit(cache=True)
-def _many_hot(ids, values, out):  # type: ignore[no-untyped-def]
+def _many_hot(ids: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     one = values.shape != ids.shape
     for row in range(ids.shape[0]):
         for slot in range(ids.shape[1]):
@@ -116,7 +116,7 @@ class Piece:
         memory: np.ndarray,
         experts: np.ndarray,
         weights: np.ndarray | None,
-        ahead: Any,
+        ahead: Callable[[int], np.ndarray],
         starts: np.ndarray,
         num_experts: int,
     ) -> None:
@@ -143,20 +143,16 @@ class Piece:
 
     def features(self, layer: int, target: int) -> np.ndarray:
         """f64 [rows, features] at source layer `layer`; for eviction [steps, features]."""
-        known: dict[str, np.ndarray] = {}
-        experts = self.num_experts
-        for block in self.blocks:
-            if block == "recent":
-                known[block] = self.recent[:, target].reshape(len(self.recent), -1)
-            elif block == "chosen":
-                known[block] = self.chosen[layer]
-            elif block == "weights":
-                assert self.weights is not None
-                known[block] = many_hot(self.experts[:, layer], in_units(self.weights[:, layer]), experts)
-            elif block == "earlier":
-                known[block] = self.chosen[layer - 1] if layer else np.zeros_like(self.chosen[0])
-            else:
-                known[block] = padded(self.ahead(layer), experts)
+        assert self.weights is not None or "weights" not in self.blocks
+        experts, given = self.num_experts, np.empty((0, 0)) if self.weights is None else self.weights
+        sources: dict[str, Callable[[], Array]] = {
+            "recent": lambda: self.recent[:, target].reshape(len(self.recent), -1),
+            "chosen": lambda: self.chosen[layer],
+            "weights": lambda: many_hot(self.experts[:, layer], in_units(given[:, layer]), experts),
+            "earlier": lambda: self.chosen[layer - 1] if layer else np.zeros_like(self.chosen[0]),
+            "lookahead": lambda: padded(self.ahead(layer), experts),
+        }
+        known = {block: sources[block]() for block in self.blocks}
         if self.own_layer:
             for block in set(known) - {"recent"}:
                 known[block] = self._shared(layer, known[block])

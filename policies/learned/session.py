@@ -1,6 +1,6 @@
 """A predictor at work, visit by visit: what an engine calls. It knows the past and this visit, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,12 +17,15 @@ class Session:
     """
 
     def __init__(
-        self, artefact: Artefact, tensors: Mapping[str, Array] | None = None, zeros: object = np.zeros
+        self,
+        artefact: Artefact,
+        tensors: Mapping[str, Array] | None = None,
+        zeros: Callable[[tuple[int, ...]], Array] = np.zeros,
     ) -> None:
         self.card, self._zeros = artefact.card, zeros
         self._tensors = artefact.tensors if tensors is None else tensors
         experts = self.card.num_experts
-        self._memory = [zeros((len(RATES), experts)) for _ in self.card.experts_per_layer]  # type: ignore[operator]
+        self._memory = [zeros((len(RATES), experts)) for _ in self.card.experts_per_layer]
         self._chosen: Array = None
         self._state: Array = None
 
@@ -41,23 +44,19 @@ class Session:
         real = (ids < experts).any(1)  # [tokens]
         count = int(real.sum())
         share = share_of(chosen.sum(0), count)
-        earlier = self._chosen if layer and self._chosen is not None else self._zeros((rows, experts))  # type: ignore[operator]
+        earlier = self._chosen if layer and self._chosen is not None else self._zeros((rows, experts))
         if card.own_layer:
             self._memory[layer] = remember(self._memory[layer], share)
         scores = None
         if target < len(self._memory):
-            known: dict[str, Array] = {}
-            for block in card.blocks:
-                if block == "recent":
-                    known[block] = remembered(self._memory[target]).reshape(-1)
-                elif block == "chosen":
-                    known[block] = chosen
-                elif block == "weights":
-                    known[block] = many_hot(ids, in_units(weights), experts)
-                elif block == "earlier":
-                    known[block] = earlier
-                else:
-                    known[block] = padded(lookahead, experts)
+            sources: dict[str, Callable[[], Array]] = {
+                "recent": lambda: remembered(self._memory[target]).reshape(-1),
+                "chosen": lambda: chosen,
+                "weights": lambda: many_hot(ids, in_units(weights), experts),
+                "earlier": lambda: earlier,
+                "lookahead": lambda: padded(lookahead, experts),
+            }
+            known = {block: sources[block]() for block in card.blocks}
             if card.own_layer:
                 for block in set(known) - {"recent"}:
                     known[block] = share_of(known[block].sum(0), count)
@@ -77,7 +76,7 @@ class Session:
         size = self.card.program.state
         if size:
             fresh = layer == 0 or self._state is None
-            values["state"] = self._zeros((len(features), size)) if fresh else self._state  # type: ignore[operator]
+            values["state"] = self._zeros((len(features), size)) if fresh else self._state
         outputs = self.card.program.run(self._tensors, layer, values)
         if size:
             self._state = outputs[1]

@@ -24,7 +24,8 @@ def steps_until(scores: np.ndarray) -> np.ndarray:
     """
     scores = scores.clip(0, 40 * UNIT)
     power = np.floor(scores * (1 / UNIT))
-    return np.ldexp(1 + (scores - power * UNIT) * (1 / UNIT), power.astype(np.int64))  # type: ignore[no-any-return]
+    steps: np.ndarray = np.ldexp(1 + (scores - power * UNIT) * (1 / UNIT), power.astype(np.int64))
+    return steps
 
 
 def log2_steps(steps: np.ndarray) -> np.ndarray:

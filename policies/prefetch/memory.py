@@ -2,15 +2,17 @@
 
 import numpy as np
 
+from policies.fields import Numbers
 
-def remember(memory: np.ndarray, layer: int, experts: int, demand: np.ndarray) -> None:
+
+def remember(memory: Numbers[int], layer: int, experts: int, demand: np.ndarray) -> None:
     """Keep the layer's demand (keys) in `memory` [keys], padded with -1."""
     base = layer * experts
     for i in range(experts):
         memory[base + i] = demand[i] if i < len(demand) else -1
 
 
-def recall(memory: np.ndarray, layer: int, experts: int, out: np.ndarray) -> int:
+def recall(memory: Numbers[int], layer: int, experts: int, out: np.ndarray) -> int:
     """Copy the remembered demand of a layer to `out`; returns how many keys."""
     count = 0
     base = layer * experts
@@ -20,7 +22,7 @@ def recall(memory: np.ndarray, layer: int, experts: int, out: np.ndarray) -> int
     return count
 
 
-def best(score: np.ndarray, layer: int, experts: int, out: np.ndarray) -> int:
+def best(score: Numbers[int], layer: int, experts: int, out: np.ndarray) -> int:
     """Write the layer's keys with the largest positive `score` [keys] to `out`, ties by id; empties their scores.
 
     Returns how many.

@@ -44,7 +44,7 @@ def laptop(place: Path) -> Path:
             (libraries / entry.name).symlink_to(entry)
     command = home / "bin" / "tracekit"
     command.write_text(
-        f"#!{home}/bin/python\nfrom experiments.cli.main import main\n\nif __name__ == '__main__':\n    main()\n"
+        f"#!{home}/bin/python\nfrom tracekit.__main__ import main\n\nif __name__ == '__main__':\n    main()\n"
     )
     command.chmod(0o755)
     return home / "bin"

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.fit.data import vocabulary
+from experiments.fit.examples import vocabulary
 from experiments.fit.export import export
+from experiments.fit.fit_predictor import find_predictor
 from experiments.fit.modules import Predictor, Shape
-from experiments.fit.run import find_predictor
 from experiments.fit.train import make_modules
 from policies.learned.artefact import Artefact, Card, Fitted, load_artefact, save_artefact
 from tests.helpers.traces import make_trace

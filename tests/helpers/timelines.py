@@ -22,7 +22,7 @@ from tracekit.demand import Demand, demand_of
 def costs_of(layers: int, copy: int = 10, expert: int = 3, dense: int = 5, **fields: Any) -> Costs:
     """Costs in whole nanoseconds; whatever is not named costs nothing."""
     none = np.zeros(layers, np.int64)
-    settings: dict[str, Any] = {name: 0 for name in Costs.__dataclass_fields__}
+    settings: dict[str, Any] = {name: 0 for name in Costs._fields}
     settings |= {
         "dense_ns": none + dense,
         "expert_ns": none + expert,

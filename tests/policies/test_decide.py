@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.cache import CacheSpec, ExpertCache
+from policies.cache_state import VISITS
 from tests.helpers.reference_cache import (
     BYPASS,
     DROP,
@@ -169,7 +170,7 @@ def test_demand_takes_the_buffer_of_the_oldest_prefetch() -> None:
 def test_more_visits_than_can_be_told_apart_are_refused() -> None:
     """The mark of a visit has 32 bits: were it to wrap around, a visit's own experts would lose their protection."""
     cache = small_cache("lru", 2)
-    cache.state.clock[0] = 2**32 - 2
+    cache.state.clock[VISITS] = 2**32 - 2
     assert events_of(cache, 0, [1])
     with pytest.raises(PolicyError, match="at most 4294967295 visits"):
         cache.visit(0, [1])

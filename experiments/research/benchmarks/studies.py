@@ -103,13 +103,13 @@ def rows() -> list[Row]:
 def on_dask(cells: list[Cell]) -> list[Row]:
     """Two local Dask workers against one, once they are up and have the demand in memory."""
     try:
-        import distributed
+        import distributed  # noqa: F401
     except ModuleNotFoundError:
         print("distributed is not installed: no comparison with Dask", file=sys.stderr)
         return []
     from experiments.study.cluster import Cluster, local_cluster
 
-    with local_cluster(distributed, 2) as two, local_cluster(distributed, 1) as one:
+    with local_cluster(2) as two, local_cluster(1) as one:
         clusters = [Cluster(cluster.scheduler_address) for cluster in (two, one)]
         for cluster in clusters:
             for _ in range(2):  # each worker meets the trace, whatever the scheduler gives it first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.demo.reference_models import CHECKPOINTS
 from experiments.demo.stdlib_text import prompts
-from experiments.fit.run import fit
+from experiments.fit.fit_predictor import fit
 from policies.learned.artefact import CARD, Card, load_artefact
 from tracekit.edit import Selection, slice_trace
 from tracekit.trace import Trace

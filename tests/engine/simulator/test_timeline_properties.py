@@ -1,7 +1,5 @@
 """What holds of every timeline: it adds up, respects its bounds, and what less of a cost does to it."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,8 +64,8 @@ def test_without_prefetching_less_of_anything_is_never_slower(seed: int, cost: s
     """Copies then have one order, so that every time is a maximum of sums of costs. (Copies slowed by reads are left
     out: an earlier copy may meet a read that a later one would not.)"""
     scenario = random_scenario(seed)
-    costs = replace(random_costs(scenario.spec.layers, seed, features), slowdown_percent=0)
-    cheaper = replace(costs, **{cost: getattr(costs, cost) // 2})
+    costs = random_costs(scenario.spec.layers, seed, features)._replace(slowdown_percent=0)
+    cheaper = costs._replace(**{cost: getattr(costs, cost) // 2})
     assert (timed(scenario, cheaper).end <= timed(scenario, costs).end).all()
 
 
@@ -76,7 +74,7 @@ def test_without_prefetching_less_of_anything_is_never_slower(seed: int, cost: s
 def test_a_second_engine_is_never_slower_without_prefetching(seed: int) -> None:
     scenario = random_scenario(seed)
     costs = random_costs(scenario.spec.layers, seed, {"engines"})
-    one = replace(costs, copy_engines=1)
+    one = costs._replace(copy_engines=1)
     assert (timed(scenario, costs).end <= timed(scenario, one).end).all()
 
 

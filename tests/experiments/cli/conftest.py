@@ -1,12 +1,9 @@
 """The command line, called from a test."""
 
-from collections.abc import Callable
-
 import pytest
 
 from experiments.cli.main import run
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.helpers.command_line import Call
 
 
 @pytest.fixture

@@ -4,16 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.cli.main import COMMANDS
+from tests.helpers.command_line import Call, assert_one_line
 from tests.helpers.traces import make_trace, random_experts
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -36,14 +34,6 @@ def test_root_help_lists_every_command(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
     assert all(name in out for name in COMMANDS)
-
-
-def assert_one_line(code: int, out: str, err: str, *words: str) -> None:
-    assert code == 2
-    assert out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    for word in words:
-        assert word in err
 
 
 @pytest.mark.parametrize("command", ["replay", "curve", "info"])

@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
-from experiments.cli.main import run  # noqa: E402
-from tracekit import Trace  # noqa: E402
+from tests.helpers.command_line import assert_one_line  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -49,75 +49,47 @@ def prompts(tmp_path):
     return path
 
 
-def test_records_and_says_so_in_json(model, prompts, tmp_path, capsys):
+def test_records_and_says_so_in_json(model, prompts, tmp_path, call):
     output = tmp_path / "t.trace"
-    arguments = ["record", str(model), "--prompts", str(prompts), "--output", str(output), "--device", "cpu"]
-    options = [
-        "--max-new-tokens",
-        "3",
-        "--batch-size",
-        "2",
-        "--logits",
-        "--lookahead",
-        "1,2",
-        "--lookahead",
-        "1",
-    ]
-    assert run([*arguments, *options, "--json"]) == 0
-    captured = capsys.readouterr()
-    said = json.loads(captured.out)
-    assert captured.err == ""
+    options = ["--device=cpu", "--max-new-tokens=3", "--batch-size=2", "--logits", "--lookahead=1,2", "--lookahead=1"]
+    code, out, err = call("record", model, "--prompts", prompts, "--output", output, *options, "--json")
+    assert (code, err) == (0, "")
+    said = json.loads(out)
     trace = Trace.open(output, verify=True)
     assert (said["trace"], said["model"]) == (str(output), "tiny")
-    assert (
-        (said["requests"], said["tokens"], said["steps"])
-        == (2, 4 + 2 * 2, 3)
-        == (
-            trace.manifest.requests,
-            trace.tokens,
-            trace.manifest.steps,
-        )
-    )
+    assert (said["requests"], said["tokens"], said["steps"]) == (2, 4 + 2 * 2, 3)
+    assert (trace.manifest.requests, trace.tokens, trace.manifest.steps) == (2, 4 + 2 * 2, 3)
     assert trace.logits.shape == (8, 3, 4)
     assert trace.lookahead(1).shape == (8, 2, 4)
     assert trace.lookahead(2).shape == (8, 1, 4)
 
 
-def test_scores_and_prints_a_table(model, prompts, tmp_path, capsys):
+def test_scores_and_prints_a_table(model, prompts, tmp_path, call):
     output = tmp_path / "t.trace"
-    assert run(["record", str(model), "--prompts", str(prompts), "--output", str(output), "--score"]) == 0
-    assert "requests" in capsys.readouterr().out
+    code, out, _ = call("record", model, "--prompts", prompts, "--output", output, "--score")
+    assert code == 0 and "requests" in out
     assert Trace.open(output).tokens == 4
 
 
-def test_the_offloading_engine_is_recorded_as_the_model_itself(model, prompts, tmp_path, capsys):
+def test_the_offloading_engine_is_recorded_as_the_model_itself(model, prompts, tmp_path, call):
     plan = tmp_path / "plan.toml"
     plan.write_text('cache.capacity = "2/layer"\nprefetch.predictor = "gate"\n')
-    arguments = [
-        "record",
-        str(model),
-        "--prompts",
-        str(prompts),
-        "--max-new-tokens",
-        "4",
-        "--device",
-        "cpu",
-        "--logits",
-    ]
-    assert run([*arguments, "--output", str(tmp_path / "whole")]) == 0
-    assert run([*arguments, "--output", str(tmp_path / "parts"), "--plan", str(plan)]) == 0
+    arguments = ["record", model, "--prompts", prompts, *["--max-new-tokens", "4", "--device", "cpu", "--logits"]]
+    assert call(*arguments, "--output", tmp_path / "whole")[0] == 0
+    assert call(*arguments, "--output", tmp_path / "parts", "--plan", plan)[0] == 0
     whole, parts = Trace.open(tmp_path / "whole"), Trace.open(tmp_path / "parts")
     assert (whole.experts == parts.experts).all() and (whole.token_id == parts.token_id).all()
     assert (whole.logits == parts.logits).all() and (whole.weights == parts.weights).all()
     plan.write_text('cache.capacity = "2/layer"\ncompute.cpu_experts = "auto"\n')
-    assert run([*arguments, "--output", str(tmp_path / "no"), "--plan", str(plan)]) == 2
-    assert "does not depend on the CPU lane" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    answer = call(*arguments, "--output", tmp_path / "no", "--plan", plan)
+    assert_one_line(*answer, "does not depend on the CPU lane")
+    assert not (tmp_path / "no").exists()
 
 
-def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path):
-    arguments = ["record", str(model), "--prompts", str(prompts), "--max-new-tokens", "2"]
-    assert run([*arguments, "--output", str(tmp_path / "a"), "--temperature", "2", "--seed", "4"]) == 0
-    assert run([*arguments, "--output", str(tmp_path / "b")]) == 0
+def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path, call):
+    arguments = ["record", model, "--prompts", prompts, "--max-new-tokens", "2"]
+    assert call(*arguments, "--output", tmp_path / "a", "--temperature", "2", "--seed", "4")[0] == 0
+    assert call(*arguments, "--output", tmp_path / "b")[0] == 0
     sampled, greedy = Trace.open(tmp_path / "a").manifest, Trace.open(tmp_path / "b").manifest
     assert (sampled.sampling["do_sample"], sampled.sampling["temperature"], sampled.seed) == (True, 2.0, 4)
     assert (greedy.sampling["do_sample"], greedy.seed) == (False, None)
@@ -129,7 +101,7 @@ def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path):
         ({"model": "absent/model/here"}, "no model at absent/model/here"),
         ({"--prompts": "absent.jsonl"}, "no prompts at absent.jsonl"),
         ({"--output": "{tmp}"}, "exists: choose another name"),
-        ({"--output": "{tmp}/no/such/t.trace"}, "there is no directory"),
+        ({"--output": "{tmp}/no/such/t.trace"}, "is no directory that can be written to"),
         ({"--lookahead": "3"}, "the model has 3 MoE layers"),
         ({"--lookahead": "one"}, "--lookahead takes distances"),
         ({"--lookahead": "0"}, "at least 1"),
@@ -140,16 +112,12 @@ def test_sampling_is_asked_for_by_its_settings(model, prompts, tmp_path):
         ({"--temperature": "0"}, "temperature must be above 0"),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing(model, prompts, tmp_path, capsys, changes, why):
+def test_errors_are_one_line_and_leave_nothing(model, prompts, tmp_path, call, changes, why):
     output = tmp_path / "t.trace"
     settings = {"model": str(model), "--prompts": str(prompts), "--output": str(output), "--device": "cpu"}
     settings |= {"--max-new-tokens": "3"}
     settings |= {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
-    assert run(["record", settings.pop("model"), *(part for pair in settings.items() for part in pair)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert why in captured.err
+    assert_one_line(*call("record", settings.pop("model"), *(part for pair in settings.items() for part in pair)), why)
     assert not output.exists()
 
 

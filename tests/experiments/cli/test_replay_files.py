@@ -1,7 +1,6 @@
-"""What `tracekit replay` writes beside its result: the steps' table and the timeline, which agree with it."""
+"""What `tracekit replay` writes beside its result: events, the steps' table and the timeline, which agree with it."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import polars as pl
 import pytest
 
 from engine.replay.chrome_trace import COMPUTE, VISITS
+from tests.helpers.command_line import Call, assert_one_line
 from tests.helpers.traces import make_trace, random_experts
 
-Call = Callable[..., tuple[int, str, str]]
 HARDWARE = ["--hardware", "rtx3060", "--capacity", "3/layer"]
 CAUSES = ["dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu"]
 
@@ -39,6 +38,14 @@ def replayed(call: Call, *arguments: object) -> dict[str, Any]:
     assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+def test_counts_of_the_log_are_the_replays(call: Call, trace: Path, tmp_path: Path) -> None:
+    found = replayed(call, trace, "--capacity", "2/layer", "--events", tmp_path / "e.parquet")
+    kinds = dict(pl.read_parquet(tmp_path / "e.parquet")["kind"].value_counts().iter_rows())
+    assert kinds["hit"] == found["hits"] > 0
+    assert kinds["bypass"] == found["bypasses"] > 0
+    assert kinds["load"] + kinds["bypass"] == found["misses"]
 
 
 @pytest.mark.parametrize("prefetch", ["none", "gate"])
@@ -92,15 +99,15 @@ def test_by_default_the_timeline_is_of_four_steps_in_the_middle(call: Call, trac
         ([*HARDWARE, "--timeline", "t.json", "--timeline-steps", "40:50"], ["A:B", "31 steps"]),
         ([*HARDWARE, "--timeline", "none/t.json"], ["cannot write", "t.json", "no directory"]),
         ([*HARDWARE, "--steps", "none/s.parquet"], ["cannot write", "s.parquet", "no directory"]),
+        (["--events", "none/e.parquet"], ["none/e.parquet"]),
+        (["--events", "e.parquet", "--capacity", "9/layer"], ["9/layer"]),
     ],
 )
 def test_what_is_wrong_is_one_line(
     call: Call, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = call("replay", trace, "--capacity", "3/layer", *arguments)
-    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
-    assert all(word in err for word in words), err
+    assert_one_line(*call("replay", trace, "--capacity", "3/layer", *arguments), *words)
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob("*.parquet"))
 
 

@@ -4,16 +4,15 @@ import base64
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers.command_line import Call, assert_one_line
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
-Call = Callable[..., tuple[int, str, str]]
 DOCS = Path(__file__).parents[3] / "docs" / "traces.md"
 COMMANDS = re.findall(r"^    (tracekit .+)$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
 ROUTE = """\
@@ -58,13 +57,6 @@ def test_the_commands_of_the_document(call: Call, tmp_path: Path, monkeypatch: p
             json.loads(out)
     assert Trace.open("both.trace").tokens == 24 and Trace.open("second.trace").manifest.requests == 1
     assert "100.00 %" in call("diff", "vllm.trace", "sglang.trace")[1]
-
-
-def assert_one_line(code: int, out: str, err: str, *words: str) -> None:
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    for word in words:
-        assert word in err
 
 
 @pytest.mark.parametrize(

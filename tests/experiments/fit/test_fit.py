@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from experiments.cli.main import run  # noqa: E402  # needs torch
 from experiments.fit import train as training  # noqa: E402
-from experiments.fit.data import FAR, make_data, steps_until_next, vocabulary  # noqa: E402
+from experiments.fit.examples import FAR, make_data, steps_until_next, vocabulary  # noqa: E402
+from experiments.fit.fit_predictor import fit, spelled  # noqa: E402
 from experiments.fit.judge import judge_predictor  # noqa: E402
-from experiments.fit.run import fit, spelled  # noqa: E402
 from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
@@ -287,7 +287,7 @@ def test_the_page_s_example_is_a_predictor(tmp_path: Path) -> None:
 
 def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> None:
     from experiments.study.grid import study_from_dict
-    from experiments.study.run import run_study
+    from experiments.study.run_study import run_study
     from experiments.study.workers import Threads
 
     trace = predictable(tmp_path / "t.trace", requests=24)

@@ -33,5 +33,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(folder: Path) -> Path:
     summary = run_study(load_study(folder / "study.toml"), folder / "out", Threads(2))
-    assert summary["cells"] == 2 * 2 * 4 * 5 * 2 * 2
+    assert summary.cells == 2 * 2 * 4 * 5 * 2 * 2
     return folder / "out"

@@ -59,7 +59,7 @@ def test_no_scheduler_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_workers_that_do_not_start_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(library: Any, workers: int) -> Any:
+    def failing(workers: int) -> Any:
         raise RuntimeError("Nanny failed to start.")
 
     monkeypatch.setattr("experiments.study.cluster.local_cluster", failing)

@@ -134,7 +134,7 @@ def test_where_a_policy_lies_does_not_show(folder: Path, tmp_path: Path, monkeyp
     tables["traces"].append(str(folder / "b.trace"))
     summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
     assert set(pl.read_parquet(tmp_path / "out" / "results.parquet")["eviction"]) == {"lru", "mine.py:Lfu"}
-    assert summary["settings"][0]["contestants"] == 2
+    assert summary.settings[0].contestants == 2
 
 
 def test_killed_again_and_again_it_ends_the_same(finished: Path, folder: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_damaged_pieces_are_computed_again(finished: Path, folder: Path, tmp_pat
 
 
 def test_one_writer_at_a_time(folder: Path, tmp_path: Path) -> None:
-    from experiments.study.store import Store
+    from experiments.study.study_folder import StudyFolder
 
-    with Store(tmp_path / "out"), pytest.raises(TracekitError, match="written by another process"):
+    with StudyFolder(tmp_path / "out"), pytest.raises(TracekitError, match="written by another process"):
         run_study(load_study(folder / "study.toml"), tmp_path / "out", Threads(1))

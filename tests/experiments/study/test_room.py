@@ -10,7 +10,7 @@ from engine.hardware import load_hardware
 from experiments.report import charts
 from experiments.report.charts import Chart
 from experiments.report.content import Setting
-from experiments.report.study import sections
+from experiments.report.setting_sections import sections
 from experiments.study import Threads, run_study
 from experiments.study.grid import study_from_dict
 from experiments.study.study_content import report_content

@@ -186,14 +186,14 @@ def test_too_large_and_failing_plans_take_no_ones_place(folder: Path, tmp_path: 
     tables = {"traces": str(tmp_path / "plain.trace"), "regret": 0, "bounds": False, "grid": grid}
     tables |= {"search": {"rounds": 1, "keep": 0.5, "least": 1}, "max_device_bytes": "8GiB"}
     summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
-    (setting,) = summary["settings"]
-    (only,) = setting["search"]
-    assert (only["plans"], only["failed"], only["too_large"]) == (12, 6, 2)
-    assert (only["kept"], only["pruned"]) == (2, 2)
-    assert summary["failed"] == 6 and summary["cells"] == 8
+    (setting,) = summary.settings
+    (only,) = setting.search
+    assert (only.plans, only.failed, only.too_large) == (12, 6, 2)
+    assert (only.kept, only.pruned) == (2, 2)
+    assert summary.failed == 6 and summary.cells == 8
     # A limit that nothing fits is said as it is without a search.
     summary = run_study(study_from_dict(tables | {"max_device_bytes": 1}), tmp_path / "none", Threads(1))
-    assert "no plan fits" in summary["settings"][0]["statement"]
+    assert "no plan fits" in summary.settings[0].statement
 
 
 def test_short_traces_are_replayed_whole(folder: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_short_traces_are_replayed_whole(folder: Path, tmp_path: Path) -> None:
     grid = {"capacity": "2/layer", "eviction": ["lru", "fifo", "lfu"]}
     tables: dict[str, Any] = {"traces": str(tmp_path / "short.trace"), "grid": grid}
     summary = run_study(study_from_dict(tables | {"search": {"least": 1}}), tmp_path / "out", Threads(1))
-    assert summary["cells"] == 3 and summary["settings"][0]["search"] == []
+    assert summary.cells == 3 and summary.settings[0].search == []
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_without_machines_one_pass_answers_for_all_sizes(folder: Path, tmp_path:
     grid = {"capacity": ["0/layer", "3/layer", "8/layer", "4", "25%"], "eviction": ["lru", "belady"]}
     study = study_from_dict({"traces": ["a.trace", "b.trace"], "bounds": False, "grid": grid}, folder=folder)
     summary = run_study(study, tmp_path / "out", Threads(1))
-    assert summary["failed"] == 0
+    assert summary.failed == 0
     for row in pl.read_parquet(tmp_path / "out" / "results.parquet").iter_rows(named=True):
         plan = plan_from_dict({"cache": {"capacity": row["capacity"]}, "eviction": {"policy": row["eviction"]}})
         found = replay(Trace.open(row["trace"]), plan, bounds=False)

@@ -27,7 +27,7 @@ pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
 
 from experiments.report.study_charts import front
-from experiments.study.store import TABLES
+from experiments.study.study_folder import TABLES
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "studies.md"
 HOSTILE = """<script>alert('x')</script><img src=x onerror="alert(1)">{{bundle}}&"""

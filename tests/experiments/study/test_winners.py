@@ -41,12 +41,9 @@ def test_the_winner_is_the_fastest_that_fits_and_needs_no_future(finished: Path)
 
 
 def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path) -> None:
-    tables = {
-        "traces": "a.trace",
-        "regret": 0,
-        "grid": {"capacity": ["2/layer", "7/layer"], "eviction": ["lru", "lfu"], "hardware": "h100"},
-    }
-    tables["grid"] |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}  # type: ignore[operator]
+    grid = {"capacity": ["2/layer", "7/layer"], "eviction": ["lru", "lfu"], "hardware": "h100"}
+    grid |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
+    tables = {"traces": "a.trace", "regret": 0, "grid": grid}
     (group, other, *_) = groups(cells_of(study_from_dict(tables, folder=folder)))[::2]
     sizes = [measure(Threads(1).shared, cells)[0]["device_bytes"] for cells in (group, other)]
     middle = sum(sizes) // 2
@@ -57,19 +54,19 @@ def test_max_device_bytes_and_the_other_objectives(folder: Path, tmp_path: Path)
         for limit in (None, middle):
             out = tmp_path / f"{number}{limit is None}"
             given = tables | {"objective": objective} | ({} if limit is None else {"max_device_bytes": limit})
-            (setting,) = run_study(study_from_dict(given, folder=folder), out, Threads(1))["settings"]
+            (setting,) = run_study(study_from_dict(given, folder=folder), out, Threads(1)).settings
             rows = pl.read_parquet(out / "results.parquet")
             if limit is not None:
                 rows = rows.filter(pl.col("device_bytes") <= limit)
-            assert setting["winner"] in set(rows.filter(pl.col(column) == pl.col(column).min())["plan"])
-            assert setting["too_large"] == (0 if limit is None else 2)
+            assert setting.winner in set(rows.filter(pl.col(column) == pl.col(column).min())["plan"])
+            assert setting.too_large == (0 if limit is None else 2)
     none = study_from_dict(tables | {"max_device_bytes": "1MB"}, folder=folder)
     summary = run_study(none, tmp_path / "last", Threads(1))
-    (setting,) = summary["settings"]
-    assert setting["statement"] == "no winner: no plan fits into 976.6 KiB"
-    assert (setting["contestants"], setting["too_large"], setting["value"]) == (0, 4, None)
-    assert setting["notes"] == ["4 plans left out, too large for 976.6 KiB"]
-    assert any("decode tokens" in warning for warning in summary["warnings"]), "what is said of the trace stands"
+    (setting,) = summary.settings
+    assert setting.statement == "no winner: no plan fits into 976.6 KiB"
+    assert (setting.contestants, setting.too_large, setting.value) == (0, 4, None)
+    assert setting.notes == ["4 plans left out, too large for 976.6 KiB"]
+    assert any("decode tokens" in warning for warning in summary.warnings), "what is said of the trace stands"
     assert not (tmp_path / "last" / "winner.plan.toml").exists()
 
 
@@ -100,16 +97,16 @@ def test_what_the_winner_is_compared_with(folder: Path, tmp_path: Path) -> None:
     tables = {"traces": "a.trace", "objective": "p99", "regret": 0, "bounds": False, "grid": grid}
     for baseline in ("lru", "random"):
         study = study_from_dict(tables | {"baseline": baseline}, folder=folder)
-        (setting,) = run_study(study, tmp_path / "out", Threads(1))["settings"]
-        first = setting["comparisons"][0]
-        assert first["second"].startswith(f"{baseline}, 2/layer") or setting["winner"].startswith(f"{baseline},")
+        (setting,) = run_study(study, tmp_path / "out", Threads(1)).settings
+        first = setting.comparisons[0]
+        assert first.second.startswith(f"{baseline}, 2/layer") or setting.winner.startswith(f"{baseline},")
         rows = {
             row["plan"].removesuffix(", hqq-2bit"): row
             for row in pl.read_parquet(tmp_path / "out" / "results.parquet").to_dicts()
         }
-        for found in setting["comparisons"]:
-            ours, theirs = (sum(rows[found[name]]["request_p99_ns"]) for name in ("first", "second"))
-            assert found["effect"] == pytest.approx((theirs - ours) / max(ours, theirs))
+        for found in setting.comparisons:
+            ours, theirs = (sum(rows[getattr(found, name)]["request_p99_ns"]) for name in ("first", "second"))
+            assert found.effect == pytest.approx((theirs - ours) / max(ours, theirs))
 
 
 def test_a_plan_that_one_trace_refuses_does_not_win(folder: Path, tmp_path: Path) -> None:
@@ -119,8 +116,8 @@ def test_a_plan_that_one_trace_refuses_does_not_win(folder: Path, tmp_path: Path
     tables = {"traces": [str(folder / "a.trace"), str(tmp_path / "plain.trace")], "regret": 0, "grid": grid}
     grid["weights"] = "hqq-2bit"
     summary = run_study(study_from_dict(tables), tmp_path / "out", Threads(1))
-    assert summary["failed"] == 1
-    assert summary["settings"][0]["contestants"] == 1 and "gate" not in summary["settings"][0]["winner"]
+    assert summary.failed == 1
+    assert summary.settings[0].contestants == 1 and "gate" not in summary.settings[0].winner
 
 
 def test_a_known_answer_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
@@ -139,15 +136,15 @@ def test_a_known_answer_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
     grid |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
     tables = {"traces": "t.trace", "regret": 0, "bounds": False, "grid": grid}
     summary = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))
-    (setting,) = summary["settings"]
+    (setting,) = summary.settings
     # Of equals the first of the file.
-    assert setting["winner"] == "lru, 6/layer, hqq-2bit"
+    assert setting.winner == "lru, 6/layer, hqq-2bit"
     same, dominated = (
-        next(found for found in setting["comparisons"] if found["second"] == name)
+        next(found for found in setting.comparisons if found.second == name)
         for name in (f"{tmp_path}/copy.py:Lru, 6/layer", "lru, 3/layer")
     )
     copy = f"{tmp_path}/copy.py:Lru, 6/layer"
-    assert same["verdict"] == f"no difference: lru, 6/layer and {copy} cost the same on every request"
-    assert (same["outcome"], same["effect"], same["wins"]) == ("identical", 0.0, 0)
-    assert dominated["verdict"].startswith("lru, 6/layer beats lru, 3/layer by ") and dominated["low"] > 0
-    assert (dominated["outcome"], dominated["wins"], dominated["requests"]) == ("better", 12, 12)
+    assert same.verdict == f"no difference: lru, 6/layer and {copy} cost the same on every request"
+    assert (same.outcome, same.effect, same.wins) == ("identical", 0.0, 0)
+    assert dominated.verdict.startswith("lru, 6/layer beats lru, 3/layer by ") and dominated.low > 0
+    assert (dominated.outcome, dominated.wins, dominated.requests) == ("better", 12, 12)

@@ -11,15 +11,17 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
+from experiments.study.conditions import Conditions
 from experiments.study.grid import study_from_dict
-from experiments.study.notes import amount, where
+from experiments.study.notes import amount
 from experiments.study.study_content import report_content
+from experiments.study.study_json import Summary
 from tests.helpers.traces import make_trace
 from tracekit import Trace
 from tracekit.errors import StudyError
 
 
-def studied(folder: Path, out: Path, **tables: Any) -> dict[str, Any]:
+def studied(folder: Path, out: Path, **tables: Any) -> Summary:
     """The summary of a study of `a.trace`."""
     return run_study(study_from_dict({"traces": "a.trace", **tables}, folder=folder), out, Threads(1))
 
@@ -29,18 +31,18 @@ def test_without_the_winner_nobody_is_ranked(folder: Path, tmp_path: Path) -> No
     (tmp_path / "again.py").write_text("from policies.eviction.lru import Lru\n\n\nclass Again(Lru):\n    pass\n")
     grid = {"capacity": "4/layer", "eviction": ["lru", {"policy": "lru-k", "k": 1}, f"{tmp_path}/again.py:Again"]}
     grid |= {"model_shape": "mixtral-8x7b"}
-    (setting,) = studied(folder, tmp_path / "one", grid=grid)["settings"]
-    assert "lru, 4/layer" in setting["statement"]
-    assert setting["ranking"] == [] and setting["comparisons"] == []
-    assert any("not compared request by request: 1 of 3 plans" in note for note in setting["notes"])
-    (setting,) = studied(folder, tmp_path / "two", grid=grid | {"hardware": "h100"})["settings"]
-    assert "lru, 4/layer" in setting["statement"] and "lru" in setting["ranking"][0]
-    assert not any("request by request" in note for note in setting["notes"])
+    (setting,) = studied(folder, tmp_path / "one", grid=grid).settings
+    assert "lru, 4/layer" in setting.statement
+    assert setting.ranking == [] and setting.comparisons == []
+    assert any("not compared request by request: 1 of 3 plans" in note for note in setting.notes)
+    (setting,) = studied(folder, tmp_path / "two", grid=grid | {"hardware": "h100"}).settings
+    assert "lru, 4/layer" in setting.statement and "lru" in setting.ranking[0]
+    assert not any("request by request" in note for note in setting.notes)
 
 
 def test_one_pass_warns_as_a_replay_does(folder: Path, tmp_path: Path) -> None:
     grid = {"capacity": ["3"], "eviction": "lru"}
-    warnings = studied(folder, tmp_path / "out", grid=grid)["warnings"]
+    warnings = studied(folder, tmp_path / "out", grid=grid).warnings
     plan = plan_from_dict({"cache": {"capacity": "3"}})
     trace = Trace.open(folder / "a.trace")
     assert warnings == list(replay(trace, plan).warnings)
@@ -51,11 +53,9 @@ def test_unknown_sizes_are_not_called_too_large(folder: Path, tmp_path: Path) ->
     make_trace(tmp_path / "bare.trace", Trace.open(folder / "a.trace").experts, num_experts=8)
     grid = {"capacity": ["1/layer", "2/layer"], "eviction": "lfu"}
     tables = {"traces": "bare.trace", "max_device_bytes": "1GiB", "grid": grid}
-    (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))["settings"]
-    assert "sizes of experts are unknown" in setting["statement"] and "grid.model_shape" in setting["statement"]
-    assert setting["notes"] == [
-        "2 plans left out, of unknown size: give grid.model_shape, or leave out max_device_bytes"
-    ]
+    (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1)).settings
+    assert "sizes of experts are unknown" in setting.statement and "grid.model_shape" in setting.statement
+    assert setting.notes == ["2 plans left out, of unknown size: give grid.model_shape, or leave out max_device_bytes"]
 
 
 @pytest.mark.parametrize("limit", [0, -5, "0GiB"])
@@ -69,9 +69,9 @@ def test_regret_is_of_plans_that_fit(folder: Path, tmp_path: Path) -> None:
     grid |= {"model_shape": "mixtral-8x7b"}
     summary = studied(folder, tmp_path / "out", grid=grid, regret=3)
     (setting,) = report_content(tmp_path / "out").settings
-    assert summary["settings"][0]["too_large"] > 0
-    assert setting.regrets[0].label == summary["settings"][0]["winner"]
-    assert len(setting.regrets) == summary["settings"][0]["contestants"] < 3
+    assert summary.settings[0].too_large > 0
+    assert setting.regrets[0].label == summary.settings[0].winner
+    assert len(setting.regrets) == summary.settings[0].contestants < 3
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_commands_can_be_copied(folder: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_words_for_settings_and_sizes() -> None:
-    assert where({"hardware": "t4", "model_shape": "m", "batch": 2}) == "t4 at m's shape, batches of 2"
-    assert where({"hardware": None, "model_shape": None, "batch": 1}) == "hits and bytes, batches of 1"
+    assert str(Conditions("t4", "m", 2)) == "t4 at m's shape, batches of 2"
+    assert str(Conditions(None, None, 1)) == "hits and bytes, batches of 1"
     assert [amount(size) for size in (15 << 30, 9 << 20, 2048, 12)] == ["15.0 GiB", "9.0 MiB", "2.0 KiB", "12 bytes"]

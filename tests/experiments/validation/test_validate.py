@@ -122,7 +122,7 @@ def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsy
     arguments = ["validate", str(CHECKPOINTS / NAMES[0]), "--prompts", str(prompts), "--capacity", "4/layer"]
     arguments += ["--dtype", "float32", "--hardware", "t4", "--max-new-tokens", "6", "--prefetch", "gate"]
     assert run([*arguments, "--report", str(tmp_path / "no" / "v.html")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "is no directory that can be written to" in capsys.readouterr().err
     assert run([*arguments, "--json", "--report", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)["prefetches"]
     assert found["simulated"].keys() == found["measured"].keys() == {"useful", "late", "wasted"}

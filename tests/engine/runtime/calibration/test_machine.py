@@ -106,7 +106,7 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
     assert run(arguments) == 2
     assert "exists" in capsys.readouterr().err
     assert run([*arguments[:2], str(tmp_path / "no" / "h.toml")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "is no directory that can be written to" in capsys.readouterr().err
     assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--weights", "bf16"]) == 2
     assert "needs no expansion" in capsys.readouterr().err
     assert run(["calibrate", "--output", str(tmp_path / "x.toml"), "--disk", str(tmp_path / "no")]) == 2

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from engine.decisions.foresight import Scores
-from experiments.fit.data import FAR, make_data, vocabulary
+from experiments.fit.examples import FAR, make_data, vocabulary
 from experiments.fit.export import export
 from experiments.fit.judge import judge_predictor, measure_visit
 from experiments.fit.modules import PREDICTORS, Predictor, Shape

@@ -2,17 +2,16 @@
 
 import hashlib
 import io
-import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import polars as pl
 
 from experiments.study import schema
-from experiments.study.summary import is_summary
-from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
+from experiments.study.schema import Columns
+from experiments.study.study_json import Summary
+from tracekit.durable import TEMPORARY, check_place, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
 
 PIECES, REGRETS = "cells", "regrets"
@@ -39,7 +38,7 @@ TABLES = {
 }
 
 
-class Store:
+class StudyFolder:
     """A study's folder. While it is open (`with`) no other process writes there."""
 
     def __init__(self, folder: Path) -> None:
@@ -55,14 +54,14 @@ class Store:
                 for unfinished in (folder / name).glob(f"*{TEMPORARY}"):
                     unfinished.unlink()
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "StudyFolder":
         return self
 
     def __exit__(self, *problem: object) -> None:
         if self._lock is not None:
             os.close(self._lock)
 
-    def pieces(self, kind: str, columns: dict[str, Any]) -> pl.DataFrame:
+    def pieces(self, kind: str, columns: Columns) -> pl.DataFrame:
         """Every row of every finished piece; a cell's first if it was computed twice."""
         found = []
         for path in sorted((self.folder / kind).glob("*.parquet")):
@@ -77,25 +76,18 @@ class Store:
                 found.append(frame)
         return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=columns)
 
-    def add(self, kind: str, name: str, rows: Iterable[dict[str, Any]], columns: dict[str, Any]) -> None:
+    def add(self, kind: str, name: str, rows: pl.DataFrame) -> None:
         """Write a finished piece. Its name ends with what it holds: polars may crash on a damaged file."""
-        data = parquet(pl.DataFrame(list(rows), schema=columns))
-        self._write(f"{kind}/{name}.{sha256(data)[:32]}.parquet", data)
+        data = parquet(rows)
+        self.write(f"{kind}/{name}.{sha256(data)[:32]}.parquet", data)
 
-    def frame(self, name: str, frame: pl.DataFrame) -> str:
-        """Write a table; returns the sha256 of the file."""
-        data = parquet(frame)
-        self._write(name, data)
-        return sha256(data)
-
-    def text(self, name: str, text: str) -> None:
-        """Write a text file."""
-        self._write(name, text.encode())
-
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file; returns its sha256."""
         path = self.folder / name
+        check_place(path)
         with reporting(path):
             write_synced(path, lambda file: file.write(data))
+        return sha256(data)
 
     def remove(self, name: str) -> None:
         """A file of an earlier study that this one does not write."""
@@ -114,7 +106,7 @@ def parquet(frame: pl.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], Summary]:
     """A finished study's tables by file name, and its summary. Raises StudyError when `folder` holds none."""
     again = "run tracekit study again"
     try:
@@ -123,18 +115,18 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
             data[name] = (folder / name).read_bytes()
             if not data[name].startswith(b"PAR1"):
                 raise StudyError(f"{folder}: the study's results cannot be read: {name} is no Parquet file; {again}")
-        summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+        summary = msgspec.json.decode((folder / SUMMARY).read_bytes(), type=Summary)
     except FileNotFoundError as missing:
         unfinished = f" (it is unfinished: {again})" if (folder / PIECES).is_dir() else ""
         name = Path(missing.filename).name
         raise StudyError(f"{folder} holds no finished study{unfinished}: no {name}") from None
+    except msgspec.ValidationError:
+        raise StudyError(f"{folder}: {SUMMARY} is of another version, or damaged: {again}") from None
     except (OSError, ValueError) as problem:
         raise StudyError(f"{folder}: the study's results cannot be read: {problem}") from None
-    if not is_summary(summary):
-        raise StudyError(f"{folder}: {SUMMARY} is of another version, or damaged: {again}")
     for name in TABLES:
         # Damaged, or left behind by a study that was interrupted: not what the summary speaks of.
-        if summary["files"].get(name) != sha256(data[name]):
+        if summary.files.get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
     tables = {name: pl.read_parquet(io.BytesIO(data[name])) for name in TABLES}
     for name, columns in TABLES.items():

@@ -1,0 +1,55 @@
+"""Arguments and options that several commands take, each said once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tracekit.errors import HardwareError
+
+if TYPE_CHECKING:
+    from engine.runtime.links.thread_link import EmulatedLink as Link
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+TraceDirectory = Annotated[Path, typer.Argument(help="a trace directory")]
+NewTrace = Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")]
+Model = Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")]
+PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}'
+
+PlanFile = Annotated[Path | None, typer.Option(help="a plan file (TOML)")]
+Capacity = Annotated[
+    str | None,
+    typer.Option(
+        help="4/layer, 512, 2000MiB or 25%, each also with /layer, or auto where the model runs; over the plan's"
+    ),
+]
+Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:Class; over the plan's")]
+Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),
+]
+
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
+Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
+Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]
+Slabs = Annotated[Path | None, typer.Option(help="a directory of converted experts, written if it is not there yet")]
+Memory = Annotated[
+    str | None, typer.Option(help="device memory for weights and slots, e.g. 8GiB; default: what is free")
+]
+EmulateLink = Annotated[float | None, typer.Option(help="slow copies down to this many GB/s (CPU only)")]
+PrefillChunk = Annotated[
+    int | None,
+    typer.Option(min=1, help="tokens of a prompt that are read at a time, each a step; generate: 2048, else all"),
+]
+
+
+def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
+    """The link of `--emulate-link GB/s`, or None. Raises HardwareError for an impossible speed."""
+    if gigabytes_per_s is None:
+        return None
+    from engine.runtime.links.thread_link import EmulatedLink
+
+    if not gigabytes_per_s > 0:
+        raise HardwareError(f"--emulate-link {gigabytes_per_s:g} is no speed: give GB/s above 0")
+    return EmulatedLink(gigabytes_per_s * 1e9)

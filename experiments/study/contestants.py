@@ -1,0 +1,158 @@
+"""Contestants: the plans of one setting that were replayed on every trace, and which of them fit into the device."""
+
+import tomllib
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
+from experiments.study.grid import Objective, Study, plan_name
+
+REQUEST_COLUMN: dict[Objective, str] = {
+    "tokens_per_second": "request_ns",
+    "p99": "request_p99_ns",
+    "bytes": "request_bytes",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contestant:
+    """One plan in one setting, over all traces. `score` is what the objective asks for: the larger, the better."""
+
+    name: str
+    short: str
+    """The plan's name without its weights."""
+    plan: Plan
+    toml: str
+    traces: tuple[str, ...]
+    """Digests of the traces that it was replayed on."""
+    needs_future: bool
+    score: float
+    value: float
+    unit: str
+    device_bytes: int | None
+    share_of_bound: float | None
+    costs: np.ndarray | None
+    """What each request cost, over all traces in order; None where that is unknown."""
+
+    @property
+    def policy(self) -> str:
+        """Its eviction policy's name."""
+        return self.plan.eviction.policy
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The best by the objective comes first; of equals the smaller."""
+        return -self.score, self.device_bytes or 0
+
+    @property
+    def stored(self) -> tuple[WeightsPlan, ComputePlan]:
+        """How its experts are stored, and where they are computed."""
+        return self.plan.weights, self.plan.compute
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Everyone who was replayed in one setting, in the order of the file.
+
+    `real` need no foresight; of these `fitting` fit into `room` bytes of the device (None: no limit is known).
+    """
+
+    everyone: list[Contestant]
+    real: list[Contestant]
+    fitting: list[Contestant]
+    room: int | None
+
+    @classmethod
+    def of(cls, study: Study, rows: pl.DataFrame) -> "Contest":
+        """`rows` are of one setting."""
+        everyone = contestants(study, rows)
+        real = [one for one in everyone if not one.needs_future]
+        memory = memories(study).get(rows["hardware"][0])
+        limits = [size for size in (study.max_device_bytes, memory) if size is not None]
+        fitting = [one for one in real if _fits(one.device_bytes, limits, known=study.max_device_bytes is not None)]
+        return cls(everyone, real, fitting, min(limits, default=None))
+
+
+def contestants(study: Study, rows: pl.DataFrame) -> list[Contestant]:
+    """The plans of one setting that were replayed on every trace, in the order of the file."""
+    digests = dict(rows.select("trace", "trace_digest").iter_rows())
+    traces = tuple(digests[path] for path in study.traces)
+    found = []
+    # The same requests in the same order for every plan: traces come in the order of the file.
+    for part in rows.partition_by("plan_toml", maintain_order=True):
+        if tuple(part["trace_digest"]) == traces and part["error"].null_count() == len(part):
+            found.append(_contestant(study.objective, part))
+    return [one for one in found if one is not None]
+
+
+def _contestant(objective: Objective, part: pl.DataFrame) -> Contestant | None:
+    numbers = {name: part[name].to_numpy() for name in part.columns if part[name].dtype.is_numeric()}
+    tokens = int(numbers["decode_tokens"].sum())
+    bound = None
+    if objective == "tokens_per_second":
+        if part["tokens_per_second"].null_count() or not tokens:
+            return None
+        value = overall(part, "tokens_per_second")
+        score, unit = value, "tokens/s"
+        if not part["bound_tokens_per_second"].null_count():
+            bound = value / overall(part, "bound_tokens_per_second")
+    elif objective == "p99":
+        if part["tpot_p99_ms"].null_count():
+            return None
+        value = float(numbers["tpot_p99_ms"].max())
+        score, unit = -value, "ms per token at the 99th percentile"
+    elif not part["decode_bytes_loaded"].null_count():
+        value = float(numbers["decode_bytes_loaded"].sum() / max(tokens, 1))
+        score, unit = -value, "bytes loaded per decode token"
+    else:
+        value = float((numbers["misses"].sum() + numbers["prefetches"].sum()) / max(tokens, 1))
+        score, unit = -value, "experts loaded per decode token, prefill included"
+    column = part[REQUEST_COLUMN[objective]]
+    costs = None if column.null_count() else np.concatenate([cell.to_numpy() for cell in column])
+    plan = plan_of(part["plan_toml"][0])
+    return Contestant(
+        name=part["plan"][0],
+        short=plan_name(plan, stored=False),
+        plan=plan,
+        toml=part["plan_toml"][0],
+        traces=tuple(part["trace_digest"]),
+        needs_future=part["needs_future"][0],
+        score=score,
+        value=value,
+        unit=unit,
+        device_bytes=None if part["device_bytes"].null_count() else int(numbers["device_bytes"].max()),
+        share_of_bound=bound,
+        costs=None if costs is None or len(costs) == 0 else costs,
+    )
+
+
+def overall(part: pl.DataFrame, speed: str) -> float:
+    """Tokens per second of one plan over several traces; `speed` is the column that has them for each."""
+    tokens = part["decode_tokens"].to_numpy()
+    return float(tokens.sum() / (tokens / part[speed].to_numpy()).sum())
+
+
+def plan_of(toml: str) -> Plan:
+    """The plan of a row's `plan_toml`."""
+    return plan_from_dict(tomllib.loads(toml))
+
+
+def memories(study: Study) -> dict[str | None, int]:
+    """The device's memory by the name of the machine, in bytes."""
+    return {machine.name: machine.device.memory_bytes for machine in study.machines if machine is not None}
+
+
+def _fits(device_bytes: int | None, limits: list[int], *, known: bool) -> bool:
+    """Whether a plan of that size stays within all limits; `known`: the study's own limit wants its size known."""
+    return not known if device_bytes is None else all(device_bytes <= most for most in limits)
+
+
+def fitting_rows(study: Study, rows: pl.DataFrame) -> pl.Series:
+    """Of each row, whether its plan fits on every trace: bool [rows]."""
+    size = pl.col("device_bytes").max().over("plan_toml", "hardware", "hardware_digest", "model_shape", "batch")
+    memory = pl.col("hardware").replace_strict(memories(study), default=None, return_dtype=pl.Int64)
+    limit = pl.lit(study.max_device_bytes, pl.Int64)
+    within = (size <= limit).fill_null(study.max_device_bytes is None) & (size <= memory).fill_null(value=True)
+    return rows.select(fits=within)["fits"]

@@ -1,0 +1,215 @@
+"""Running a study: what is missing is computed, what is there is read, and all of it is concluded from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from engine.curves.stack_curve import STACK_CURVES, Scope
+from engine.replay.advice import DOES_NOT_FIT
+from engine.replay.passes import run
+from engine.replay.regret import find_regret
+from engine.replay.result import Regret
+from experiments.study import study_folder as files
+from experiments.study.cell_results import described, measure, setting_of
+from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
+from experiments.study.conclude import conclude
+from experiments.study.contestants import fitting_rows
+from experiments.study.grid import Study
+from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.search import search
+from experiments.study.shared import SharedRoutings
+from experiments.study.study_folder import StudyFolder
+from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
+from experiments.study.winner_timelines import expert_rows, timeline_rows
+from experiments.study.workers import OnPiece, Say, Workers
+from tracekit.errors import TracekitError
+from tracekit.version import own_version
+
+CURVE_POINTS = 64
+
+
+def run_study(
+    study: Study, folder: Path, workers: Workers, *, source: str = "", progress: Say | None = None
+) -> Summary:
+    """Run `study` into `folder`, or go on with what is there; returns what study.json says.
+
+    Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
+    study.json, winner.plan.toml and every .parquet file (experiments.study.schema).
+
+    Args:
+        source: the study's file as text, kept in the folder.
+        progress: called with the number of cells just finished, those found finished included; a cell on a beginning of
+            the traces counts as that share of one.
+
+    Raises TracekitError when the study as a whole is impossible; a plan that is becomes a row with an `error`.
+    """
+    cells = cells_of(study)
+    with StudyFolder(folder) as place:
+        place.write(files.COPY, source.encode())
+
+        def replay(some: Sequence[Cell], share: float) -> pl.DataFrame:
+            return _rows(place, some, workers, None if progress is None else lambda done: progress(done * share))
+
+        cells, searched = search(study, cells, replay)
+        rows = replay(cells, 1.0)
+        settings = conclude(study, rows, searched)
+        tables = {
+            files.RESULTS: rows,
+            files.SEARCH: searched,
+            files.CURVES: _curves(cells, workers),
+            files.REGRET: _regrets(study, place, cells, rows, workers),
+            files.EXPERTS: expert_rows(study.traces),
+            files.TIMELINE: timeline_rows(cells, settings),
+        }
+        digests = {name: place.write(name, files.parquet(table)) for name, table in tables.items()}
+        summary = summarise(study, cells, rows, settings, digests)
+        place.write(files.SUMMARY, summary.to_json().encode())
+        winner = next((setting for setting in settings if setting.plan_toml is not None), None)
+        if winner is None:
+            place.remove(files.WINNER)
+        else:
+            place.write(files.WINNER, winning_plan(winner).encode())
+    return summary
+
+
+def _rows(place: StudyFolder, cells: Sequence[Cell], workers: Workers, progress: Say | None) -> pl.DataFrame:
+    """The results of all cells, in their order."""
+    done = place.pieces(files.PIECES, SCHEMA)
+    finished = set(done["cell"])
+    missing = {cell.key: cell for cell in cells if cell.key not in finished}
+    if progress is not None:
+        progress(len(cells) - sum(cell.key in missing for cell in cells))
+    failed = []
+    for group, rows in workers.run(measure, groups(missing.values())):
+        # What failed is tried again next time: a missing file may have come by then.
+        failed += [row for row in rows if row.get("error") is not None]
+        sound = [row for row in rows if row.get("error") is None]
+        if sound:
+            place.add(files.PIECES, group_key(group), pl.DataFrame(sound, schema=SCHEMA))
+        if progress is not None:
+            progress(len(group))
+    done = pl.concat([place.pieces(files.PIECES, SCHEMA), pl.DataFrame(failed, schema=SCHEMA)])
+    # Where traces, policies and profiles lie is no part of the key: results name them as this study does.
+    named = [described(cell) for cell in cells]
+    order = pl.DataFrame(named, schema={name: SCHEMA[name] for name in named[0]})
+    found = order.join(done.drop(set(named[0]) - {"cell"}), on="cell", how="left", maintain_order="left")
+    return found.select(list(SCHEMA)).rechunk()
+
+
+def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
+    """Hit ratio against cache size, of the policies that one pass tells all about; not of traces that take too long."""
+    asked: dict[tuple[Routing, Scope], bool | None] = {}
+    for cell in cells:
+        asked[cell.routing, "layer" if cell.plan.capacity.per_layer else "global"] = cell.bounds
+    tasks = [(routing, scope, bounds) for (routing, scope), bounds in asked.items()]
+    found = dict(workers.run(curve_rows, tasks))
+    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task] for task in tasks)]).rechunk()
+
+
+def curve_rows(
+    shared: SharedRoutings, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
+) -> pl.DataFrame:
+    """The curves of one routing (`CURVES`)."""
+    routing, scope, asked = task
+    known = shared.of(routing)
+    found = [pl.DataFrame(schema=CURVES)]
+    if known.bounded(asked) and known.trace.tokens:
+        per_layer = known.trace.manifest.experts_per_layer
+        most = max(per_layer) if scope == "layer" else sum(per_layer)
+        slots = np.unique(np.linspace(0, most, min(CURVE_POINTS, most) + 1).round().astype(np.int64))
+        held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
+        for policy in STACK_CURVES:
+            curve = known.curve(policy, scope)
+            hits, lookups = curve.hits[:, slots], curve.lookups
+            columns = {
+                "trace": routing.path,
+                "batch": routing.batch,
+                "scope": scope,
+                "policy": policy,
+                "slots": slots,
+                "share": np.minimum(1.0, held),
+                "hit_ratio": hits.sum(axis=0) / max(int(lookups.sum()), 1),
+                "decode_hit_ratio": hits[1] / max(int(lookups[1]), 1),
+            }
+            found.append(pl.DataFrame(columns, schema=CURVES))
+    return pl.concat(found)
+
+
+def _regrets(
+    study: Study, place: StudyFolder, cells: Sequence[Cell], rows: pl.DataFrame, workers: Workers
+) -> pl.DataFrame:
+    """What hinders the best plans on each routing and machine."""
+    by_key = {cell.key: cell for cell in cells}
+    chosen: list[Cell] = []
+    # As who wins: of what fits, or of all where nothing does.
+    rows = rows.with_columns(fits=fitting_rows(study, rows))
+    timed = rows.filter(pl.col("tokens_per_second").is_not_null() & ~pl.col("needs_future"))
+    for part in timed.partition_by("trace", "batch", "hardware_digest", "model_shape", maintain_order=True):
+        candidates = part.filter("fits") if part["fits"].any() else part
+        best = candidates.sort("tokens_per_second", descending=True, maintain_order=True).head(study.regret)
+        chosen += [by_key[key] for key in best["cell"]]
+    chosen = list({cell.key: cell for cell in chosen}.values())
+    done = set(place.pieces(files.REGRETS, REGRET)["cell"])
+    for cell, regret in workers.run(cell_regret, [cell for cell in chosen if cell.key not in done]):
+        if regret is not None:
+            row = {"cell": cell.key} | msgspec.structs.asdict(regret)
+            place.add(files.REGRETS, cell.key[:32], pl.DataFrame([row], schema=REGRET))
+    order = pl.DataFrame({"cell": [cell.key for cell in chosen]}, schema={"cell": pl.String})
+    return order.join(place.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
+
+
+def cell_regret(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = None) -> Regret | None:
+    """One cell's regret; None where it cannot be told, or the trace is too long for it."""
+    known = shared.of(cell.routing)
+    if not known.bounded(cell.bounds) or cell.machine is None:
+        return None
+
+    def progress(tokens: int) -> None:
+        if on_piece is not None:
+            on_piece()
+
+    try:
+        setting = setting_of(known, cell)
+        (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
+        return find_regret(known.trace, setting, done, progress)
+    except TracekitError:
+        return None
+
+
+def summarise(
+    study: Study, cells: Sequence[Cell], rows: pl.DataFrame, settings: list[SettingSummary], digests: dict[str, str]
+) -> Summary:
+    """study.json: who won, what failed, and what it all was made from; `digests` of the tables by file name."""
+    failed = rows.filter(pl.col("error").is_not_null())
+    reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
+    # What does not fit is no candidate: how many do not, settings say in their notes.
+    fitting = rows.filter(fitting_rows(study, rows))
+    found = (fitting if len(fitting) else rows)["warnings"].to_list()
+    warnings = [warning for own in found for warning in own or () if not warning.startswith(DOES_NOT_FIT)]
+    return Summary(
+        objective=study.objective,
+        max_device_bytes=study.max_device_bytes,
+        cells=len(cells),
+        failed=len(failed),
+        errors=[Failure(error=error, cells=count, first_plan=plan) for error, count, plan in reasons.iter_rows()],
+        settings=settings,
+        warnings=list(dict.fromkeys(warnings)),
+        statistics=study.statistics,
+        search=study.search,
+        provenance=Provenance(
+            moe_tracekit=own_version(),
+            results_version=RESULTS,
+            traces={cell.routing.path: cell.routing.digest for cell in cells},
+            hardware=[machine for machine in study.machines if machine is not None],
+            model_shapes=[shape.name for shape in study.shapes if shape is not None],
+        ),
+        files=digests,
+    )
+
+
+def winning_plan(won: SettingSummary) -> str:
+    """winner.plan.toml: the plan, and what it won."""
+    return f"# {won.statement}\n# {won.conditions}\n{won.plan_toml}"

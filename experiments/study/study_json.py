@@ -1,0 +1,99 @@
+"""study.json: what a study found, in the structure that is built, written, and validated when it is read back."""
+
+import json
+
+import msgspec
+
+from engine.hardware import HardwareProfile
+from experiments.statistics.comparison import Comparison
+from experiments.study.conditions import Conditions
+from experiments.study.grid import Objective, Search, Statistics
+
+
+class End(msgspec.Struct, frozen=True):
+    """The last plan that a search kept, or the first that it pruned."""
+
+    plan: str
+    value: float
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search did on a beginning of the traces: `share` of their decode steps."""
+
+    round: int
+    share: float
+    plans: int
+    kept: int
+    pruned: int
+    too_large: int
+    failed: int
+    last_kept: End | None
+    first_pruned: End | None
+
+
+class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Who won in one setting (`Conditions`), and by how much; None where nobody did.
+
+    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`.
+    """
+
+    hardware: str | None
+    model_shape: str | None
+    batch: int | None
+    room_bytes: int | None
+    contestants: int
+    too_large: int
+    winner: str | None = None
+    plan_toml: str | None = None
+    value: float | None = None
+    unit: str | None = None
+    device_bytes: int | None = None
+    share_of_bound: float | None = None
+    statement: str
+    comparisons: list[Comparison] = []
+    ranking: list[str] = []
+    notes: list[str]
+    search: list[Round]
+
+    @property
+    def conditions(self) -> Conditions:
+        """Machine, model shape and batch size."""
+        return Conditions(self.hardware, self.model_shape, self.batch)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Cells that failed for one reason."""
+
+    error: str
+    cells: int
+    first_plan: str
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What it all was made from; `traces`: digests by path."""
+
+    moe_tracekit: str
+    results_version: int
+    traces: dict[str, str]
+    hardware: list[HardwareProfile]
+    model_shapes: list[str]
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file. `files` holds the sha256 of each table beside it."""
+
+    objective: Objective
+    max_device_bytes: int | None
+    cells: int
+    failed: int
+    errors: list[Failure]
+    settings: list[SettingSummary]
+    warnings: list[str]
+    statistics: Statistics
+    search: Search | None
+    provenance: Provenance
+    files: dict[str, str]
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False) + "\n"
