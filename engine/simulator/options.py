@@ -1,4 +1,4 @@
-"""How far the simulator's kernel counts, and how it is compiled. numba's own decorator has no type for these options."""
+"""How far the simulator's kernel counts, and how it is compiled; numba's decorator has no type for these options."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
