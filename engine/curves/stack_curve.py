@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.curves.belady import belady_positions, belady_stack, next_uses
 from engine.curves.lru import lru_positions, lru_stack
-from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
+from tracekit.trace import Trace
 
 Scope = Literal["layer", "global"]
 

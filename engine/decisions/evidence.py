@@ -2,9 +2,9 @@
 
 from engine.plan.plan import Plan
 from policies.learned.artefact import Artefact, load_artefact
-from tracekit import Trace
 from tracekit.errors import PlanError
 from tracekit.requests import known_requests
+from tracekit.trace import Trace
 
 
 def artefacts_of(plan: Plan) -> list[Artefact]:

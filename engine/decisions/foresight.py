@@ -10,9 +10,9 @@ from policies.learned.artefact import Artefact, load_artefact
 from policies.learned.features import RATES, Piece
 from policies.learned.verdict import least_score, steps_until
 from policies.ranking import rank_scores
-from tracekit import Trace
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
+from tracekit.trace import Trace
 
 
 class Scores:

@@ -177,7 +177,10 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_dict(read_toml(path, "plan", PlanError), str(path))
 
 
-def as_plan(plan: Plan | Mapping[str, object] | str | os.PathLike[str]) -> Plan:
+PlanLike = Plan | Mapping[str, object] | str | os.PathLike[str]
+
+
+def as_plan(plan: PlanLike) -> Plan:
     """The plan that a user gives: itself, the tables of its file, or the path of its file. Raises PlanError."""
     if isinstance(plan, Plan):
         return plan

@@ -9,13 +9,12 @@ from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
 from policies.events import BYPASS
+from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
 from tracekit.stats.independence import looks_independent
 from tracekit.trace import Trace
 
-FEW_TOKENS = 64
 SATURATED = 0.95
-DOES_NOT_FIT = "the plan does not fit"
 
 
 class DecodeWork(NamedTuple):
@@ -38,32 +37,29 @@ def advice(
     time: Time | None = None,
     *,
     independent: bool | None = None,
-) -> list[str]:
+) -> list[Caution]:
     """Warnings about the trace, the capacity and the link.
 
     `independent`: whether the routing looks so, where that is known already.
     """
-    warnings = [] if trace.batching is None else list(trace.batching.warnings)
-    if not trace.manifest.complete:
-        warnings.append("the trace is incomplete: its recording did not finish")
-    if trace.manifest.source == "synthetic":
-        warnings.append("the trace is synthetic: hit ratios say nothing about a real model")
-    if decode.tokens == 0:
-        warnings.append("the trace has no decode steps: no tokens per second")
-    elif decode.tokens < FEW_TOKENS:
-        warnings.append(f"only {decode.tokens} decode tokens: the filling of the cache weighs more than the policy")
-    if looks_independent(trace) if independent is None else independent:
-        warnings.append("routing looks independent from token to token: no policy can gain from recency in it")
-    warnings += [] if setting.costs is None else list(setting.costs.notes)
+    warnings = [] if trace.batching is None else [Caution("batched", text) for text in trace.batching.warnings]
+    warnings += routing_cautions(
+        complete=trace.manifest.complete,
+        source=trace.manifest.source,
+        decode_tokens=decode.tokens,
+        independent=looks_independent(trace) if independent is None else independent,
+    )
+    warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
     if time is not None and time.link_utilisation > SATURATED and setting.plan.prefetch.predictor != "none":
-        warnings.append(
+        text = (
             f"the link is busy more than {100 * SATURATED:.0f} % of the time: prefetches can only delay demand copies"
         )
+        warnings.append(Caution("link busy", text))
     return warnings
 
 
-def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[str]:
+def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
     """A cache for all layers that is smaller than what one decode token demands over all of them: LRU hardly hits."""
     spec, plan = setting.spec, setting.plan
     if len(spec.capacity) > 1 or decode.steps == 0:
@@ -72,23 +68,23 @@ def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[str]:
     if spec.capacity[0] >= cycle:
         return []
     unit = "bytes" if plan.capacity.unit == "bytes" else "experts"
-    return [
+    text = (
         f"capacity {plan.cache.capacity!r} is below the token cycle ({cycle:.0f} {unit}): layers run one after the "
         "other, so a global LRU hits next to nothing; give a capacity per layer, or a policy that knows of layers"
-    ]
+    )
+    return [Caution("below the token cycle", text)]
 
 
-def fit_warnings(setting: Setting) -> list[str]:
+def fit_warnings(setting: Setting) -> list[Caution]:
     """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the machine's memory."""
     plan, spec, machine = setting.plan, setting.spec, setting.machine
     assert machine is not None
     largest, needed = max(setting.sizes), device_bytes(setting)
     warnings = []
     if needed > machine.device.memory_bytes:
-        warnings.append(
-            f"{DOES_NOT_FIT}: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
-            f"{machine.device.memory_bytes / 2**30:.1f} GiB"
-        )
+        text = f"the plan does not fit: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
+        warnings.append(Caution("does not fit", f"{text}{machine.device.memory_bytes / 2**30:.1f} GiB"))
     if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):
-        warnings.append(f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes")
+        text = f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes"
+        warnings.append(Caution("holds no expert", text))
     return warnings

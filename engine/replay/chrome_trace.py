@@ -20,10 +20,10 @@ from engine.replay.passes import Replayed
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
 from policies.events import BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
-from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.durable import check_place, reporting, write_synced
 from tracekit.errors import PlanError
+from tracekit.trace import Trace
 
 STEPS = 4  # in a timeline that nobody chose the steps of
 MOST_STEPS = 2_000  # viewers hold no more

@@ -13,30 +13,17 @@ import numpy as np
 import polars as pl
 
 from engine.plan.plan import Plan
-from policies import events as kinds
-from policies.events import Events
-from tracekit import Trace
+from policies.events import KIND_NAMES, Events
 from tracekit.demand import Demand, step_starts
 from tracekit.durable import check_place, reporting
 from tracekit.errors import TraceError
-
-KINDS = {
-    kinds.HIT: "hit",
-    kinds.HIT_PINNED: "hit-pinned",
-    kinds.HIT_PREFETCHED: "hit-prefetched",
-    kinds.LOAD: "load",
-    kinds.BYPASS: "bypass",
-    kinds.PREFETCH: "prefetch",
-    kinds.EVICT: "evict",
-    kinds.DROP: "drop",
-}
-"""The names of the kinds of event (`policies.events`)."""
+from tracekit.trace import Trace
 
 SCHEMA = {
     "visit": pl.Int64(),  # running number of the visit: step number * layers + layer
     "step": pl.Int32(),  # the trace's own number of the step
     "layer": pl.UInt16(),  # MoE layer of the expert; a prefetch's lies after the visit's
-    "kind": pl.Enum([KINDS[kind] for kind in sorted(KINDS)]),
+    "kind": pl.Enum(KIND_NAMES),
     "expert": pl.UInt16(),  # within its layer
     "slot": pl.Int32(),  # the physical slot the expert is in, comes to or leaves
 }
@@ -68,7 +55,7 @@ class EventLog:
             "tracekit.layers": str(trace.layers),
             "tracekit.plan": "" if plan is None else plan.to_toml(),
         }
-        self._names = pl.Series(list(KINDS.values()), dtype=SCHEMA["kind"])
+        self._names = pl.Series(KIND_NAMES, dtype=SCHEMA["kind"])
         self._parts: list[Path] = []
 
     def __enter__(self) -> Self:

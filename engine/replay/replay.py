@@ -1,7 +1,7 @@
 """`replay`: a plan's decisions on a recorded trace, and their time on a modelled machine."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import msgspec
 
 from engine.decisions.evidence import check_evidence
 from engine.hardware import HardwareProfile, load_hardware
-from engine.plan.plan import Plan, as_plan
+from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
@@ -30,7 +30,7 @@ from tracekit.version import own_version
 
 def replay(
     trace: Trace | str | os.PathLike[str],
-    plan: Plan | Mapping[str, Any] | str | os.PathLike[str],
+    plan: PlanLike,
     hardware: HardwareProfile | str | os.PathLike[str] | None = None,
     *,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
@@ -79,14 +79,14 @@ def replay(
             regret = find_regret(trace, setting, done, report) if timed else None
     sized = bool(setting.sizes)
     time = time_of(setting, done)
-    warnings = seen + advice(trace, setting, DecodeWork.of(done), time)
+    warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
     if not bounded and bounds is None:
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
     if timed:
         estimates = find_estimates(setting, done)
-        warnings += fit_warnings(setting)
+        warnings += [found.text for found in fit_warnings(setting)]
     return Result(
         **msgspec.structs.asdict(counts_of(done, [PREFILL, DECODE], sized=sized)),
         phases=PhaseCounts(

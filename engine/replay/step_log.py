@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from engine.replay.event_log import KINDS, explained
+from engine.replay.event_log import explained
 from engine.replay.passes import Replayed
 from engine.simulator.timeline import CAUSES
+from policies.events import KIND_NAMES
 from tracekit.demand import step_starts
 from tracekit.durable import write_synced
 from tracekit.rows import DECODE
@@ -28,7 +29,7 @@ def step_frame(trace: Trace, done: Replayed) -> pl.DataFrame:
         "phase": np.where(done.phase == DECODE, "decode", "prefill"),
         "tokens": done.step_tokens,
     }
-    columns |= {name: done.step_kinds[:, kind] for kind, name in KINDS.items()}
+    columns |= {name: done.step_kinds[:, kind] for kind, name in enumerate(KIND_NAMES)}
     if len(done.step_ns):
         columns["begin_ns"] = np.cumsum(done.step_ns) - done.step_ns
         columns["total_ns"] = done.step_ns

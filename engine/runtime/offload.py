@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
-from engine.plan.plan import Plan
+from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.cpu_lane import CpuLane, check_lane
 from engine.runtime.experts import register
@@ -50,16 +50,16 @@ class Options(TypedDict, total=False):
 
 
 @overload
-def offload(model: Model, plan: Plan, **options: Unpack[Options]) -> Model: ...
+def offload(model: Model, plan: PlanLike, **options: Unpack[Options]) -> Model: ...
 
 
 @overload
-def offload(model: str | Path, plan: Plan, **options: Unpack[Options]) -> PreTrainedModel: ...
+def offload(model: str | Path, plan: PlanLike, **options: Unpack[Options]) -> PreTrainedModel: ...
 
 
 def offload(
     model: PreTrainedModel | str | Path,
-    plan: Plan,
+    plan: PlanLike,
     *,
     device: str | torch.device | None = None,
     emulate_link: EmulatedLink | None = None,
@@ -84,7 +84,8 @@ def offload(
 
     Args:
         model: a checkpoint, or a transformers MoE model, loaded without quantisation, preferably on the CPU.
-        device: where the slots and all other parameters live; by default where the model is, or the CPU.
+        plan: a plan, its tables, or the path of its file.
+        device: where the slots and all other parameters live; by default where a model is, "auto" for a checkpoint.
         emulate_link: slow copies down to a link that this machine does not have; CPU only.
         host: where experts lie: in "memory", or on "disk", in the directory `slabs`.
         slabs: a directory of experts as the plan stores them. It is written if it is not there yet; if it is, nothing
@@ -102,6 +103,7 @@ def offload(
     """
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
+    plan = as_plan(plan)
     with_lane = plan.compute.cpu_experts != "never"
     if with_lane:
         check_lane(hardware)
@@ -206,9 +208,10 @@ def _move_rest(model: nn.Module, target: torch.device) -> None:
 
 
 def _device(model: nn.Module | str | Path, device: str | torch.device | None) -> torch.device:
-    if device is None:
-        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-        return next((parameter.device for parameter in parameters), torch.device("cpu"))
+    if device is None and isinstance(model, nn.Module):
+        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device is None or device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         target = torch.device(device)
     except RuntimeError as error:

@@ -26,9 +26,8 @@ def command(
     """
     from experiments.report.page import write_figures, write_report
     from experiments.study.study_content import report_content
-    from experiments.study.validated import read_validation
 
-    content = report_content(study, read_validation(study, validation))
+    content = report_content(study, validation)
     written = write_report(output, content)
     figures = {} if png is None else write_figures(png, content)
     if json:

@@ -115,9 +115,7 @@ def _show_search(rounds: "list[Round]") -> None:
     columns = ["of the decode steps", "plans", "kept", "pruned", "too large", "failed", "last kept", "first pruned"]
     rows = []
     for found in rounds:
-        ends = [
-            "-" if end is None else f"{end.plan} ({end.value:.4g})" for end in (found.last_kept, found.first_pruned)
-        ]
+        ends = [str(end or "-") for end in (found.last_kept, found.first_pruned)]
         counts = [f"{n:,}" for n in (found.plans, found.kept, found.pruned, found.too_large, found.failed)]
         rows.append([f"first {100 * found.share:.3g} %", *counts, *ends])
     console.table("Search", columns, rows)

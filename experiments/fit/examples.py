@@ -1,17 +1,16 @@
 """What predictors are fitted to: the features that they will see when they work, and what really came."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from policies.learned.arithmetic import UNIT
 from policies.learned.features import RATES, Piece, width
 from policies.learned.verdict import log2_steps
-from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.errors import PolicyError
 from tracekit.shards import installed_memory
+from tracekit.trace import Trace
 
 FAR = 64
 """Steps until the next use are cut off at this."""
@@ -44,7 +43,9 @@ def vocabulary(trace: Trace, most: int) -> np.ndarray:
     """
     known = trace.token_id[trace.token_id >= 0]
     if known.max(initial=-1) > MOST_TOKEN_ID:
-        raise PolicyError(f"{trace.path} has token ids up to {known.max()}: at most {MOST_TOKEN_ID} can be learned from")
+        raise PolicyError(
+            f"{trace.path} has token ids up to {known.max()}: at most {MOST_TOKEN_ID} can be learned from"
+        )
     ids, counts = np.unique(known, return_counts=True)
     kept = np.sort(ids[np.argsort(-counts, kind="stable")[:most]])
     index = np.zeros(int(ids.max(initial=-1)) + 2, np.int64)
@@ -102,8 +103,8 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
             found[3].append(used[kept])
         else:
             wanted = np.stack([piece.chosen[layer + distance][kept] > 0 for layer in range(sources)], axis=1)
-            both: list[Any] = [piece.real[layer] & piece.real[layer + distance] for layer in range(sources)]
-            real = np.array([rows[kept] for rows in both]).T
+            both = np.array([piece.real[layer] & piece.real[layer + distance] for layer in range(sources)])
+            real = both.T[kept]
             found[2].append(wanted.astype(np.float32))
             exists = np.arange(experts) < np.array(trace.manifest.experts_per_layer)[distance:, None]
             found[3].append(real[:, :, None] & exists)

@@ -6,7 +6,6 @@ anything else is refused, in a line that names what.
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ from torch import fx, nn
 from torch.nn import functional
 
 from experiments.fit.modules import Predictor
-from policies.learned.arithmetic import FINE, UNIT, Operation, Program
+from policies.learned.arithmetic import FINE, UNIT, Kind, Operation, Program
 from tracekit.errors import PolicyError
 
 LARGEST = 2**31 - 1
-_FUNCTIONS: dict[Any, str] = {
+_FUNCTIONS: dict[object, Kind] = {
     torch.relu: "relu",
     functional.relu: "relu",
     torch.clamp: "clamp",
@@ -31,7 +30,7 @@ _FUNCTIONS: dict[Any, str] = {
     torch.cat: "cat",
     operator.getitem: "slice",
 }
-_METHODS = {"relu": "relu", "clamp": "clamp", "clip": "clamp", "add": "add", "sub": "subtract"}
+_METHODS: dict[object, Kind] = {"relu": "relu", "clamp": "clamp", "clip": "clamp", "add": "add", "sub": "subtract"}
 INDEX = "index"
 
 
@@ -84,7 +83,9 @@ def _trace(module: Predictor) -> tuple[Program, dict[str, np.ndarray]]:
 def _convert(
     name: str, module: Predictor, node: fx.Node, alias: dict[str, str], tensors: dict[str, np.ndarray]
 ) -> Operation | None:
-    arguments: list[Any] = [*node.args, *node.kwargs.values()]
+    arguments: list[object] = [*node.args, *node.kwargs.values()]
+    nodes = [argument for argument in arguments if isinstance(argument, fx.Node)]
+    kind: Kind | None = None
     if node.op == "call_module":
         part = module.get_submodule(str(node.target))
         if isinstance(part, nn.Dropout | nn.Identity):
@@ -94,28 +95,28 @@ def _convert(
             weight = part.weight.detach().double().numpy()
             bias = np.zeros(len(weight)) if part.bias is None else part.bias.detach().double().numpy()
             tensors[held[0]], tensors[held[1]] = _rounded(weight * FINE), _rounded(bias * FINE * UNIT)
-            return _operation("linear", node, [arguments[0]], alias, held)
+            return _operation("linear", node, nodes[:1], alias, held)
         if isinstance(part, nn.Embedding):
             held = [INDEX, f"{node.target}.weight"]
             tensors[held[1]] = _rounded(part.weight.detach().double().numpy() * UNIT)
-            return _operation("embedding", node, [arguments[0]], alias, held)
+            return _operation("embedding", node, nodes[:1], alias, held)
         if isinstance(part, nn.ReLU):
-            return _operation("relu", node, [arguments[0]], alias)
+            return _operation("relu", node, nodes[:1], alias)
         if isinstance(part, nn.Hardtanh):
-            return _operation("clamp", node, [arguments[0]], alias, numbers=_bounds([part.min_val, part.max_val]))
-        kind = None
+            return _operation("clamp", node, nodes[:1], alias, numbers=_bounds([part.min_val, part.max_val]))
     elif node.op == "call_function":
         kind = _FUNCTIONS.get(node.target)
-    else:
-        kind = _METHODS.get(str(node.target)) if node.op == "call_method" else None
-    nodes = [argument for argument in arguments if isinstance(argument, fx.Node)]
+    elif node.op == "call_method":
+        kind = _METHODS.get(node.target)
     if kind == "clamp" and len(nodes) == 1:
         return _operation(kind, node, nodes, alias, numbers=_bounds(arguments[1:3]))
     if kind == "cat" and isinstance(arguments[0], list | tuple) and arguments[1:] in ([1], [-1]):
-        return _operation(kind, node, list(arguments[0]), alias)
+        joined = [part for part in arguments[0] if isinstance(part, fx.Node)]
+        if len(joined) == len(arguments[0]):
+            return _operation(kind, node, joined, alias)
     if kind == "slice" and len(nodes) == 1 and isinstance(arguments[1], tuple) and len(arguments[1]) == 2:
-        columns = arguments[1][1]
-        plain = arguments[1][0] == slice(None) and isinstance(columns, slice) and columns.step is None
+        rows, columns = arguments[1]
+        plain = rows == slice(None) and isinstance(columns, slice) and columns.step is None
         if plain and isinstance(columns.start, int | None) and isinstance(columns.stop, int):
             return _operation(kind, node, nodes, alias, numbers=[columns.start or 0, columns.stop])
     if (kind == "relu" and len(nodes) == 1) or (kind in ("add", "subtract") and len(nodes) == len(arguments) == 2):
@@ -127,9 +128,9 @@ def _convert(
 
 
 def _operation(
-    kind: Any,
+    kind: Kind,
     node: fx.Node,
-    inputs: Sequence[Any],
+    inputs: Sequence[fx.Node],
     alias: dict[str, str],
     tensors: Sequence[str] = (),
     numbers: Sequence[int] = (),
@@ -143,13 +144,15 @@ def _operation(
     )
 
 
-def _bounds(given: Sequence[Any]) -> list[int]:
-    if len(given) != 2 or not all(isinstance(bound, int | float) for bound in given):
+def _bounds(given: Sequence[object]) -> list[int]:
+    numbers = [bound for bound in given if isinstance(bound, int | float)]
+    if not len(numbers) == len(given) == 2:
         raise PolicyError("clamp needs both of its bounds, as numbers")
-    return [round(bound * UNIT) for bound in given]
+    return [round(bound * UNIT) for bound in numbers]
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise PolicyError("fitting gave weights that are no numbers: fit with a smaller learning rate")
-    return np.rint(values)  # type: ignore[no-any-return]
+    rounded: np.ndarray = np.rint(values)
+    return rounded

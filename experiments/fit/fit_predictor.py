@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,19 +19,21 @@ from experiments.fit.export import export
 from experiments.fit.judge import judge_predictor, measure_visit
 from experiments.fit.modules import PREDICTORS, Predictor, Shape
 from experiments.fit.train import CHECKPOINT, Training, forward_names, make_modules, train
+from policies.learned.arithmetic import Program
 from policies.learned.artefact import CARD, Artefact, Card, Fitted, load_artefact, save_artefact
 from policies.learned.session import Session
 from policies.registry import load_path
-from tracekit import Trace
 from tracekit.demand import step_starts
 from tracekit.durable import lock_directory, reporting
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.requests import request_digests
+from tracekit.trace import Trace
 
 MOST_TOKENS = 4096
 """Rows of an embedding at most: the most frequent tokens."""
 CHECKED_STEPS = 16
+Hyperparameters = dict[str, int | float | str]
 
 
 def fit(
@@ -164,7 +165,7 @@ def check_exportable(modules: nn.ModuleList, shape: Shape, index: np.ndarray, so
     )
 
 
-def checked_hyperparameters(kind: type[Predictor], given: dict[str, str]) -> dict[str, Any]:
+def checked_hyperparameters(kind: type[Predictor], given: dict[str, str]) -> Hyperparameters:
     """All hyperparameters of `kind`, the given texts in the place of defaults. Raises PolicyError."""
     known = {
         name: parameter.default
@@ -227,7 +228,7 @@ def check_steps(artefact: Artefact, trace: Trace) -> None:
                 )
 
 
-def _multiplied(program: Any, tensors: dict[str, np.ndarray]) -> int:
+def _multiplied(program: Program, tensors: dict[str, np.ndarray]) -> int:
     """Weights that one row of one layer is multiplied by."""
     return sum(
         int(tensors[operation.tensors[0]][0].size) for operation in program.operations if operation.kind == "linear"
@@ -235,7 +236,7 @@ def _multiplied(program: Any, tensors: dict[str, np.ndarray]) -> int:
 
 
 def _identity(
-    kind: type[Predictor], trace: Trace, fitted: list[int], distance: int, options: Training, given: dict[str, Any]
+    kind: type[Predictor], trace: Trace, fitted: list[int], distance: int, options: Training, given: Hyperparameters
 ) -> str:
     """A digest of what a fit follows from."""
     file = inspect.getsourcefile(kind)

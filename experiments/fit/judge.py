@@ -1,7 +1,6 @@
 """How good a fitted predictor is on requests that it has not seen: recall and precision at m, calibration."""
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -11,16 +10,19 @@ from policies.learned.artefact import Artefact
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until
 from policies.ranking import rank_scores
-from tracekit import DECODE, Trace
 from tracekit.demand import step_starts
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
 
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 BINS = 10
 STEPS = 512
 VISITS = 400
+Found = dict[str, float | dict[str, float]]
+"""Figures by name; those at m by m, as text."""
 
 
-def judge_predictor(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+def judge_predictor(artefact: Artefact, trace: Trace) -> Found:
     """What the artefact is worth on `trace`; everything is of decode tokens, the layers ahead taken together.
 
     For prefetching: `recall` and `precision` at m, by m; `calibration`, the mean difference between believed and true
@@ -30,7 +32,7 @@ def judge_predictor(artefact: Artefact, trace: Trace) -> dict[str, Any]:
     return _judge_eviction(artefact, trace) if artefact.card.own_layer else _judge_prefetch(artefact, trace)
 
 
-def _judge_prefetch(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+def _judge_prefetch(artefact: Artefact, trace: Trace) -> Found:
     card = artefact.card
     counts = [m for m in COUNTS if m <= card.num_experts]
     hits, chosen, suggested = np.zeros(len(counts), np.int64), 0, np.zeros(len(counts), np.int64)
@@ -71,7 +73,7 @@ def _judge_prefetch(artefact: Artefact, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _judge_eviction(artefact: Artefact, trace: Trace) -> dict[str, Any]:
+def _judge_eviction(artefact: Artefact, trace: Trace) -> Found:
     from experiments.fit.examples import FAR, steps_until_next
 
     starts = step_starts(trace.step)
@@ -112,7 +114,8 @@ def measure_visit(artefact: Artefact, trace: Trace) -> int:
             ahead = None if lookahead is None else lookahead[row : row + 1, layer]
             own = None if weights is None else weights[:, layer]
             start = time.perf_counter_ns()
-            scores: Any = session.visit(layer, experts[:, layer], own, ahead, trace.token_id[row : row + 1])
+            scores = session.visit(layer, experts[:, layer], own, ahead, trace.token_id[row : row + 1])
+            assert scores is not None, "a source layer has one ahead"
             if card.own_layer:
                 steps_until(scores)
             else:

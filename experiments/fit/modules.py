@@ -63,7 +63,8 @@ class Linear(Predictor):
         start_simple(self.scores, wanted, counts, shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scores(x)  # type: ignore[no-any-return]
+        scores: Tensor = self.scores(x)
+        return scores
 
 
 class Routing(Linear):
@@ -72,22 +73,22 @@ class Routing(Linear):
     blocks = ("recent", "chosen", "earlier")
 
 
-class Mlp(Predictor):
+class Mlp(Linear):
     """A small multi-layer perceptron beside the regression: the job of ProMoE's predictors (arXiv 2410.22134)."""
 
     def __init__(self, shape: Shape, hidden: int = 64) -> None:
-        super().__init__()
-        self.scores = nn.Linear(shape.features, shape.experts)
+        super().__init__(shape)
         self.inner = nn.Linear(shape.features, hidden)
         self.outer = nn.Linear(hidden, shape.experts)
 
     def begin(self, x: Tensor, token: Tensor, wanted: Tensor, counts: Tensor, shape: Shape) -> None:
-        start_simple(self.scores, wanted, counts, shape)
+        super().begin(x, token, wanted, counts, shape)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scores(x) + self.outer(torch.relu(self.inner(x)))  # type: ignore[no-any-return]
+        more: Tensor = self.outer(torch.relu(self.inner(x)))
+        return super().forward(x) + more
 
 
 class Recurrent(Predictor):
@@ -134,29 +135,24 @@ class TokenPopularity(Predictor):
         self.odds.weight.data = torch.logit(share, 1e-4)
 
     def forward(self, token: Tensor) -> Tensor:
-        return self.odds(token)  # type: ignore[no-any-return]
+        odds: Tensor = self.odds(token)
+        return odds
 
 
-class ReuseDistance(Predictor):
+class ReuseDistance(Mlp):
     """Regression of the steps until an expert's next use: the job of CECAR's and FlashMoE's feed-forward nets."""
 
     purpose = "eviction"
     blocks: ClassVar[tuple[str, ...]] = ("recent", "chosen", "weights")
 
     def __init__(self, shape: Shape, hidden: int = 32) -> None:
-        super().__init__()
-        self.scores = nn.Linear(shape.features, shape.experts)
-        self.inner = nn.Linear(shape.features, hidden)
-        self.outer = nn.Linear(hidden, shape.experts)
+        super().__init__(shape, hidden)
 
     def begin(self, x: Tensor, token: Tensor, wanted: Tensor, counts: Tensor, shape: Shape) -> None:
         nn.init.zeros_(self.scores.weight)
-        self.scores.bias.data = (wanted * counts).sum(0) / counts.sum(0).clamp(min=1)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scores(x) + self.outer(torch.relu(self.inner(x)))  # type: ignore[no-any-return]
+        self.scores.bias.data = (wanted * counts).sum(0) / counts.sum(0).clamp(min=1)
 
 
 class ReuseRouting(ReuseDistance):

@@ -1,12 +1,14 @@
 """Training: every layer's module at once, deterministic by seed, resumable after each epoch."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,7 +35,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def make_modules(
-    kind: type[Predictor], shape: Shape, sources: int, seed: int, given: dict[str, object]
+    kind: type[Predictor], shape: Shape, sources: int, seed: int, given: Mapping[str, object]
 ) -> nn.ModuleList:
     """A fresh module for each source layer; `given` are its hyperparameters."""
     with torch.random.fork_rng(devices=[]):
@@ -67,23 +69,23 @@ def train(
             with torch.no_grad():
                 module.begin(own[0][:, source], own[1], own[2][:, source], own[3][:, source], shape)
         optimiser = torch.optim.AdamW(modules.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        losses = [_loss_of(modules, test)]
-        best = _snapshot(modules)
+        state = _State(identity, modules, optimiser, [_loss_of(modules, test)], _snapshot(modules))
         if checkpoint is not None and options.epochs:
-            losses, best = _resumed(checkpoint, identity, modules, optimiser, losses, best)
-            progress(len(losses) - 1)
-        for epoch in range(len(losses) - 1, options.epochs):
+            state.resume(checkpoint)
+            progress(len(state.losses) - 1)
+        for epoch in range(len(state.losses) - 1, options.epochs):
             _epoch(modules, own, optimiser, options, epoch)
-            losses.append(_loss_of(modules, test))
-            if not np.isfinite(losses[-1]):
+            loss = _loss_of(modules, test)
+            if not np.isfinite(loss):
                 raise PolicyError("training diverged: the loss is no number; fit with a smaller learning rate")
-            if losses[-1] < min(losses[:-1]):
-                best = _snapshot(modules)
+            if loss < min(state.losses):
+                state.best = _snapshot(modules)
+            state.losses.append(loss)
             if checkpoint is not None:
-                _keep(checkpoint, identity, modules, optimiser, losses, best)
+                state.keep(checkpoint)
             progress(1)
-        modules.load_state_dict(best)
-    return losses
+        modules.load_state_dict(state.best)
+    return state.losses
 
 
 @contextlib.contextmanager
@@ -148,7 +150,7 @@ def _epoch(
         for first in range(0, len(order), options.batch):
             rows = order[first : first + options.batch]
             optimiser.zero_grad()
-            _loss(modules, *(tensor[rows] for tensor in part)).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(_loss(modules, *(tensor[rows] for tensor in part)))
             optimiser.step()
 
 
@@ -164,60 +166,50 @@ def _snapshot(modules: nn.ModuleList) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}
 
 
-def _keep(
-    path: Path,
-    identity: str,
-    modules: nn.ModuleList,
-    optimiser: torch.optim.Optimizer,
-    losses: list[float],
-    best: dict[str, Tensor],
-) -> None:
-    tensors = {f"now.{name}": tensor for name, tensor in modules.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
-    arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-    arrays["losses"] = np.array(losses)
-    write_synced(path, lambda file: file.write(save(arrays, metadata={"identity": identity})))
+@dataclass(slots=True)
+class _State:
+    """What a checkpoint of the fit `identity` holds; `best` are the tensors of the epoch with the least loss."""
 
+    identity: str
+    modules: nn.ModuleList
+    optimiser: torch.optim.Optimizer
+    losses: list[float]
+    best: dict[str, Tensor]
 
-def _resumed(
-    path: Path,
-    identity: str,
-    modules: nn.ModuleList,
-    optimiser: torch.optim.Optimizer,
-    losses: list[float],
-    best: dict[str, Tensor],
-) -> tuple[list[float], dict[str, Tensor]]:
-    """The state of a checkpoint of the same fit, if there is one; as given otherwise."""
-    from safetensors import SafetensorError, safe_open
+    def keep(self, path: Path) -> None:
+        """Write the checkpoint."""
+        tensors = {f"now.{name}": tensor for name, tensor in self.modules.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
+        arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+        arrays["losses"] = np.array(self.losses)
+        write_synced(path, lambda file: file.write(save(arrays, metadata={"identity": self.identity})))
 
-    try:
-        with safe_open(checked(path), "numpy") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return losses, best
-        arrays = {name: torch.from_numpy(array) for name, array in load(path.read_bytes()).items()}
-    except (OSError, ValueError, KeyError, SafetensorError):  # none, one that was not finished, or another's
-        return losses, best
-    try:
-        return _restored(arrays, modules, optimiser)
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
-        raise PolicyError(f"{path} is damaged: {error}; remove it and fit again") from None
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of the same fit, if there is one."""
+        try:
+            with safe_open(checked(path), "numpy") as file:
+                if (file.metadata() or {}).get("identity") != self.identity:
+                    return
+            arrays = {name: torch.from_numpy(array) for name, array in load(path.read_bytes()).items()}
+        except (OSError, ValueError, KeyError, SafetensorError):  # none, or one that was not finished
+            return
+        try:
+            self._restore(arrays)
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise PolicyError(f"{path} is damaged: {error}; remove it and fit again") from None
 
-
-def _restored(
-    arrays: dict[str, Tensor], modules: nn.ModuleList, optimiser: torch.optim.Optimizer
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Put what a checkpoint holds into modules and optimiser; returns losses and the best weights."""
-    parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
-    for name, tensor in arrays.items():
-        part, _, rest = name.partition(".")
-        if part in parts:
-            parts[part][rest] = tensor
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in parts["adam"].items():
-        number, _, rest = name.partition(".")
-        state.setdefault(int(number), {})[rest] = tensor
-    modules.load_state_dict(parts["now"])
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return [float(loss) for loss in arrays["losses"]], parts["best"]
+    def _restore(self, arrays: dict[str, Tensor]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
+        for name, tensor in arrays.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = tensor
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["adam"].items():
+            number, _, rest = name.partition(".")
+            state.setdefault(int(number), {})[rest] = tensor
+        self.modules.load_state_dict(parts["now"])
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.losses, self.best = [float(loss) for loss in arrays["losses"]], parts["best"]

@@ -4,9 +4,8 @@ Policies keep one colour and one mark throughout a report. A chart with the para
 policy but the one named by it; the page sets it from the legend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -36,10 +35,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A specification and what it shows in a sentence."""
+    """A Vega-Lite specification, what it shows in a sentence, and its height in pixels."""
 
-    spec: dict[str, Any]
+    spec: dict[str, object]
     sentence: str
+    height: int
     renderer: str = "svg"
 
 
@@ -65,23 +65,18 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     """Hit ratio against the share of experts held, a line per policy."""
     rows = [{"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points]
     names = list(dict.fromkeys(point.policy for point in points))
-    colour = alt.Color("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[look[name].colour for name in names]
-    )
-    shape = alt.Shape("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[look[name].shape for name in names]
-    )
-    dash = alt.StrokeDash("policy:N", legend=None, sort=None).scale(
-        domain=names, range=[list(look[name].dash) or [1, 0] for name in names]
-    )
+    drawn = [look[name] for name in names]
+    colour = alt.Color("policy:N", legend=None, sort=None).scale(domain=names, range=[one.colour for one in drawn])
+    shape = alt.Shape("policy:N", legend=None, sort=None).scale(domain=names, range=[one.shape for one in drawn])
+    dashes = [list(one.dash) or [1, 0] for one in drawn]
+    dash = alt.StrokeDash("policy:N", legend=None, sort=None).scale(domain=names, range=dashes)
     ratio = alt.Axis(format=".3~%", tickCount=5)
-    base = shown(alt.Chart(alt.InlineData(values=rows))).encode(
+    base = dimmed(shown(rows)).encode(
         x=alt.X("held:Q", title="share of experts held", axis=alt.Axis(format=".3~%", tickCount=6, grid=False)).scale(
             domain=[0, max(point.share_held for point in points)]
         ),
         y=alt.Y("hit:Q", title="hit ratio", axis=ratio).scale(domain=[0, 1]),
         color=colour,
-        opacity=dimmed(1.0),
     )
     tooltip = [
         alt.Tooltip("policy:N", title="policy"),
@@ -90,18 +85,13 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         alt.Tooltip("hit:Q", title="hit ratio", format=".1%"),
     ]
     lines = base.mark_line(strokeWidth=2, aria=False).encode(strokeDash=dash)
-    # With many sizes the marks would hide the lines; they stay, unseen, to carry the tooltips.
-    marked = len(points) <= MARKED_POINTS
     dots = base.mark_point(filled=True, size=44).encode(shape=shape, tooltip=tooltip)
-    if not marked:
+    if len(points) > MARKED_POINTS:  # the marks would hide the lines; they stay, unseen, to carry the tooltips
         dots = dots.encode(opacity=alt.value(0))
-    sentence = (
-        "Hit ratio of each policy against the share of all experts that the cache holds. "
-        "Dashed lines are bounds: they know the future."
-        if any(point.is_bound for point in points)
-        else "Hit ratio of each policy against the share of all experts that the cache holds."
-    )
-    return Chart(finish(alt.layer(lines, dots), 340, sentence, highlight=True), sentence)
+    sentence = "Hit ratio of each policy against the share of all experts that the cache holds."
+    if any(point.is_bound for point in points):
+        sentence += " Dashed lines are bounds: they know the future."
+    return finish(alt.layer(lines, dots), 340, sentence, highlight=True)
 
 
 def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
@@ -121,10 +111,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
         for label, row in chosen
     ]
     order = [label for label, _ in chosen]
-    # Label and number stand above their bar, so that nothing is cut off on a narrow screen.
-    base = shown(alt.Chart(alt.InlineData(values=values))).encode(
-        y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1),
-        opacity=dimmed(1.0),
+    base = dimmed(labelled(values, order)).encode(
         tooltip=[
             alt.Tooltip("label:N", title="policy"),
             alt.Tooltip("rate:Q", title="tokens/s", format=".3~g"),
@@ -139,9 +126,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
         orient="vertical", thickness=2, size=18, yOffset=9, style="bound"
     )
     limits = limits.encode(x=alt.X("bound:Q"))
-    limit = alt.ExprRef("max(60, width - 145)")
-    names = base.mark_text(align="left", yOffset=-8, fontSize=13, style="ink", limit=limit, aria=False)
-    names = names.encode(x=alt.value(0), text="label:N")
+    names = labels(base, "max(60, width - 145)")
     numbers = base.mark_text(align="right", yOffset=-8, fontSize=12, style="muted", aria=False)
     numbers = numbers.encode(x=alt.value(alt.ExprRef("width")), text="text:N")
     bounded = any(row.bound_tokens_per_second is not None for _, row in chosen)
@@ -157,8 +142,7 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     if any(row.low is not None for _, row in chosen):
         drawn.insert(1, spans)
         sentence += " The line through a bar's end is the interval that its requests leave open."
-    layers = alt.layer(*drawn)
-    return Chart(finish(layers, 46 * len(chosen), sentence, highlight=True), sentence)
+    return finish(alt.layer(*drawn), 46 * len(chosen), sentence, highlight=True)
 
 
 def heat(found: HeatMap) -> Chart:
@@ -215,7 +199,7 @@ def heat(found: HeatMap) -> Chart:
     )
     height = min(max(10 * layers, 100), 520)
     # Thousands of cells: a canvas draws them without thousands of elements in the page.
-    return Chart(finish(chart, height, sentence), sentence, renderer="canvas")
+    return finish(chart, height, sentence, renderer="canvas")
 
 
 def steps(validation: Validation) -> Chart:
@@ -249,18 +233,12 @@ def steps(validation: Validation) -> Chart:
     sentence = "Each point is one decode step; on the dashed line, simulation and measurement agree."
     if len(kept) < count:
         sentence += f" {len(kept):,} of {count:,} steps are drawn."
-    layers = alt.layer(agreed.encode(x=x, y=y), dots)
-    return Chart(finish(layers, 340, sentence), sentence)
-
-
-def dimmed(full: float) -> Any:
-    chosen = "highlight === '' || datum.policy === highlight"
-    return alt.condition(chosen, alt.value(full), alt.value(DIMMED))
+    return finish(alt.layer(agreed.encode(x=x, y=y), dots), 340, sentence)
 
 
 def _of_bound(row: PolicyRow) -> str:
-    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
-    return f"{rate(speed)} ({percent(speed / bound)} of bound)" if bound else rate(speed)
+    share = "" if row.share_of_bound is None else f" ({percent(row.share_of_bound)} of bound)"
+    return rate(row.tokens_per_second or 0.0) + share
 
 
 def _ticks(count: int) -> list[int]:
@@ -268,22 +246,47 @@ def _ticks(count: int) -> list[int]:
     return list(range(0, count, step))
 
 
-def shown(chart: Any) -> Any:
-    """The chart without the policies that the page's filter leaves out."""
-    return chart.transform_filter("indexof(hidden, datum.policy) < 0")
+def shown(values: Sequence[Mapping[str, object]]) -> alt.Chart:
+    """A chart of these rows, without the policies that the page's filter leaves out."""
+    chart: alt.Chart = alt.Chart(alt.InlineData(values=values)).transform_filter("indexof(hidden, datum.policy) < 0")
+    return chart
+
+
+def dimmed(chart: alt.Chart, full: float = 1.0) -> alt.Chart:
+    """The chart with all policies standing back but the highlighted one."""
+    chosen = "highlight === '' || datum.policy === highlight"
+    return chart.encode(opacity=alt.condition(chosen, alt.value(full), alt.value(DIMMED)))
+
+
+def labelled(values: Sequence[Mapping[str, object]], order: Sequence[str]) -> alt.Chart:
+    """Rows for bars whose label stands above each, so that nothing is cut off on a narrow screen."""
+    return shown(values).encode(y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1))
+
+
+def labels(bars: alt.Chart, width: str) -> alt.Chart:
+    """The labels of such bars, at most so wide."""
+    text: alt.Chart = bars.mark_text(
+        align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef(width), aria=False
+    )
+    return text.encode(x=alt.value(0), text="label:N")
 
 
 def finish(
-    chart: Any, height: int, description: str, *, highlight: bool = False, filtered: bool = False
-) -> dict[str, Any]:
-    """The specification, with the parameters that the page sets."""
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart,
+    height: int,
+    sentence: str,
+    *,
+    highlight: bool = False,
+    filtered: bool = False,
+    renderer: str = "svg",
+) -> Chart:
+    """The chart with the parameters that the page sets."""
     if highlight:
         chart = chart.add_params(alt.param(name="highlight", value=""))
     if highlight or filtered:
         chart = chart.add_params(alt.param(name="hidden", value=[]))
-    chart = chart.properties(width="container", height=height, description=description)
-    spec: dict[str, Any] = chart.to_dict()
+    spec = chart.properties(width="container", height=height, description=sentence).to_dict()
     # The page brings the configuration, and names no address that a reader could take for a download.
     for key in ("config", "$schema"):
         spec.pop(key, None)
-    return spec
+    return Chart(spec, sentence, height, renderer)

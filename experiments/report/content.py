@@ -41,18 +41,17 @@ class PolicyRow:
 
     def __post_init__(self) -> None:
         _named("a policy row", self.name)
-        where = f"policy row {self.name!r}"
         for name in ("hit_ratio", "decode_hit_ratio", "hits_prefetched"):
-            _within(where, name, getattr(self, name), 1.0)
-        for name in (
-            "tokens_per_second",
-            "bound_tokens_per_second",
-            "bytes_loaded_per_token",
-            "low",
-            "high",
-            "device_bytes",
-        ):
-            _within(where, name, getattr(self, name))
+            _within(f"policy row {self.name!r}", name, getattr(self, name), 1.0)
+        rates = ("tokens_per_second", "bound_tokens_per_second", "low", "high")
+        for name in (*rates, "bytes_loaded_per_token", "device_bytes"):
+            _within(f"policy row {self.name!r}", name, getattr(self, name))
+
+    @property
+    def share_of_bound(self) -> float | None:
+        """How much of the bound is reached; None where one of them is unknown."""
+        speed, bound = self.tokens_per_second, self.bound_tokens_per_second
+        return speed / bound if speed is not None and bound else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +126,9 @@ class Validation:
 
     def __post_init__(self) -> None:
         where = "validation"
-        for name in (
-            "time_error_median",
-            "time_error_limit",
-            "simulated_tokens_per_second",
-            "measured_tokens_per_second",
-        ):
+        for name in ("time_error_median", "time_error_limit"):
+            _within(where, name, getattr(self, name))
+        for name in ("simulated_tokens_per_second", "measured_tokens_per_second"):
             _within(where, name, getattr(self, name))
         if len(self.simulated_ms) != len(self.measured_ms):
             raise StudyError(

@@ -4,7 +4,6 @@ import copy
 import json
 import re
 from importlib.resources import files
-from typing import Any
 
 import vl_convert
 
@@ -28,7 +27,7 @@ def pictures(content: ReportContent) -> dict[str, tuple[bytes, str]]:
     return found
 
 
-def _with_legends(node: Any) -> None:
+def _with_legends(node: object) -> None:
     """A picture has no buttons beside it: policies' colours and marks need a legend of its own."""
     if isinstance(node, dict):
         if node.get("field") == "policy" and node.get("legend", 0) is None:
@@ -40,7 +39,7 @@ def _with_legends(node: Any) -> None:
             _with_legends(value)
 
 
-def _config() -> dict[str, Any]:
+def _config() -> dict[str, object]:
     """The page's theme in its light colours, from its style sheet."""
     page = (files("experiments.report") / "page.html").read_text("utf-8")
     root = re.search(r":root \{(.*?)\}", page, re.DOTALL)

@@ -1,6 +1,6 @@
 """Numbers as a reader wants them, and tables of them. All text is escaped here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -36,18 +36,13 @@ def _signed(ratio: float) -> str:
     return f"{ratio:+.1%}".replace("-", "\u2212")
 
 
-def number(value: float | None, shown: str) -> Cell:
+def number(value: float | None, shown: Callable[[float], str]) -> Cell:
     """A number for the eye, with the exact one kept for whoever reads the file by machine."""
-    return f'<data value="{float(value)!r}">{escape(shown)}</data>' if value is not None else NONE
+    return NONE if value is None else f'<data value="{float(value)!r}">{escape(shown(value))}</data>'
 
 
 def table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[Cell]],
-    *,
-    label: str,
-    policies: Sequence[str] | None = None,
+    columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: str, policies: Iterable[str] | None = None
 ) -> str:
     """A table that scrolls sideways inside its own frame. The first cell of a row is its heading.
 
@@ -60,11 +55,18 @@ def table(
         f'<tr{mark}><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
         for mark, cells in zip(marks, listed, strict=True)
     )
-    shown = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-        f"<table>{shown}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def policy_rows(
+    columns: Sequence[str], rows: Sequence[PolicyRow], cells: Callable[[PolicyRow], Sequence[Cell]], *, label: str
+) -> str:
+    """A table with a line for each row: its label, and what `cells` makes of it."""
+    named = [[escape(name), *cells(row)] for name, row in zip(row_labels(rows), rows, strict=True)]
+    return table(columns, named, label=label, policies=[row.name for row in rows])
 
 
 def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
@@ -82,55 +84,36 @@ def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
     return labels
 
 
+POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
+    ("Policy", lambda row: escape(row.name) + (' <span class="tag">bound</span>' if row.is_bound else "")),
+    ("Cache", lambda row: escape(row.capacity)),
+    ("Prefetch", lambda row: escape(row.prefetch) if row.prefetch not in ("", "none") else NONE),
+    ("Hit ratio", lambda row: number(row.hit_ratio, percent)),
+    ("in decode", lambda row: number(row.decode_hit_ratio, percent)),
+    ("Hits by prefetch", lambda row: number(row.hits_prefetched, percent)),
+    ("Tokens/s", lambda row: number(row.tokens_per_second, rate)),
+    ("Bound", lambda row: number(row.bound_tokens_per_second, rate)),
+    ("of bound", lambda row: number(row.share_of_bound, percent)),
+    ("Loaded per token", lambda row: number(row.bytes_loaded_per_token, size)),
+)
+"""Each column's heading, and what stands under it."""
+
+
 def policy_table(rows: Sequence[PolicyRow]) -> str:
     """Everything known about every row, in the order given."""
-    columns = [
-        "Policy",
-        "Cache",
-        "Prefetch",
-        "Hit ratio",
-        "in decode",
-        "Hits by prefetch",
-        "Tokens/s",
-        "Bound",
-        "of bound",
-        "Loaded per token",
-    ]
-    names = [row.name for row in rows]
-    return table("", columns, [_policy_cells(row) for row in rows], label="Policies, scrolls sideways", policies=names)
-
-
-def _policy_cells(row: PolicyRow) -> list[Cell]:
-    speed, bound = row.tokens_per_second, row.bound_tokens_per_second
-    share = speed / bound if speed is not None and bound else None
-    tag = ' <span class="tag">bound</span>' if row.is_bound else ""
-    loaded = row.bytes_loaded_per_token
-    return [
-        escape(row.name) + tag,
-        escape(row.capacity),
-        escape(row.prefetch) if row.prefetch not in ("", "none") else NONE,
-        number(row.hit_ratio, percent(row.hit_ratio)),
-        number(row.decode_hit_ratio, percent(row.decode_hit_ratio or 0)),
-        number(row.hits_prefetched, percent(row.hits_prefetched)),
-        number(speed, rate(speed or 0)),
-        number(bound, rate(bound or 0)),
-        number(share, percent(share or 0)),
-        number(loaded, size(loaded or 0)),
-    ]
+    cells, names = [[cell(row) for _, cell in POLICY_COLUMNS] for row in rows], [row.name for row in rows]
+    return table([name for name, _ in POLICY_COLUMNS], cells, label="Policies, scrolls sideways", policies=names)
 
 
 def speed_table(rows: Sequence[PolicyRow]) -> str:
     """The bars' numbers, fastest first."""
-    shown = [
-        [
-            escape(label),
-            number(row.tokens_per_second, rate(row.tokens_per_second or 0)),
-            number(row.bound_tokens_per_second, rate(row.bound_tokens_per_second or 0)),
-        ]
-        for label, row in by_speed(rows)
+    found = by_speed(rows)
+    cells = [
+        [escape(label), number(row.tokens_per_second, rate), number(row.bound_tokens_per_second, rate)]
+        for label, row in found
     ]
-    names = [row.name for _, row in by_speed(rows)]
-    return table("", ["Policy", "Tokens/s", "Bound"], shown, label="Tokens per second", policies=names)
+    names = [row.name for _, row in found]
+    return table(["Policy", "Tokens/s", "Bound"], cells, label="Tokens per second", policies=names)
 
 
 def by_speed(rows: Sequence[PolicyRow]) -> list[tuple[str, PolicyRow]]:
@@ -146,10 +129,9 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
     ratio = {(point.policy, point.share_held): point.hit_ratio for point in points}
     rows = []
     for share, capacity in sizes:
-        found = [ratio.get((policy, share)) for policy in policies]
-        cells = [number(value, percent(value or 0)) for value in found]
-        rows.append([escape(capacity), number(share, percent(share)), *cells])
-    return table("", ["Cache", "Experts held", *policies], rows, label="Hit ratio by cache size")
+        cells = [number(ratio.get((policy, share)), percent) for policy in policies]
+        rows.append([escape(capacity), number(share, percent), *cells])
+    return table(["Cache", "Experts held", *policies], rows, label="Hit ratio by cache size")
 
 
 def heat_table(heat: HeatMap) -> str:
@@ -163,31 +145,23 @@ def heat_table(heat: HeatMap) -> str:
                 str(layer),
                 str(int((shares > 0).sum())),
                 str(int(shares.argmax())) if order.any() else NONE,
-                number(order[0], percent(order[0])),
+                number(order[0], percent),
                 str(half),
             ]
         )
     columns = ["Layer", "Experts used", "Busiest expert", "Its share", "Experts carrying half"]
-    return table("", columns, rows, label=f"Use of experts by layer, {heat.model}")
+    return table(columns, rows, label=f"Use of experts by layer, {heat.model}")
 
 
 def validation_table(validation: Validation) -> str:
     """Both sides of the comparison."""
-    names = ["Tokens/s"]
-    pairs = [(validation.simulated_tokens_per_second, validation.measured_tokens_per_second)]
-    if validation.simulated_ms:
-        for percentile in (50, 95, 99):
-            names.append(f"ms per decode step, p{percentile}")
-            sides = (validation.simulated_ms, validation.measured_ms)
-            simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
-            pairs.append((simulated, measured))
+    sides = (validation.simulated_ms, validation.measured_ms)
+    found = [("Tokens/s", validation.simulated_tokens_per_second, validation.measured_tokens_per_second)]
+    for percentile in (50, 95, 99) if validation.simulated_ms else ():
+        simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
+        found.append((f"ms per decode step, p{percentile}", simulated, measured))
     rows = [
-        [
-            name,
-            number(simulated, rate(simulated)),
-            number(measured, rate(measured)),
-            _signed(simulated / measured - 1) if measured else NONE,
-        ]
-        for name, (simulated, measured) in zip(names, pairs, strict=True)
+        [name, number(ours, rate), number(theirs, rate), _signed(ours / theirs - 1) if theirs else NONE]
+        for name, ours, theirs in found
     ]
-    return table("", ["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")
+    return table(["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")

@@ -28,7 +28,7 @@ def chart_of(name: str, chart: Chart, numbers: str, drawn: dict[str, Chart], leg
     drawn[f"chart-{name}"] = chart
     return (
         f"<p>{escape(chart.sentence)}</p>\n{legend}"
-        f'<div class="chart" id="chart-{name}" style="min-height:{chart.spec["height"] + 50}px"></div>\n'
+        f'<div class="chart" id="chart-{name}" style="min-height:{chart.height + 50}px"></div>\n'
         f"<details><summary>The numbers</summary>{numbers}</details>{made_again(again)}"
     )
 
@@ -37,8 +37,13 @@ def made_again(commands: str) -> str:
     """How to make a figure again, to unfold."""
     if not commands:
         return ""
+    return f"<details><summary>This figure again</summary>{shell(commands)}</details>"
+
+
+def shell(commands: str) -> str:
+    """Commands to copy."""
     label = 'role="region" tabindex="0" aria-label="Commands"'
-    return f"<details><summary>This figure again</summary><pre {label}><code>{escape(commands)}</code></pre></details>"
+    return f"<pre {label}><code>{escape(commands)}</code></pre>"
 
 
 def policy_filter(policies: Iterable[str]) -> str:

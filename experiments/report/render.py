@@ -3,17 +3,15 @@
 import json
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
 
 from experiments.report import charts, html_tables, setting_sections
 from experiments.report.charts import Chart, Look
-from experiments.report.content import PolicyRow, ReportContent, Validation
-from experiments.report.parts import chart_of as _chart
-from experiments.report.parts import legend as _legend
-from experiments.report.parts import policy_filter
-from experiments.report.parts import section as _section
+from experiments.report.content import CurvePoint, PolicyRow, ReportContent, Validation
+from experiments.report.parts import chart_of, legend, policy_filter, section, shell
 from tracekit.errors import TracekitError
 
 
@@ -54,46 +52,59 @@ def sections_of(content: ReportContent) -> tuple[str, dict[str, Chart]]:
 
 def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
     sections = []
+
+    def figure(
+        name: str,
+        title: str,
+        chart: Chart,
+        numbers: str,
+        legend: str = "",
+        again: str = "",
+        *,
+        at: str = "",
+        of: str = "",
+    ) -> None:
+        inner = chart_of(name, chart, numbers, drawn, legend, again)
+        heading = f'<h3 class="model">{escape(of)}</h3>' if of else ""
+        sections.append(section(at or name, title, heading + inner))
+
     if content.rows:
-        sections.append(_section("policies", "Policies", _policies(content.rows)))
+        sections.append(section("policies", "Policies", _policies(content.rows)))
     if any(row.tokens_per_second is not None for row in content.rows):
-        chart = charts.speeds(content.rows, look)
-        sections.append(_figure("speed", "Tokens per second", chart, html_tables.speed_table(content.rows), drawn))
+        numbers = html_tables.speed_table(content.rows)
+        figure("speed", "Tokens per second", charts.speeds(content.rows, look), numbers)
     for index, setting in enumerate(content.settings):
         sections += setting_sections.sections(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
-        chart = charts.curves(found.points, look)
-        shown = {point.policy: look[point.policy] for point in found.points}
-        figure = _chart(
-            f"curves-{index}", chart, html_tables.curve_table(found.points), drawn, _legend(shown), found.again
+        figure(
+            f"curves-{index}",
+            "" if index else "Hit ratio against cache size",
+            charts.curves(found.points, look),
+            html_tables.curve_table(found.points),
+            _curve_legend(found.points, look),
+            found.again,
+            at=f"sizes-{index}",
+            of=found.title,
         )
-        title = "Hit ratio against cache size" if not index else ""
-        sections.append(_section(f"sizes-{index}", title, f'<h3 class="model">{escape(found.title)}</h3>{figure}'))
     if content.curves:
-        chart = charts.curves(content.curves, look)
-        shown = {point.policy: look[point.policy] for point in content.curves}
-        numbers = html_tables.curve_table(content.curves)
-        title = "Hit ratio against cache size"
-        sections.append(_figure("curves", title, chart, numbers, drawn, legend=_legend(shown)))
+        numbers, buttons = html_tables.curve_table(content.curves), _curve_legend(content.curves, look)
+        figure("curves", "Hit ratio against cache size", charts.curves(content.curves, look), numbers, buttons)
     for index, heat in enumerate(content.heat_maps):
-        title = "Which experts are used" if not index else ""
-        figure = _chart(f"heat-{index}", charts.heat(heat), html_tables.heat_table(heat), drawn, "", heat.again)
-        figure = f'<h3 class="model">{escape(heat.model)}</h3>{figure}'
-        sections.append(_section(f"experts-{index}", title, figure))
+        title, numbers = "" if index else "Which experts are used", html_tables.heat_table(heat)
+        place = f"experts-{index}"
+        figure(f"heat-{index}", title, charts.heat(heat), numbers, "", heat.again, at=place, of=heat.model)
     if content.validation is not None:
-        sections.append(_section("validation", "Simulated and measured", _verdict(content.validation, drawn)))
+        sections.append(section("validation", "Simulated and measured", _verdict(content.validation, drawn)))
     if content.warnings:
         items = "".join(f"<li>{escape(warning)}</li>" for warning in content.warnings)
-        sections.append(_section("limits", "Limits", f"<ul>{items}</ul>"))
+        sections.append(section("limits", "Limits", f"<ul>{items}</ul>"))
     if content.reproduce:
-        commands = escape("\n".join(content.reproduce))
-        label = 'role="region" tabindex="0" aria-label="Commands"'
-        sections.append(_section("reproduce", "Reproduce", f"<pre {label}><code>{commands}</code></pre>"))
+        sections.append(section("reproduce", "Reproduce", shell("\n".join(content.reproduce))))
     return sections
 
 
-def _figure(name: str, title: str, chart: Chart, numbers: str, drawn: dict[str, Chart], legend: str = "") -> str:
-    return _section(name, title, _chart(name, chart, numbers, drawn, legend))
+def _curve_legend(points: Sequence[CurvePoint], look: dict[str, Look]) -> str:
+    return legend({point.policy: look[point.policy] for point in points})
 
 
 def _header(content: ReportContent) -> str:
@@ -121,10 +132,10 @@ def _lede(rows: tuple[PolicyRow, ...]) -> str:
         shown = html_tables.percent(row.hit_ratio)
         return f"The highest hit ratio without foresight is <b>{shown}</b>, by <b>{escape(label)}</b>."
     label, row = max(timed, key=lambda pair: pair[1].tokens_per_second or 0)
-    speed, bound = row.tokens_per_second or 0.0, row.bound_tokens_per_second
-    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{html_tables.rate(speed)} tokens/s</b>"
-    if bound:
-        text += f", {html_tables.percent(speed / bound)} of what clairvoyant decisions would allow with that cache"
+    speed = html_tables.rate(row.tokens_per_second or 0.0)
+    text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{speed} tokens/s</b>"
+    if (share := row.share_of_bound) is not None:
+        text += f", {html_tables.percent(share)} of what clairvoyant decisions would allow with that cache"
     return text + "."
 
 

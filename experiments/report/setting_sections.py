@@ -13,42 +13,37 @@ MOST_ROWS = 200
 def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
     """The sections of one setting; what is not known of it is left out."""
     found = [section(f"setting-{index}", setting.title, _verdicts(setting))]
-    rows, again = setting.rows, setting.again
-    looks = {row.name: look[row.name] for row in rows}
+    rows = setting.rows
+
+    def figure(kind: str, heading: str, chart: Chart, numbers: str, legend: str = "") -> None:
+        again = setting.again.get(kind, "")
+        inner = chart_of(f"{kind}-{index}", chart, numbers, drawn, legend, again)
+        found.append(section("", "", f"<h3>{heading}</h3>{inner}"))
+
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
         key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),
     )
     fitting = [row for row in timed if setting.fits(row)] or timed
     if fitting:
-        chart = charts.speeds(fitting, look)
-        table = html_tables.speed_table(fitting[:MOST_ROWS])
-        figure = chart_of(f"speed-{index}", chart, table, drawn, legend(looks), again.get("speed", ""))
         heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
-        found.append(section("", "", f"<h3>{heading}</h3>{figure}"))
+        buttons = legend({row.name: look[row.name] for row in rows})
+        numbers = html_tables.speed_table(fitting[:MOST_ROWS])
+        figure("speed", heading, charts.speeds(fitting, look), numbers, buttons)
     sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
     if len({row.device_bytes for row in sized}) > 1:
         chart = study_charts.memory(sized, look, setting.room)
-        figure = chart_of(
-            f"memory-{index}", chart, study_charts.memory_table(sized), drawn, "", again.get("memory", "")
-        )
-        found.append(section("", "", f"<h3>Speed against memory</h3>{figure}"))
+        figure("memory", "Speed against memory", chart, study_charts.memory_table(sized))
     fetched = [row for row in fitting or rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)
-        figure = chart_of(f"fates-{index}", chart, study_charts.fates_table(fetched), drawn, "", again.get("fates", ""))
-        found.append(section("", "", f"<h3>What became of prefetches</h3>{figure}"))
+        figure("fates", "What became of prefetches", chart, study_charts.fates_table(fetched))
     if setting.regrets:
-        chart = study_charts.regret(setting.regrets)
-        figure = chart_of(
-            f"regret-{index}", chart, study_charts.regret_table(setting.regrets), drawn, "", again.get("regret", "")
-        )
-        found.append(section("", "", f"<h3>What keeps a step from the speed of computing alone</h3>{figure}"))
+        heading, chart = "What keeps a step from the speed of computing alone", study_charts.regret(setting.regrets)
+        figure("regret", heading, chart, study_charts.regret_table(setting.regrets))
     if setting.timeline is not None and setting.timeline.bars:
         chart = study_charts.timeline(setting.timeline)
-        table = study_charts.timeline_table(setting.timeline)
-        figure = chart_of(f"timeline-{index}", chart, table, drawn, "", again.get("timeline", ""))
-        found.append(section("", "", f"<h3>One token</h3>{figure}"))
+        figure("timeline", "One token", chart, study_charts.timeline_table(setting.timeline))
     if setting.search:
         text = (
             "Most plans were replayed on a beginning of the traces only, and the best of each round went on. Nothing "

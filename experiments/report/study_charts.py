@@ -1,16 +1,16 @@
 """The charts that only studies have: memory against speed, fates of prefetches, regret."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
-from typing import Any
 
 import altair as alt
 
 from engine.replay.bars import COLOURS, LANES
 from experiments.report import html_tables
-from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, shown
+from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, labelled, labels, shown
 from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
-from experiments.report.html_tables import number, percent, rate, row_labels, size, table
+from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
 CAUSES = {
@@ -42,7 +42,7 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
     fastest = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_POINTS]
     names = list(dict.fromkeys(row.name for row in rows))
 
-    def values(chosen: Sequence[PolicyRow]) -> list[dict[str, Any]]:
+    def values(chosen: Sequence[PolicyRow]) -> list[dict[str, object]]:
         return [
             {
                 "policy": row.name,
@@ -62,14 +62,13 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
         interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 4], style="muted", aria=False
     )
     dots = (
-        shown(alt.Chart(alt.InlineData(values=values(fastest))))
+        dimmed(shown(values(fastest)), 0.85)
         .mark_point(filled=True, size=60)
         .encode(
             x=x,
             y=y,
             color=alt.Color("policy:N", legend=None).scale(domain=names, range=[look[name].colour for name in names]),
             shape=alt.Shape("policy:N", legend=None).scale(domain=names, range=[look[name].shape for name in names]),
-            opacity=dimmed(0.85),
             tooltip=[
                 alt.Tooltip("label:N", title="plan"),
                 alt.Tooltip("gigabytes:Q", title="device memory, GB", format=".2f"),
@@ -84,27 +83,16 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
         end = alt.Chart(alt.InlineData(values=[{"gigabytes": room / 1e9}])).mark_rule(strokeWidth=2, style="bound")
         layers.append(end.encode(x=x))
         sentence += f" What is right of the upright line does not fit: there are {room / 1e9:.1f} GB."
-    return Chart(finish(alt.layer(*layers), 320, sentence, highlight=True), sentence)
+    return finish(alt.layer(*layers), 320, sentence, highlight=True)
 
 
 def memory_table(rows: Sequence[PolicyRow]) -> str:
     """The plans along the line."""
-    best = front(rows)
-    cells = [
-        [
-            escape(label),
-            number(row.device_bytes, size(row.device_bytes or 0)),
-            number(row.tokens_per_second, rate(row.tokens_per_second or 0)),
-        ]
-        for label, row in zip(row_labels(best), best, strict=True)
-    ]
-    return table(
-        "",
-        ["Plan", "Device memory", "Tokens/s"],
-        cells,
-        label="Fastest plans by memory",
-        policies=[row.name for row in best],
-    )
+
+    def cells(row: PolicyRow) -> list[str]:
+        return [number(row.device_bytes, size), number(row.tokens_per_second, rate)]
+
+    return policy_rows(["Plan", "Device memory", "Tokens/s"], front(rows), cells, label="Fastest plans by memory")
 
 
 def fates(rows: Sequence[PolicyRow]) -> Chart:
@@ -127,23 +115,17 @@ def fates(rows: Sequence[PolicyRow]) -> Chart:
     sentence += "(wasted); the fastest plan first."
     if len(chosen) < len(rows):
         sentence += f" The {len(chosen)} fastest of {len(rows)} are drawn."
-    return Chart(_stacked(values, order, "fate", dict(FATES), "share of prefetches", ".0%", sentence), sentence)
+    return _stacked(values, order, "fate", dict(FATES), "share of prefetches", ".0%", sentence)
 
 
 def fates_table(rows: Sequence[PolicyRow]) -> str:
     """Counts and shares."""
-    cells = []
-    for label, row in zip(row_labels(rows), rows, strict=True):
+
+    def cells(row: PolicyRow) -> list[str]:
         counts = row.fates or (0, 0, 0)
-        total = sum(counts)
-        cells.append([escape(label), *(number(count, f"{count:,} ({percent(count / total)})") for count in counts)])
-    return table(
-        "",
-        ["Plan", "Useful", "Late", "Wasted"],
-        cells,
-        label="What became of prefetches",
-        policies=[row.name for row in rows],
-    )
+        return [number(count, lambda of: f"{of:,} ({percent(of / sum(counts))})") for count in counts]
+
+    return policy_rows(["Plan", "Useful", "Late", "Wasted"], rows, cells, label="What became of prefetches")
 
 
 def regret(rows: Sequence[RegretRow]) -> Chart:
@@ -162,41 +144,23 @@ def regret(rows: Sequence[RegretRow]) -> Chart:
     )
     sentence += "The causes add up to the whole."
     order = [row.label for row in chosen]
-    return Chart(_stacked(values, order, "cause", colours, "ms per step", ".3~f", sentence), sentence)
+    return _stacked(values, order, "cause", colours, "ms per step", ".3~f", sentence)
 
 
 def regret_table(rows: Sequence[RegretRow]) -> str:
     """Every part, and their sum."""
-    causes = [cause for cause, _ in rows[0].parts]
-    cells = [
-        [escape(row.label)]
-        + [number(value, f"{value:+.2f}") for _, value in row.parts]
-        + [number(sum(value for _, value in row.parts), f"{sum(value for _, value in row.parts):.2f}")]
-        for row in rows
-    ]
-    return table(
-        "",
-        ["Plan", *causes, "Total, ms"],
-        cells,
-        label="Regret, milliseconds per step",
-        policies=[row.policy for row in rows],
-    )
+    columns = ["Plan", *(cause for cause, _ in rows[0].parts), "Total, ms"]
+    cells = []
+    for row in rows:
+        parts = [value for _, value in row.parts]
+        cells.append([escape(row.label), *(number(value, "{:+.2f}".format) for value in parts)])
+        cells[-1].append(number(sum(parts), "{:.2f}".format))
+    return table(columns, cells, label="Regret, milliseconds per step", policies=[row.policy for row in rows])
 
 
 def timeline(found: TokenTimeline) -> Chart:
     """What ran where and when while one token was made."""
-    values = [
-        {
-            "lane": bar.lane,
-            "kind": bar.kind,
-            "label": bar.label,
-            "layer": bar.layer,
-            "begin": bar.begin,
-            "end": bar.end,
-            "ms": bar.end - bar.begin,
-        }
-        for bar in found.bars
-    ]
+    values = [asdict(bar) | {"ms": bar.end - bar.begin} for bar in found.bars]
     lanes = [lane for lane in LANES if any(bar.lane == lane for bar in found.bars)]
     kinds = [kind for kind in COLOURS if any(bar.kind == kind for bar in found.bars)]
     length = max(bar.end for bar in found.bars)
@@ -223,7 +187,7 @@ def timeline(found: TokenTimeline) -> Chart:
         )
     )
     sentence = f"{found.title}. Each bar is one piece of work in the lane that did it."
-    return Chart(finish(bars, 52 * len(lanes) + 40, sentence), sentence)
+    return finish(bars, 52 * len(lanes) + 40, sentence)
 
 
 def timeline_table(found: TokenTimeline) -> str:
@@ -234,13 +198,13 @@ def timeline_table(found: TokenTimeline) -> str:
             escape(bar.kind),
             escape(bar.label) or html_tables.NONE,
             str(bar.layer),
-            number(bar.begin, f"{bar.begin:.3f}"),
-            number(bar.end, f"{bar.end:.3f}"),
+            number(bar.begin, "{:.3f}".format),
+            number(bar.end, "{:.3f}".format),
         ]
         for bar in found.bars
     ]
     columns = ["Lane", "What", "Expert, or cause", "MoE layer", "Begins, ms", "Ends, ms"]
-    return table("", columns, cells, label="A token's timeline")
+    return table(columns, cells, label="A token's timeline")
 
 
 def search_table(rounds: Sequence[SearchRound]) -> str:
@@ -255,22 +219,20 @@ def search_table(rounds: Sequence[SearchRound]) -> str:
         for found in rounds
     ]
     columns = ["Of the decode steps", "Plans", "Kept", "Pruned", "Too large", "Failed", "Last kept", "First pruned"]
-    return table("", columns, cells, label="What the search pruned")
+    return table(columns, cells, label="What the search pruned")
 
 
 def _stacked(
-    values: list[dict[str, Any]],
+    values: Sequence[Mapping[str, object]],
     order: list[str],
     part: str,
     colours: dict[str, str],
     title: str,
     form: str,
     sentence: str,
-) -> dict[str, Any]:
+) -> Chart:
     """Horizontal stacked bars with the label above each; parts in the order of `colours`."""
-    base = shown(alt.Chart(alt.InlineData(values=values))).encode(
-        y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1)
-    )
+    base = labelled(values, order)
     legend = alt.Legend(orient="top", title=None, columns=4, symbolType="square")
     bars = base.mark_bar(height=12, yOffset=9).encode(
         x=alt.X("sum(share):Q", title=title, axis=alt.Axis(tickCount=5, format=form), stack="zero"),
@@ -284,8 +246,5 @@ def _stacked(
             alt.Tooltip("share:Q", title=title, format=form.replace(".0%", ".1%")),
         ],
     )
-    names = base.transform_aggregate(groupby=["label"]).mark_text(
-        align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef("width"), aria=False
-    )
-    names = names.encode(x=alt.value(0), text="label:N")
+    names = labels(base.transform_aggregate(groupby=["label"]), "width")
     return finish(alt.layer(bars, names), 46 * len(order) + 30, sentence, filtered=True)

@@ -174,9 +174,9 @@ def fewest_requests(level: float = 0.95) -> int:
 def _effect(ours: np.ndarray, theirs: np.ndarray, quantity: Quantity, axis: int = -1) -> np.ndarray:
     """Positive where the first is better. Of rates the ratio less one; of costs what is saved of the larger."""
     a, b = ours.sum(axis=axis), theirs.sum(axis=axis)
-    if quantity == "tokens/s":
-        return b / a - 1  # type: ignore[no-any-return]
-    return (b - a) / np.maximum(np.maximum(a, b), np.finfo(float).tiny)  # type: ignore[no-any-return]
+    rate = quantity == "tokens/s"
+    saved: np.ndarray = b / a - 1 if rate else (b - a) / np.maximum(np.maximum(a, b), np.finfo(float).tiny)
+    return saved
 
 
 def _judged(found: Comparison, corrected: float, alpha: float, least: int) -> Comparison:

@@ -18,6 +18,7 @@ from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
+from tracekit.caution import Caution
 from tracekit.errors import TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
 
@@ -130,7 +131,12 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         }
         if time.tpot_ms is not None:
             row |= {f"tpot_{name}_ms": getattr(time.tpot_ms, name) for name in ("p50", "p95", "p99")}
-    return row | bound(routing, cell, setting, done) | {"warnings": warnings}
+    return row | bound(routing, cell, setting, done) | warned(warnings)
+
+
+def warned(found: Sequence[Caution]) -> Row:
+    """Cautions as two columns, of as many texts."""
+    return {"warnings": [one.text for one in found], "warning_codes": [one.code for one in found]}
 
 
 COUNTED = ("tokens", "lookups", "hits", "misses", "hit_ratio")
@@ -191,4 +197,4 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
     steps = int((routing.requests.steps.phase == DECODE).sum())
     decode = DecodeWork(steps, row["decode_tokens"], row["decode_lookups"])
     warnings = advice(routing.trace, setting, decode, independent=routing.independent)
-    return row | bound(routing, cell, setting, None) | {"warnings": warnings}
+    return row | bound(routing, cell, setting, None) | warned(warnings)

@@ -15,9 +15,9 @@ from engine.shapes import ModelShape
 from experiments.study.grid import Study
 from experiments.study.sources import policies_digest, sources_digest
 from policies.learned.artefact import CARD
-from tracekit import Trace
 from tracekit.errors import PlanError
 from tracekit.prefix import first_steps
+from tracekit.trace import Trace
 from tracekit.version import own_version
 
 RESULTS = 1

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,6 +18,7 @@ from experiments.study.grid import Study, load_study, study_from_dict
 from experiments.study.run_study import run_study
 from experiments.study.study_folder import read_study
 from experiments.study.workers import Say, Threads, Workers
+from tracekit.html_table import html_table
 
 
 class FinishedStudy:
@@ -58,19 +58,18 @@ class FinishedStudy:
         """Draw the study as one HTML file; returns its path. Raises TracekitError, too where it lacks altair."""
         from experiments.report import write_report
         from experiments.study.study_content import report_content
-        from experiments.study.validated import read_validation
 
-        return write_report(Path(path), report_content(self.folder, read_validation(self.folder, None)))
+        return write_report(Path(path), report_content(self.folder))
 
     def _repr_html_(self) -> str:
         """Who won, against whom, and what to keep in mind."""
         parts = []
         for found in self.summary.settings:
-            said = [*(compared.verdict for compared in found.comparisons), *found.notes]
-            items = "".join(f"<li>{escape(line)}</li>" for line in said)
-            parts.append(f"<h4>{escape(str(found.conditions))}</h4><p>{escape(found.statement)}</p><ul>{items}</ul>")
-        limits = "".join(f"<li>{escape(warning)}</li>" for warning in self.summary.warnings)
-        return "".join(parts) + (f"<h4>Limits</h4><ul>{limits}</ul>" if limits else "")
+            verdicts = [("compared", compared.verdict) for compared in found.comparisons]
+            notes = [("note", note) for note in found.notes]
+            parts.append(html_table(str(found.conditions), [("winner", found.statement), *verdicts, *notes]))
+        limits = [html_table("Limits", [("warning", text) for text in self.summary.warnings])]
+        return "".join(parts + (limits if self.summary.warnings else []))
 
 
 def study(

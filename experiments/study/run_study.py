@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
-from engine.replay.advice import DOES_NOT_FIT
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
 from engine.replay.result import Regret
@@ -187,8 +186,9 @@ def summarise(
     reasons = failed.group_by("error", maintain_order=True).agg(pl.len(), pl.first("plan"))
     # What does not fit is no candidate: how many do not, settings say in their notes.
     fitting = rows.filter(fitting_rows(study, rows))
-    found = (fitting if len(fitting) else rows)["warnings"].to_list()
-    warnings = [warning for own in found for warning in own or () if not warning.startswith(DOES_NOT_FIT)]
+    own = (fitting if len(fitting) else rows).select("warnings", "warning_codes")
+    told = own.explode("warnings", "warning_codes").drop_nulls()
+    warnings = told.filter(pl.col("warning_codes") != "does not fit")["warnings"]
     return Summary(
         objective=study.objective,
         max_device_bytes=study.max_device_bytes,
@@ -196,7 +196,7 @@ def summarise(
         failed=len(failed),
         errors=[Failure(error=error, cells=count, first_plan=plan) for error, count, plan in reasons.iter_rows()],
         settings=settings,
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=warnings.unique(maintain_order=True).to_list(),
         statistics=study.statistics,
         search=study.search,
         provenance=Provenance(

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from engine.replay.result import Regret
 from engine.simulator.timeline import CAUSES, STALLS
 
 INT, REAL, TEXT, BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
@@ -82,6 +83,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
         "bytes loaded for each, shared as time is; missing as loads are, or sizes unknown",
     ),
     ("warnings", pl.List(TEXT), "what to know before believing the row"),
+    ("warning_codes", pl.List(TEXT), "what kind each of these is: tracekit.caution"),
 )
 SCHEMA: Columns = {name: kind for name, kind, _ in COLUMNS}
 
@@ -97,24 +99,7 @@ CURVES: Columns = {
 }
 """Hit ratio at every cache size; of the policies that need one pass for all."""
 
-REGRET: Columns = {
-    "cell": TEXT,
-    "steps": INT,
-    **{
-        f"{part}_ns": INT
-        for part in (
-            "total",
-            "overhead",
-            "compulsory",
-            "capacity",
-            "policy",
-            "prefetch",
-            "pollution",
-            "late_prefetch",
-            "bandwidth",
-        )
-    },
-}
+REGRET: Columns = {"cell": TEXT, **{name: INT for name in Regret.__struct_fields__}}
 """Regret of the best cells (engine.replay.result.Regret)."""
 
 SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (

@@ -19,10 +19,10 @@ from experiments.study.cells import Routing
 from experiments.study.request_shares import RequestShares
 from policies.cache import CacheSpec
 from policies.registry import prefetcher
-from tracekit import Trace
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import StudyError
 from tracekit.stats.independence import looks_independent
+from tracekit.trace import Trace
 
 SHARED_LOOKUPS = 64_000_000
 """Up to this many chosen experts a routing's demand stays in memory, 12 bytes each, for all plans."""

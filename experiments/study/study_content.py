@@ -24,17 +24,21 @@ from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
 from experiments.study.grid import Statistics, eviction_name, prefetch_name
 from experiments.study.study_folder import read_study
-from experiments.study.study_json import End, Round, SettingSummary, Summary
+from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
+from experiments.validation import comparison
+from experiments.validation.page import panel
+from tracekit.errors import StudyError
 
 MOST_PLANS = 2000
 FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
 
 
-def report_content(folder: Path, validation: Validation | None = None) -> ReportContent:
-    """What the report of the study in `folder` says, and of its winner in the engine.
+def report_content(folder: Path, validation: Path | None = None) -> ReportContent:
+    """What the report of the study in `folder` says; and of its winner in the engine, if that was validated.
 
-    Raises StudyError when there is no study, or it is unfinished.
+    `validation`: what `tracekit validate --json` printed; None: the file in the study's folder, if there is one. Raises
+    StudyError when there is no study, it is unfinished, or the validation cannot be read.
     """
     tables, summary = read_study(folder)
     rows = tables[files.RESULTS]
@@ -59,10 +63,23 @@ def report_content(folder: Path, validation: Validation | None = None) -> Report
         settings=tuple(_setting(found, sound, tables, summary.statistics) for found in summary.settings),
         curve_sets=tuple(curve_sets(tables[files.CURVES], sound)),
         heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
-        validation=validation,
+        validation=_validated(folder, validation),
         warnings=tuple(warnings),
         reproduce=_commands(folder, summary),
     )
+
+
+def _validated(study: Path, given: Path | None) -> Validation | None:
+    path = study / files.VALIDATION if given is None else given
+    if given is None and not path.exists():
+        return None
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=comparison.Validation)
+    except OSError as problem:
+        raise StudyError(f"cannot read the validation {path}: {problem.strerror}") from None
+    except msgspec.MsgspecError as problem:
+        raise StudyError(f"{path} is not what tracekit validate --json prints: {problem}") from None
+    return panel(found)
 
 
 def _setting(
@@ -103,19 +120,8 @@ def _setting(
 
 
 def _round(found: Round) -> SearchRound:
-    def named(end: End | None) -> str:
-        return "" if end is None else f"{end.plan} ({end.value:.4g})"
-
-    return SearchRound(
-        share=found.share,
-        plans=found.plans,
-        kept=found.kept,
-        pruned=found.pruned,
-        too_large=found.too_large,
-        failed=found.failed,
-        last_kept=named(found.last_kept),
-        first_pruned=named(found.first_pruned),
-    )
+    counts = {name: getattr(found, name) for name in ("share", "plans", "kept", "pruned", "too_large", "failed")}
+    return SearchRound(**counts, last_kept=str(found.last_kept or ""), first_pruned=str(found.first_pruned or ""))
 
 
 def _timeline(own: pl.DataFrame) -> TokenTimeline | None:

@@ -124,12 +124,12 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], Summary]:
         raise StudyError(f"{folder}: {SUMMARY} is of another version, or damaged: {again}") from None
     except (OSError, ValueError) as problem:
         raise StudyError(f"{folder}: the study's results cannot be read: {problem}") from None
-    for name in TABLES:
+    tables = {}
+    for name, columns in TABLES.items():
         # Damaged, or left behind by a study that was interrupted: not what the summary speaks of.
         if summary.files.get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
-    tables = {name: pl.read_parquet(io.BytesIO(data[name])) for name in TABLES}
-    for name, columns in TABLES.items():
+        tables[name] = pl.read_parquet(io.BytesIO(data[name]))
         if dict(tables[name].schema) != columns:
             raise StudyError(f"{folder}: {name} is of another version: {again}")
     return tables, summary

@@ -16,6 +16,9 @@ class End(msgspec.Struct, frozen=True):
     plan: str
     value: float
 
+    def __str__(self) -> str:
+        return f"{self.plan} ({self.value:.4g})"
+
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What a search did on a beginning of the traces: `share` of their decode steps."""

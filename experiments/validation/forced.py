@@ -28,7 +28,7 @@ def validate_routing(
     steps: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     emulate_link: "EmulatedLink | None" = None,
     threshold: float | None = None,
     progress: Callable[[str], object] | None = None,
@@ -51,7 +51,7 @@ def validate_routing(
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
     say = progress or (lambda text: None)
-    parse_device(device)
+    device = str(parse_device(device))
     directory = find_model(model)
     config = load_config(directory)
     check_experts(config, directory)

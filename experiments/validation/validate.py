@@ -25,7 +25,7 @@ def validate(
     calibration_prompts: Sequence[Any] | None = None,
     max_new_tokens: int = 32,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     emulate_link: "EmulatedLink | None" = None,
     host: str = "memory",
     slabs: Path | None = None,
@@ -63,7 +63,7 @@ def validate(
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
     say = progress or (lambda text: None)
-    parse_device(device)
+    device = str(parse_device(device))
     directory = find_model(model)
     tokenizer = load_tokenizer(directory)
     placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs, "dtype": dtype, "say": say}

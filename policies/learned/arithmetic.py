@@ -29,6 +29,9 @@ Array = Any
 """A numpy array or a torch tensor."""
 
 
+Kind = Literal["linear", "embedding", "relu", "clamp", "add", "subtract", "cat", "slice"]
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One operation on named values: `output` = `kind` of `inputs`, with `tensors` or `numbers`.
 
@@ -37,7 +40,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     units), add, subtract: element by element. cat: side by side. slice (numbers first, last): columns.
     """
 
-    kind: Literal["linear", "embedding", "relu", "clamp", "add", "subtract", "cat", "slice"]
+    kind: Kind
     inputs: list[str]
     output: str
     tensors: list[str] = []

@@ -15,15 +15,16 @@ import pytest
 from engine.decisions.run import iter_decisions
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import plan_from_dict
-from engine.replay.event_log import KINDS, SCHEMA
+from engine.replay.event_log import SCHEMA
 from experiments.cli.main import run
 from policies.conformance.report import RULES
 from policies.conformance.rules import Trial
+from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.prefetch.base import Prefetcher
 from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "policies.md"
 
@@ -91,7 +92,7 @@ def test_every_hook_column_and_kind_is_described() -> None:
     page = PAGE.read_text()
     for word in [*hooks(EvictionPolicy), *hooks(Prefetcher)]:
         assert f"`{word}(" in page
-    for word in [*SCHEMA, *KINDS.values()]:
+    for word in [*SCHEMA, *KIND_NAMES]:
         assert f"`{word}`" in page
 
 

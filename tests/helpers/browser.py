@@ -61,3 +61,10 @@ def requests(driver: Any) -> list[str]:
         if message["method"] == "Network.requestWillBeSent":
             found.append(message["params"]["request"]["url"])
     return found
+
+
+def wait(driver: Any, script: str) -> None:
+    """Until the script says so."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 30, poll_frequency=0.1).until(lambda driver: driver.execute_script(script))

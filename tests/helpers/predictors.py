@@ -13,7 +13,8 @@ from experiments.fit.modules import Predictor, Shape
 from experiments.fit.train import make_modules
 from policies.learned.artefact import Artefact, Card, Fitted, load_artefact, save_artefact
 from tests.helpers.traces import make_trace
-from tracekit import DECODE, PREFILL, Trace
+from tracekit.rows import DECODE, PREFILL
+from tracekit.trace import Trace
 
 UNUSED = 65535
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,9 +19,9 @@ from policies.learned.features import RATES, in_units  # noqa: E402
 from policies.learned.session import Session  # noqa: E402
 from policies.learned.verdict import least_score, log2_steps, steps_until  # noqa: E402
 from tests.helpers.predictors import random_artefact, varied_trace  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
 from tracekit.errors import PolicyError  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 NAMES = ("linear", "routing", "mlp", "recurrent", "token-popularity", "reuse-distance", "reuse-routing")
 

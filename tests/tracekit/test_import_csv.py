@@ -6,7 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tracekit import DECODE, PREFILL, UNUSED, ImportFormatError, Trace, TraceError, import_trace
+from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers import import_trace
+from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.trace import Trace
 
 # MoE layers 0 and 2, 4 experts, top-2; a prompt of two tokens, the last layer sees only the second.
 ROUTE = """\

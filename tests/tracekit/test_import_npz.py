@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import random_experts
-from tracekit import DECODE, UNUSED, ImportFormatError, Trace, import_trace
-from tracekit.importers import arrays
+from tracekit.errors import ImportFormatError
+from tracekit.importers import arrays, import_trace
+from tracekit.rows import DECODE, UNUSED
+from tracekit.trace import Trace
 
 EXPERTS = random_experts(np.random.default_rng(3), 6, 2, 8, 2).astype(np.int64)
 

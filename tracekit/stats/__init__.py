@@ -1,6 +1,6 @@
 """What a trace is like, before any policy: how much it demands, how evenly, with how much locality and structure.
 
-    from tracekit import Trace
+    from tracekit.trace import Trace
     from tracekit.stats import describe
     describe(Trace.open("prompts.trace")).overlap
 

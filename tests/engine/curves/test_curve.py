@@ -9,8 +9,8 @@ from engine.curves.curve import curve, sizes
 from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
 from tracekit.errors import CapacityError, PolicyError, TraceError
+from tracekit.trace import Trace
 
 
 @pytest.fixture

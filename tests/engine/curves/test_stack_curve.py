@@ -18,9 +18,9 @@ from engine.replay.replay import replay
 from policies.cache import CacheSpec
 from policies.events import BYPASS, LOAD
 from tests.helpers.scenarios import memory_trace
-from tracekit import Trace
 from tracekit.demand import iter_demand
 from tracekit.importers import import_trace
+from tracekit.trace import Trace
 
 ABSENT = 65535
 SEEDS = st.integers(0, 2**32 - 1)

@@ -15,9 +15,9 @@ from engine.replay.replay import replay
 from engine.replay.result import Result
 from policies.events import BYPASS, LOAD, Events
 from tests.helpers.scenarios import memory_trace
-from tracekit import Trace
 from tracekit.errors import PlanError
 from tracekit.importers import import_trace
+from tracekit.trace import Trace
 
 BUDGETS = (250, 500, 750, 1000, 1500, 2000, 2500, 3000, 4000, 6000, 8000)
 # What the published names mean here.

@@ -22,10 +22,10 @@ from policies.events import HIT_PREFETCHED, Events  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact, save_artefact  # noqa: E402
 from tests.helpers.predictors import random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace, random_experts  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.edit import Selection, slice_trace  # noqa: E402
 from tracekit.errors import PlanError, PolicyError  # noqa: E402
 from tracekit.requests import known_requests, request_digests  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 NAMES = ("linear", "routing", "mlp", "recurrent", "token-popularity", "reuse-distance", "reuse-routing")
 

@@ -12,8 +12,8 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from tests.helpers.traces import make_trace
-from tracekit import Trace
 from tracekit.errors import HardwareError
+from tracekit.trace import Trace
 
 BYTES = 1_000_000
 POWER = Power(device_idle_w=10, device_busy_w=110, host_idle_w=50, host_busy_w=90, link_busy_w=7)

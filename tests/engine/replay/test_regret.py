@@ -14,7 +14,7 @@ from engine.replay.replay import replay
 from engine.replay.result import Regret
 from policies.events import HIT, HIT_PREFETCHED, PREFETCH, Events
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 BYTES = 1_000_000
 MACHINE = load_hardware("rtx3060")

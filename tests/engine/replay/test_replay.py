@@ -19,8 +19,9 @@ from engine.replay.replay import replay, replay_passes
 from engine.replay.result import Result
 from engine.replay.setting import Setting
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace, shards
+from tracekit import shards
 from tracekit.errors import PlanError, PolicyError, TracekitError
+from tracekit.trace import Trace
 
 BYTES = 1_000_000
 

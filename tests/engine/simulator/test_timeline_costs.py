@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from engine.hardware import Disk, HardwareProfile, load_hardware
 from engine.shapes import load_shape
 from engine.simulator.costs import Costs, model_costs
-from tracekit import Manifest
 from tracekit.errors import HardwareError
+from tracekit.manifest import Manifest
 
 MACHINE = load_hardware("rtx3060")
 MIB = 1 << 20

@@ -19,9 +19,10 @@ from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
-from tracekit import DECODE, Trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
 from tracekit.errors import PolicyError  # noqa: E402
+from tracekit.rows import DECODE  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "predictors.md"
 
@@ -299,8 +300,8 @@ def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> 
         run_study(study_from_dict({"traces": name, "grid": grid}, folder=tmp_path), tmp_path / name[:-6], Threads(1))
         for name in ("t.trace", "unseen.trace")
     )
-    assert seen["failed"] == 2 and "no evidence" in seen["errors"][0]["error"]
-    (setting,) = unseen["settings"]
-    assert unseen["failed"] == 0 and len(setting["ranking"]) == 3
-    assert setting["ranking"][0].startswith("1. ")
-    assert sum("learned (of p" in line.partition(", level")[0] for line in setting["ranking"]) == 2
+    assert seen.failed == 2 and "no evidence" in seen.errors[0].error
+    (setting,) = unseen.settings
+    assert unseen.failed == 0 and len(setting.ranking) == 3
+    assert setting.ranking[0].startswith("1. ")
+    assert sum("learned (of p" in line.partition(", level")[0] for line in setting.ranking) == 2

@@ -1,18 +1,28 @@
 """The report: complete in itself, true to its numbers, safe with hostile names, the same every time, and drawn."""
 
-import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.report import CurvePoint, HeatMap, PolicyRow, ReportContent, Validation, write_report
+from experiments.report import write_report
+from experiments.report.content import (
+    CurvePoint,
+    CurveSet,
+    HeatMap,
+    RegretRow,
+    ReportContent,
+    Setting,
+    Validation,
+    Verdict,
+)
+from tests.helpers.browser import browser, look, wait
+from tests.helpers.reports import HOSTILE, Page, policy, values
 from tracekit.errors import StudyError, TracekitError
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
@@ -21,24 +31,7 @@ pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
 from experiments.report import charts, html_tables
 from experiments.report.render import render
 
-CHROMIUM = Path("/usr/bin/chromium")
 STUB = "window.vegaEmbed = null;"
-HOSTILE = """</script><script>alert('x')</script><img src=x onerror="alert(1)">{{bundle}}&"""
-
-
-def policy(name: str, **changes: Any) -> PolicyRow:
-    row = PolicyRow(
-        name=name,
-        capacity="4/layer",
-        prefetch="none",
-        hit_ratio=0.3123,
-        decode_hit_ratio=0.2917,
-        hits_prefetched=0.0,
-        tokens_per_second=2.06,
-        bound_tokens_per_second=4.02,
-        bytes_loaded_per_token=1.374e9,
-    )
-    return replace(row, **changes)
 
 
 def report() -> ReportContent:
@@ -89,39 +82,11 @@ def report() -> ReportContent:
     )
 
 
-class Page(HTMLParser):
-    """Start tags with their attributes, and the text of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.words: list[str] = []
-        self.in_script = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.in_script = tag == "script"
-        if self.in_script:
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.in_script = False
-
-    def handle_data(self, data: str) -> None:
-        if self.in_script:
-            self.scripts[-1] += data
-        else:
-            self.words.append(data)
-
-    def charts(self) -> dict[str, Any]:
-        return json.loads(self.scripts[0])  # type: ignore[no-any-return]
-
-
-def values(drawn: Any) -> list[Any]:
-    """The data of a chart or of one of its layers, wherever Vega-Lite keeps it."""
-    return [row for rows in drawn["spec"]["datasets"].values() for row in rows]
+def validated(**changes: Any) -> Validation:
+    """The report's validation, changed."""
+    validation = report().validation
+    assert validation is not None
+    return replace(validation, **changes)
 
 
 @pytest.fixture
@@ -199,12 +164,24 @@ def test_every_chart_is_said_in_words(written: Path) -> None:
 
 def test_hostile_names_stay_text() -> None:
     """Model ids come from files that anyone may have written."""
+    point = CurvePoint(policy=HOSTILE, capacity=HOSTILE, share_held=0.5, hit_ratio=0.5)
+    row = policy(HOSTILE, prefetch=HOSTILE, low=0.9, high=1.1, device_bytes=1e9, fates=(1, 2, 3))
+    setting = Setting(
+        title=HOSTILE,
+        statement=HOSTILE,
+        verdicts=(Verdict(text=HOSTILE, shown=True),),
+        notes=(HOSTILE,),
+        rows=(row, replace(row, device_bytes=2e9)),
+        regrets=(RegretRow(label=HOSTILE, parts=(("policy", 1.0),)),),
+    )
     content = replace(
         report(),
         title=HOSTILE,
         subtitle=((HOSTILE, HOSTILE),),
         rows=(policy(HOSTILE, capacity=HOSTILE, prefetch=HOSTILE), policy(HOSTILE)),
-        curves=(CurvePoint(policy=HOSTILE, capacity=HOSTILE, share_held=0.5, hit_ratio=0.5),),
+        settings=(setting,),
+        curves=(point,),
+        curve_sets=(CurveSet(title=HOSTILE, points=(point,)),),
         heat_maps=(HeatMap(model=HOSTILE, shares=np.full((2, 4), 0.25)),),
         warnings=(HOSTILE,),
         reproduce=(HOSTILE,),
@@ -215,7 +192,8 @@ def test_hostile_names_stay_text() -> None:
     assert page.scripts[1] == STUB
     assert [point["policy"] for point in values(page.charts()["chart-curves"])] == [HOSTILE]
     assert "".join(page.words).count(HOSTILE) >= 12
-    assert sum(found.get("data-policy") == HOSTILE for _, found in page.tags) == 1
+    # A button in the legend of the curves, of the set of curves, and of the setting's speeds.
+    assert sum(found.get("data-policy") == HOSTILE for _, found in page.tags) == 3
 
 
 def test_text_that_utf8_cannot_hold_is_replaced(quick: None, tmp_path: Path) -> None:
@@ -256,9 +234,7 @@ def test_a_bound_is_never_called_the_fastest() -> None:
     ],
 )
 def test_the_verdict_says_what_was_found(changes: dict[str, Any], holds: bool) -> None:
-    validation = report().validation
-    assert validation is not None
-    text = render(replace(report(), validation=replace(validation, **changes)), STUB)
+    text = render(replace(report(), validation=validated(**changes)), STUB)
     assert ("engine decide alike;" in text, "engine do not agree;" in text) == (holds, not holds)
     assert ('<li class="no">' in text) is not holds
 
@@ -304,13 +280,15 @@ def test_numbers_keep_three_digits() -> None:
         lambda: HeatMap(model="m", shares=np.full((2, 2), np.inf)),
         lambda: HeatMap(model="m", shares=np.zeros((2, 2)), layers=(1,)),
         lambda: replace(report(), curves=report().curves[:1] * 2),
-        lambda: replace(report().validation, measured_ms=(1.0,)),  # type: ignore[type-var]
+        lambda: validated(measured_ms=(1.0,)),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(make: Any) -> None:
     with pytest.raises(StudyError) as caught:
         make()
     assert "\n" not in str(caught.value)
+    with pytest.raises(StudyError, match="must be a number"):
+        RegretRow(label="r", parts=(("policy", float("nan")),))
 
 
 def test_an_unwritable_place_is_one_line(quick: None, tmp_path: Path) -> None:
@@ -327,7 +305,7 @@ def test_without_the_extra_only_writing_fails(absent: str, tmp_path: Path) -> No
     program = (
         "import sys; from pathlib import Path; "
         f"sys.modules[{absent!r}] = None; "
-        "from experiments.report import ReportContent, write_report; "
+        "from experiments.report import write_report; from experiments.report.content import ReportContent; "
         f"write_report(Path({str(tmp_path / 'r.html')!r}), ReportContent(title='t'))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -337,62 +315,24 @@ def test_without_the_extra_only_writing_fails(absent: str, tmp_path: Path) -> No
     )
 
 
-def in_chromium(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document after its scripts ran, and what they wrote to the console."""
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    flags += "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=20000 --dump-dom"
-    command = [
-        str(CHROMIUM),
-        *flags.split(),
-        "--enable-logging=stderr",
-        f"--user-data-dir={profile}",
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
-
-@chromium
-def test_a_browser_draws_every_chart(written: Path, tmp_path: Path) -> None:
-    document, console = in_chromium(written, tmp_path)
-    assert console == []  # no error, and nothing that the page's policy had to stop
+def test_a_browser_draws_highlights_and_redraws(written: Path, tmp_path: Path) -> None:
+    """Every chart; a press dims the other policies in all of them; a change of the colour scheme keeps the choice."""
     names = list(Page(written.read_text("utf-8")).charts())
-    assert f'data-drawn="{len(names)}"' in document
-    for name in names:
-        start = document.index(f'id="{name}"')
-        drawn = document[start : document.index("</div>", start) + 4000]
-        assert re.search(r"<(svg|canvas)[^>]* (width|height)=\"\d{2,}", drawn), name
-
-
-@chromium
-def test_the_legend_highlights_and_the_dark_redraws(written: Path, tmp_path: Path) -> None:
-    """A press dims the other policies in every chart; a change of the colour scheme keeps the choice."""
-    script = """
-      const query = window.matchMedia("(prefers-color-scheme: dark)");
-      let changed; query.addEventListener = (_, listener) => { changed = listener; };
-      window.matchMedia = () => query;
-      window.addEventListener("load", () => setTimeout(() => {
-        document.querySelector('button[data-policy="sieve"]').click();
-        document.documentElement.style.setProperty("--muted", "#123456");
-        changed();
-      }, 3000));"""
-    text = re.sub(r"<meta http-equiv.*?>", f"<script>{script}</script>", written.read_text("utf-8"))
-    page = tmp_path / "pressed.html"
-    page.write_text(text, "utf-8")
-    document, console = in_chromium(page, tmp_path / "profile")
-    assert console == []
-    assert 'aria-pressed="true" data-policy="sieve"' in document
-    assert document.count("#123456") > 10  # drawn again, in the changed colours
-    # Of the bars, lru (twice) and belady stand back; of the lines, lru and belady.
-    for name, mark, dimmed in (
-        ("chart-speed", r'roledescription="bar"', 3),
-        ("chart-curves", "stroke-dash", 2),
-    ):
-        start = document.index(f'id="{name}"')
-        drawn = re.findall(r"<path[^>]*>", document[start : document.index("<details", start)])
-        marks = [path for path in drawn if re.search(mark, path)]
-        assert sum('opacity="0.12"' in path for path in marks) == dimmed
-        assert len(marks) == dimmed + 1
+    with browser(tmp_path / "profile") as driver:
+        look(driver, dark=False, width=1366, height=800)
+        driver.get(written.as_uri())
+        wait(driver, f"return document.documentElement.dataset.drawn === '{len(names)}'")
+        for name in names:
+            mark = driver.find_element("css selector", f"#{name} svg, #{name} canvas")
+            assert mark.size["width"] > 280 and mark.size["height"] > 90, name
+        driver.find_element("css selector", 'button[data-policy="sieve"]').click()
+        look(driver, dark=True, width=1366, height=800)
+        wait(driver, "return document.querySelectorAll('svg [fill=\"#a2aab1\"]').length > 10")  # the dark --muted
+        pressed = driver.find_elements("css selector", '[aria-pressed="true"]')
+        assert [button.get_attribute("data-policy") for button in pressed] == ["sieve"]
+        # Of the bars, lru (twice) and belady stand back; of the lines, lru and belady.
+        bars = driver.find_elements("css selector", '#chart-speed path[aria-roledescription="bar"]')
+        lines = driver.find_elements("css selector", "#chart-curves path[stroke-dasharray]")
+        for marks, dimmed in ((bars, 3), (lines, 2)):
+            assert sum(mark.get_attribute("opacity") == "0.12" for mark in marks) == dimmed == len(marks) - 1
+        assert driver.get_log("browser") == []  # no error, and nothing that the page's policy had to stop

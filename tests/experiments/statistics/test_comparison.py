@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.statistics.comparison import compare, fewest_requests, holm, judge
+from experiments.statistics.comparison import Comparison, Quantity, compare, fewest_requests, holm, judge
 from tracekit.errors import StudyError
 
 
-def one(a: np.ndarray, b: np.ndarray, quantity: str = "tokens/s"):  # type: ignore[no-untyped-def]
-    (found,) = judge([compare(("A", a), ("B", b), quantity)])  # type: ignore[arg-type]
+def one(a: np.ndarray, b: np.ndarray, quantity: Quantity = "tokens/s") -> Comparison:
+    (found,) = judge([compare(("A", a), ("B", b), quantity)])
     return found
 
 
@@ -81,7 +81,7 @@ def test_as_many_more_requests_as_said_do_show_a_difference() -> None:
     """A true difference of 1 %: with as many requests as were asked for, most trials find it."""
     rng = np.random.default_rng(5)
 
-    def trial(count: int, seed: int):  # type: ignore[no-untyped-def]
+    def trial(count: int, seed: int) -> Comparison:
         a = costs(count, seed)
         return one(a * rng.normal(1, 0.05, count), a * rng.normal(1.01, 0.05, count))
 

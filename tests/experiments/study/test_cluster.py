@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study
-from tests.helpers.studies import contents
-from tests.helpers.traces import make_trace, random_experts
+from tests.helpers.studies import contents, traced
 from tracekit.errors import StudyError
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moe-tracekit[cluster]'")
@@ -39,14 +37,7 @@ model_shape = "mixtral-8x7b"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("cluster")
-    tokens = 90
-    make_trace(
-        place / "a.trace",
-        random_experts(np.random.default_rng(1), tokens, layers=3),
-        num_experts=8,
-        request=np.arange(tokens) % 8,
-        phase=(np.arange(tokens) >= 8).astype(np.uint8),
-    )
+    traced(place / "a.trace", 1, tokens=90)
     (place / "study.toml").write_text(TOML)
     run_study(load_study(place / "study.toml"), place / "threads", Threads(2), source=TOML)
     return place

@@ -43,6 +43,14 @@ ROOT = Path(__file__).resolve().parents[3]
             "two of grid.model_shape are named 'mixtral-8x7b'",
         ),
         ({"traces": []}, "traces is empty"),
+        ({"search": {"rounds": 0}}, "search.rounds = 0"),
+        ({"search": {"keep": 1.0}}, "search.keep = 1.0"),
+        ({"search": {"least": 0}}, "search.least = 0"),
+        ({"search": {"kep": 0.5}}, "unknown field `kep`"),
+        ({"search": "yes"}, "search"),
+        ({"max_device_bytes": 0}, "max_device_bytes = 0: give bytes"),
+        ({"max_device_bytes": -5}, "max_device_bytes = -5: give bytes"),
+        ({"max_device_bytes": "0GiB"}, "max_device_bytes = 0: give bytes"),
     ],
 )
 def test_a_mistake_is_one_line(change: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
@@ -51,7 +59,7 @@ def test_a_mistake_is_one_line(change: dict[str, Any], message: str, folder: Pat
         shutil.copy(ROOT / "engine" / f"{profile}.toml", folder / f"{copy}.toml")
     with pytest.raises(TracekitError) as error:
         run_study(study_from_dict(tables, "study s.toml", folder), tmp_path / "out", Threads(1))
-    assert message in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert isinstance(error.value, StudyError | PlanError | PolicyError | TracekitError)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pytest
@@ -14,6 +15,7 @@ from experiments.report.setting_sections import sections
 from experiments.study import Threads, run_study
 from experiments.study.grid import study_from_dict
 from experiments.study.study_content import report_content
+from tracekit.caution import Code
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def test_what_does_not_fit_is_counted_not_listed(out: Path) -> None:
     rows = pl.read_parquet(out / "results.parquet").filter(hardware="t4")
     large = rows.filter(pl.col("device_bytes") > load_hardware("t4").device.memory_bytes)
     assert 0 < len(large) < len(rows)
-    assert all("does not fit" in "".join(found) for found in large["warnings"])
+    for texts, codes in large.select("warnings", "warning_codes").iter_rows():
+        found = dict(zip(codes, texts, strict=True))
+        assert "does not fit" in found["does not fit"] and set(found) <= set(get_args(Code))
     assert f"{len(large)} plans left out, too large for 15.0 GiB" in t4["notes"]
     assert not any("left out" in note for note in h100["notes"])
     assert not any("does not fit" in warning for warning in summary["warnings"])

@@ -15,11 +15,10 @@ from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.schema import SEARCH_COLUMNS
 from tests.helpers.studies import contents, killed_at
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
 from tracekit.batched import batched
 from tracekit.edit import Selection, slice_trace
-from tracekit.errors import TracekitError
 from tracekit.prefix import first_steps, prefix_steps
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 TOML = """
@@ -202,19 +201,3 @@ def test_short_traces_are_replayed_whole(folder: Path, tmp_path: Path) -> None:
     tables: dict[str, Any] = {"traces": str(tmp_path / "short.trace"), "grid": grid}
     summary = run_study(study_from_dict(tables | {"search": {"least": 1}}), tmp_path / "out", Threads(1))
     assert summary.cells == 3 and summary.settings[0].search == []
-
-
-@pytest.mark.parametrize(
-    ("search", "message"),
-    [
-        ({"rounds": 0}, "search.rounds = 0"),
-        ({"keep": 1.0}, "search.keep = 1.0"),
-        ({"least": 0}, "search.least = 0"),
-        ({"kep": 0.5}, "unknown field `kep`"),
-        ("yes", "search"),
-    ],
-)
-def test_a_mistake_is_one_line(search: Any, message: str) -> None:
-    with pytest.raises(TracekitError) as error:
-        study_from_dict({"traces": "a.trace", "search": search, "grid": {"capacity": "2/layer"}})
-    assert message in str(error.value) and "\n" not in str(error.value)

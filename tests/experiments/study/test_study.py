@@ -14,7 +14,7 @@ from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
 from experiments.study.schema import COLUMNS, SCHEMA
-from tracekit import Trace
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,19 +74,9 @@ def test_decisions_are_shared_by_machines_and_formats(folder: Path) -> None:
 
 def test_capacity_in_bytes_is_decided_for_each_format(folder: Path) -> None:
     """The same bytes hold other numbers of experts: one group, but decisions of its own for each format."""
-    study = study_from_dict(
-        {
-            "traces": "a.trace",
-            "grid": {
-                "capacity": "500MiB/layer",
-                "weights": ["hqq-2bit", "hqq-8bit"],
-                "hardware": "t4",
-                "model_shape": "mixtral-8x7b",
-            },
-        },
-        folder=folder,
-    )
-    (group,) = groups(cells_of(study))
+    grid = {"capacity": "500MiB/layer", "weights": ["hqq-2bit", "hqq-8bit"], "hardware": "t4"}
+    tables = {"traces": "a.trace", "grid": grid | {"model_shape": "mixtral-8x7b"}}
+    (group,) = groups(cells_of(study_from_dict(tables, folder=folder)))
     small, large = measure(Threads(1).shared, group)
     assert small["hits"] > large["hits"]
     for row, cell in zip((small, large), group, strict=True):

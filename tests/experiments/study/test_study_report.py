@@ -5,7 +5,6 @@ import re
 import shutil
 import struct
 import tomllib
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import pytest
 
 from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
-from experiments.report.content import PolicyRow, RegretRow, Setting
+from experiments.report.content import PolicyRow
 from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
-from tests.helpers.browser import browser, look, requests
+from tests.helpers.browser import browser, look, requests, wait
+from tests.helpers.reports import Page, policy, values
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
-from tracekit.errors import StudyError
+from tracekit.trace import Trace
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
@@ -30,7 +29,6 @@ from experiments.report.study_charts import front
 from experiments.study.study_folder import TABLES
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "studies.md"
-HOSTILE = """<script>alert('x')</script><img src=x onerror="alert(1)">{{bundle}}&"""
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +60,7 @@ def page(studied: Path) -> Path:
 
 
 def specs(page: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])  # type: ignore[no-any-return]
+    return Page(page.read_text("utf-8")).charts()
 
 
 def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
@@ -76,21 +72,13 @@ def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
     }
     text = page.read_text("utf-8")
     summary = json.loads((studied / "study.json").read_text())
-
-    class Words(HTMLParser):
-        said = ""
-
-        def handle_data(self, data: str) -> None:
-            self.said += data
-
-    words = Words()
-    words.feed(text)
+    said = "".join(Page(text).words)
     for setting in summary["settings"]:
-        assert setting["statement"][1:] in words.said
+        assert setting["statement"][1:] in said
         for compared in setting["comparisons"]:
-            assert compared["verdict"] in words.said
-    assert "tracekit study study.toml --output" in words.said and "winner.plan.toml" in words.said
-    assert "no such" not in words.said
+            assert compared["verdict"] in said
+    assert "tracekit study study.toml --output" in said and "winner.plan.toml" in said
+    assert "no such" not in said
     own = text.replace(re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0], "")
     assert "http://" not in own and "https://" not in own
 
@@ -149,66 +137,12 @@ def test_files_of_two_studies_are_not_drawn_together(
     assert "do not belong together: run tracekit study again" in said and said.count("\n") == 1
 
 
-def test_hostile_names_stay_text() -> None:
-    from experiments.report import CurvePoint, CurveSet, ReportContent, Verdict
-    from experiments.report.render import render
-
-    row = PolicyRow(
-        name=HOSTILE,
-        capacity=HOSTILE,
-        prefetch=HOSTILE,
-        hit_ratio=0.5,
-        decode_hit_ratio=0.5,
-        hits_prefetched=0.0,
-        tokens_per_second=1.0,
-        bound_tokens_per_second=2.0,
-        bytes_loaded_per_token=1.0,
-        low=0.9,
-        high=1.1,
-        device_bytes=1e9,
-        fates=(1, 2, 3),
-    )
-    other = PolicyRow(**{name: getattr(row, name) for name in row.__slots__} | {"device_bytes": 2e9})
-    setting = Setting(
-        title=HOSTILE,
-        statement=HOSTILE,
-        verdicts=(Verdict(text=HOSTILE, shown=True),),
-        notes=(HOSTILE,),
-        rows=(row, other),
-        regrets=(RegretRow(label=HOSTILE, parts=(("policy", 1.0),)),),
-    )
-    point = CurvePoint(policy=HOSTILE, capacity=HOSTILE, share_held=0.5, hit_ratio=0.5)
-    curves = CurveSet(title=HOSTILE, points=(point,))
-    text = render(ReportContent(title=HOSTILE, settings=(setting,), curve_sets=(curves,)), "window.vegaEmbed = null;")
-    tags: list[str] = []
-
-    class Tags(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            tags.append(tag)
-
-    Tags().feed(text)
-    assert tags.count("script") == 3 and "img" not in tags
-
-
 def test_the_front_is_what_nothing_beats() -> None:
     def row(memory: float, speed: float) -> PolicyRow:
-        return PolicyRow(
-            name="p",
-            capacity="4",
-            prefetch="none",
-            hit_ratio=0.5,
-            decode_hit_ratio=0.5,
-            hits_prefetched=0.0,
-            tokens_per_second=speed,
-            bound_tokens_per_second=None,
-            bytes_loaded_per_token=None,
-            device_bytes=memory,
-        )
+        return policy("p", device_bytes=memory, tokens_per_second=speed)
 
     rows = [row(3, 5), row(1, 2), row(2, 2), row(2, 3), row(3, 4), row(4, 5), row(1, 1)]
     assert [(r.device_bytes, r.tokens_per_second) for r in front(rows)] == [(1, 2), (2, 3), (3, 5)]
-    with pytest.raises(StudyError, match="must be a number"):
-        RegretRow(label="r", parts=(("policy", float("nan")),))
 
 
 def validation_json() -> bytes:
@@ -374,17 +308,6 @@ def test_in_a_browser(studied: Path, tmp_path: Path) -> None:
         assert driver.execute_script(unnamed) == []
         # Where nothing is left to draw, Vega warns of it.
         assert [entry for entry in driver.get_log("browser") if "Infinite extent" not in entry["message"]] == []
-
-
-def values(chart: Any) -> list[Any]:
-    """The rows of a chart of bars."""
-    return [row for rows in chart["spec"]["datasets"].values() for row in rows]
-
-
-def wait(driver: Any, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, 30, poll_frequency=0.1).until(lambda driver: driver.execute_script(script))
 
 
 def hover(driver: Any, chart: str, mark: str) -> None:

@@ -15,7 +15,7 @@ from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
 from experiments.study.request_shares import RequestShares
 from tests.helpers.traces import make_trace, random_experts
-from tracekit import Trace
+from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -17,12 +17,12 @@ from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validation.forced import validate_routing  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError  # noqa: E402
 from tracekit.recorder.models import load_config, load_model  # noqa: E402
 from tracekit.recorder.options import RecordOptions  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 from tracekit.recorder.recorder import record  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PROMPTS = [Prompt(id="a", prompt="The list is sorted by"), Prompt(id="b", prompt="def main(argv):\n    return")]
 

@@ -18,9 +18,9 @@ from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validation.comparison import calibration_plan, compare_logs, profile_warnings  # noqa: E402
 from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
-from tracekit import Trace  # noqa: E402
 from tracekit.errors import PlanError  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
+from tracekit.trace import Trace  # noqa: E402
 
 PROMPTS = (
     Prompt(id="a", prompt="Return a list of the names in the current scope, sorted by"),

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import random_experts
-from tracekit import UNUSED, ImportFormatError, Trace, import_trace
+from tracekit.errors import ImportFormatError
+from tracekit.importers import import_trace
+from tracekit.rows import UNUSED
+from tracekit.trace import Trace
 
 EXPERTS = random_experts(np.random.default_rng(5), 200, 3, 32, 4)
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.traces import random_experts
-from tracekit import ImportFormatError, Trace, TraceError, import_trace
-from tracekit.importers import IMPORTERS, ImportOptions
+from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers import IMPORTERS, ImportOptions, import_trace
+from tracekit.trace import Trace
 
 CHOSEN = random_experts(np.random.default_rng(0), 5, 2, 8, 2)
 

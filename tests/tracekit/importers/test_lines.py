@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import random_experts
-from tracekit import DECODE, PREFILL, UNUSED, ImportFormatError, Trace, import_trace
-from tracekit.importers import ImportOptions
+from tracekit.errors import ImportFormatError
+from tracekit.importers import ImportOptions, import_trace
+from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.trace import Trace
 
 LAYERS, TOP_K, EXPERTS = 3, 2, 16
 CHOSEN = random_experts(np.random.default_rng(0), 6, LAYERS, EXPERTS, TOP_K)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import random_experts
-from tracekit import DECODE, PREFILL, UNUSED, ImportFormatError, Trace, import_trace
-from tracekit.importers import ImportOptions
+from tracekit.errors import ImportFormatError
+from tracekit.importers import ImportOptions, import_trace
+from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.trace import Trace
 
 PROMPT, GENERATED, LAYERS, TOP_K, EXPERTS = 5, 4, 3, 2, 16
 CHOSEN = random_experts(np.random.default_rng(0), PROMPT + GENERATED - 1, LAYERS, EXPERTS, TOP_K).astype(np.int16)
