@@ -3,6 +3,7 @@
 Nor does this module import anything that takes time: what does is imported where Ctrl-C is already caught.
 """
 
+import atexit
 import importlib
 import os
 import signal
@@ -157,4 +158,8 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if interrupts.came:
+        # Temporary folders go, but nothing waits for threads, or for gigabytes to be taken apart piece by piece.
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
