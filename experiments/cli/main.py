@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,8 +136,16 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the place in the code that gave it."""
+    from tracekit.errors import one_line
+
+    print("note: " + one_line(message), file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    warnings.showwarning = _note
     interrupts = Interrupts()
     interrupts.install()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from engine.runtime.links.queued_link import TIMEOUT_S, QueuedLink, Ticket, fill
 from tracekit.errors import HardwareError
 
-
 LONGEST_WAIT_S = 3600.0
 """At a time: the system's clocks refuse centuries."""
 
