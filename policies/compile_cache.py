@@ -47,6 +47,8 @@ def whose_else(directory: Path) -> str:
         sticky = folder != place and found.st_mode & stat.S_ISVTX
         if found.st_uid not in trusted:
             return f"{folder} belongs to another user"
-        if found.st_mode & 0o022 and not sticky:
+        # A group of the user's own, as many systems give everyone, has the user's number.
+        alone = found.st_gid == os.getuid() == os.getgid()
+        if found.st_mode & (0o002 if alone else 0o022) and not sticky:
             return f"others may write to {folder}"
     return ""
