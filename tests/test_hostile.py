@@ -1,7 +1,5 @@
 """Every case that a stranger may send (shared/cases/hostile): one line that names the input, exit code 2, in bounds."""
 
-import hashlib
-import json
 import os
 import shutil
 import socket
@@ -16,7 +14,6 @@ import pytest
 from experiments.cli.main import run
 from tests.helpers.commands import PYTHON_BYTES, command, harmless
 from tests.helpers.traces import make_trace, random_experts
-from tracekit.manifest import MANIFEST_NAME
 
 MIB = 1 << 20
 CASES = Path(os.environ.get("TRACEKIT_SHARED") or Path(__file__).resolve().parents[2] / "shared") / "cases" / "hostile"
@@ -174,9 +171,7 @@ def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], 
     return put
 
 
-def test_no_reader_waits_for_what_is_no_file(
-    no_file: Callable[[Path], Path], refused: Refused, tmp_path: Path
-) -> None:
+def test_no_reader_waits_for_what_is_no_file(no_file: Callable[[Path], Path], refused: Refused, tmp_path: Path) -> None:
     trace = make_trace(
         tmp_path / "a.trace", random_experts(np.random.default_rng(0), 5, 2, 8), logits=np.zeros((5, 2, 8))
     )
