@@ -92,18 +92,19 @@ def _placeholder() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr and exit code 2."""
     wanted = next((word for word in arguments if not word.startswith("-")), None)
-    return guarded(lambda: build(wanted)(list(arguments), standalone_mode=False, prog_name="tracekit"))
+    what = " ".join(["tracekit", *(word for word in arguments if not word.startswith("-"))][:3])
+    return guarded(lambda: build(wanted)(list(arguments), standalone_mode=False, prog_name="tracekit"), what)
 
 
-def guarded(action: Callable[[], object]) -> int:
-    """Run `action`; expected failures become one line on stderr and an exit code."""
+def guarded(action: Callable[[], object], what: str = "tracekit") -> int:
+    """Run `action`; expected failures become one line on stderr and an exit code. `what`: the command and its input."""
     try:
-        return _guarded(action)
+        return _guarded(action, what)
     except KeyboardInterrupt as error:
         return interrupted(error)
 
 
-def _guarded(action: Callable[[], object]) -> int:
+def _guarded(action: Callable[[], object], what: str) -> int:
     from typer.exceptions import Abort, Exit, TyperException
 
     from tracekit.errors import TracekitError
@@ -118,6 +119,8 @@ def _guarded(action: Callable[[], object]) -> int:
         return error.exit_code
     except (Interrupted, Abort) as error:
         return interrupted(error)
+    except MemoryError:
+        return _fail(f"{what}: this machine's memory does not hold it; give a part of it, or take a larger machine")
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
