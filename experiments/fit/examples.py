@@ -56,8 +56,8 @@ def vocabulary(trace: Trace, most: int) -> np.ndarray:
 def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.ndarray) -> Data:
     """Examples of a whole trace; distance 0 is for eviction, an example per step. PolicyError if it lacks a block."""
     own, layers, experts = distance == 0, trace.layers, trace.num_experts
-    lookahead = trace.lookahead(distance) if "lookahead" in blocks else None
-    if "lookahead" in blocks and lookahead is None:
+    lookahead = f"lookahead-{distance}" if "lookahead" in blocks else None
+    if lookahead is not None and lookahead not in trace.kinds:
         raise PolicyError(
             f"this predictor reads lookahead at distance {distance}, which {trace.path} does not hold: record with "
             f"--lookahead {distance}, or fit one that does not read it"
@@ -79,10 +79,11 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
         edges = starts[first : first + STEPS + 1]
         rows = slice(int(edges[0]), int(edges[-1]))
         chosen = trace.experts_of(rows.start, rows.stop)
+        foreseen = None if lookahead is None else trace.dense_of(lookahead, rows.start, rows.stop)
 
-        def ahead(layer: int, rows: slice = rows) -> np.ndarray:
-            assert lookahead is not None
-            return lookahead[rows, layer, : trace.manifest.experts_per_layer[layer + distance]]
+        def ahead(layer: int, foreseen: np.ndarray | None = foreseen) -> np.ndarray:
+            assert foreseen is not None
+            return foreseen[:, layer, : trace.manifest.experts_per_layer[layer + distance]]
 
         weights = trace.weights_of(rows.start, rows.stop) if "weights" in blocks else None
         piece = Piece(blocks, own, memory, chosen, weights, ahead, edges - edges[0], experts)
