@@ -70,8 +70,8 @@ class Trace:
 
         Checked at once: the manifest, the digests, columns, shapes and row counts of the routing shards, the range of
         every value but the experts'. These are checked when they are first read, and the digest again. `verify` reads
-        and checks everything now: also the digests of logits and lookahead shards (of which else only those rows are read
-        that are asked for), the weights, and that no token chose an expert twice.
+        and checks everything now: also the digests of logits and lookahead shards (of which else only the rows that are
+        asked for are read), the weights, and that no token chose an expert twice.
 
         Raises TraceError, in one line, when anything is missing, truncated, damaged or of another version.
         """
