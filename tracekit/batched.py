@@ -12,6 +12,7 @@ from tracekit import shards as shard_files
 from tracekit.batching import Batching, poisson_arrivals, schedule
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest
+from tracekit.requests import told_apart
 from tracekit.rows import DECODE, first_appearances, fixed
 from tracekit.trace import Trace
 
@@ -24,7 +25,7 @@ class _BatchedRows:
 
     def __init__(self, recorded: Trace, order: NDArray[np.int64], step: NDArray[np.int32]) -> None:
         self.columns = replace(recorded.columns.take(order), step=fixed(step))
-        self.kinds = recorded.kinds
+        self.kinds = recorded.kinds - {"residency"}  # a cache held what it held in the order that was recorded
         self._recorded, self._order = recorded, order
 
     def experts(self, first: int, last: int) -> NDArray[np.uint16]:
@@ -33,6 +34,9 @@ class _BatchedRows:
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         weights = self._recorded.weights
         return None if weights is None else fixed(weights[self._order[first:last]])
+
+    def residency(self, first: int, last: int) -> None:
+        return None
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
         recorded, order = self._recorded.dense(kind), self._order[first:last]
@@ -65,8 +69,12 @@ def batched(trace: Trace, batch: int, *, arrival_rate: float | None = None, seed
         batch: most requests in flight.
         arrival_rate: requests per decode step on average, drawn with `seed`; None has all there from the start.
 
-    Raises PlanError for an impossible batch or rate.
+    Raises PlanError for an impossible batch or rate, TraceError where the trace does not tell requests apart.
     """
+    if not told_apart(trace.step, trace.request, trace.phase):
+        raise TraceError(
+            f"{trace.path} holds a batch's passes and does not say whose tokens they are: replay it as it is"
+        )
     _, requests = first_appearances(trace.request)
     arrivals = None if arrival_rate is None else poisson_arrivals(requests, arrival_rate, seed)
     order, step = schedule(trace.step, trace.request, trace.phase, batch, arrivals)

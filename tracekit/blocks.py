@@ -19,7 +19,7 @@ Check = Callable[[NDArray[_Scalar], int], None]
 
 
 class Blocks(Generic[_Scalar]):
-    """One array column of the routing shards: `experts` or `weights`.
+    """One array column of the routing shards: `experts`, `weights` or `residency`.
 
     A shard is checked against its digest again when the first block of it is read, which may be long after the trace
     was opened: a flipped byte becomes an error, never an answer. The last block stays in memory, so reading forwards

@@ -53,8 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a trace says about itself. Lists run over the MoE layers, in order.
 
     `expert_params` counts parameters per expert, `expert_bytes` the bytes of one expert as stored where the
-    trace was taken; both are empty when unknown. The counts, `shards` and `complete` are kept by
-    `TraceWriter`.
+    trace was taken, `dense_bytes` those of everything else in the layer; each is empty when unknown. The counts,
+    `shards` and `complete` are kept by `TraceWriter`.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -66,6 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     top_k: int
     expert_params: list[int] = []
     expert_bytes: list[int] = []
+    dense_bytes: list[int] = []
     score_function: str = "unknown"
     versions: dict[str, str] = {}
     prompts_sha256: str | None = None
@@ -100,6 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         When and with what it was written (source, versions, notes) does not enter.
         """
         meaning = {name: getattr(self, name) for name in _MEANING}
+        if self.dense_bytes:
+            meaning["dense_bytes"] = self.dense_bytes
         meaning["shards"] = sorted(shard.sha256 for shard in self.shards)
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
@@ -123,7 +126,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _within("moe_layers", layer, 0, self.model_layers - 1)
         if any(a >= b for a, b in pairwise(self.moe_layers)):
             raise TraceError("moe_layers must increase")
-        for name, sizes in (("expert_params", self.expert_params), ("expert_bytes", self.expert_bytes)):
+        for name in ("expert_params", "expert_bytes", "dense_bytes"):
+            sizes: list[int] = getattr(self, name)
             if len(sizes) not in (0, layers):
                 raise TraceError(f"{name} has {len(sizes)} entries for {layers} MoE layers")
             for size in sizes:

@@ -21,7 +21,8 @@ class _PrefixRows:
     def __init__(self, whole: Trace, rows: int) -> None:
         self.columns = whole.columns.take(slice(0, rows))
         self.kinds = whole.kinds
-        self.experts, self.weights, self.dense = whole.experts_of, whole.weights_of, whole.dense_of
+        self.experts, self.weights, self.residency = whole.experts_of, whole.weights_of, whole.recorded_of
+        self.dense = whole.dense_of
         self._whole = whole
 
     def scan(self) -> "pl.LazyFrame":

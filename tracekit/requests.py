@@ -3,15 +3,31 @@
 import hashlib
 from collections.abc import Collection
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.rows import PREFILL
+from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 
 FEWEST = 8
 """Generated parts shorter than this are like others by chance."""
+
+
+def told_apart(step: NDArray[Any], request: NDArray[Any], phase: NDArray[Any]) -> bool:
+    """Whether requests are known: no request has two generated tokens in one forward pass; [tokens] each.
+
+    A log of batched passes that does not say whose tokens they are becomes one request whose passes generate several
+    tokens: no statistic that follows a request from token to token means anything then.
+    """
+    rows = np.flatnonzero(phase == DECODE)
+    shared = rows[np.flatnonzero(np.diff(step[rows], append=-1) == 0)]  # generated tokens with another in their step
+    if not len(shared):
+        return True
+    among = np.isin(step[rows], step[shared])
+    pairs = np.stack([step[rows][among], request[rows][among]]).astype(np.int64)
+    return len(np.unique(pairs[0] << 32 | pairs[1])) == int(among.sum())
 
 
 def request_digests(trace: Trace) -> dict[int, list[str]]:

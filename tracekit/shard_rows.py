@@ -29,10 +29,11 @@ class ShardRows:
                 shard_files.check_digest(path / shard.name, shard)
         self._path, self._manifest = path, manifest
         self._begins: dict[str, int] = {}
-        self.columns, weighted = self._read_columns()
-        self.kinds = frozenset([*manifest.dense_kinds(), *(["weights"] if weighted else [])])
+        self.columns, besides = self._read_columns()
+        self.kinds = besides.union(manifest.dense_kinds())
         self._experts = Blocks(path, manifest, "experts", np.uint16, self._check_experts)
         self._weights = Blocks(path, manifest, "weights", np.float16, self._check_weights)
+        self._residency = Blocks(path, manifest, "residency", np.uint8, lambda values, first: None)  # any value may be
         for kind in manifest.dense_kinds():
             for shard in manifest.shards_of(kind):
                 self._begin(shard)  # headers, shapes and sizes; the values stay on disk
@@ -44,6 +45,9 @@ class ShardRows:
 
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         return self._weights.read(first, last) if "weights" in self.kinds else None
+
+    def residency(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        return self._residency.read(first, last) if "residency" in self.kinds else None
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
         if kind not in self.kinds:
@@ -72,22 +76,23 @@ class ShardRows:
 
         paths = [self._path / shard.name for shard in self._manifest.shards_of("routing")]
         if not paths:
-            return pl.LazyFrame(schema=shard_files.routing_schema(self._manifest, weights=False))
+            return pl.LazyFrame(schema=shard_files.routing_schema(self._manifest, ()))
         return pl.scan_parquet(paths, glob=False)
 
     def digest(self, manifest: Manifest) -> str:
         return manifest.digest()  # which lists the shards' own
 
-    def _read_columns(self) -> tuple[Columns, bool]:
+    def _read_columns(self) -> tuple[Columns, frozenset[str]]:
         import polars as pl
 
-        path, manifest, parts, weighted = self._path, self._manifest, [], set()
+        path, manifest, parts, held = self._path, self._manifest, [], set()
         for shard in manifest.shards_of("routing"):
-            columns, has_weights = shard_files.read_columns(path / shard.name, shard, manifest)
+            columns, besides = shard_files.read_columns(path / shard.name, shard, manifest)
             parts.append(columns)
-            weighted.add(has_weights)
-        if len(weighted) > 1:
-            raise TraceError(f"{path} is damaged: some of its routing shards hold weights and some do not")
+            held.add(besides)
+        if len(held) > 1:
+            odd = " and ".join(sorted(frozenset.union(*held) - frozenset.intersection(*held)))
+            raise TraceError(f"{path} is damaged: some of its routing shards hold {odd} and some do not")
         columns = Columns.join(parts)
         with damaged(path):
             check_columns(columns)
@@ -97,7 +102,7 @@ class ShardRows:
         for name, count in counts.items():
             if count != getattr(manifest, name):
                 raise TraceError(f"{path} holds {count} {name}, its manifest says {getattr(manifest, name)}")
-        return columns, weighted == {True}
+        return columns, next(iter(held), frozenset())
 
     def _read_everything(self) -> None:
         rows = shard_files.block_rows(self._manifest)
@@ -106,6 +111,7 @@ class ShardRows:
             with damaged(self._path):
                 check_distinct(self.experts(first, last), first)
             self.weights(first, last)
+            self.residency(first, last)
 
     def _check_experts(self, experts: NDArray[np.uint16], first: int) -> None:
         with damaged(self._path):

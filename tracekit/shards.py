@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -23,30 +23,31 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 _BLOCK_LOOKUPS = 1 << 22
 
 
-def routing_schema(manifest: Manifest, *, weights: bool) -> "dict[str, pl.DataType]":
-    """The exact columns and types of a routing shard, in order."""
+BESIDES = ("weights", "residency")  # the array columns that a routing shard may do without, in order
+
+
+def routing_schema(manifest: Manifest, besides: Collection[str]) -> "dict[str, pl.DataType]":
+    """The exact columns and types of a routing shard that holds some of `BESIDES`, in order."""
     import polars as pl
 
     width = len(manifest.moe_layers) * manifest.top_k
     schema: dict[str, pl.DataType] = {name: pl.Int32() for name in COLUMNS}
     schema["phase"] = pl.UInt8()
     schema["experts"] = pl.Array(pl.UInt16, width)
-    if weights:
-        schema["weights"] = pl.Array(pl.Float16, width)
-    return schema
+    types = {"weights": pl.Float16(), "residency": pl.UInt8()}
+    return schema | {name: pl.Array(types[name], width) for name in BESIDES if name in besides}
 
 
 def routing_table(
-    columns: Columns, experts: NDArray[np.uint16], weights: NDArray[np.float16] | None, manifest: Manifest
+    columns: Columns, experts: NDArray[np.uint16], besides: Mapping[str, NDArray[np.generic]], manifest: Manifest
 ) -> "pl.DataFrame":
-    """Rows as a routing shard holds them; experts and weights [rows, layers, k]."""
+    """Rows as a routing shard holds them; experts and `besides`, some of `BESIDES`, [rows, layers, k]."""
     import polars as pl
 
     data: dict[str, NDArray[np.generic]] = {name: getattr(columns, name) for name in COLUMNS}
-    data["experts"] = experts.reshape(len(columns), -1)
-    if weights is not None:
-        data["weights"] = weights.reshape(len(columns), -1)
-    return pl.DataFrame(data, schema=routing_schema(manifest, weights=weights is not None))
+    data |= {name: array.reshape(len(columns), -1) for name, array in {"experts": experts, **besides}.items()}
+    schema = routing_schema(manifest, besides)
+    return pl.DataFrame({name: data[name] for name in schema}, schema=schema)
 
 
 def write_routing(file: BinaryIO, table: "pl.DataFrame", manifest: Manifest) -> None:
@@ -57,13 +58,13 @@ def write_routing(file: BinaryIO, table: "pl.DataFrame", manifest: Manifest) -> 
     file.write(encoded.getbuffer())
 
 
-def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns, bool]:
-    """The columns of a routing shard that are one number per row, undigested, and whether it holds weights."""
+def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns, frozenset[str]]:
+    """The columns of a routing shard that are one number per row, undigested; and which of `BESIDES` it holds."""
     import polars as pl
 
     found = _guard(path, lambda: pl.scan_parquet(shard_file(path), glob=False).collect_schema())
-    weights = "weights" in found
-    wanted = routing_schema(manifest, weights=weights)
+    besides = frozenset(BESIDES).intersection(found)
+    wanted = routing_schema(manifest, besides)
     if list(found.items()) != list(wanted.items()):
         expected = ", ".join(f"{name} {kind}" for name, kind in wanted.items())
         raise TraceError(f"{path} does not hold the columns of a routing shard ({expected}): {dict(found)}")
@@ -76,7 +77,7 @@ def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns,
         return _array(path, frame, name, dtype, (shard.rows,))
 
     step, request, position = column("step", np.int32), column("request", np.int32), column("position", np.int32)
-    return Columns(step, request, position, column("phase", np.uint8), column("token_id", np.int32)), weights
+    return Columns(step, request, position, column("phase", np.uint8), column("token_id", np.int32)), besides
 
 
 def read_block(

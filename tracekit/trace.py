@@ -31,13 +31,16 @@ class RowSource(Protocol):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What rows carry besides their experts: "weights", "logits", "lookahead-D"."""
+        """What rows carry besides their experts: "weights", "residency", "logits", "lookahead-D"."""
 
     def experts(self, first: int, last: int) -> NDArray[np.uint16]:
         """[rows, layers, k]."""
 
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         """[rows, layers, k]; None where rows carry none."""
+
+    def residency(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        """[rows, layers, k], as `Trace.recorded`; None where rows carry none."""
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
         """Logits or lookahead, [rows, layers, experts]; None where rows carry none."""
@@ -135,7 +138,7 @@ class Trace:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What was recorded besides the experts: "weights", "logits", "lookahead-D"."""
+        """What was recorded besides the experts: "weights", "residency", "logits", "lookahead-D"."""
         return self._rows.kinds
 
     @property
@@ -191,6 +194,19 @@ class Trace:
         if kind not in self._dense:
             self._dense[kind] = self.dense_of(kind, 0, self.tokens)
         return self._dense[kind]
+
+    @cached_property
+    def recorded(self) -> NDArray[np.uint8] | None:
+        """What the cache of the engine that was traced held, [tokens, layers, top_k]; None when the trace does not say.
+
+        0: the expert was not there when the lookup came (or the slot is unused); above: it was, as a hit (1) or after
+        a prefetch (2). Read whole on first use.
+        """
+        return self.recorded_of(0, self.tokens)
+
+    def recorded_of(self, first: int, last: int) -> NDArray[np.uint8] | None:
+        """`recorded[first:last]`, with memory for these rows only; None when the trace does not say."""
+        return self._rows.residency(first, min(last, self.tokens))
 
     @cached_property
     def digest(self) -> str:

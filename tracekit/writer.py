@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,18 @@ from tracekit.tensorfile import write_tensor
 _KEPT_BY_WRITER = {"tokens", "requests", "steps", "shards", "complete", "notes", "versions"}
 _F16 = np.finfo(np.float16)
 _Integer = TypeVar("_Integer", bound=np.integer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What rows carry besides their routing."""
+
+    floats: dict[str, NDArray[np.float16]]  # by kind
+    residency: NDArray[np.uint8] | None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset([*self.floats, *([] if self.residency is None else ["residency"])])
 
 
 class TraceWriter:
@@ -44,7 +57,7 @@ class TraceWriter:
     def __init__(self, path: str | Path, manifest: Manifest, *, resume: bool = False) -> None:
         self.path = Path(path)
         self._rows: list[Rows] = []
-        self._extras: list[dict[str, NDArray[np.float16]]] = []
+        self._extras: list[_Extras] = []
         self._kinds: frozenset[str] | None = None  # what every row carries besides its routing
         self._requests: set[int] = set()
         self._last_step = -1  # of the flushed rows
@@ -91,6 +104,7 @@ class TraceWriter:
         weights: ArrayLike | None = None,
         logits: ArrayLike | None = None,
         lookahead: Mapping[int, ArrayLike] | None = None,
+        residency: ArrayLike | None = None,
     ) -> None:
         """Add rows, copied.
 
@@ -98,8 +112,9 @@ class TraceWriter:
         value.
 
         weights [n, layers, top_k], logits [n, layers, experts] and lookahead[D] [n, layers - D, experts]
-        become f16; finite values beyond its range are clipped to it. All rows of a trace carry the same of
-        these three.
+        become f16; finite values beyond its range are clipped to it. residency [n, layers, top_k] is what the
+        traced engine's own cache held (`Trace.recorded`), 0 to 255. All rows of a trace carry the same of
+        these four.
 
         Raises TraceError, and adds nothing, when a value could not stand in a trace.
         """
@@ -123,8 +138,9 @@ class TraceWriter:
         earliest = self.next_step - 1 if self._rows else self._last_step + 1
         if rows.step[0] < earliest:
             raise TraceError(f"step {rows.step[0]} comes after step {self.next_step - 1} was written")
-        extras = self._float_arrays(rows, weights, logits, lookahead or {})
-        self._kinds = frozenset(extras)
+        extras = _Extras(self._float_arrays(rows, weights, logits, lookahead or {}), _residency(residency, rows))
+        self._check_kinds(extras.kinds)
+        self._kinds = extras.kinds
         self._rows.append(rows)
         self._extras.append(extras)
 
@@ -134,10 +150,14 @@ class TraceWriter:
             return
         base = self._base
         columns, experts = Columns.join(self._rows), np.concatenate([part.experts for part in self._rows])
-        parts = {kind: [extra[kind] for extra in self._extras] for kind in self._extras[0]}
-        weights = np.concatenate(parts.pop("weights")) if "weights" in parts else None
+        parts = {kind: [extra.floats[kind] for extra in self._extras] for kind in self._extras[0].floats}
+        besides: dict[str, NDArray[np.generic]] = {}
+        if "weights" in parts:
+            besides["weights"] = np.concatenate(parts.pop("weights"))
+        if held := [extra.residency for extra in self._extras if extra.residency is not None]:
+            besides["residency"] = np.concatenate(held)
         with reporting(self.path):
-            table = shard_files.routing_table(columns, experts, weights, base)
+            table = shard_files.routing_table(columns, experts, besides, base)
             number = len(base.shards_of("routing"))
             write = partial(shard_files.write_routing, table=table, manifest=base)
             added = [self._write_shard("routing", f"{number:05d}.parquet", len(columns), write)]
@@ -216,10 +236,10 @@ class TraceWriter:
             path = self.path / shard.name
             shard_files.check_digest(path, shard)
             if shard.kind == "routing":
-                columns, weighted = shard_files.read_columns(path, shard, found)
+                columns, besides = shard_files.read_columns(path, shard, found)
                 self._requests.update(np.unique(columns.request).tolist())
                 self._last_step = int(columns.step[-1])
-                kinds |= {"weights"} if weighted else set()
+                kinds |= besides
         self._kinds = frozenset(kinds) if found.shards else None
         self._base = found
 
@@ -243,10 +263,12 @@ class TraceWriter:
                 raise TraceError(f"a lookahead of {distance} in a model of {layers} MoE layers")
             kind = f"lookahead-{distance}"
             arrays[kind] = _floats(kind, values, (len(rows), layers - distance, experts))
-        if self._kinds is not None and self._kinds != arrays.keys():
-            had, has = sorted(self._kinds) or ["routing alone"], sorted(arrays) or ["routing alone"]
-            raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
         return arrays
+
+    def _check_kinds(self, kinds: frozenset[str]) -> None:
+        if self._kinds is not None and self._kinds != kinds:
+            had, has = sorted(self._kinds) or ["routing alone"], sorted(kinds) or ["routing alone"]
+            raise TraceError(f"rows before carried {', '.join(had)}, these carry {', '.join(has)}")
 
     def _write_shard(self, kind: str, suffix: str, rows: int, fill: Callable[[BinaryIO], None]) -> Shard:
         path = self.path / f"{kind}-{suffix}"
@@ -264,6 +286,17 @@ def _column(name: str, values: ArrayLike, rows: int, dtype: type[_Integer]) -> N
     if column.shape not in ((), (rows,)):
         raise TraceError(f"{name} has shape {list(column.shape)}, expected [{rows}] or one value")
     return _integers(name, np.broadcast_to(column, (rows,)), dtype)
+
+
+def _residency(values: ArrayLike | None, rows: Rows) -> NDArray[np.uint8] | None:
+    if values is None:
+        return None
+    held = np.asarray(values)
+    if held.shape != rows.experts.shape:
+        raise TraceError(f"residency has shape {list(held.shape)}, expected {list(rows.experts.shape)}")
+    held = _integers("residency", held, np.uint8)
+    held[rows.experts == UNUSED] = 0
+    return held
 
 
 def _integers(name: str, values: NDArray[np.generic], dtype: type[_Integer]) -> NDArray[_Integer]:

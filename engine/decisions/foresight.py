@@ -34,6 +34,9 @@ class Scores:
             )
         if "weights" in self.card.blocks and not trace.has_weights:
             raise PlanError(f"predictor {artefact.path} reads gate weights, which {trace.path} does not hold")
+        by_token = any("token" in operation.inputs for operation in self.card.program.operations)
+        if by_token and not (trace.token_id >= 0).any():
+            raise PlanError(f"predictor {artefact.path} reads token ids, which {trace.path} does not hold")
 
     def piece(self, first_step: int, last_step: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Scores of these steps, [rows, experts] of each source layer (for eviction [steps, experts]), and row starts.

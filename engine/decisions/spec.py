@@ -1,6 +1,7 @@
 """What a plan means for a model's MoE layers: the cache that its decisions are taken in."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -8,8 +9,7 @@ from engine.plan.plan import Plan
 from policies.cache import CacheSpec
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import PlanError
-from tracekit.rows import UNUSED
-from tracekit.trace import Trace
+from tracekit.popularity import popularity
 
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
@@ -20,7 +20,8 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
     if eviction_policy(plan.eviction.policy).needs_profile:
         if plan.eviction.profile is None:
             raise PlanError(f"eviction policy {plan.eviction.policy!r} needs eviction.profile = a trace (--profile)")
-        pinned = most_popular(Trace.open(plan.eviction.profile), experts_per_layer, capacity, size)
+        counts = popularity(Path(plan.eviction.profile), list(experts_per_layer))
+        pinned = most_popular(counts, experts_per_layer, capacity, size)
     elif plan.eviction.profile is not None:
         raise PlanError(f"eviction policy {plan.eviction.policy!r} reads no profile: remove eviction.profile")
     _check_artefacts(plan)
@@ -59,14 +60,11 @@ def _check_artefacts(plan: Plan) -> None:
 
 
 def most_popular(
-    profile: Trace, experts_per_layer: Sequence[int], capacity: Sequence[int], size: np.ndarray
+    counts: np.ndarray, experts_per_layer: Sequence[int], capacity: Sequence[int], size: np.ndarray
 ) -> tuple[int, ...]:
-    """Keys of the experts that the most tokens of `profile` chose, as many as fit into each group; ties by key."""
-    if list(profile.manifest.experts_per_layer) != list(experts_per_layer):
-        raise PlanError(f"{profile.path} is of a model with other MoE layers or experts: it is no profile for this one")
-    layers, experts = len(experts_per_layer), max(experts_per_layer)
-    keys = (profile.experts + (np.arange(layers) * experts)[None, :, None])[profile.experts != UNUSED]
-    order = np.argsort(-np.bincount(keys, minlength=layers * experts), kind="stable")
+    """Keys of the experts of the most `counts` [layers, experts], as many as fit into each group; ties by key."""
+    experts = max(experts_per_layer)
+    order = np.argsort(-counts.ravel(), kind="stable")
     left = list(capacity)
     pinned = []
     for key in order.tolist():

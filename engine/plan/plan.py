@@ -27,7 +27,7 @@ class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`eviction`: a policy's name and, beside it, the policy's own parameters."""
 
     policy: str = "lru"
-    # a trace whose most popular experts `static` keeps
+    # a trace, or a file of counts (tracekit.popularity), whose most popular experts `static` keeps
     profile: str | None = None
     # a fitted predictor's directory (tracekit fit), for `learned`
     artefact: str | None = None

@@ -116,15 +116,24 @@ def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_fo
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """Sizes that costs follow from. Bytes and parameters of dense parts are means over the MoE layers."""
+    """Sizes that costs follow from, by MoE layer; parameters of dense parts are means over them."""
 
     expert_params: list[int]
-    dense_bytes: int = 0
+    dense_bytes: list[int]
     dense_params: int = 0
     head_bytes: int = 0
     kv_bytes: int = 0
     scale: float = 1.0
     notes: tuple[str, ...] = ("no model shape: attention and other dense work cost nothing but the fixed overhead",)
+
+
+def _unshaped(manifest: Manifest, expert_bytes: list[int]) -> _Model:
+    """The trace's own sizes, as far as it says them."""
+    params = manifest.expert_params or [size // 2 for size in expert_bytes]
+    if not manifest.dense_bytes:
+        return _Model(params, [0] * len(params))
+    note = "no model shape: of dense work, layers' weights are read as the trace sizes them; the rest costs nothing"
+    return _Model(params, manifest.dense_bytes, notes=(note,))
 
 
 def _shaped(manifest: Manifest, shape: ModelShape, attention_format: str | None) -> _Model:
@@ -144,7 +153,7 @@ def _shaped(manifest: Manifest, shape: ModelShape, attention_format: str | None)
         )
     return _Model(
         expert_params=[shape.expert_params] * layers,
-        dense_bytes=sum(shape.layer_bytes(layer, attention, plain) for layer in moe) // len(moe),
+        dense_bytes=[sum(shape.layer_bytes(layer, attention, plain) for layer in moe) // len(moe)] * layers,
         dense_params=sum(shape.attention_params + shape.other_params(layer) for layer in moe) // len(moe),
         head_bytes=(rest + shape.head_bytes(plain)) * layers // len(moe),
         kv_bytes=shape.kv_bytes_per_token("bf16") // shape.layers,
@@ -181,10 +190,7 @@ def model_costs(
     word = stored or experts_format
     weight_format = None if word is None else WeightFormat.parse(word)
     bits = weight_format.bits if weight_format is not None and weight_format.quantised else None
-    if shape is None:
-        model = _Model(manifest.expert_params or [size // 2 for size in expert_bytes])
-    else:
-        model = _shaped(manifest, shape, attention_format)
+    model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
     experts = [hardware.expert(size, params, bits) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
@@ -192,7 +198,7 @@ def model_costs(
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
     return Costs(
-        dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, model.dense_bytes)] * len(expert_bytes)),
+        dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) for size in model.dense_bytes]),
         expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
         dequant_ns=each("device.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),

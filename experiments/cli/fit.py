@@ -83,6 +83,7 @@ def command(
         console.emit_json({"artefact": str(output), **found})
         return
     tested = spelled(card.fitted.held_out)
+    copies = spelled(sorted(set(card.fitted.held_out) - set(held_out)))
     rows = [
         ("predictor", f"{card.predictor}, for {card.purpose}"),
         ("reads", ", ".join(card.blocks) or "token ids"),
@@ -90,12 +91,17 @@ def command(
         ("one visit here", f"{card.measured_ns_per_visit / 1000:.0f} us"),
         ("fitted on", f"{card.fitted.tokens} tokens of {card.fitted.model}"),
         ("tested on requests", tested or "none"),
+        *([("held out, too, as copies of them", copies)] if copies else []),
     ]
+    simple = {name.removeprefix("recall_"): card.held_out[name] for name in card.held_out if name[:7] == "recall_"}
     for name, value in card.held_out.items():
+        if name[:7] == "recall_":
+            continue
         for m, share in value.items() if isinstance(value, dict) else [("", value)]:
-            rows.append(
-                (f"{name.replace('_', ' ')} {m}".strip(), f"{share:.4f}" if isinstance(share, float) else str(share))
-            )
+            shown = f"{share:.4f}" if isinstance(share, float) else str(share)
+            if name == "recall" and simple:
+                shown += " (" + ", ".join(f"{other} {shares[m]:.4f}" for other, shares in simple.items()) + ")"
+            rows.append((f"{name.replace('_', ' ')} {m}".strip(), shown))
     console.table(str(output), ["what", "value"], rows)
     if tested:
         console.tell(

@@ -46,7 +46,7 @@ def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
         ("source", stats.source),
         ("recorded", ", ".join(["routing", *stats.recorded])),
         ("tokens", f"{stats.tokens} ({stats.prefill_tokens} prefill, {stats.decode_tokens} decode)"),
-        ("requests", str(stats.requests)),
+        ("requests", f"{stats.requests}{'' if stats.requests_told_apart else ' (not told apart)'}"),
         ("steps", f"{stats.steps} ({stats.decode_steps} decode)"),
         ("MoE layers", str(stats.layers)),
         ("experts per layer", f"{fewest}" if fewest == most else f"{fewest} to {most}"),

@@ -25,6 +25,7 @@ COMMANDS = {
     "info": ("info", "Say what a trace holds and what it is like."),
     "merge": ("merge", "Join recordings of one model into one trace."),
     "slice": ("slice", "Keep some requests, some steps or one phase of a trace."),
+    "anonymise": ("anonymise", "Make a trace that can be given away."),
     "diff": ("diff", "Say how far two recordings of the same prompts differ."),
     "synthetic": ("synthetic", "Write a trace of stated statistics, for tests and examples."),
     "fit": ("fit", "Fit a predictor for prefetching or eviction on a trace."),

@@ -10,6 +10,8 @@ from experiments.cli import console, options
 
 if TYPE_CHECKING:
     from engine.replay.passes import Replayed
+    from policies.events import Events
+    from tracekit.demand import Demand
 
 
 def command(
@@ -17,7 +19,7 @@ def command(
     plan: options.PlanFile = None,
     policy: options.Policy = None,
     profile: Annotated[
-        Path | None, typer.Option(help="for --policy static: a trace whose popular experts are kept")
+        Path | None, typer.Option(help="for --policy static: a trace, or counts, whose popular experts are kept")
     ] = None,
     eviction_artefact: Annotated[
         Path | None, typer.Option(help="for --policy learned: what tracekit fit wrote")
@@ -59,6 +61,10 @@ def command(
             "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
         ),
     ] = None,
+    against_recorded: Annotated[
+        bool,
+        typer.Option("--against-recorded", help="also hold each lookup against what the traced engine's cache held"),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Replay a plan on a trace and count hits, loads and bytes; with --hardware, model the time.
@@ -71,12 +77,13 @@ def command(
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
+    from engine.replay.against_recorded import AgainstRecorded
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay
     from engine.replay.step_log import write_steps
     from experiments.cli.plans import plan_from_options
-    from experiments.cli.results import result_rows
+    from experiments.cli.results import agreement_rows, result_rows
     from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
@@ -118,8 +125,16 @@ def command(
         if timeline is not None and hardware is not None:
             save_timeline(timeline, opened, done, chosen, hardware)
 
+    recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
+
+        def on_events(demand: "Demand", decided: "Events") -> None:
+            if log is not None:
+                log.append(demand, decided)
+            if recorded is not None:
+                recorded.compare(demand, decided)
+
         result = replay(
             opened,
             chosen,
@@ -128,12 +143,16 @@ def command(
             bounds=bounds,
             allow_fitted=allow_fitted,
             progress=True,
-            on_events=None if log is None else log.append,
+            on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,
             log=window,
         )
     if json:
-        console.emit_json(result.to_dict())
+        found = {} if recorded is None else {"against_recorded": recorded.agreement}
+        console.emit_json({**result.to_dict(), **found})
         return
-    console.table(str(trace), ["what", "value"], result_rows(result))
+    rows = result_rows(result)
+    if recorded is not None:
+        rows += agreement_rows(recorded.agreement)
+    console.table(str(trace), ["what", "value"], rows)
     console.warn(result.warnings)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from engine.replay.against_recorded import Agreement
 from engine.replay.result import Estimates, Regret, Result
 from experiments.cli.console import number, percent
 
@@ -48,6 +49,20 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         rows += regret_rows(result.regret)
     if result.estimates is not None:
         rows += estimate_rows(result.estimates)
+    return rows
+
+
+def agreement_rows(found: Agreement) -> list[tuple[str, str]]:
+    """How far a replay's decisions are those that the traced engine took."""
+    share = percent(found.agree / found.lookups if found.lookups else None)
+    rows = [
+        ("lookups as the engine recorded them", f"{found.agree} of {found.lookups} ({share})"),
+        ("resident in its cache / in the replay's", f"{found.recorded_hits} / {found.replayed_hits}"),
+    ]
+    if (first := found.first_disagreement) is not None:
+        was, replayed = ("resident" if held else "missing" for held in (first.recorded, first.replayed))
+        where = f"step {first.step}, MoE layer {first.layer}, expert {first.expert}"
+        rows.append(("first disagreement", f"{where}: {was} there, {replayed} here"))
     return rows
 
 

@@ -16,7 +16,7 @@ def command(
         typer.Option(metavar="FIRST:END", help="requests by number, the end excluded: 0:10 or 3,6,9:12"),
     ] = None,
     steps: Annotated[
-        str | None, typer.Option(metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10")
+        str | None, typer.Option(metavar="FIRST:END", help="forward passes by number: 100:200, 5: or :10,20:")
     ] = None,
     phase: Annotated[str | None, typer.Option(help="prefill or decode")] = None,
     json: options.Json = False,

@@ -53,17 +53,27 @@ def vocabulary(trace: Trace, most: int) -> np.ndarray:
     return index
 
 
-def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.ndarray) -> Data:
-    """Examples of a whole trace; distance 0 is for eviction, an example per step. PolicyError if it lacks a block."""
-    own, layers, experts = distance == 0, trace.layers, trace.num_experts
-    lookahead = f"lookahead-{distance}" if "lookahead" in blocks else None
-    if lookahead is not None and lookahead not in trace.kinds:
+def check_readable(blocks: tuple[str, ...], *, by_token: bool, trace: Trace, distance: int) -> None:
+    """Raise PolicyError unless the trace holds what a predictor reads: its `blocks`, and token ids if `by_token`."""
+    if "lookahead" in blocks and f"lookahead-{distance}" not in trace.kinds:
         raise PolicyError(
             f"this predictor reads lookahead at distance {distance}, which {trace.path} does not hold: record with "
             f"--lookahead {distance}, or fit one that does not read it"
         )
     if "weights" in blocks and not trace.has_weights:
         raise PolicyError(f"this predictor reads gate weights, which {trace.path} does not hold: fit one that does not")
+    unknown = np.setdiff1d(trace.request, trace.request[trace.token_id >= 0]) if by_token else np.zeros(0, np.int32)
+    if len(unknown):
+        of = "" if len(unknown) == trace.manifest.requests else f" of request {unknown[0]}"
+        raise PolicyError(
+            f"this predictor reads token ids, which {trace.path} does not hold{of}: fit one that does not read them"
+        )
+
+
+def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.ndarray) -> Data:
+    """Examples of a whole trace that has what `blocks` read; distance 0 is for eviction, an example per step."""
+    own, layers, experts = distance == 0, trace.layers, trace.num_experts
+    lookahead = f"lookahead-{distance}" if "lookahead" in blocks else None
     starts, sources = step_starts(trace.step), layers - distance
     wide = sum(width(block, experts) for block in blocks)
     examples = len(starts) - 1 if own else trace.tokens

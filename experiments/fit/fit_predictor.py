@@ -13,10 +13,12 @@ import numpy as np
 from torch import nn
 
 from engine.decisions.foresight import Scores
-from experiments.fit.examples import FAR, make_data, vocabulary
+from experiments.fit.counted import Counted
+from experiments.fit.examples import FAR, check_readable, make_data, vocabulary
 from experiments.fit.export import export
 from experiments.fit.judge import judge_predictor, measure_visit
 from experiments.fit.modules import PREDICTORS, Predictor, Shape
+from experiments.fit.split import split_requests
 from experiments.fit.train import CHECKPOINT, Training, forward_names, make_modules, train
 from policies.learned.arithmetic import Program
 from policies.learned.artefact import CARD, Artefact, Card, Fitted, load_artefact, save_artefact
@@ -48,8 +50,9 @@ def fit(
 ) -> Card:
     """Fit `predictor` (a name, or path.py:Class) on all requests of `trace` but `held_out`, and write it to `output`.
 
-    What it is worth on those is in the card. A fit that was cut off goes on where it was, with the same result. Raises
-    PolicyError, TraceError.
+    A request that holds what a held-out one holds is held out, too. The card says what the predictor is worth on those,
+    and what counting alone is (`experiments.fit.counted`). A fit that was cut off goes on where it was, with the same
+    result. Raises PolicyError, TraceError.
     """
     kind = find_predictor(predictor)
     distance = 0 if kind.purpose == "eviction" else distance
@@ -59,10 +62,13 @@ def fit(
     given = checked_hyperparameters(kind, hyperparameters or {})
     if (output / CARD).exists():
         raise PolicyError(f"{output} holds a fitted predictor: choose another --output, or remove it")
-    everyone = sorted(request_digests(trace))
-    fitted = [request for request in everyone if request not in set(held_out)]
+    check_readable(kind.blocks, by_token="token" in forward_names(kind), trace=trace, distance=distance)
+    fitted, tested = split_requests(trace, held_out)
     if not fitted:
-        raise PolicyError(f"{trace.path} has no request to fit on beside those held out: give more, or hold out fewer")
+        raise PolicyError(
+            f"{trace.path} has no request to fit on beside those held out and their copies: give more, or hold out "
+            "fewer"
+        )
     with _alone(output), aside(output / "parts") as folder:
         own = part_of(trace, fitted, folder / "own.trace")
         index = vocabulary(own, MOST_TOKENS)
@@ -96,7 +102,7 @@ def fit(
                 config_sha256=trace.manifest.model.config_sha256,
                 trace_digest=trace.digest,
                 requests=sorted({digest for digests in request_digests(own).values() for digest in digests}),
-                held_out=[request for request in everyone if request in set(held_out)],
+                held_out=tested,
                 tokens=own.tokens,
             ),
             seed=options.seed,
@@ -111,9 +117,10 @@ def fit(
             found = load_artefact(output, card.purpose)
             check_steps(found, own)
             test = part_of(trace, card.fitted.held_out, folder / "test.trace") if card.fitted.held_out else None
+            counted = None if card.own_layer or test is None else Counted(own, distance)
             card = msgspec.structs.replace(
                 found.card,
-                held_out={} if test is None else judge_predictor(found, test),
+                held_out={} if test is None else judge_predictor(found, test, counted),
                 measured_ns_per_visit=measure_visit(found, own if test is None else test),
             )
             save_artefact(output, card, tensors)

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from engine.decisions.foresight import Scores
+from experiments.fit.counted import NAMES, Counted
 from policies.learned.arithmetic import UNIT
 from policies.learned.artefact import Artefact
 from policies.learned.session import Session
@@ -22,21 +23,23 @@ Found = dict[str, float | dict[str, float]]
 """Figures by name; those at m by m, as text."""
 
 
-def judge_predictor(artefact: Artefact, trace: Trace) -> Found:
+def judge_predictor(artefact: Artefact, trace: Trace, counted: Counted | None = None) -> Found:
     """What the artefact is worth on `trace`; everything is of decode tokens, the layers ahead taken together.
 
     For prefetching: `recall` and `precision` at m, by m; `calibration`, the mean difference between believed and true
-    probability over BINS equal bins of belief, each weighing as many experts as it holds. For eviction: mean absolute
+    probability over BINS equal bins of belief, each weighing as many experts as it holds; and, with what was `counted`
+    where the predictor was fitted, `recall_popular` and `recall_markov` on the same rows. For eviction: mean absolute
     error of log2 of the steps until the next use of what was demanded, and of always saying the same.
     """
-    return _judge_eviction(artefact, trace) if artefact.card.own_layer else _judge_prefetch(artefact, trace)
+    return _judge_eviction(artefact, trace) if artefact.card.own_layer else _judge_prefetch(artefact, trace, counted)
 
 
-def _judge_prefetch(artefact: Artefact, trace: Trace) -> Found:
+def _judge_prefetch(artefact: Artefact, trace: Trace, counted: Counted | None) -> Found:
     card = artefact.card
     counts = [m for m in COUNTS if m <= card.num_experts]
     hits, chosen, suggested = np.zeros(len(counts), np.int64), 0, np.zeros(len(counts), np.int64)
     held, believed, true = np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS)
+    simple = {} if counted is None else {name: np.zeros(len(counts), np.int64) for name in NAMES}
     starts = step_starts(trace.step)
     scores = Scores(trace, artefact)
     for first in range(0, len(starts) - 1, STEPS):
@@ -54,11 +57,13 @@ def _judge_prefetch(artefact: Artefact, trace: Trace) -> Found:
             np.put_along_axis(came, np.minimum(experts[real, target], wide).astype(np.int64), True, axis=1)
             came = came[:, :wide]
             chosen += int(came.sum())
-            alone = np.arange(len(given) + 1)
             for place, m in enumerate(counts):
-                ranked = rank_scores(given, alone, m, min(m, wide), -np.inf)
-                hits[place] += int(np.take_along_axis(came, ranked.clip(0), axis=1)[ranked >= 0].sum())
-                suggested[place] += int((ranked >= 0).sum())
+                right, made = _right(given, came, min(m, wide))
+                hits[place] += right
+                suggested[place] += made
+            guesses = {} if counted is None else counted.scores(layer, experts[real, layer], wide)
+            for name, guess in guesses.items():
+                simple[name] += [_right(guess, came, min(m, wide))[0] for m in counts]
             belief = 1 / (1 + np.exp(-given / UNIT))
             bins = np.minimum((belief * BINS).astype(np.int64), BINS - 1).ravel()
             held += np.bincount(bins, minlength=BINS)
@@ -70,7 +75,17 @@ def _judge_prefetch(artefact: Artefact, trace: Trace) -> Found:
         "recall": dict(zip(map(str, counts), (hits / max(chosen, 1)).tolist(), strict=True)),
         "precision": dict(zip(map(str, counts), (hits / np.maximum(suggested, 1)).tolist(), strict=True)),
         "calibration": float(np.abs(believed - true).sum() / max(held.sum(), 1)),
+        **{
+            f"recall_{name}": dict(zip(map(str, counts), (right / max(chosen, 1)).tolist(), strict=True))
+            for name, right in simple.items()
+        },
     }
+
+
+def _right(scores: np.ndarray, came: np.ndarray, best: int) -> tuple[int, int]:
+    """Of the `best` experts by scores [rows, experts], how many came, and how many there are."""
+    ranked = rank_scores(scores, np.arange(len(scores) + 1), best, best, -np.inf)
+    return int(np.take_along_axis(came, ranked.clip(0), axis=1)[ranked >= 0].sum()), int((ranked >= 0).sum())
 
 
 def _judge_eviction(artefact: Artefact, trace: Trace) -> Found:

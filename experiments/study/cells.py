@@ -18,6 +18,7 @@ from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import PlanError
 from tracekit.opening import read_file
 from tracekit.prefix import first_steps
+from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
@@ -103,7 +104,7 @@ def cell_key(
 
 @cache
 def _profile_digest(path: str) -> str:
-    return Trace.open(path).digest
+    return file_digest(Path(path)) if Path(path).is_file() else Trace.open(path).digest
 
 
 def _artefact_digest(path: str) -> str:

@@ -49,6 +49,9 @@ class MemoryRows:
     def weights(self, first: int, last: int) -> NDArray[np.float16] | None:
         return None if self.gates is None else self.gates[first:last]
 
+    def residency(self, first: int, last: int) -> None:
+        return None
+
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
         return self.scores[kind][first:last] if kind in self.scores else None
 
@@ -74,6 +77,7 @@ def make_trace(
     weights: ArrayLike | None = None,
     logits: ArrayLike | None = None,
     lookahead: Mapping[int, ArrayLike] | None = None,
+    residency: ArrayLike | None = None,
     **manifest: Any,
 ) -> Trace:
     """Write the trace `path` and open it.
@@ -99,6 +103,7 @@ def make_trace(
             weights=weights,
             logits=logits,
             lookahead=lookahead,
+            residency=residency,
         )
     return Trace.open(path)
 

@@ -6,9 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tracekit.edit import Selection, merge, slice_trace
 from tracekit.errors import ImportFormatError, TraceError
 from tracekit.importers import import_trace
+from tracekit.prefix import first_steps
 from tracekit.rows import DECODE, PREFILL, UNUSED
+from tracekit.stats import describe
 from tracekit.trace import Trace
 
 # MoE layers 0 and 2, 4 experts, top-2; a prompt of two tokens, the last layer sees only the second.
@@ -38,13 +41,20 @@ def bring(tmp_path: Path, text: str) -> Trace:
     return import_trace("bigmoe-csv", source, tmp_path / "a.trace")
 
 
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    lines = ROUTE.splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("turn,"))
+    more = [*lines[:first], lines[first] + ",user", *(line + ",7" for line in lines[first + 1 :])]
+    assert bring(tmp_path, "\n".join(more)).manifest.notes[0] == "fields not read: user"
+
+
 def test_a_small_route(tmp_path: Path) -> None:
     trace = bring(tmp_path, ROUTE)
     manifest = trace.manifest
     assert (manifest.model.id, manifest.model.family) == ("tiny-moe-q4", "tiny")
     assert (manifest.moe_layers, manifest.model_layers) == ([0, 2], 3)
     assert (manifest.experts_per_layer, manifest.top_k, manifest.expert_bytes) == ([4, 4], 2, [100, 200])
-    assert manifest.complete and manifest.source == "import:bigmoe-csv"
+    assert manifest.complete and manifest.source == "import:bigmoe-csv" and manifest.dense_bytes == [7, 7]
     assert trace.step.tolist() == [0, 0, 1]
     assert trace.phase.tolist() == [PREFILL, PREFILL, DECODE]
     assert trace.position.tolist() == [0, 1, 2]
@@ -55,6 +65,26 @@ def test_a_small_route(tmp_path: Path) -> None:
     ]
     assert trace.weights is not None
     assert trace.weights[0].tolist() == [[0.75, 0.25], [0, 0]]
+
+
+def test_what_the_engine_held(tmp_path: Path) -> None:
+    """`residency` is kept, and comes along where rows are copied; without it there is none."""
+    trace = bring(tmp_path, ROUTE)
+    assert trace.recorded is not None and trace.recorded.dtype == np.uint8
+    assert trace.recorded.tolist() == [[[0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [0, 1]]]
+    assert Trace.open(trace.path, verify=True).recorded_of(2, 3).tolist() == [[[1, 1], [0, 1]]]
+    assert "residency" in describe(trace).recorded
+    cut = slice_trace(trace, Selection(steps="1:"), tmp_path / "cut.trace")
+    assert cut.recorded is not None and cut.recorded.tolist() == [[[1, 1], [0, 1]]]
+    both = merge([trace, cut], tmp_path / "both.trace")
+    assert both.recorded is not None and both.recorded[3:].tolist() == cut.recorded.tolist()
+    assert first_steps(both, 1).recorded.tolist() == both.recorded[:2].tolist()
+    head, lines = ROUTE.splitlines()[:5], ROUTE.splitlines()[5:]
+    (tmp_path / "x").mkdir()
+    without = bring(tmp_path / "x", "\n".join([*head, *(line.rsplit(",", 2)[0] for line in lines)]) + "\n")
+    assert without.recorded is None and without.digest != trace.digest
+    with pytest.raises(TraceError, match="recorded arrays differ"):
+        merge([trace, without], tmp_path / "not.trace")
 
 
 def test_a_second_turn_is_a_second_request(tmp_path: Path) -> None:

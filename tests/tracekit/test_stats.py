@@ -58,6 +58,12 @@ def slow_lookups(trace: Trace) -> int:
     )
 
 
+def slow_told_apart(trace: Trace) -> bool:
+    rows = zip(trace.step.tolist(), trace.request.tolist(), trace.phase.tolist(), strict=True)
+    generated = [(step, request) for step, request, phase in rows if phase == DECODE]
+    return len(set(generated)) == len(generated)
+
+
 def slow_overlap(trace: Trace) -> float | None:
     kept = used = 0
     for request in np.unique(trace.request):
@@ -91,7 +97,9 @@ def test_counts_agree_with_slow_ones(
         patch.setattr(shards, "block_rows", lambda manifest: chunk)
         stats = describe(trace)
     assert stats.lookups == slow_lookups(trace)
-    assert stats.overlap == (pytest.approx(expected) if (expected := slow_overlap(trace)) is not None else None)
+    assert stats.requests_told_apart == slow_told_apart(trace)
+    expected = slow_overlap(trace) if stats.requests_told_apart else None
+    assert stats.overlap == (pytest.approx(expected) if expected is not None else None)
     assert stats.experts_used == sum(len(np.unique(e[e != UNUSED])) for e in experts.swapaxes(0, 1))
 
 

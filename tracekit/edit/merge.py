@@ -10,6 +10,7 @@ from tracekit.durable import whole_or_nothing
 from tracekit.edit.pieces import Progress, copy_rows
 from tracekit.errors import TraceError, shortened
 from tracekit.manifest import SHAPE, Manifest
+from tracekit.notes import moved
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
@@ -42,7 +43,7 @@ def _check_same(one: Trace, other: Trace) -> None:
         (f"model.{name}", getattr(first.model, name), getattr(second.model, name))
         for name in first.model.__struct_fields__
     ]
-    values += [(name, getattr(first, name), getattr(second, name)) for name in SHAPE]
+    values += [(name, getattr(first, name), getattr(second, name)) for name in (*SHAPE, "dense_bytes")]
     if one.tokens and other.tokens:
         values.append(("recorded arrays", sorted({"routing", *one.kinds}), sorted({"routing", *other.kinds})))
     for name, mine, its in values:
@@ -59,13 +60,16 @@ def _manifest(traces: Sequence[Trace]) -> Manifest:
     sources = sorted({manifest.source for manifest in manifests})
     artificial = any(source.startswith("synthetic") for source in sources)
     notes = [f"merged from {len(traces)} traces, {len({trace.digest for trace in traces})} of them different"]
+    steps = 0  # as `merge` numbers them on
     for number, trace in enumerate(traces):
+        own = trace.manifest.notes
         notes.append(
             f"part {number}: {trace.path.name}, {trace.tokens} tokens, {trace.manifest.requests} requests, "
             f"source {trace.manifest.source}, digest {trace.digest[:16]}"
         )
         notes += [f"part {number}: incomplete recording"] if not trace.manifest.complete else []
-        notes += [f"part {number}: {note}" for note in trace.manifest.notes]
+        notes += [moved(note, steps - int(trace.step[0]) if trace.tokens else 0, f"part {number}") for note in own]
+        steps += int(trace.step[-1] - trace.step[0]) + 1 if trace.tokens else 0
     return msgspec.structs.replace(
         first.without_rows(notes),
         # What is in part synthetic must not pass for a recording.

@@ -49,7 +49,8 @@ def _append(
 ) -> None:
     """Append the `chosen` ones, [n], of the rows from `first` to `last`."""
     columns, experts = trace.columns.take(first + chosen), trace.experts_of(first, last)
-    weights, logits = trace.weights_of(first, last), trace.dense_of("logits", first, last)
+    weights, recorded = trace.weights_of(first, last), trace.recorded_of(first, last)
+    logits = trace.dense_of("logits", first, last)
     ahead = {distance: trace.dense_of(f"lookahead-{distance}", first, last) for distance in trace.lookahead_distances}
     with damaged(trace.path):  # the writer would refuse it, too, but not say whose row it is
         check_distinct(experts, first)
@@ -61,6 +62,7 @@ def _append(
         token_id=columns.token_id,
         experts=experts[chosen],
         weights=None if weights is None else weights[chosen],
+        residency=None if recorded is None else recorded[chosen],
         logits=None if logits is None else logits[chosen],
         lookahead={distance: values[chosen] for distance, values in ahead.items() if values is not None},
     )

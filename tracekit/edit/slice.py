@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tracekit.durable import whole_or_nothing
 from tracekit.edit.pieces import Progress, copy_rows
 from tracekit.errors import TraceError, did_you_mean
+from tracekit.notes import cut
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
@@ -23,7 +24,7 @@ _RANGE = re.compile(r"([0-9]{0,10}):([0-9]{0,10})")
 class Selection:
     """Which rows: each part as on the command line, "0:10" (the end excluded), "5:" or ":10"; None for all.
 
-    Requests may be several numbers and ranges, "3,6,9:12".
+    Requests and steps may be several numbers and ranges, "3,6,9:12".
     """
 
     requests: str | None = None
@@ -34,17 +35,9 @@ class Selection:
         """Whether each row is selected, [tokens]; TraceError for a range that cannot be read."""
         keep = np.ones(trace.tokens, np.bool_)
         if self.requests is not None:
-            ranges = [
-                _range("requests", f"{part}:{int(part) + 1}" if _NUMBER.fullmatch(part) else part)
-                for part in self.requests.split(",")
-            ]
-            edges = np.array(sorted(ranges))
-            last = np.maximum.accumulate(edges[:, 1])
-            place = np.searchsorted(edges[:, 0], trace.request, side="right") - 1
-            keep &= (place >= 0) & (trace.request < last[place])
+            keep &= _among("requests", self.requests, trace.request)
         if self.steps is not None:
-            low, high = _range("steps", self.steps)
-            keep &= (trace.step >= low) & (trace.step < high)
+            keep &= _among("steps", self.steps, trace.step)
         if self.phase is not None:
             if self.phase not in _PHASES:
                 hint = did_you_mean(self.phase, _PHASES)
@@ -72,7 +65,7 @@ def slice_trace(
         raise TraceError(f"{trace.path} has no rows of {selection}: {_extent(trace)}")
     manifest = trace.manifest
     notes = [
-        *manifest.notes,
+        *cut(manifest.notes, np.unique(trace.step[keep])),
         f"sliced from {trace.path.name} ({manifest.tokens} tokens, digest {trace.digest[:16]}): {selection}",
         *([] if manifest.complete else ["sliced from an incomplete recording"]),
     ]
@@ -81,6 +74,17 @@ def slice_trace(
         copy_rows(trace, writer, progress, keep=keep)
         writer.finish()
     return Trace.open(output)
+
+
+def _among(name: str, text: str, numbers: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether each number is in one of the ranges of `text`."""
+    parts = text.split(",")
+    ranges = [_range(name, f"{part}:{int(part) + 1}" if _NUMBER.fullmatch(part) else part) for part in parts]
+    edges = np.array(sorted(ranges))
+    last = np.maximum.accumulate(edges[:, 1])
+    place = np.searchsorted(edges[:, 0], numbers, side="right") - 1
+    found: NDArray[np.bool_] = (place >= 0) & (numbers < last[place])
+    return found
 
 
 def _range(name: str, text: str) -> tuple[int, int]:

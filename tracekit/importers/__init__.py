@@ -1,10 +1,12 @@
 """Foreign routing traces, brought into this format: `import_trace("npz", "routing.npz", "new.trace")`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from tracekit.durable import whole_or_nothing
 from tracekit.errors import ImportFormatError, TraceError, did_you_mean
@@ -27,13 +29,22 @@ class Format:
 
 IMPORTERS = {
     "bigmoe-csv": Format("tracekit.importers.bigmoe_csv:read", ("model",)),
-    "deepseek-csv": Format("tracekit.importers.deepseek_csv:read", ("model", "experts"), folders=True),
-    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts")),
-    "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k")),
-    "npz": Format("tracekit.importers.npz:read", ("model", "experts")),
-    "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k")),
-    "vllm": Format("tracekit.importers.vllm:read", ("model", "experts")),
+    "deepseek-csv": Format(
+        "tracekit.importers.deepseek_csv:read",
+        ("model", "experts", "drop_slot", "rows_as", "tokenizer"),
+        folders=True,
+    ),
+    "jsonl": Format("tracekit.importers.jsonl:read", ("model", "experts", "request_field", "drop_slot")),
+    "llama-csv": Format("tracekit.importers.llama_csv:read", ("model", "experts", "top_k", "drop_slot")),
+    "mbolt": Format("tracekit.importers.mbolt:read", ("model", "experts", "drop_slot")),
+    "npz": Format("tracekit.importers.npz:read", ("model", "experts", "drop_slot")),
+    "parquet": Format("tracekit.importers.jsonl:read_parquet", ("model", "experts", "request_field", "drop_slot")),
+    "router-data": Format("tracekit.importers.router_data:read", ("model", "experts", "drop_slot")),
+    "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k", "drop_slot")),
+    "vllm": Format("tracekit.importers.vllm:read", ("model", "experts", "drop_slot")),
 }
+AUTO = "auto"
+"""In place of a format: the file shows it (`auto.recognise`), and a note says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class Imported:
 def import_trace(
     format_name: str, source: str | Path, output: str | Path, options: ImportOptions | None = None
 ) -> Trace:
-    """Read `source`, a file in the format named, and write it as the trace `output`, which must not exist.
+    """Read `source`, a file in the format named or "auto", and write it as the trace `output`, which must not exist.
 
     The trace appears whole or not at all. What looks like a known defect of recordings but may be real becomes a
     note of the trace; what cannot be real is refused (`tracekit.importers.defects`).
@@ -55,30 +66,51 @@ def import_trace(
     Raises ImportFormatError when the format is unknown or the file is not what the format says, TraceError when the
     trace cannot be written.
     """
-    if format_name not in IMPORTERS:
-        known = ", ".join(sorted(IMPORTERS))
+    if format_name not in (*IMPORTERS, AUTO):
+        known = (AUTO, *sorted(IMPORTERS))
         raise ImportFormatError(
-            f"unknown import format {format_name!r} (known: {known}){did_you_mean(format_name, IMPORTERS)}"
+            f"unknown import format {format_name!r} (known: {', '.join(known)}){did_you_mean(format_name, known)}"
         )
-    chosen = IMPORTERS[format_name]
-    options = options or ImportOptions()
-    options.check(format_name, chosen.options)
     source, output = Path(source), Path(output)
     if output.exists() or output.is_symlink():
         raise TraceError(f"{output} exists: choose another name or remove it")
+    format_name, why = _recognised(source) if format_name == AUTO else (format_name, None)
+    chosen = IMPORTERS[format_name]
+    options = options or ImportOptions()
+    options.check(format_name, chosen.options)
     if not source.is_file() and not (chosen.folders and source.is_dir()):
-        state = "is not a file" if source.exists() else "does not exist"
-        raise ImportFormatError(f"cannot import {source}: it {state}")
+        raise _no_file(source)
     imported = _read(chosen, format_name, source, options)
+    if why is not None:
+        notes = [f"taken for {format_name}: {why}", *imported.manifest.notes]
+        imported = replace(imported, manifest=msgspec.structs.replace(imported.manifest, notes=notes))
     _write(imported, format_name, source, output)
     return Trace.open(output)
 
 
+def _recognised(source: Path) -> tuple[str, str]:
+    from tracekit.importers.auto import recognise
+
+    if not source.is_file() and not source.is_dir():
+        raise _no_file(source)
+    try:
+        return recognise(source)
+    except OSError as error:
+        raise ImportFormatError(f"cannot read {source}: {error.strerror or error}") from None
+
+
+def _no_file(source: Path) -> ImportFormatError:
+    return ImportFormatError(f"cannot import {source}: it {'is not a file' if source.exists() else 'does not exist'}")
+
+
 def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions) -> Imported:
     from tracekit.importers.defects import inspect
+    from tracekit.importers.saved import refuse_pickle
 
     module, _, function = chosen.reader.partition(":")
     try:
+        if source.is_file():
+            refuse_pickle(source)
         imported: Imported = getattr(import_module(module), function)(source, options)
         imported.manifest.check()
         return inspect(source, imported)

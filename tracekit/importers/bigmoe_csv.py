@@ -8,10 +8,12 @@
 
 `step` counts the tokens of a turn. The whole prompt (phase 0) is one forward pass; every generated token
 (phase 1) is one. The engine computes the last layer's experts for the last prompt token only, so the other
-prompt tokens have no lines there and their slots stay unused. `residency`, what that engine's own cache did,
-is no routing and is left out.
+prompt tokens have no lines there and their slots stay unused. `residency`, whether that engine's own cache held the
+expert (0: no), becomes `Trace.recorded`. `dense_bytes`, if every layer states them, are what a modelled machine reads
+of a layer beside its experts where no model shape says more.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,14 +25,15 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.saved import read_text
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import PREFILL, UNUSED
-from tracekit.shards import installed_memory
 
 _COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight", "residency", "expert_bytes")
 _NEEDED = _COLUMNS[:7]
 _PAIR = re.compile(r"(\w+)=(\S+)")
-_NUMBERS = {"layer", "expert_bytes", "n_layer", "n_expert", "n_expert_used"}
+_INFLATION = 5
+_NUMBERS = {"layer", "expert_bytes", "dense_bytes", "n_layer", "n_expert", "n_expert_used"}
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -43,12 +46,14 @@ class _Preamble:
     n_expert: int
     top_k: int
     expert_bytes: dict[int, int]  # by model layer
+    dense_bytes: dict[int, int]  # of the rest of the layer
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read a route trace: layers, experts and bytes per expert from the preamble, the rest from the lines."""
-    preamble = _read_preamble(source)
-    lines = _read_lines(source)
+    data = read_text(source, _INFLATION)
+    preamble = _read_preamble(source, data)
+    lines, unread = _read_lines(source, data)
     layers = sorted(preamble.expert_bytes)
     _check_ranges(source, lines, preamble)
     token, request, step_of_turn, phase = _tokens(source, lines)
@@ -60,6 +65,8 @@ def read(source: Path, options: ImportOptions) -> Imported:
         raise ImportFormatError(f"{source}: a (turn, step, layer, slot) has two lines")
     experts[place] = lines["expert"]
     weights[place] = lines["weight"]
+    residency = np.zeros(experts.shape, dtype=np.uint8)
+    residency[place] = lines.get("residency", 0)
     _check_whole(source, experts, phase, request, step_of_turn)
 
     same_prompt = (phase[1:] == PREFILL) & (phase[:-1] == PREFILL) & (request[1:] == request[:-1])
@@ -73,6 +80,8 @@ def read(source: Path, options: ImportOptions) -> Imported:
         experts_per_layer=[preamble.n_expert] * len(layers),
         top_k=preamble.top_k,
         expert_bytes=[preamble.expert_bytes[layer] for layer in layers],
+        dense_bytes=[preamble.dense_bytes[layer] for layer in layers if layer in preamble.dense_bytes],
+        notes=unread,
     )
     return Imported(
         manifest,
@@ -83,14 +92,16 @@ def read(source: Path, options: ImportOptions) -> Imported:
             "phase": phase,
             "experts": experts,
             "weights": weights,
+            "residency": residency if "residency" in lines else None,
         },
     )
 
 
-def _read_preamble(source: Path) -> _Preamble:
+def _read_preamble(source: Path, data: bytes) -> _Preamble:
     head: dict[str, str] = {}
     expert_bytes: dict[int, int] = {}
-    with source.open(encoding="utf-8", errors="replace") as file:
+    dense_bytes: dict[int, int] = {}
+    with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace") as file:
         first = file.readline(200)
         if not first.startswith("# route_trace "):
             raise ImportFormatError(f"{source} is not a route trace: its first line is not '# route_trace v1'")
@@ -101,7 +112,9 @@ def _read_preamble(source: Path) -> _Preamble:
             if any(not re.fullmatch(r"[0-9]{1,15}", pairs[name]) for name in _NUMBERS & pairs.keys()):
                 raise ImportFormatError(f"{source}: not a number in the preamble line {line[:100].strip()!r}")
             if "layer" in pairs and "expert_bytes" in pairs and len(expert_bytes) < MAX_LAYERS:
-                expert_bytes[int(pairs["layer"])] = int(pairs["expert_bytes"])
+                layer = int(pairs["layer"])
+                expert_bytes[layer] = int(pairs["expert_bytes"])
+                dense_bytes[layer] = int(pairs.get("dense_bytes", 0))
             else:
                 head |= pairs
     missing = {"n_layer", "n_expert", "n_expert_used"} - head.keys()
@@ -122,18 +135,17 @@ def _read_preamble(source: Path) -> _Preamble:
         top_k=numbers["n_expert_used"],
         # A dense layer may be listed with no expert bytes.
         expert_bytes={layer: size for layer, size in expert_bytes.items() if size},
+        dense_bytes=dense_bytes if all(dense_bytes.values()) else {},
     )
 
 
-def _read_lines(source: Path) -> Columns:
+def _read_lines(source: Path, data: bytes) -> tuple[Columns, list[str]]:
+    """The columns of the routing lines, and the note on those that are not read."""
     import polars as pl
 
-    size = source.stat().st_size
-    if 4 * size > installed_memory():
-        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
     schema = dict.fromkeys(_COLUMNS, pl.Int64()) | {"weight": pl.Float64()}
     try:
-        frame = pl.read_csv(source, comment_prefix="#", schema_overrides=schema, infer_schema=False)
+        frame = pl.read_csv(io.BytesIO(data), comment_prefix="#", schema_overrides=schema, infer_schema=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a readable route trace: {first[:200]}") from None
@@ -145,7 +157,9 @@ def _read_lines(source: Path) -> Columns:
     if holes:
         row = int(frame[holes[0]].is_null().arg_max() or 0)
         raise ImportFormatError(f"{source} is truncated or damaged: routing line {row + 1} has no {holes[0]}")
-    return {name: frame[name].to_numpy() for name in _NEEDED}
+    unread = [name[:40] for name in frame.columns if name not in _COLUMNS]
+    notes = [f"fields not read: {', '.join(unread[:12])}"] if unread else []
+    return {name: frame[name].to_numpy() for name in (*_NEEDED, "residency") if name in frame.columns}, notes
 
 
 def _check_ranges(source: Path, lines: Columns, preamble: _Preamble) -> None:
@@ -156,7 +170,7 @@ def _check_ranges(source: Path, lines: Columns, preamble: _Preamble) -> None:
         "layer": preamble.n_layer,
         "slot": preamble.top_k,
         "expert": preamble.n_expert,
-    }
+    } | ({"residency": 256} if "residency" in lines else {})
     for name, limit in limits.items():
         wrong = (lines[name] < 0) | (lines[name] >= limit)
         if wrong.any():

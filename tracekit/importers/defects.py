@@ -4,10 +4,14 @@ Refused, because no gate does it and every replay of it would be wrong:
     an expert listed twice in a row; two layers with the same choices throughout (one layer recorded twice); mostly
     rows of consecutive ids with equal weights (a gate whose scores were lost).
 Noted, because it may be real:
-    a long beginning of identical tokens (warm-up, padding); some rows of consecutive ids with equal weights; a slot
-    that always holds the same expert (a shared expert counted as routed); layers without routing for some tokens.
+    long runs of identical tokens (warm-up, padding), and rows that repeat those before (other ranks' copies, a run
+    appended), with the slice that leaves them out; generated tokens of one request that share a pass (a batch whose
+    requests the log does not tell apart); some rows of consecutive ids with equal weights; a slot that always holds the
+    same expert, or a few that no other slot does (shared experts counted as routed), with the --drop-slot that leaves
+    it out; layers without routing for some tokens.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError, TraceError
+from tracekit.importers.slots import shared_experts
+from tracekit.notes import on_steps
+from tracekit.requests import told_apart
 from tracekit.rows import UNUSED, check_distinct
 
 if TYPE_CHECKING:
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
 _ENOUGH = 16  # below this many tokens, what looks like a defect may be chance
 _CHUNK = 1 << 22
+_FEW = 4  # notes of one kind
+_MOST_COPIES = 16
 
 
 def inspect(source: Path, imported: "Imported") -> "Imported":
@@ -34,12 +43,15 @@ def inspect(source: Path, imported: "Imported") -> "Imported":
         return imported
     _refuse_repeated(source, experts)
     layers = imported.manifest.moe_layers
+    steps = _steps(imported.columns, len(experts))
     _refuse_replicated(source, experts, layers, imported.manifest.experts_per_layer)
     notes = [
         *imported.manifest.notes,
-        *_constant_prefix(experts),
+        *_identical(experts, steps),
+        *_copies(experts, steps),
+        *_crowded(imported.columns),
         *_lost_scores(source, experts, imported.columns.get("weights")),
-        *_constant_slot(experts, imported.manifest.experts_per_layer),
+        *shared_experts(experts, imported.manifest.experts_per_layer),
         *_missing(experts, layers),
     ]
     return Imported(msgspec.structs.replace(imported.manifest, notes=notes), imported.columns)
@@ -94,16 +106,75 @@ def _same_sets(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return bool((np.sort(one, axis=1) == np.sort(other, axis=1)).all())
 
 
-def _constant_prefix(experts: NDArray[Any]) -> list[str]:
-    differs = (experts[1 : _CHUNK // experts[0].size + 2] != experts[0]).any(axis=(1, 2))
-    same = 1 + (int(differs.argmax()) if differs.any() else len(differs))
-    if same < _ENOUGH:
+def _steps(columns: Mapping[str, Any], tokens: int) -> NDArray[np.int64]:
+    """Each row's step; the rows' own numbers where the column is none that a trace may hold, which the writer says."""
+    step = np.asarray(columns["step"])
+    sound = step.shape == (tokens,) and step.dtype.kind in "iu" and bool((step[1:] >= step[:-1]).all())
+    return step.astype(np.int64) if sound else np.arange(tokens)
+
+
+def _identical(experts: NDArray[Any], step: NDArray[np.int64]) -> list[str]:
+    """Runs of rows that are the same at every layer."""
+    same = np.zeros(len(experts) + 1, np.bool_)
+    for start in range(1, len(experts), rows := _rows(experts)):
+        part = experts[start - 1 : start + rows]
+        same[start : start + len(part) - 1] = (part[1:] == part[:-1]).all(axis=(1, 2))
+    edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0))
+    runs = [(int(a) - 1, int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a + 1 >= _ENOUGH]
+    notes = []
+    for first, end in runs[:_FEW]:
+        if end - first == len(experts):
+            return [f"all {end} tokens choose the same experts at every layer: warm-up or padding, not routing"]
+        what = f"the first {end} tokens" if not first else f"{end - first} tokens in a row"
+        text = f"{what} choose the same experts at every layer: warm-up or padding"
+        # Only whole steps can be cut out.
+        low = int(step[first]) + (first > 0 and step[first - 1] == step[first])
+        high = int(step[end - 1]) + (end == len(step) or step[end] != step[end - 1])
+        if low < high:
+            notes.append(on_steps(low, high, text, removes=True))
+        else:
+            notes.append(on_steps(int(step[first]), int(step[end - 1]) + 1, f"{text}, beside others"))
+    if len(runs) > _FEW:
+        notes.append(f"{len(runs) - _FEW} further runs of tokens that choose the same experts at every layer")
+    return notes
+
+
+def _copies(experts: NDArray[Any], step: NDArray[np.int64]) -> list[str]:
+    """Rows that are those before once more: all of them, or a pass's."""
+    tokens, layers, _ = experts.shape
+    for count in range(_MOST_COPIES, 1, -1):
+        block, odd = divmod(tokens, count)
+        if odd or block < _ENOUGH or (experts[:block] == experts[0]).all():
+            continue
+        if all(_equal(experts[:block], experts[at : at + block]) for at in range(block, tokens, block)):
+            first, end = int(step[block]), int(step[-1]) + 1
+            what = f"rows {block} to {tokens - 1} repeat the {block} before: other ranks' copies, or a run again"
+            return [on_steps(first, end, what, removes=step[block - 1] != first)]
+    starts = np.flatnonzero(np.append(True, step[1:] != step[:-1]))
+    sizes = np.diff(np.append(starts, tokens))
+    likely = np.flatnonzero((sizes[1:] == sizes[:-1]) & (sizes[1:] > 1) & (sizes[1:] * layers >= _ENOUGH)) + 1
+    found = []
+    for at in likely[(experts[starts[likely]] == experts[starts[likely - 1]]).all(axis=(1, 2))].tolist():
+        rows = experts[starts[at] : starts[at] + sizes[at]]
+        if not (rows == rows[0]).all() and _equal(rows, experts[starts[at] - sizes[at] : starts[at]]):
+            found.append(int(step[starts[at]]))
+    text = "this pass repeats the one before row by row: another rank's copy, or a run again"
+    notes = [on_steps(number, number + 1, text, removes=True) for number in found[:_FEW]]
+    more = f"{len(found) - _FEW} further passes repeat the one before row by row"
+    return notes + ([more] if len(found) > _FEW else [])
+
+
+def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return bool((one[0] == other[0]).all()) and np.array_equal(one, other)
+
+
+def _crowded(columns: Mapping[str, Any]) -> list[str]:
+    step, request, phase = (np.asarray(columns[name]) for name in ("step", "request", "phase"))
+    if not step.shape == request.shape == phase.shape or step.ndim != 1 or told_apart(step, request, phase):
         return []
-    if same == len(experts):
-        return [f"all {same} tokens choose the same experts at every layer: warm-up or padding, not routing"]
     return [
-        f"the first {same} tokens choose the same experts at every layer: warm-up or padding; tracekit slice leaves "
-        "them out"
+        "requests cannot be told apart: generated tokens of one request share a forward pass, so they are a batch's; "
+        "figures of requests are left out"
     ]
 
 
@@ -137,20 +208,6 @@ def _lost_scores(source: Path, experts: NDArray[Any], weights: Any) -> list[str]
     if found * 2 > total:
         raise ImportFormatError(f"{source}: {what}with equal weights: the gate's scores were lost; record again")
     return [what + "with equal weights: what a gate chooses whose scores were lost"]
-
-
-def _constant_slot(experts: NDArray[Any], per_layer: list[int]) -> list[str]:
-    tokens, _, top_k = experts.shape
-    if tokens < _ENOUGH or top_k < 2 or top_k >= min(per_layer):
-        return []
-    notes = []
-    for slot in range(top_k):
-        column = experts[:, :, slot]
-        if column[0, 0] != UNUSED and (column == column[0, 0]).all() and not (experts == experts[0]).all():
-            notes.append(
-                f"slot {slot} holds expert {column[0, 0]} in every row: a shared expert or padding, which is not routed"
-            )
-    return notes
 
 
 def _missing(experts: NDArray[Any], layers: list[int]) -> list[str]:

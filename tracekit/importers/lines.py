@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers.defects import refuse_ragged
+from tracekit.importers.passes import Passes, phases_of
 from tracekit.importers.sequences import ABSENT, Sequence
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
 from tracekit.shards import installed_memory
@@ -27,11 +28,24 @@ class Lines:
     size: "array[int]" = field(default_factory=lambda: array("q"))
     ids: "array[int]" = field(default_factory=lambda: array("i"))
     weights: "array[float]" = field(default_factory=lambda: array("f"))
+    token_id: "array[int]" = field(default_factory=lambda: array("i"))
 
-    def add(self, line: int, request: int, token: int, layer: int, ids: list[int], weights: list[float] | None) -> None:
-        """One token's choice at one layer. Raises ImportFormatError, naming the line, for what cannot be."""
+    def add(
+        self,
+        line: int,
+        request: int,
+        token: int,
+        layer: int,
+        ids: list[int],
+        weights: list[float] | None,
+        token_id: int = -1,
+    ) -> None:
+        """One token's choice at one layer; `token` -1 where it has no number, until `passes` say its place.
+
+        Raises ImportFormatError, naming the line, for what cannot be.
+        """
         where = f"{self.source}, line {line}"
-        if not 0 <= layer < MAX_LAYERS or not 0 <= token < 2**31:
+        if not 0 <= layer < MAX_LAYERS or not -1 <= token < 2**31:
             raise ImportFormatError(f"{where}: token {token} at layer {layer} is out of range")
         if not 1 <= len(ids) <= MAX_TOP_K:
             raise ImportFormatError(f"{where}: {len(ids)} experts, expected 1 to {MAX_TOP_K}")
@@ -49,16 +63,30 @@ class Lines:
         self.line.append(line)
         self.size.append(len(ids))
         self.ids.extend(ids)
+        self.token_id.append(token_id)
 
-    def sequences(self, names: list[str], prompt: NDArray[np.int64] | None = None) -> tuple[list[Sequence], list[int]]:
+    def sequences(
+        self,
+        names: list[str],
+        prompt: NDArray[np.int64] | None = None,
+        passes: Passes | None = None,
+        phase: NDArray[np.int8] | None = None,
+        *,
+        alone: bool = False,
+    ) -> tuple[list[Sequence], list[int]]:
         """Every request's tokens in order, and the layers there are; `names` of the requests, by number.
 
-        `prompt` says how many tokens of each request belong to its prompt. Raises ImportFormatError when a choice is
-        given twice, or is missing (a layer with fewer rows than the others).
+        `prompt` says how many tokens of each request belong to its prompt, unless `passes` say which pass each row is
+        of; then `phase` is the phase of each row, -1 where unknown, and `alone` says that what a pass holds of a
+        request are its own tokens, not those of a batch that the log does not tell apart. Raises ImportFormatError when
+        a choice is given twice, or is missing (a layer with fewer rows than the others).
         """
         if not self.line:
             raise ImportFormatError(f"{self.source} holds no routing")
-        request, token, layer = (np.array(part) for part in (self.request, self.token, self.layer))
+        request, layer = np.array(self.request), np.array(self.layer)
+        token = np.array(self.token) if passes is None else passes.place
+        if token.max() >= 2**31:
+            raise ImportFormatError(f"{self.source}: token {token.max()} is out of range")
         layers = np.unique(layer)
         key, row = np.unique(request << 31 | token, return_inverse=True)
         row = row.reshape(-1)
@@ -85,15 +113,36 @@ class Lines:
             flat = np.zeros_like(spread_weights)
             flat[place] = spread_weights
             weights = flat.reshape(shape)
+        token_id = np.full(len(key), -1, np.int64)
+        token_id[row] = np.array(self.token_id)
+        steps, phases = np.zeros(len(key), np.int64), np.full(len(key), -1, np.int8)
+        number = None if passes is None else passes.number
+        if number is not None:
+            steps[row] = number
+            if (steps[row] != number).any():
+                at = int((steps[row] != number).argmax())
+                raise ImportFormatError(
+                    f"{self.source}, line {self.line[at]}: token {token[at]} is of another forward pass at layer "
+                    f"{layer[at]} than at others: rows were dropped; record again without sampling or filtering"
+                )
+        if phase is not None:
+            phases[row] = phase
         edges = np.searchsorted(key >> 31, np.arange(len(names) + 1))
         found = []
-        for number, name in enumerate(names):
-            rows = slice(int(edges[number]), int(edges[number + 1]))
+        for owner, name in enumerate(names):
+            rows = slice(int(edges[owner]), int(edges[owner + 1]))
             if rows.start == rows.stop:
                 continue
-            inside = 0 if prompt is None else int(prompt[number])
             part = None if weights is None else weights[rows]
-            found.append(Sequence(name, experts.reshape(shape)[rows], inside, 0, None, part))
+            known = token_id[rows] if (token_id[rows] >= 0).any() else None
+            first = int(key[rows.start] & (2**31 - 1))
+            chosen = experts.reshape(shape)[rows]
+            if number is None:
+                inside = 0 if prompt is None else max(0, int(prompt[owner]) - first)
+                found.append(Sequence(name, chosen, inside, first, known, part))
+                continue
+            own = np.where(phases[rows] < 0, phases_of(steps[rows], chosen, alone=alone), phases[rows])
+            found.append(Sequence(name, chosen, 0, first, known, part, steps=steps[rows], phase=own))
         return found, layers.tolist()
 
     def _refuse_incomplete(

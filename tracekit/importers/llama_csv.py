@@ -7,9 +7,9 @@
 
 The first two do not say where tokens end: lines of one layer that follow each other are one micro-batch, and the
 smallest such group is a decode step, whose length is top-k (--top-k says it otherwise). A group of several tokens is a
-prefill micro-batch. At the last layer llama.cpp computes only the tokens whose output is asked for: those before them
-have no routing there. A header line in the middle (`cat a.csv b.csv`) begins another request, as does, in the third
-layout, a prefill after a decode. There are no weights.
+prefill micro-batch; each is a forward pass of its own. At the last layer llama.cpp computes only the tokens whose
+output is asked for: those before them have no routing there. A header line in the middle (`cat a.csv b.csv`) begins
+another request, as does, in the third layout, a prefill after a decode. There are no weights.
 
 The first release of moe-trace read its tensor without its stride: from the second token of a prefill micro-batch on,
 ids may be wrong, and a note says so wherever there are any. Source: ggml-org/llama.cpp pull request 28544 and a fork's
@@ -19,17 +19,18 @@ examples/moe-trace/README.md.
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.lines import Lines
-from tracekit.importers.sequences import ABSENT, Sequence, assemble
+from tracekit.importers.microbatches import Groups, tokens_of
+from tracekit.importers.passes import phases_of
+from tracekit.importers.saved import lines_of, read_text
+from tracekit.importers.sequences import Sequence, assemble
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
-from tracekit.shards import installed_memory
+from tracekit.rows import PREFILL
 
 _FLAT = ("layer", "expert")
 _LISTED = ("layer_id", "expert_ids")
@@ -37,38 +38,38 @@ _RANKED = ("phase", "token", "layer", "rank", "expert")
 _STRIDE = "prefill of the first moe-trace release may hold wrong ids after the first token of a micro-batch"
 _INFLATION = 8
 
-Groups = list[tuple[int, NDArray[np.int64]]]
-"""Micro-batches in order: the layer, and the ids of all its tokens, flat."""
-
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read a routing log, see the module's text; ImportFormatError when it is none."""
-    size = source.stat().st_size
-    if size * _INFLATION > installed_memory():
-        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
-    with source.open(encoding="utf-8", errors="replace") as file:
-        header = _fields(file.readline(1000))
+    data = read_text(source, _INFLATION)
+    header = _fields(data[: data.find(b"\n") if b"\n" in data[:1000] else 1000].decode("utf-8", "replace"))
     if header == _RANKED:
-        return _ranked(source, options)
-    if header not in (_FLAT, _LISTED) and not all(part.isdecimal() for part in header):
+        return _ranked(source, data, options)
+    if header not in (_FLAT, _LISTED) and not _numbers(header):
         known = " or ".join(",".join(names) for names in (_FLAT, _LISTED, _RANKED))
         raise ImportFormatError(
             f"{source} is not a routing log: its first line is {','.join(header)[:60]!r}, not {known}"
         )
-    return _grouped(source, options, listed=header == _LISTED)
+    return _grouped(source, data, options, listed=header == _LISTED)
+
+
+def is_header(line: str) -> bool:
+    """Whether a log may begin with this line."""
+    fields = _fields(line)
+    return fields in (_FLAT, _LISTED, _RANKED) or (len(fields) == 2 and _numbers(fields))
+
+
+def _numbers(fields: tuple[str, ...]) -> bool:
+    return all(field.isdecimal() for field in fields)
 
 
 def _fields(line: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in line.strip().split(","))
 
 
-def _lines(source: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    with source.open(encoding="utf-8", errors="replace") as file:
-        number = 0
-        while line := file.readline(1 << 20):
-            number += 1
-            if line.strip():
-                yield number, _fields(line)
+def _lines(source: Path, data: bytes) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for number, line in lines_of(source, data):
+        yield number, _fields(line.decode("utf-8", "replace"))
 
 
 def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
@@ -77,12 +78,12 @@ def _number(source: Path, line: int, name: str, text: str, limit: int) -> int:
     return int(text)
 
 
-def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
+def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool) -> Imported:
     sequences: list[Sequence] = []
     top_k = options.top_k
-    prefilled = False
+    prefilled, passes = False, 0
     layers: list[int] | None = None
-    for number, groups in enumerate(_requests(source, listed)):
+    for number, groups in enumerate(_requests(source, data, listed)):
         if top_k is None:
             top_k = min(len(ids) for _, ids in groups)
             if len({layer for layer, _ in groups}) < 2:
@@ -91,9 +92,11 @@ def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
         layers = layers or found
         if found != layers:
             raise ImportFormatError(f"{source}: request {number} has other layers than the first: import them apart")
-        experts, prompt = _tokens(source, f"request {number}", groups, layers, top_k)
-        prefilled |= prompt > 1
-        sequences.append(Sequence(f"request {number}", experts, prompt))
+        experts, step = tokens_of(source, f"request {number}", groups, layers, top_k)
+        phase = phases_of(step, experts, alone=True)
+        prefilled |= bool((phase == PREFILL).any())
+        sequences.append(Sequence(f"request {number}", experts, steps=passes + step, phase=phase))
+        passes += int(step[-1]) + 1
     if not sequences or top_k is None:
         raise ImportFormatError(f"{source} holds no routing lines")
     notes = [_STRIDE] if prefilled and not listed else []
@@ -102,11 +105,11 @@ def _grouped(source: Path, options: ImportOptions, *, listed: bool) -> Imported:
     return assemble(source, "llama-csv", sequences, options, moe_layers=layers, notes=notes)
 
 
-def _requests(source: Path, listed: bool) -> Iterator[Groups]:
+def _requests(source: Path, data: bytes, listed: bool) -> Iterator[Groups]:
     """The micro-batches of each request: up to the next header line."""
     groups: Groups = []
     current, ids = -1, array("q")
-    for line, fields in _lines(source):
+    for line, fields in _lines(source, data):
         if fields in (_FLAT, _LISTED):
             if ids:
                 groups.append((current, np.array(ids)))
@@ -129,46 +132,13 @@ def _requests(source: Path, listed: bool) -> Iterator[Groups]:
         yield groups
 
 
-def _tokens(source: Path, name: str, groups: Groups, layers: list[int], top_k: int) -> tuple[NDArray[Any], int]:
-    """[tokens, layers, k] of one request, and how many of its tokens were prefilled together."""
-    if len(groups) % len(layers) or any(layer != layers[at % len(layers)] for at, (layer, _) in enumerate(groups)):
-        at = next((at for at, (layer, _) in enumerate(groups) if layer != layers[at % len(layers)]), len(groups) - 1)
-        raise ImportFormatError(
-            f"{source}: {name}, micro-batch {at // len(layers)} lacks layer {layers[at % len(layers)]} "
-            "(truncated, or rows were dropped); record again"
-        )
-    blocks: list[NDArray[Any]] = []
-    prompt = 0
-    for at in range(0, len(groups), len(layers)):
-        batch = groups[at : at + len(layers)]
-        sizes = [len(ids) for _, ids in batch]
-        if any(size % top_k for size in sizes):
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)} has {max(sizes)} experts at a layer, not a "
-                f"multiple of top-{top_k}: truncated, or --top-k is wrong"
-            )
-        tokens = sizes[0] // top_k
-        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)}: layers have {min(sizes) // top_k} to "
-                f"{max(sizes) // top_k} tokens: rows were dropped; record again"
-            )
-        block = np.full((tokens, len(layers), top_k), ABSENT, np.int32)
-        for layer, (_, ids) in enumerate(batch):
-            block[tokens - len(ids) // top_k :, layer] = ids.reshape(-1, top_k)
-        if tokens > 1:
-            prompt = sum(len(earlier) for earlier in blocks) + tokens
-        blocks.append(block)
-    return np.concatenate(blocks), prompt
-
-
-def _ranked(source: Path, options: ImportOptions) -> Imported:
+def _ranked(source: Path, data: bytes, options: ImportOptions) -> Imported:
     """The layout that says everything: gathered as lines of one activation each."""
     table = Lines(source)
     requests, prompt, decoding = 0, [0], False
     pending: tuple[int, int, int, int] | None = None  # first line, request, token, layer
     chosen: list[int] = []
-    for line, fields in _lines(source):
+    for line, fields in _lines(source, data):
         if fields == _RANKED:
             continue
         if len(fields) != len(_RANKED):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.arrays import read_npz
+from tracekit.importers.slots import without_slots
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE, UNUSED
 
@@ -39,6 +40,10 @@ def read(source: Path, options: ImportOptions) -> Imported:
     if "experts" not in arrays:
         raise ImportFormatError(f"{source} has no array 'experts' (it has: {', '.join(sorted(arrays)) or 'none'})")
     experts = arrays.pop("experts")
+    if experts.ndim == 3:
+        experts = without_slots(source, experts, options.drop_slot)
+        if arrays.get("weights") is not None and arrays["weights"].ndim == 3:
+            arrays["weights"] = without_slots(source, arrays["weights"], options.drop_slot, "weights")
     if experts.ndim != 3 or experts.size == 0 or experts.dtype.kind not in "iu":
         found = f"{experts.dtype} {list(experts.shape)}"
         raise ImportFormatError(f"{source}: experts is {found}, expected integers [tokens, layers, k]")

@@ -1,47 +1,83 @@
-"""JSON responses of serving engines: read as documents, and the routed experts in them as arrays."""
+"""JSON responses of serving engines, read as documents: saved whole, a line each, or as a stream of events."""
 
-import base64
-import binascii
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
-from tracekit.importers.arrays import MAGIC, parse_npy
-from tracekit.shards import installed_memory
+from tracekit.importers.saved import lines_of, read_text
+from tracekit.json_text import lone_surrogate, why_not_json
 
 _INFLATION = 24  # bytes of Python objects made of one byte of JSON, at worst
 
 Document = dict[str, Any]
 
 
-def read_documents(source: Path) -> list[tuple[str, Document]]:
-    """Every response in a file: one JSON object, a JSON list of them, or an object per line (JSONL).
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Responses, each with its name for messages, and what was said of the others."""
 
-    Each with its name for messages. Raises ImportFormatError where the file is something else.
+    found: list[tuple[str, Document]]
+    notes: list[str]
+
+
+def read_documents(source: Path, expected: tuple[str, ...]) -> Documents:
+    """Every response in a file: one JSON object, a JSON list of them, an object per line, or server-sent events.
+
+    A response has one of the keys `expected`. Refused requests among others are left out, with a note. Raises
+    ImportFormatError where the file is something else.
     """
-    size = source.stat().st_size
-    if size * _INFLATION > installed_memory():
-        raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
-    data = source.read_bytes()
+    documents = Documents([], [])
+    refused: list[str] = []
+    for name, item in _items(source, read_text(source, _INFLATION)):
+        if not isinstance(item, dict):
+            raise ImportFormatError(f"{source}: {name} is not a JSON object: expected an engine's responses")
+        if any(item.get(key) is not None for key in expected):
+            documents.found.append((name, item))
+        elif item.get("object") == "error" or item.get("error"):
+            refused.append(f"{name}: {_reason(item)}")
+        else:
+            raise ImportFormatError(f"{source}: {name} has no {' or '.join(expected)}: {_what(item, expected)}")
+    if refused:
+        if not documents.found:
+            raise ImportFormatError(f"{source} holds refused requests only ({refused[0]})")
+        documents.notes.append(f"{len(refused)} refused requests were left out ({refused[0]})")
+    return documents
+
+
+def _reason(item: Document) -> str:
+    error = item.get("error")
+    told = error.get("message") if isinstance(error, dict) else error
+    return str(told if isinstance(told, str) else item.get("message", "error"))[:80]
+
+
+def _what(item: Document, expected: tuple[str, ...]) -> str:
+    """What there is instead, for a message."""
+    for key, value in item.items():
+        inside = value.get("body", value) if isinstance(value, dict) else None
+        if isinstance(inside, dict) and any(name in inside for name in expected):
+            return f"its {str(key)[:40]!r} holds a response; save that alone"
+    has = ", ".join(str(name)[:30] for name in list(item)[:8]) or "nothing"
+    return f"expected an engine's response (it has: {has})"
+
+
+def _items(source: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    if data.lstrip()[:6] in (b"data: ", b"event:") or data.lstrip()[:5] == b"data:":
+        yield from _events(source, data)
+        return
     try:
         whole = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = list(_lines(source, data, str(error)))
-    else:
-        listed = whole if isinstance(whole, list) else [whole]
-        found = [(f"response {number}", item) for number, item in enumerate(_flat(listed))]
-    for name, item in found:
-        if not isinstance(item, dict):
-            raise ImportFormatError(f"{source}: {name} is not a JSON object: expected an engine's responses")
-    return found
+        yield from _lines(source, data, str(error))
+        return
+    for number, item in enumerate(_flat(whole if isinstance(whole, list) else [whole])):
+        yield f"response {number}", item
 
 
-def _flat(items: list[Any]) -> Iterator[Any]:
+def _flat(items: Iterable[Any]) -> Iterator[Any]:
     for item in items:  # batches of batches, as saved call by call
         if isinstance(item, list):
             yield from item
@@ -50,107 +86,65 @@ def _flat(items: list[Any]) -> Iterator[Any]:
 
 
 def _lines(source: Path, data: bytes, why: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(source, data):
         try:
             item = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            first = number == 1
-            reason = f"not JSON: {why}" if first else f"line {number} is not JSON (truncated?): {error}"
-            raise ImportFormatError(f"{source} is {reason}" if first else f"{source}: {reason}") from None
+            if number == 1 and lone_surrogate(line) is None:
+                raise ImportFormatError(f"{source} is not JSON: {why}") from None
+            raise ImportFormatError(f"{source}: line {number} {why_not_json(line, error)}") from None
         for part in _flat([item]):
             yield f"line {number}", part
 
 
-def routed_array(source: Path, name: str, value: Any, shape: tuple[int, int] | None = None) -> NDArray[Any]:
-    """The array behind a `routed_experts` field, [tokens, layers, k] where the field says its shape, else flat.
+@dataclass(slots=True)
+class _Event:
+    """What the events of one response have said so far."""
 
-    A nested list; base64 of an .npy file (vLLM from 0.22 on); base64 of flat little-endian int32 (SGLang); or an
-    object of `data` (base64), `shape` and `dtype` (gateways). `shape` (layers, k) is checked where it is known.
-    """
-    array = _decode(source, name, value)
-    if array.dtype.kind not in "iu":
-        raise ImportFormatError(f"{source}: {name} holds {array.dtype}, expected expert ids")
-    if array.ndim == 3 and shape is not None and array.shape[1:] != shape:
-        raise ImportFormatError(
-            f"{source}: {name} has {array.shape[1]} layers of {array.shape[2]} slots, "
-            f"--layers and --top-k say {shape[0]} of {shape[1]}"
-        )
-    if array.ndim not in (1, 3):
-        raise ImportFormatError(f"{source}: {name} has shape {list(array.shape)}, expected [tokens, layers, k]")
-    return array
+    document: Document = field(default_factory=dict)
+    choices: dict[int, Document] = field(default_factory=dict)
 
+    def add(self, chunk: Document) -> None:
+        choices = chunk.get("choices")
+        self.document.update((key, value) for key, value in chunk.items() if value is not None)
+        for place, choice in enumerate(choices if isinstance(choices, list) else []):
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index")
+            held = self.choices.setdefault(index if isinstance(index, int) else place, {})
+            tokens = choice.get("token_ids")
+            if isinstance(tokens, list) and isinstance(held.get("token_ids"), list):
+                choice = choice | {"token_ids": held["token_ids"] + tokens}
+            held.update((key, value) for key, value in choice.items() if value is not None)
 
-def _decode(source: Path, name: str, value: Any) -> NDArray[Any]:
-    if isinstance(value, str):
-        data = _base64(source, name, value)
-        if data.startswith(MAGIC):
-            return parse_npy(source, name, data)
-        return _flat_numbers(source, name, data, np.dtype("<i4"))
-    if isinstance(value, dict) and isinstance(value.get("data"), str):
-        return _described(source, name, value)
-    if isinstance(value, list):
-        return _nested(source, name, value)
-    raise ImportFormatError(f"{source}: {name} is neither a nested list nor base64")
+    def whole(self) -> Document:
+        choices = [self.choices[index] for index in sorted(self.choices)]
+        return self.document | ({"choices": choices} if choices else {})
 
 
-def _base64(source: Path, name: str, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImportFormatError(f"{source}: {name} is not base64: truncated or of another encoding") from None
+def _events(source: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    """Server-sent events put together: those of one id are one response; what comes later completes it."""
+    responses: dict[Any, _Event] = {}
+    for number, line in lines_of(source, data):
+        field_name, _, value = line.partition(b":")
+        if field_name != b"data" or value.strip() == b"[DONE]":
+            continue
+        try:
+            chunk = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ImportFormatError(f"{source}: the event in line {number} is not JSON: {error}") from None
+        if not isinstance(chunk, dict):
+            raise ImportFormatError(f"{source}: the event in line {number} is not a JSON object")
+        meta = chunk.get("meta_info")
+        key = chunk.get("id") or (meta.get("id") if isinstance(meta, dict) else None)
+        responses.setdefault(str(key), _Event()).add(chunk)
+    for number, event in enumerate(responses.values()):
+        yield f"response {number}", event.whole()
 
 
-def _flat_numbers(source: Path, name: str, data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if len(data) % dtype.itemsize:
-        raise ImportFormatError(f"{source}: {name} has {len(data)} bytes, not whole {dtype} numbers: truncated?")
-    return np.frombuffer(data, dtype)
-
-
-def _described(source: Path, name: str, value: Document) -> NDArray[Any]:
-    known = {"uint8", "int8", "uint16", "int16", "int32", "uint32", "int64"}
-    kind, shape = value.get("dtype", "int32"), value.get("shape")
-    if kind not in known or value.get("encoding", "base64") != "base64":
-        raise ImportFormatError(f"{source}: {name} is {str(kind)[:20]!r} in {str(value.get('encoding'))[:20]!r}")
-    array = _flat_numbers(source, name, _base64(source, name, value["data"]), np.dtype(kind).newbyteorder("<"))
-    if shape is None:
-        return array
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 <= n < 2**31 for n in shape)):
-        raise ImportFormatError(f"{source}: {name} has shape {str(shape)[:60]}, expected [tokens, layers, k]")
-    if shape[0] * shape[1] * shape[2] != array.size or not array.size:
-        raise ImportFormatError(f"{source}: {name} claims shape {shape}, it holds {array.size} numbers")
-    return array.reshape(shape)
-
-
-def _nested(source: Path, name: str, value: list[Any]) -> NDArray[Any]:
-    if not value:
-        return np.zeros(0, np.int64)
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError):
-        raise ImportFormatError(f"{source}: {_ragged(name, value)}") from None
-    if array.dtype.kind not in "iu":
-        raise ImportFormatError(f"{source}: {name} holds {array.dtype}, expected expert ids")
-    return array
-
-
-def _ragged(name: str, value: list[Any]) -> str:
-    """What is uneven about a nested list, for a message."""
-    if isinstance(value[0], list):
-        for token, layers in enumerate(value):
-            if not isinstance(layers, list) or len(layers) != len(value[0]):
-                has = len(layers) if isinstance(layers, list) else 0
-                return f"{name}: token {token} has {has} layers, token 0 has {len(value[0])}: rows were dropped"
-            for layer, slots in enumerate(layers):
-                if not isinstance(slots, list) or len(slots) != len(value[0][0]):
-                    return f"{name}: token {token}, layer {layer} has not as many experts as the others"
-    return f"{name} is not [tokens, layers, k]"
-
-
-def integer(document: Document, *path: str) -> int | None:
+def integer(document: Any, *path: str) -> int | None:
     """A count somewhere inside a response; None when it is not there or is none."""
-    value: Any = document
+    value = document
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if type(value) is int and 0 <= value < 2**31 else None

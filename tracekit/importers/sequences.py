@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
+from tracekit.importers.slots import fused_slots, without_slots
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE, PREFILL, UNUSED
 
 ABSENT = -1
 """The id that engines put where no expert was chosen, or none was recorded."""
+_BY_CHANCE = 16  # choices of expert 0 in a row that chance does not make
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Sequence:
 
     `experts` [tokens, layers, k], ABSENT where unused; `prompt` of the tokens belong to the prompt and went through
     one forward pass, each other token through its own. `first` is the position of the first token. `joins` says that
-    the prompt went through the same pass as the prompt of the sequence before. `name` is where it was read, for
+    the prompt went through the same pass as the prompt of the sequence before. Where a log says more, `steps` are the
+    passes of the tokens, numbered over all sequences, and `phase` their phases. `name` is where it was read, for
     messages.
     """
 
@@ -34,6 +37,8 @@ class Sequence:
     token_id: NDArray[np.int64] | None = None
     weights: NDArray[Any] | None = None
     joins: bool = False
+    steps: NDArray[np.int64] | None = None
+    phase: NDArray[Any] | None = None
 
 
 def assemble(
@@ -44,15 +49,18 @@ def assemble(
     *,
     moe_layers: list[int] | None = None,
     model: str | None = None,
+    stated: int | None = None,
     notes: Many[str] = (),
 ) -> Imported:
-    """One trace of all `sequences`, one after the other, each a request.
+    """One trace of all `sequences`, each a request: one after the other, unless they say their steps.
 
     Tokens and layers without any routing are left out, with a note: engines fill what they did not record, and what
-    is no MoE layer, with ABSENT or with zeros. `moe_layers` are the model's indices of the layers, by default from 0.
+    is no MoE layer, with ABSENT or with zeros. `moe_layers` are the model's indices of the layers, by default from 0;
+    `stated` is the number of experts per layer that the file itself says.
     """
     _check_shapes(source, sequences)
     experts = np.concatenate([np.asarray(sequence.experts) for sequence in sequences])
+    experts = without_slots(source, experts, options.drop_slot)
     if experts.dtype.kind == "u":
         experts = experts.astype(np.int64)
     _check_ids(source, sequences, experts)
@@ -71,13 +79,16 @@ def assemble(
             f"{(~kept).sum()} of {len(kept)} tokens hold no routing (cached prefix or padding) and were left out"
         )
     weights = _weights(sequences)
-    columns = {name: column[kept] for name, column in _columns(sequences).items()}
+    columns = _columns(sequences)
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(columns["step"][rows], kind="stable")]  # the tokens of a batch come together
+    columns = {name: column[rows] for name, column in columns.items()}
     # Tokens left out may have been a step's only ones: steps stay without gaps.
     columns["step"] = np.unique(columns["step"], return_inverse=True)[1].reshape(-1)
-    experts = experts[kept][:, layers].astype(np.uint16)  # ABSENT wraps to UNUSED
+    experts = experts[rows][:, layers].astype(np.uint16)  # ABSENT wraps to UNUSED
     if weights is not None:
-        columns["weights"] = weights[kept][:, layers]
-    per_layer, how = _experts_per_layer(source, experts, options.experts)
+        columns["weights"] = without_slots(source, weights, options.drop_slot)[rows][:, layers]
+    per_layer, how = _experts_per_layer(source, experts, options.experts, stated)
     return Imported(
         Manifest(
             source=f"import:{format_name}",
@@ -129,10 +140,23 @@ def _check_ids(source: Path, sequences: Many[Sequence], experts: NDArray[Any]) -
 
 
 def _blank(experts: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a token has no routing at a layer, [tokens, layers]: all ABSENT, or all 0 where that is no choice."""
+    """Where a token has no routing at a layer, [tokens, layers]: all ABSENT, or all 0 where that is no choice.
+
+    Of several experts, all 0 is no choice. One expert may be expert 0: then a layer of zeros throughout is none, and so
+    is a run of tokens with zeros at every layer that is too long for chance.
+    """
     blank: NDArray[np.bool_] = (experts == ABSENT).all(axis=2)
+    zero: NDArray[np.bool_] = blank | (experts == 0).all(axis=2)
     if experts.shape[2] > 1:
-        blank |= (experts == 0).all(axis=2)
+        return zero
+    if len(zero) >= _BY_CHANCE:
+        blank |= zero.all(axis=0)
+    rest = int((~blank.all(axis=0)).sum())
+    empty = zero.all(axis=1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], empty, [False]])))
+    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        if (last - first) * rest >= _BY_CHANCE:
+            blank[first:last] = True
     return blank
 
 
@@ -146,11 +170,14 @@ def _columns(sequences: Many[Sequence]) -> dict[str, NDArray[Any]]:
             step += 1
         steps = np.full(count, step)
         steps[prompt:] = step + 1 + np.arange(count - prompt)
+        if sequence.steps is not None:
+            steps = sequence.steps
         step = int(steps[-1]) if count else step
         parts["step"].append(steps)
         parts["request"].append(np.full(count, number))
         parts["position"].append(sequence.first + np.arange(count))
-        parts["phase"].append(np.where(np.arange(count) < prompt, PREFILL, DECODE))
+        by_place = np.where(np.arange(count) < prompt, PREFILL, DECODE)
+        parts["phase"].append(by_place if sequence.phase is None else sequence.phase)
         ids = sequence.token_id
         known = ids is not None and len(ids) == count
         parts["token_id"].append(ids if ids is not None and known else np.full(count, -1))
@@ -162,14 +189,22 @@ def _weights(sequences: Many[Sequence]) -> NDArray[Any] | None:
     return np.concatenate(parts) if len(parts) == len(sequences) else None
 
 
-def _experts_per_layer(source: Path, experts: NDArray[Any], told: int | None) -> tuple[int, list[str]]:
+def _experts_per_layer(
+    source: Path, experts: NDArray[Any], told: int | None, stated: int | None
+) -> tuple[int, list[str]]:
     largest = int(experts.max(where=experts != UNUSED, initial=0))
-    if told is None:
+    number = told or stated
+    if number is None:
         number = max(largest + 1, experts.shape[2])
         return number, [f"experts per layer taken from the largest id: {number}; --experts says it for certain"]
-    if largest >= told:
-        raise ImportFormatError(f"{source} holds expert id {largest}, --experts says there are {told}")
-    return told, []
+    if largest >= number:
+        who = "--experts says" if told else "its header says"
+        fused = "".join(
+            f"; slot {slot} holds such ids alone (a shared expert?): --drop-slot {slot} leaves it out"
+            for slot in fused_slots(experts, number)
+        )
+        raise ImportFormatError(f"{source} holds expert id {largest}, {who} there are {number}{fused}")
+    return number, []
 
 
 def _list(numbers: list[int]) -> str:

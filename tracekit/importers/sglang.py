@@ -1,10 +1,13 @@
 """Routed experts as SGLang returns them (server: `--enable-return-routed-experts`, request: `return_routed_experts`).
 
-Responses: one JSON object, a list of them, or one per line.
+Responses: one JSON object, a list of them, one per line, or server-sent events.
 
-    /generate: `meta_info.routed_experts`, with `meta_info.prompt_tokens`, `meta_info.completion_tokens`, `output_ids`
-    /v1/completions, /v1/chat/completions: `sgl_ext.routed_experts` in each choice (or beside the choices), with
-    `usage.prompt_tokens` and `usage.completion_tokens`
+    /generate: `meta_info.routed_experts`, with `meta_info.prompt_tokens`, `meta_info.completion_tokens`,
+    `meta_info.cached_tokens`, `output_ids`
+    /v1/completions, /v1/chat/completions: `sglext.routed_experts` beside the choices (`sgl_ext` in the documentation,
+    `meta_info` of a choice in consumers, `nvext` through NVIDIA Dynamo), with `usage.prompt_tokens`,
+    `usage.completion_tokens` and `usage.prompt_tokens_details.cached_tokens`; beside several choices it belongs to the
+    first alone
 
 `routed_experts` is base64 of little-endian int32, flat, of logical shape [tokens - 1, layers, k]: prompt and generated
 tokens but the last, which is never fed back, from position `routed_experts_start_len` on; nested lists are read as
@@ -12,10 +15,12 @@ well. Layers and slots are not in the response: give --layers (all layers of the
 --top-k, or they are inferred from the counts of tokens and from experts being distinct within a layer, with a note.
 
 A layer that is no MoE layer holds zeros or -1 and is left out, with a note. Sources: SGLang's documentation "Returning
-Routed Experts (MoE Models)", pull requests 12162 and 17434, and test/registered/rl/test_return_routed_experts.py.
+Routed Experts (MoE Models)", `SglExt` in its protocol.py, pull requests 12162 and 17434, issue 24851,
+test/registered/rl/test_return_routed_experts.py; ai-dynamo/dynamo pull request 9657.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,77 +29,112 @@ from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
-from tracekit.importers.responses import Document, choices_of, integer, read_documents, routed_array, token_ids
-from tracekit.importers.sequences import Sequence, assemble
+from tracekit.importers.placing import Part, place
+from tracekit.importers.responses import Document, choices_of, integer, read_documents, token_ids
+from tracekit.importers.routed import routed_array
+from tracekit.importers.sequences import assemble
 from tracekit.manifest import MAX_LAYERS, MAX_TOP_K
+
+_PLACES = ("meta_info", "sglext", "sgl_ext", "nvext")
 
 
 @dataclass(frozen=True, slots=True)
 class _Payload:
-    name: str
-    routed: NDArray[Any]  # flat, or [tokens, layers, k]
-    prompt: int | None
-    generated: int | None
-    start: int
-    ids: list[int]  # of the prompt and what was generated, from position 0; empty when unknown
+    """One text as the response gives it: a part whose rows may still be flat."""
+
+    part: Part
+    tokens: int | None  # that the rows are of, if all were returned
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read responses, see the module's text; ImportFormatError when they are none."""
     given = (options.layers, options.top_k) if options.layers and options.top_k else None
-    payloads: list[_Payload] = []
-    lost, model = 0, None
-    for name, document in read_documents(source):
+    documents = read_documents(source, ("meta_info", "choices"))
+    responses: list[list[_Payload]] = []
+    lost, beside, model = 0, 0, None
+    for name, document in documents.found:
         model = model or document.get("model")
-        for part_name, part, extra, counts in _parts(source, name, document):
-            value = extra.get("routed_experts") if isinstance(extra, dict) else None
-            if value is None:
-                lost += 1
-                continue
-            payloads.append(_payload(part_name, routed_array(source, part_name, value, given), part, extra, counts))
-    notes = [f"{lost} responses hold no routed experts and were left out"] if lost else []
+        texts = [(name, document)] if "meta_info" in document else choices_of(source, name, document)
+        held = [(text_name, text, _routing(text)) for text_name, text in texts]
+        if "choices" in document and texts and not any(extra for _, _, extra in held):
+            held[0] = (texts[0][0], texts[0][1], _routing(document))
+            beside += len(texts) - 1 if held[0][2] else 0
+        some = [(text_name, text, extra) for text_name, text, extra in held if extra]
+        lost += 0 if some else 1
+        responses.append([_payload(source, part, document, len(texts), given) for part in some])
+    payloads = [payload for response in responses for payload in response]
+    if not payloads and documents.found:
+        has = ", ".join(str(key)[:30] for key in list(documents.found[0][1])[:12])
+        raise ImportFormatError(
+            f"{source} holds no routed tokens: no routed_experts in {', '.join(_PLACES)} of a response or its choices "
+            f"(the first has: {has}); was the engine told to return routed experts?"
+        )
+    notes = list(documents.notes)
+    if lost:
+        notes.append(f"{lost} responses hold no routed experts and were left out")
+    if beside:
+        notes.append(f"{beside} further choices have no routed experts of their own and were left out")
     shape, how = _shape(source, payloads, options)
-    sequences = [_sequence(source, payload, shape) for payload in payloads]
-    if any(payload.prompt is None for payload in payloads):
-        notes.append("where some prompts end is unknown: their tokens are taken as generated")
+    parts = [[_shaped(source, payload, shape) for payload in response] for response in responses]
+    sequences, placed = place(source, parts)
     named = model if isinstance(model, str) else None
-    return assemble(source, "sglang", sequences, options, model=named, notes=[*how, *notes])
+    return assemble(source, "sglang", sequences, options, model=named, notes=[*how, *notes, *placed])
 
 
-def _parts(source: Path, name: str, document: Document) -> list[tuple[str, Document, Any, Document]]:
-    """What each generated text of a response brings: its name, itself, where the routing is, and the counts."""
-    if "meta_info" in document:
-        return [(name, document, document["meta_info"], {"usage": document["meta_info"]})]
-    if "choices" not in document:
-        raise ImportFormatError(f"{source}: {name} has neither meta_info nor choices: expected SGLang's responses")
-    choices = choices_of(source, name, document)
-    return [
-        (part_name, choice, choice.get("sgl_ext") or document.get("sgl_ext"), document) for part_name, choice in choices
-    ]
+def _routing(holder: Document) -> Document | None:
+    """The first of the places in a response or choice that holds routed experts."""
+    for place_name in _PLACES:
+        extra = holder.get(place_name)
+        if isinstance(extra, dict) and extra.get("routed_experts") is not None:
+            return extra
+    return None
 
 
-def _payload(name: str, routed: NDArray[Any], part: Document, extra: Document, counts: Document) -> _Payload:
-    prompt_ids, output_ids = token_ids(part, "prompt_token_ids"), token_ids(part, "output_ids")
-    return _Payload(
+def _payload(
+    source: Path,
+    text: tuple[str, Document, Document],
+    document: Document,
+    texts: int,
+    given: tuple[int, int] | None,
+) -> _Payload:
+    name, holder, extra = text
+
+    def count(*path: str) -> int | None:
+        for place_of_counts in (extra, holder.get("meta_info"), document.get("usage")):
+            if (value := integer(place_of_counts, *path)) is not None:
+                return value
+        return None
+
+    prompt_ids, output_ids = token_ids(holder, "prompt_token_ids"), token_ids(holder, "output_ids")
+    prompt, generated = count("prompt_tokens"), count("completion_tokens")
+    own = texts == 1 or integer(holder.get("meta_info"), "completion_tokens") is not None
+    start = integer(extra, "routed_experts_start_len")
+    cached = count("cached_tokens")
+    part = Part(
         name,
-        routed,
-        integer(counts, "usage", "prompt_tokens"),
-        integer(counts, "usage", "completion_tokens"),
-        integer(extra, "routed_experts_start_len") or 0,
-        prompt_ids + output_ids if prompt_ids else [],
+        routed_array(source, name, extra["routed_experts"], given),
+        prompt,
+        generated if own else None,
+        of_all=None if own else generated,
+        start=start,
+        cached=cached if cached is not None else count("prompt_tokens_details", "cached_tokens") or 0,
+        ids=prompt_ids + output_ids if prompt_ids else [],
     )
+    known = prompt is not None and part.generated is not None
+    return _Payload(part, (prompt or 0) + (part.generated or 0) - (start or 0) if known else None)
 
 
 def _shape(source: Path, payloads: list[_Payload], options: ImportOptions) -> tuple[tuple[int, int], list[str]]:
     """Layers and slots of the flat arrays, and how they are known."""
     for payload in payloads:
-        if payload.routed.ndim == 3:
-            return (payload.routed.shape[1], payload.routed.shape[2]), []
+        if payload.part.routed.ndim == 3:
+            return (payload.part.routed.shape[1], payload.part.routed.shape[2]), []
     if not payloads or (options.layers and options.top_k):
         return (options.layers or 1, options.top_k or 1), []
-    flat = [payload for payload in payloads if payload.routed.size]
+    flat = [payload for payload in payloads if payload.part.routed.size]
     widths = [_width(payload) for payload in flat]
-    width = next((width for width in widths if width is not None), None)
+    # Rows left out of some responses make theirs look wider or narrower: most have them all.
+    width = next((width for width, _ in Counter(width for width in widths if width).most_common(1)), None)
     if not flat or width is None:
         raise ImportFormatError(
             f"{source} does not say how many layers and experts per token there are: give --layers and --top-k"
@@ -105,7 +145,7 @@ def _shape(source: Path, payloads: list[_Payload], options: ImportOptions) -> tu
         if width % k == 0 and width // k <= MAX_LAYERS and _fits(options, width // k, k)
     ]
     for layers, top_k in fitting:
-        if all(payload.routed.size % width == 0 and _distinct(payload.routed, top_k) for payload in flat):
+        if all(payload.part.routed.size % width == 0 and _distinct(payload.part.routed, top_k) for payload in flat):
             how = f"{layers} layers of top-{top_k} inferred from the ids; --layers and --top-k say it for certain"
             return (layers, top_k), [] if options.layers or options.top_k else [how]
     raise ImportFormatError(f"{source}: no number of layers and experts per token fits: give --layers and --top-k")
@@ -117,12 +157,10 @@ def _fits(options: ImportOptions, layers: int, top_k: int) -> bool:
 
 def _width(payload: _Payload) -> int | None:
     """Ids per token, where the counts of tokens say it."""
-    if payload.prompt is None or payload.generated is None:
-        return None
     for last in (1, 0):  # the last token has no routing, unless the engine counts otherwise
-        tokens = payload.prompt + payload.generated - last - payload.start
-        if tokens > 0 and payload.routed.size % tokens == 0:
-            return payload.routed.size // tokens
+        tokens = (payload.tokens or 0) - last
+        if tokens > 0 and payload.part.routed.size % tokens == 0:
+            return int(payload.part.routed.size) // tokens
     return None
 
 
@@ -133,21 +171,14 @@ def _distinct(flat: NDArray[Any], top_k: int) -> bool:
     return bool(((np.diff(groups, axis=1) != 0).all(axis=1) | filler).all())
 
 
-def _sequence(source: Path, payload: _Payload, shape: tuple[int, int]) -> Sequence:
-    routed = payload.routed
-    if routed.ndim == 1:
-        width = shape[0] * shape[1]
-        if routed.size % width:
-            raise ImportFormatError(
-                f"{source}: {payload.name} holds {routed.size} ids, not a multiple of {shape[0]} layers x {shape[1]} "
-                "experts: truncated, or wrong --layers or --top-k"
-            )
-        routed = routed.reshape(-1, *shape)
-    ids = payload.ids[payload.start : payload.start + len(routed)]
-    return Sequence(
-        payload.name,
-        routed,
-        max(0, (payload.prompt or 0) - payload.start),
-        payload.start,
-        np.array(ids, np.int64) if len(ids) == len(routed) and ids else None,
-    )
+def _shaped(source: Path, payload: _Payload, shape: tuple[int, int]) -> Part:
+    routed = payload.part.routed
+    if routed.ndim != 1:
+        return payload.part
+    width = shape[0] * shape[1]
+    if routed.size % width:
+        raise ImportFormatError(
+            f"{source}: {payload.part.name} holds {routed.size} ids, not a multiple of {shape[0]} layers x {shape[1]} "
+            "experts: truncated, or wrong --layers or --top-k"
+        )
+    return replace(payload.part, routed=routed.reshape(-1, *shape))

@@ -1,12 +1,14 @@
 """Routed experts as vLLM returns them under `--enable-return-routed-experts`.
 
-Responses of /v1/completions or /v1/chat/completions: one JSON object, a list of them, or one per line.
+Responses of /v1/completions or /v1/chat/completions: one JSON object, a list of them, one per line, or server-sent
+events.
 
     vLLM 0.21: `prompt_routed_experts` [prompt tokens, layers, k] beside `choices`, and in each choice
     `routed_experts` [generated tokens, layers, k], both nested lists.
     From 0.22 on: in each choice `routed_experts`, base64 of an .npy file [tokens - 1, layers, k]: prompt and generated
-    tokens but the last, which is never fed back; the first `routed_experts_prompt_start` of them left out if the
-    request asked for that. `usage.prompt_tokens` says where the prompt ends.
+    tokens but the last, which is never fed back; the first of them left out if the request asked for that
+    (`routed_experts_prompt_start`, which the response need not repeat). `usage.prompt_tokens` says where the prompt
+    ends, `usage.prompt_tokens_details.cached_tokens` which rows are those of an earlier request.
 
 Or the arrays of the Python interface: an .npy file of `routed_experts`, or an .npz file of `routed_experts` and, for
 0.21, `prompt_routed_experts`; `prompt_tokens` (one integer) may say where the prompt ends.
@@ -14,19 +16,20 @@ Or the arrays of the Python interface: an .npy file of `routed_experts`, or an .
 Ids are of the router, before experts are placed on devices. A layer that is no MoE layer holds zeros, a token whose
 keys came from the prefix cache may hold -1: both are left out, with a note. Weights are not returned. The routing of a
 preempted request is lost (null): the choice is left out, with a note. Sources: docs/training/routed_experts_replay.md
-of vLLM 0.21 and docs/training/routed_experts.md of later versions; vllm-project/router pull request 184.
+of vLLM 0.21 and docs/training/routed_experts.md of later versions; vllm-project/router pull request 184;
+vllm-project/vllm issues 51906 and 57966.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.arrays import MAGIC, read_npy, read_npz
-from tracekit.importers.responses import Document, choices_of, integer, read_documents, routed_array, token_ids
+from tracekit.importers.placing import Part, place
+from tracekit.importers.responses import Document, choices_of, integer, read_documents, token_ids
+from tracekit.importers.routed import routed_array
 from tracekit.importers.sequences import Sequence, assemble
 
 _ARRAYS = ("routed_experts", "prompt_routed_experts", "prompt_tokens")
@@ -69,62 +72,59 @@ def _from_npz(source: Path, options: ImportOptions) -> Imported:
 
 
 def _from_responses(source: Path, options: ImportOptions) -> Imported:
-    sequences: list[Sequence] = []
-    lost = unknown = 0
-    model = None
-    for name, document in read_documents(source):
+    documents = read_documents(source, ("choices",))
+    responses: list[list[Part]] = []
+    lost, model = 0, None
+    for name, document in documents.found:
         model = model or document.get("model")
-        for number, (choice_name, choice) in enumerate(choices_of(source, name, document)):
-            if choice.get("routed_experts") is None:
-                lost += 1
-                continue
-            sequence, known = _sequence(source, choice_name, document, choice, number == 0)
-            unknown += not known
-            sequences.append(sequence)
-    notes = []
+        choices = choices_of(source, name, document)
+        held = [
+            (number, *choice) for number, choice in enumerate(choices) if choice[1].get("routed_experts") is not None
+        ]
+        lost += len(choices) - len(held)
+        responses.append([_part(source, document, len(choices), *choice) for choice in held])
+    notes = list(documents.notes)
     if lost:
         notes.append(f"{lost} choices hold no routed experts (preempted, or not asked for) and were left out")
-    if unknown:
-        notes.append(f"{unknown} responses: {_NO_PROMPT}")
+    sequences, placed = place(source, responses)
     named = model if isinstance(model, str) else None
-    return assemble(source, "vllm", sequences, options, model=named, notes=notes)
+    return assemble(source, "vllm", sequences, options, model=named, notes=[*notes, *placed])
 
 
-def _sequence(source: Path, name: str, document: Document, choice: Document, first: bool) -> tuple[Sequence, bool]:
-    """The request of one choice, and whether it is known where its prompt ends."""
+def _part(source: Path, document: Document, choices: int, number: int, name: str, choice: Document) -> Part:
+    """One choice of a response, `number` of so many."""
     experts = routed_array(source, name, choice["routed_experts"])
-    prompt = integer(document, "usage", "prompt_tokens")
     prompt_ids = token_ids(document, "prompt_token_ids") or token_ids(choice, "prompt_token_ids")
     generated_ids = token_ids(choice, "token_ids")
-    if prompt is None and prompt_ids:
-        prompt = len(prompt_ids)
-    if document.get("prompt_routed_experts") is not None:
-        before = routed_array(source, f"{name}, prompt", document["prompt_routed_experts"])
-        if not first:  # the choices of a request share one pass over the prompt
-            return _with_ids(Sequence(name, _known(source, name, experts), 0, len(before)), generated_ids), True
-        if not len(experts):
-            experts = before[:0]
-        if before.ndim != 3 or experts.shape[1:] != before.shape[1:]:
-            raise ImportFormatError(f"{source}: {name}: prompt and generated tokens differ in layers or slots")
-        whole = np.concatenate([before, experts])
-        return _with_ids(Sequence(name, whole, len(before)), prompt_ids + generated_ids), True
-    experts = _known(source, name, experts)
-    start = integer(document, "routed_experts_prompt_start") or 0
+    prompt = integer(document, "usage", "prompt_tokens")
+    prompt = len(prompt_ids) if prompt is None and prompt_ids else prompt
+    completion = integer(document, "usage", "completion_tokens")
+    # Usage counts all choices together; a choice of several says its own number by its ids alone.
+    generated = completion if choices == 1 else len(generated_ids) or None
+    start = integer(choice, "routed_experts_prompt_start")
+    start = integer(document, "routed_experts_prompt_start") if start is None else start
     if isinstance(choice["routed_experts"], dict):
-        start = integer(choice["routed_experts"], "start") or start
-    ids = (prompt_ids + generated_ids)[start : start + len(experts)] if prompt_ids and generated_ids else []
-    inside = 0 if prompt is None else max(0, prompt - start)
-    return _with_ids(Sequence(name, experts, inside, start), ids), prompt is not None
-
-
-def _known(source: Path, name: str, experts: NDArray[Any]) -> NDArray[Any]:
+        told = integer(choice["routed_experts"], "start")
+        start = start if told is None else told
+    if document.get("prompt_routed_experts") is not None:  # 0.21: the prompt apart, once for all choices
+        before = routed_array(source, f"{name}, prompt", document["prompt_routed_experts"])
+        prompt = len(before)
+        if number:
+            start = prompt
+        else:
+            experts = before[:0] if not len(experts) else experts
+            if before.ndim != 3 or experts.shape[1:] != before.shape[1:]:
+                raise ImportFormatError(f"{source}: {name}: prompt and generated tokens differ in layers or slots")
+            experts = np.concatenate([before, experts])
     if experts.ndim != 3:
         raise ImportFormatError(f"{source}: {name} does not say its layers and slots: is it of SGLang? (import sglang)")
-    return experts
-
-
-def _with_ids(sequence: Sequence, ids: list[int]) -> Sequence:
-    if len(ids) < len(sequence.experts):
-        return sequence
-    tokens = np.array(ids[: len(sequence.experts)], np.int64)
-    return Sequence(sequence.name, sequence.experts, sequence.prompt, sequence.first, tokens)
+    return Part(
+        name,
+        experts,
+        prompt,
+        generated,
+        of_all=completion if choices > 1 and document.get("prompt_routed_experts") is None else None,
+        start=start,
+        cached=integer(document, "usage", "prompt_tokens_details", "cached_tokens") or 0,
+        ids=prompt_ids + generated_ids if prompt_ids and generated_ids else [],
+    )

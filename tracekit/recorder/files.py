@@ -38,6 +38,12 @@ def weight_files(directory: Path) -> list[Path]:
     single = directory / "model.safetensors"
     if single.is_file():
         return [single]
+    shards = sorted(path.name for path in directory.glob("model-*-of-*.safetensors"))
+    if shards:
+        raise ModelError(
+            f"{directory} holds {len(shards)} shards ({shards[0]}, ...) but no {_INDEX}, which says what is in them: "
+            "copy it from where the model came from"
+        )
     raise ModelError(f"{directory} has no model.safetensors: only safetensors weights are read")
 
 

@@ -122,7 +122,7 @@ def find_model(path_or_id: str | Path) -> Path:
 
 
 def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
-    """The transformers configuration of a local model."""
+    """The transformers configuration of a local model, without what is for training only."""
     read_json(directory / "config.json")
     with quietly(directory):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -131,6 +131,9 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> "PreTrai
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
         raise ModelError(f"{directory / 'config.json'} does not describe a decoder: num_hidden_layers is {layers}")
+    for part in (config, config.get_text_config()):
+        if getattr(part, "output_router_logits", False):
+            part.output_router_logits = False  # for the auxiliary loss, which fails in batches of unequal prompts
     return config
 
 

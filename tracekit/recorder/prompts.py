@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tracekit.errors import ImportFormatError, shortened
+from tracekit.json_text import why_not_json
 from tracekit.opening import open_file
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _parse(line: bytes, where: str) -> Prompt:
     except msgspec.ValidationError as error:
         raise ImportFormatError(f"{where} is not a prompt: {error}") from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise ImportFormatError(f"{where} is not JSON: {error}") from None
+        raise ImportFormatError(f"{where} {why_not_json(line, error)}") from None
     if (prompt.prompt is None) == (prompt.messages is None):
         raise ImportFormatError(f'{where} needs either "prompt" or "messages"')
     if prompt.prompt == "" or prompt.messages == ():

@@ -152,7 +152,7 @@ def seam_layer(index: int, name: str, number: int, experts: nn.Module, block: nn
     score = stated_score(config) if score == "unknown" else score
     top_k = stated_top_k(count, router, block, config)
     if not top_k:
-        raise ModelError(f"{name}: how many experts a token chooses is not stated by router, block or config")
+        raise ModelError(f"{name}: {why_no_top_k(count, router, block, config)}")
     tensors = [p for p in experts.parameters(recurse=False) if p.dim() > 0 and p.shape[0] == count]
     return MoeLayer(
         index=index,
@@ -190,6 +190,16 @@ def stated_top_k(count: int, *holders: object) -> int:
             if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= count:
                 return value
     return 0
+
+
+def why_no_top_k(count: int, *holders: object) -> str:
+    """What is wrong where `stated_top_k` finds nothing."""
+    for holder in holders:
+        for key in _TOP_K_NAMES:
+            value = getattr(holder, key, None)
+            if isinstance(value, int) and value > count:
+                return f"{key} = {value} asks each token for more experts than the {count} there are: mend config.json"
+    return "how many experts a token chooses is not stated by router, block or config"
 
 
 def stated_score(config: object) -> str:

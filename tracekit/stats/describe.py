@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit import shards as shard_files
+from tracekit.requests import told_apart
 from tracekit.stats.cautions import cautions
 from tracekit.stats.drift import Drift
 from tracekit.stats.figures import LayerStats, TraceStats
@@ -49,7 +50,8 @@ def describe(trace: Trace) -> TraceStats:
     per_layer = some.sum(axis=1) / max(1, decode_tokens or trace.tokens)
     entropy = _entropy(load, manifest.experts_per_layer)
     known = entropy[~np.isnan(entropy)]
-    overlap, error = locality.overlap
+    apart = told_apart(trace.step, trace.request, trace.phase)
+    overlap, error = locality.overlap if apart else (None, 0.0)
     working = locality.working_sets
     reuses = locality.distances.sum(axis=0)
     sizes = manifest.expert_bytes
@@ -62,6 +64,7 @@ def describe(trace: Trace) -> TraceStats:
         prefill_tokens=trace.tokens - decode_tokens,
         decode_tokens=decode_tokens,
         requests=manifest.requests,
+        requests_told_apart=apart,
         steps=manifest.steps,
         decode_steps=order.decode_steps,
         layers=trace.layers,
@@ -87,7 +90,7 @@ def describe(trace: Trace) -> TraceStats:
         working_set={window: float(mean.mean()) for window, mean in working.items()},
         cross_layer=prediction.result,
         lookahead_recall=recalls(trace),
-        domain_shift=drift.result(),
+        domain_shift=drift.result() if apart else None,
         by_layer=[
             LayerStats(
                 layer=number,
@@ -104,6 +107,10 @@ def describe(trace: Trace) -> TraceStats:
         notes=list(manifest.notes),
         warnings=[],
     )
+    if not apart:
+        stats.notes.append(
+            "figures of requests are left out: passes of a batch, and nothing says whose tokens they are"
+        )
     if prediction.too_large:
         stats.notes.append("experts across layers not compared: too many experts for a table of all pairs")
     return msgspec.structs.replace(stats, warnings=cautions(stats))

@@ -30,6 +30,7 @@ class TraceStats(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens: int
     decode_tokens: int
     requests: int
+    requests_told_apart: bool
     steps: int
     decode_steps: int
     layers: int

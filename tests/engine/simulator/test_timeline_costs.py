@@ -21,7 +21,11 @@ def manifest(layers: int = 2, size: int = 3 * MIB) -> Manifest:
     return cast(
         Manifest,
         SimpleNamespace(
-            experts_per_layer=[8] * layers, top_k=2, expert_bytes=[size] * layers, expert_params=[size // 2] * layers
+            dense_bytes=[],
+            experts_per_layer=[8] * layers,
+            top_k=2,
+            expert_bytes=[size] * layers,
+            expert_params=[size // 2] * layers,
         ),
     )
 

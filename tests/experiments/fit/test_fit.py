@@ -10,17 +10,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from engine.decisions.foresight import Scores  # noqa: E402
 from experiments.cli.main import run  # noqa: E402  # needs torch
 from experiments.fit import train as training  # noqa: E402
+from experiments.fit.counted import Counted  # noqa: E402
 from experiments.fit.examples import FAR, make_data, steps_until_next, vocabulary  # noqa: E402
 from experiments.fit.fit_predictor import fit, spelled  # noqa: E402
 from experiments.fit.judge import judge_predictor  # noqa: E402
+from experiments.fit.split import split_requests  # noqa: E402
 from experiments.fit.train import CHECKPOINT, Training  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact  # noqa: E402
 from tests.helpers.predictors import UNUSED, random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace  # noqa: E402
 from tracekit.demand import step_starts  # noqa: E402
-from tracekit.errors import PolicyError  # noqa: E402
+from tracekit.edit.slice import Selection, slice_trace  # noqa: E402
+from tracekit.errors import PlanError, PolicyError  # noqa: E402
 from tracekit.rows import DECODE  # noqa: E402
 from tracekit.trace import Trace  # noqa: E402
 
@@ -244,6 +248,74 @@ def test_mistakes_are_told_in_one_line(
     code = run(["fit", arguments[0], str(trace.path), "--output", str(tmp_path / "p"), *arguments[1:]])
     told = capsys.readouterr().err
     assert code == 2 and message in told and told.count("\n") == 1 and told.startswith("error: ")
+
+
+def plain(shown: str) -> str:
+    """What a table says, without its lines."""
+    return " ".join(re.sub("[┃│]", " ", shown).split())
+
+
+def test_copies_of_what_is_tested_are_not_fitted_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Request 1 is 4 once more, and 4 is held out; the slice that is recommended is no one's evidence."""
+    rng = np.random.default_rng(3)
+    chosen = rng.random((100, 2, 8)).argsort(axis=2)[:, :, :2]
+    chosen[20:40] = chosen[80:100]
+    trace = make_trace(tmp_path / "t.trace", chosen, num_experts=8, request=np.repeat(np.arange(5), 20))
+    assert split_requests(trace, [4]) == ([0, 2, 3], [1, 4])
+    assert split_requests(trace, []) == ([0, 1, 2, 3, 4], [])
+    assert run(["fit", "routing", str(trace.path), "-o", str(tmp_path / "p"), "--epochs", "1"]) == 0
+    shown = plain(capsys.readouterr().out)
+    assert "as copies of them 1 " in shown and "--requests 1,4" in shown
+    assert run(["slice", str(trace.path), "--requests", "1,4", "-o", str(tmp_path / "test.trace")]) == 0
+    replayed = ["--capacity", "3/layer", "--prefetch", "learned", "--prefetch-artefact", str(tmp_path / "p")]
+    assert run(["replay", str(tmp_path / "test.trace"), *replayed, "--no-bounds"]) == 0
+    same = make_trace(tmp_path / "s.trace", np.tile(chosen[:20], (3, 1, 1)), request=np.repeat(np.arange(3), 20))
+    with pytest.raises(PolicyError, match="no request to fit on beside those held out and their copies"):
+        fit("routing", same, tmp_path / "q", held_out=[2])
+
+
+def test_what_is_not_there_is_said_of_the_trace_that_was_given(tmp_path: Path) -> None:
+    bare = make_trace(tmp_path / "bare.trace", np.tile([[[0, 1]]], (40, 3, 1)), request=np.repeat([0, 1, 2, 3], 10))
+    for name, words in (("token-popularity", "reads token ids"), ("linear", ""), ("mlp", "")):
+        try:
+            fit(name, bare, tmp_path / name, held_out=[])
+        except PolicyError as error:
+            assert str(bare.path) in str(error) and words in str(error)
+        else:
+            assert not words
+    half = make_trace(tmp_path / "half.trace", bare.experts, request=bare.request, token_id=np.repeat([5, -1], 20))
+    with pytest.raises(PolicyError, match=r"token ids, which .*half.trace does not hold of request 2"):
+        fit("token-popularity", half, tmp_path / "h", held_out=[3])
+    fitted = predictable(tmp_path / "t.trace", requests=4)
+    fit("token-popularity", fitted, tmp_path / "p", held_out=[3])
+    nameless = make_trace(tmp_path / "nameless.trace", fitted.experts, num_experts=8, request=fitted.request + 10)
+    with pytest.raises(PlanError, match=r"reads token ids, which .*nameless.trace does not hold"):
+        Scores(nameless, load_artefact(tmp_path / "p", "prefetch"))
+
+
+def test_what_counting_alone_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layer 1's first expert follows from layer 0's first; the popular ones are guesses at chance."""
+    trace = predictable(tmp_path / "t.trace")
+    card = fit("linear", trace, tmp_path / "p", held_out=[9, 10, 11], options=Training(epochs=0))
+    markov, popular = card.held_out["recall_markov"], card.held_out["recall_popular"]
+    counted = Counted(slice_trace(trace, Selection(requests="0:9"), tmp_path / "own.trace"), 1)
+    rows = np.flatnonzero(trace.request >= 9)
+    for m in (1, 2, 4):
+        right = {"popular": 0, "markov": 0}
+        for layer in range(2):
+            for name, scores in counted.scores(layer, trace.experts[rows, layer], 8).items():
+                for row, score in zip(rows, scores, strict=True):
+                    best = np.argsort(-score.astype(np.float32), kind="stable")[:m]
+                    right[name] += len(np.intersect1d(best, trace.experts[row, layer + 1]))
+        assert markov[str(m)] == pytest.approx(right["markov"] / (len(rows) * 4))
+        assert popular[str(m)] == pytest.approx(right["popular"] / (len(rows) * 4))
+    assert markov["2"] > popular["2"] + 0.05 and markov["8"] == popular["8"] == 1
+    after = np.zeros((8, 8))
+    for row in np.flatnonzero(trace.request < 9):
+        after[np.ix_(trace.experts[row, 0], trace.experts[row, 1])] += 1
+    np.testing.assert_allclose(counted._after[0, :8, :8], after)
+    assert run(["fit", "linear", str(trace.path), "-o", str(tmp_path / "q"), "--epochs", "1"]) == 0
+    assert re.search(r"recall 2 .*\(markov 0\.[0-9]+, popular 0\.[0-9]+\)", plain(capsys.readouterr().out))
 
 
 def test_settings_that_learn_nothing_still_make_a_predictor(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.traces import random_experts
+from tracekit.edit import Selection, merge, slice_trace
 from tracekit.errors import ImportFormatError
 from tracekit.importers import import_trace
 from tracekit.rows import UNUSED
@@ -62,6 +63,61 @@ def test_constant_beginnings(tmp_path: Path, same: int, noted: bool) -> None:
         assert (f"first {same} tokens" if same < 200 else "all 200 tokens") in notes[0] and "warm-up" in notes[0]
 
 
+def test_runs_anywhere(tmp_path: Path) -> None:
+    """Warm-ups in the middle and at the end are named with the slice that leaves them out, as far as steps allow."""
+    experts = EXPERTS.copy()
+    experts[60:90], experts[180:] = experts[60], experts[180]
+    notes = bring(tmp_path, experts).manifest.notes
+    assert notes[0].startswith("steps 60:90: 30 tokens in a row choose") and "slice --steps :60,90: leaves" in notes[0]
+    assert notes[1].startswith("steps 180:200: 20 tokens") and notes[1].endswith("--steps :180,200: leaves them out")
+    # Padding within a pass has no step of its own.
+    step = np.repeat(np.arange(4), 50)
+    (note, *_) = bring(tmp_path, experts, step=step, phase=np.zeros(200, np.uint8)).manifest.notes
+    assert note.startswith("steps 1:2: 30 tokens") and note.endswith("beside others")
+
+
+def test_a_slice_takes_its_notes_along(tmp_path: Path) -> None:
+    experts = EXPERTS.copy()
+    experts[60:90], experts[180:] = experts[60], experts[180]
+    trace = bring(tmp_path, experts)
+    cut = slice_trace(trace, Selection(steps=":60,90:190"), tmp_path / "cut.trace")
+    assert cut.tokens == 160 and not any("60:90" in note for note in cut.manifest.notes)
+    assert any(note.endswith("(cut to 10 of these steps)") for note in cut.manifest.notes)
+    both = merge([cut, trace], tmp_path / "both.trace")
+    (first, middle, last) = [note for note in both.manifest.notes if note.startswith("steps ")]
+    assert first.startswith("steps 180:200: part 0: 20 tokens") and first.endswith("(cut to 10 of these steps)")
+    assert middle.startswith("steps 250:280: part 1: 30 tokens in a row") and ":250,280: leaves" in middle
+    assert last.startswith("steps 370:390: part 1: ") and both.step[-1] == 389
+
+
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_copies(tmp_path: Path, copies: int) -> None:
+    """A log of several ranks, or of a run and the same run again."""
+    trace = bring(tmp_path, np.concatenate([EXPERTS[:40]] * copies))
+    (note,) = trace.manifest.notes
+    assert note.startswith(f"steps 40:{40 * copies}: rows 40 to {40 * copies - 1} repeat the 40 before")
+    cut = slice_trace(trace, Selection(steps=":40"), tmp_path / "cut.trace")
+    np.testing.assert_array_equal(cut.experts, EXPERTS[:40])
+
+
+def test_a_pass_twice(tmp_path: Path) -> None:
+    experts = EXPERTS[:30].copy()
+    experts[18:24] = experts[12:18]
+    step = np.repeat(np.arange(5), 6)
+    trace = bring(tmp_path, experts, step=step, request=np.tile(np.arange(6), 5))
+    assert trace.manifest.notes == [
+        "steps 3:4: this pass repeats the one before row by row: another rank's copy, or a run again; tracekit slice "
+        "--steps :3,4: leaves them out"
+    ]
+
+
+def test_generated_tokens_of_one_request_in_one_pass(tmp_path: Path) -> None:
+    step = np.repeat(np.arange(50), 4)
+    assert "cannot be told apart" in bring(tmp_path, EXPERTS, step=step).manifest.notes[0]
+    assert bring(tmp_path, EXPERTS, step=step, request=np.tile(np.arange(4), 50)).manifest.notes == []
+    assert bring(tmp_path, EXPERTS, step=step, phase=np.zeros(200, np.uint8)).manifest.notes == []
+
+
 def test_lost_scores(tmp_path: Path) -> None:
     """Equal weights on consecutive ids: some are noted, most are refused; without weights, ids from 0 on are noted."""
     weights = np.random.default_rng(0).random(EXPERTS.shape)
@@ -75,7 +131,7 @@ def test_lost_scores(tmp_path: Path) -> None:
     experts[50:190], weights[50:190] = [7, 8, 9, 10], 0.25
     assert "scores were lost; record again" in refusal(tmp_path, experts, weights=weights)
     experts[50:190] = [0, 1, 2, 3]
-    assert "from 0 on" in bring(tmp_path, experts).manifest.notes[0]
+    assert "from 0 on" in bring(tmp_path, experts).manifest.notes[1]
 
 
 def test_a_shared_expert_in_a_slot(tmp_path: Path) -> None:

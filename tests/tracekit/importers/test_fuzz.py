@@ -1,13 +1,16 @@
 """Whatever the bytes, an importer gives a trace that opens and verifies, or one line; in bounded memory."""
 
 import base64
+import gzip
 import io
 import json
 import shutil
+import struct
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -50,6 +53,14 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 """ + "".join(
     f"0,{int(token > 2)},{token},{layer},{slot},{ids[slot]},0.5,0,0\n" for token, layer, ids in PAIRS for slot in (0, 1)
 )
+BINARY = struct.pack("<4s2i", b"MBLT", 1, 8)
+BINARY += b"".join(struct.pack("<5i", layer, 2, 1, *ids) for _, layer, ids in PAIRS)
+COLUMNS = io.BytesIO()
+pl.DataFrame([{"token": token, "layer": layer, "ids": ids} for token, layer, ids in PAIRS]).write_parquet(COLUMNS)
+ROUTER_DATA = [
+    {f"token_{token}": {f"layer_{layer}": {"selected_experts": CHOSEN[token, layer].tolist()} for layer in range(2)}}
+    for token in range(5)
+]
 SOURCES: list[tuple[str, bytes]] = [
     ("npz", array_bytes("experts")),
     ("vllm", array_bytes("npy")),
@@ -74,6 +85,11 @@ SOURCES: list[tuple[str, bytes]] = [
         ).encode(),
     ),
     ("bigmoe-csv", ROUTE.encode()),
+    ("mbolt", BINARY),
+    ("parquet", COLUMNS.getvalue()),
+    ("router-data", json.dumps({"router_data": ROUTER_DATA}).encode()),
+    ("jsonl", gzip.compress("".join(json.dumps({"layer": n, "ids": ids}) + "\n" for _, n, ids in PAIRS).encode())),
+    ("vllm", b"data: " + json.dumps(response(CHOSEN.tolist())).encode() + b"\n\ndata: [DONE]\n"),
 ]
 
 

@@ -181,6 +181,58 @@ def test_sglang_from_a_later_token_on(tmp_path: Path) -> None:
     assert trace.position.tolist() == [3, 4, 5, 6, 7] and trace.phase.tolist() == [0, 0, 1, 1, 1]
 
 
+def test_several_choices_share_their_prompt(tmp_path: Path) -> None:
+    """From 0.22 on each choice repeats the prompt's rows; usage counts what all of them generated."""
+    other = np.concatenate([CHOSEN[:PROMPT], CHOSEN[-2:]])
+    document = vllm()
+    document["choices"] += [{"index": 1, "routed_experts": npy(other)}]
+    document["usage"]["completion_tokens"] = 2 * GENERATED - 1
+    trace = bring(tmp_path, "vllm", document, experts=EXPERTS)
+    check_request(trace)
+    assert trace.request.tolist() == [0] * len(CHOSEN) + [1, 1] and trace.position[-2:].tolist() == [5, 6]
+    np.testing.assert_array_equal(trace.experts[-2:], CHOSEN[-2:])
+    assert trace.manifest.notes == [
+        "5 prompt tokens of 1 further texts of the same prompt repeat the first text's and were left out: the prompt "
+        "went through the model once"
+    ]
+    document["usage"]["completion_tokens"] += 5
+    (tmp_path / "b").mkdir()
+    assert "hold not the rows that their counts say" in str(bring(tmp_path / "b", "vllm", document).manifest.notes)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_vllm_rows_from_a_later_token_on(tmp_path: Path, told: bool) -> None:
+    """The request asked for a start, which the response may repeat."""
+    document = vllm(npy(CHOSEN[3:]), **({"routed_experts_prompt_start": 3} if told else {}))
+    trace = bring(tmp_path, "vllm", document, experts=EXPERTS)
+    assert trace.position.tolist() == [3, 4, 5, 6, 7] and trace.phase.tolist() == [0, 0, 1, 1, 1]
+    assert ("from position 3" in str(trace.manifest.notes)) != told
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, "one row more"), (2, "10 rows for a prompt"), (-6, "2 rows")])
+def test_rows_that_fit_no_start(tmp_path: Path, rows: int, words: str) -> None:
+    """One row too many is an engine that counts the last token; anything else is left out, or refused if it is all."""
+    many = random_experts(np.random.default_rng(3), len(CHOSEN) + rows, LAYERS, EXPERTS, TOP_K)
+    if rows == 1:
+        assert words in str(bring(tmp_path, "vllm", vllm(npy(many))).manifest.notes)
+        return
+    assert words in refusal(tmp_path, "vllm", vllm(npy(many)))
+    trace = bring(tmp_path, "vllm", [vllm(), vllm(npy(many))])
+    assert trace.manifest.requests == 1 and words in str(trace.manifest.notes)
+
+
+def test_events_of_several_responses(tmp_path: Path) -> None:
+    """A stream of two requests, interleaved: tokens come piece by piece, the routing with the last event."""
+    first, second = vllm(id="a", prompt_token_ids=[1, 2, 3, 4, 5]), vllm(id="b")
+    pieces = [{"id": "a", "choices": [{"index": 0, "token_ids": [6, 7]}]}, {"id": "b", "choices": [{"index": 0}]}]
+    first["choices"][0]["token_ids"] = [8, 9]
+    text = "".join(f"event: x\ndata: {json.dumps(event)}\n\n" for event in [*pieces, second, first]) + "data: [DONE]\n"
+    trace = bring(tmp_path, "vllm", text)
+    check_request(trace)
+    check_request(trace, len(CHOSEN))
+    assert trace.token_id[: len(CHOSEN)].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 RAGGED = CHOSEN.tolist()
 RAGGED[3] = RAGGED[3][:-1]
 TWICE = CHOSEN.copy()
@@ -201,10 +253,10 @@ NEGATIVE[4, 1, 0] = -3
         ("vllm", vllm(npy(CHOSEN)[:-40]), "the file does not hold that"),
         ("vllm", vllm(flat(CHOSEN)), "import sglang"),
         ("vllm", vllm(npy(np.zeros_like(CHOSEN))), "holds no routing"),
-        ("vllm", vllm(npy(CHOSEN[:0])), "no routed tokens"),
+        ("vllm", vllm(npy(CHOSEN[:0])), "0 rows for a prompt of 5 and 4 generated tokens"),
         ("vllm", {"choices": []}, "no routed tokens"),
         ("vllm", {"choices": [{"routed_experts": None}]}, "no routed tokens"),
-        ("vllm", {"error": "x"}, "no list of choices"),
+        ("vllm", {"error": "x"}, "holds refused requests only (response 0: x)"),
         ("vllm", {"choices": [{"routed_experts": {"data": "AAAA", "shape": [9, 9, 9]}}]}, "not whole int32"),
         ("vllm", {"choices": [{"routed_experts": {"data": "AAAAAA==", "shape": [9, 9, 9]}}]}, "claims shape"),
         ("vllm", {"choices": [{"routed_experts": 5}]}, "neither a nested list nor base64"),
@@ -218,7 +270,7 @@ NEGATIVE[4, 1, 0] = -3
         ("sglang", sglang(flat(CHOSEN)[:-4]), "not whole int32 numbers: truncated?"),
         ("sglang", {"meta_info": {}}, "no routed tokens"),
         ("sglang", {"meta_info": 3}, "no routed tokens"),
-        ("sglang", {}, "neither meta_info nor choices"),
+        ("sglang", {}, "has no meta_info or choices"),
     ],
 )
 def test_refusals(tmp_path: Path, format_name: str, document: Any, words: str) -> None:

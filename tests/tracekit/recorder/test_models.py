@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from tracekit.errors import ModelError
+from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.models import load_model
 
 
@@ -58,6 +59,16 @@ def test_experts_of_uneven_width_can_be_run(tokenizer, tmp_path):
     model, _ = load_model(tmp_path, device="cpu")
     with torch.no_grad():
         assert torch.isfinite(model(torch.tensor([[3, 4, 5]])).logits).all()
+
+
+def test_training_settings_stay_out_of_forward_passes(saved):
+    """With router logits asked for, transformers computes an auxiliary loss, which fails over padded prompts."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"output_router_logits": True}))
+    model, _ = load_model(saved, device="cpu")
+    tokens, mask = torch.tensor([[0, 3, 4], [5, 6, 7]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    generated = model.generate(tokens, attention_mask=mask, max_new_tokens=2, do_sample=False)
+    assert generated.shape == (2, 5)
 
 
 def test_unknown_names(saved, tmp_path):
@@ -113,6 +124,18 @@ def test_damaged_weights(saved):
         refused(f"{shard.name} is truncated or damaged", saved)
     shard.unlink()
     refused(f"{shard.name} is missing", saved)
+
+
+def test_shards_without_their_index(saved):
+    (saved / "model.safetensors.index.json").unlink()
+    refused("holds [0-9]+ shards .model-00001-of-.* but no model.safetensors.index.json, which says", saved)
+
+
+def test_more_experts_per_token_than_there_are(saved):
+    edit(saved / "config.json", num_experts_per_tok=99)
+    model, _ = load_model(saved, device="cpu")
+    with pytest.raises(ModelError, match=r"= 99 asks each token for more experts than the [0-9]+ there are"):
+        routed_layers(model)
 
 
 def test_missing_tensors_are_not_made_up(saved):

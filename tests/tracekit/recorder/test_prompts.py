@@ -45,7 +45,7 @@ def test_reads_both_forms_in_order_and_skips_blank_lines(tmp_path):
         ),
         ('{"id": "a", "prompt": "x"}', "line 2: id 'a' is that of line 1"),
         (b'{"id": "b", "prompt": "\xff\xfe"}', "line 2 is not"),
-        ('{"id": "b", "prompt": "\\ud800"}', "line 2 is not"),
+        ('{"id": "b", "prompt": "\\ud800"}', r"line 2 holds \\ud800, one half of a surrogate pair"),
         ("[" * 100_000, "line 2 is not"),
         (b"\x00\x01\x02", "line 2 is not JSON"),
     ],
