@@ -1,6 +1,7 @@
 """The command line in a process of its own, with what it took of the machine."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "from experiments.cli.main import main; main()"
+# What the system says of a child's memory counts its parent's, too, from before it became another program.
+PROGRAM = """
+import atexit, os, pathlib
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: pathlib.Path(os.environ["PEAK"]).write_text(status.read_text() if status.exists() else ""))
+from experiments.cli.main import main
+main()
+"""
 PYTHON_BYTES = 200 << 20
 """What a process takes that does next to nothing: Python, numpy, polars."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended: exit code (negative: the signal), what it printed, most resident memory in bytes."""
+    """How a command ended: exit code (negative: the signal), what it printed, most resident memory in bytes
+    (0 where that is not known: the process was killed, or the system does not say)."""
 
     code: int
     out: str
@@ -40,23 +49,23 @@ def harmless(text: str) -> bool:
 
 def command(*arguments: object, limit_s: float = 60, interrupt_s: float | None = None, **environment: str) -> Done:
     """Run the command line; killed after `limit_s`, Ctrl-C after `interrupt_s`."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as peak:
         started = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *map(str, arguments)],
             stdout=out,
             stderr=err,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PEAK": peak.name, **environment},
         )
         timers = [threading.Timer(limit_s, started.kill)]
         if interrupt_s is not None:
             timers.append(threading.Timer(interrupt_s, started.send_signal, [signal.SIGINT]))
         for timer in timers:
             timer.start()
-        _, status, used = os.wait4(started.pid, 0)
+        started.wait()
         for timer in timers:
             timer.cancel()
-        started.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
         out.seek(0)
         err.seek(0)
         texts = [file.read().decode(errors="backslashreplace") for file in (out, err)]
-    return Done(started.returncode, *texts, used.ru_maxrss << 10)
+        said = re.search(r"VmHWM:\s*(\d+) kB", peak.read())
+    return Done(started.returncode, *texts, int(said[1]) << 10 if said else 0)
