@@ -5,10 +5,10 @@ its own error, so none has to look for these itself.
 """
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -30,7 +30,7 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
     raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The regular file at `path`, to read bytes from. OSError where it is none."""
     return os.fdopen(open_descriptor(path), "rb")
 
