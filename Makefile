@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench gpu docs clean
+.PHONY: demo test fuzz check bench gpu docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -11,6 +11,10 @@ demo: $(READY)
 # Two processes, a file of tests in one of them: fixtures are made once, and kills and time limits stay what they are.
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# A hundred thousand inputs to every reader of files that strangers make (some tens of minutes); `make test` tries 2,000.
+fuzz: $(READY)
+	TRACEKIT_FUZZ=100000 $(BIN)/pytest -q tests/test_fuzz.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -8,9 +8,7 @@ that was compiled from the old one.
 import hashlib
 import importlib.util
 import os
-import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -25,6 +23,7 @@ from numba.extending import overload, overload_method, register_jitable
 
 from policies import decide as decide_module
 from policies.cache_state import Batch, CacheState, as_key
+from policies.compile_cache import cache_directory
 from policies.events import EventBuffer
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
@@ -187,12 +186,17 @@ def load_compiled(
     for module in modules:
         if module is not sys.modules[__name__]:
             make_callable(module)
-    directory = cache_directory() / digest[:32]
+    kept, text = cache_directory(), SHIM.format(eviction=eviction.__qualname__, prefetcher=prefetcher.__qualname__)
+    if kept is None:
+        sys.modules[name] = ModuleType(name)
+        exec(compile(text.replace("cache=True, ", ""), f"<{name}>", "exec"), sys.modules[name].__dict__)
+        return
+    directory = kept / digest[:32]
     source = directory / f"{name}.py"
     if not source.exists():
         directory.mkdir(parents=True, exist_ok=True)
         temporary = source.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(SHIM.format(eviction=eviction.__qualname__, prefetcher=prefetcher.__qualname__))
+        temporary.write_text(text)
         temporary.replace(source)
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None
@@ -219,30 +223,3 @@ def source_digest(modules: list[ModuleType], classes: str) -> str:
         digest.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
         digest.update(constants(module).encode() + b"\0")
     return digest.hexdigest()
-
-
-def cache_directory() -> Path:
-    """Where compiled policies are kept: $TRACEKIT_CACHE, else the user's cache; a private one if that is read-only."""
-    chosen = os.environ.get("TRACEKIT_CACHE")
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tracekit"
-    directory = base / "compiled"
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(directory, os.W_OK):
-            return directory
-    except OSError:
-        pass
-    return private_directory()
-
-
-def private_directory() -> Path:
-    """A folder for temporary files that belongs to this user alone, the same one each time if that can be had."""
-    directory = Path(tempfile.gettempdir()) / f"tracekit-compiled-{os.getuid()}"
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        found = directory.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
-            return directory
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="tracekit-compiled-"))

@@ -16,7 +16,10 @@ from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from tracekit.errors import PolicyError, did_you_mean
+from tracekit.opening import read_file
 
+MOST_BYTES = 16 << 20
+"""Of a policy file."""
 LOADING = threading.Lock()
 """Held while a policy file is read: threads may ask for the same one at once."""
 _EMPTY = inspect.Parameter.empty
@@ -147,7 +150,7 @@ def load_path(name: str) -> object:
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text)
     try:
-        source = path.read_bytes()
+        source = read_file(path, MOST_BYTES)
     except OSError as error:
         raise PolicyError(f"policy file {path}: {error.strerror or error}") from error
     module_name = f"tracekit_policy_{path.stem}_{hashlib.sha256(source).hexdigest()[:16]}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,40 @@ def write_synced(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             os.close(directory)
 
 
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """An empty directory beside `path` to make its content in, gone afterwards; nobody else's meanwhile.
+
+    What a killed process left of one is removed first. Raises TraceError if another process is at it.
+    """
+    folder = path.with_name(f".{path.name}{TEMPORARY}")
+    with reporting(path):
+        folder.mkdir(exist_ok=True)
+        held = lock_directory(folder, path)
+    try:
+        with reporting(path):
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+@contextlib.contextmanager
+def whole_or_nothing(output: Path) -> Iterator[Path]:
+    """A path aside to write a directory at; it becomes `output`, which must not exist, when all went well."""
+    if output.exists() or output.is_symlink():
+        raise TraceError(f"{output} exists: choose another name or remove it")
+    if not output.absolute().parent.is_dir():
+        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
+    with aside(output) as folder:
+        yield folder / output.name
+        with reporting(output):
+            (folder / output.name).rename(output)
+
+
 def check_place(path: Path) -> None:
     """Raise TraceError if no file can be written at `path`: better known before the work that is to be kept in it."""
     if path.is_dir():
@@ -46,8 +81,11 @@ def check_place(path: Path) -> None:
         raise TraceError(f"cannot write {path}: {path.parent} is no directory that can be written to")
 
 
-def lock_directory(directory: Path) -> int | None:
-    """Hold `directory` against a second writer while this process lives; None where that is not possible."""
+def lock_directory(directory: Path, path: Path | None = None) -> int | None:
+    """Hold `directory` against a second writer while this process lives; None where that is not possible.
+
+    `path` is what is being written, if not `directory` itself. Raises TraceError where another process holds it.
+    """
     try:
         import fcntl
     except ImportError:
@@ -57,7 +95,7 @@ def lock_directory(directory: Path) -> int | None:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
-        raise TraceError(f"{directory} is being written by another process") from None
+        raise TraceError(f"{path or directory} is being written by another process") from None
     except OSError:  # a file system without locks
         os.close(held)
         return None

@@ -15,13 +15,18 @@ TracekitError
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_QUOTED = 200
+"""Characters of one word or value in a message."""
+MOST_SAID = 1_000
+"""Characters of a message."""
+
 
 class TracekitError(Exception):
     """Base of all errors meant for users. `str(error)` is always a single line."""
 
     def __init__(self, message: object = "") -> None:
-        # Messages quote file names and the words of other libraries, either of which may hold line breaks.
-        super().__init__(" ".join(str(message).split()))
+        # Messages quote file names, values of files and the words of other libraries, which may hold anything.
+        super().__init__(one_line(message))
 
 
 class TraceError(TracekitError):
@@ -58,6 +63,31 @@ class ModelError(TracekitError):
 
 class StudyError(TracekitError):
     """A study cannot be read, run, or resumed."""
+
+
+def one_line(message: object) -> str:
+    """A message that may quote strangers: a single line, nothing that a terminal obeys, no word without end."""
+    words = (word if len(word) <= MOST_QUOTED else _cut(word, MOST_QUOTED) for word in str(message).split())
+    return _cut(printable(" ".join(words)), MOST_SAID)
+
+
+def printable(text: str, also: str = "") -> str:
+    """`text` with everything that is no visible character or space spelled out, such as \\x1b; `also` may stay.
+
+    That is what a terminal obeys (control characters), what turns text around (bidi overrides), what is not seen, and
+    halves of surrogate pairs, which cannot be written.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in also else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end: either may say what it is about."""
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return text[: most - 3 - end] + "..." + text[-end:]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

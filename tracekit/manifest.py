@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from tracekit.errors import TraceError
+from tracekit.opening import read_file
 from tracekit.rows import UNUSED
 
 SCHEMA_VERSION = 1
@@ -159,12 +160,8 @@ def load_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         raise TraceError(f"{directory} is not a trace: a trace is a directory holding {MANIFEST_NAME}")
     path = directory / MANIFEST_NAME
-    if not path.is_file():  # also keeps a named pipe from blocking the read
-        raise TraceError(f"{directory} is not a trace: it has no {MANIFEST_NAME}")
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise TraceError(f"{path} is larger than {MAX_MANIFEST_BYTES >> 20} MiB: not a trace manifest")
-        data = path.read_bytes()
+        data = read_file(path, MAX_MANIFEST_BYTES)
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise TraceError(
@@ -174,6 +171,8 @@ def load_manifest(directory: Path) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path} is not a valid trace manifest: {error}") from None
+    except FileNotFoundError:
+        raise TraceError(f"{directory} is not a trace: it has no {MANIFEST_NAME}") from None
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
     try:

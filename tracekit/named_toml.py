@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tracekit.errors import TracekitError, did_you_mean
+from tracekit.opening import read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 _MAX_BYTES = 1 << 16  # many times any table
@@ -101,17 +101,11 @@ def _whole(value: object) -> object:
 
 def _read(path: Path, what: str, error: type[TracekitError]) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise error(f"{what} {path}: not a file; give the path of a .toml file")
-        if status.st_size > _MAX_BYTES:
-            raise error(f"{what} {path}: {status.st_size} bytes is too large to be one (at most {_MAX_BYTES})")
-        return path.read_bytes()
+        return read_file(path, _MAX_BYTES)
     except FileNotFoundError:
         raise error(f"{what} {path}: no such file") from None
-    except (OSError, ValueError) as problem:  # ValueError: a null byte in the path
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise error(f"{what} {str(path)!r}: cannot be read: {reason}") from None
+    except OSError as problem:
+        raise error(f"{what} {path}: cannot be read: {problem.strerror or problem}") from None
 
 
 def _keys(kind: type[msgspec.Struct]) -> list[str]:

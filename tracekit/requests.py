@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def request_digests(trace: Trace) -> dict[int, list[str]]:
     request, phase = trace.request[order], trace.phase[order]
     edges = np.flatnonzero(np.diff(request, prepend=-1))
     found: dict[int, list[str]] = {}
-    for first, last in zip(edges, [*edges[1:], len(request)], strict=True):
+    for first, last in pairwise([*edges.tolist(), len(request)]):
         rows = order[first:last]
         prompt = phase[first:last] == PREFILL
         parts = [rows[prompt], rows[~prompt]]

@@ -1,4 +1,4 @@
-"""The rows of a trace as they lie on disk: columns in memory, experts and weights in blocks, the rest mapped."""
+"""The rows of a trace as they lie on disk: columns in memory, experts and weights in blocks, the rest as asked for."""
 
 from itertools import accumulate
 from pathlib import Path
@@ -11,8 +11,8 @@ from tracekit import shards as shard_files
 from tracekit.blocks import Blocks
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
-from tracekit.rows import Columns, check_columns, check_distinct, check_ids, check_weights, damaged
-from tracekit.tensorfile import map_tensor
+from tracekit.rows import Columns, check_columns, check_distinct, check_ids, check_weights, damaged, fixed
+from tracekit.tensorfile import check_tensor, read_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,6 +28,7 @@ class ShardRows:
             if verify or shard.kind == "routing":
                 shard_files.check_digest(path / shard.name, shard)
         self._path, self._manifest = path, manifest
+        self._begins: dict[str, int] = {}
         self.columns, besides = self._read_columns()
         self.kinds = besides.union(manifest.dense_kinds())
         self._experts = Blocks(path, manifest, "experts", np.uint16, self._check_experts)
@@ -35,7 +36,7 @@ class ShardRows:
         self._residency = Blocks(path, manifest, "residency", np.uint8, lambda values, first: None)  # any value may be
         for kind in manifest.dense_kinds():
             for shard in manifest.shards_of(kind):
-                self._map(shard)  # headers, shapes and sizes; the values stay on disk
+                self._begin(shard)  # headers, shapes and sizes; the values stay on disk
         if verify:
             self._read_everything()
 
@@ -49,20 +50,26 @@ class ShardRows:
         return self._residency.read(first, last) if "residency" in self.kinds else None
 
     def dense(self, kind: str, first: int, last: int) -> NDArray[np.float16] | None:
-        """Mapped where the rows are of one shard, else copied."""
         if kind not in self.kinds:
             return None
+        extent = self._manifest.extent(kind)
+        if (last - first) * extent[0] * extent[1] * 2 > shard_files.installed_memory():
+            raise TraceError(f"{self._path}: its {kind} do not fit into this machine's memory")
         shards = self._manifest.shards_of(kind)
         starts = [0, *accumulate(shard.rows for shard in shards)]
         parts = [
-            self._map(shard)[max(0, first - start) : last - start]
+            read_rows(
+                self._path / shard.name,
+                self._begin(shard),
+                (shard.rows, *extent),
+                max(0, first - start),
+                min(shard.rows, last - start),
+            )
             for shard, start in zip(shards, starts, strict=False)
             if start < last and first < start + shard.rows
         ]
-        if len(parts) > 1 and sum(part.nbytes for part in parts) > shard_files.installed_memory():
-            raise TraceError(f"{self._path}: its {kind} do not fit into this machine's memory")
-        none = np.zeros((0, *self._manifest.extent(kind)), np.float16)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [none])
+        none = np.zeros((0, *extent), np.float16)
+        return parts[0] if len(parts) == 1 else fixed(np.concatenate(parts or [none]))
 
     def scan(self) -> "pl.LazyFrame":
         import polars as pl
@@ -115,6 +122,10 @@ class ShardRows:
         with damaged(self._path):
             check_weights(weights, experts, first)
 
-    def _map(self, shard: Shard) -> NDArray[np.float16]:
-        shape = (shard.rows, *self._manifest.extent(shard.kind))
-        return map_tensor(shard_files.regular_file(self._path / shard.name), shard.kind.partition("-")[0], shape)
+    def _begin(self, shard: Shard) -> int:
+        """The byte at which the tensor of a shard begins."""
+        if shard.name not in self._begins:
+            shape = (shard.rows, *self._manifest.extent(shard.kind))
+            file = shard_files.shard_file(self._path / shard.name)
+            self._begins[shard.name] = check_tensor(file, shard.kind.partition("-")[0], shape)
+        return self._begins[shard.name]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
+from tracekit.opening import checked, open_file
 from tracekit.rows import COLUMNS, Columns, fixed
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def read_columns(path: Path, shard: Shard, manifest: Manifest) -> tuple[Columns,
     """The columns of a routing shard that are one number per row, undigested; and which of `BESIDES` it holds."""
     import polars as pl
 
-    found = _guard(path, lambda: pl.scan_parquet(regular_file(path), glob=False).collect_schema())
+    found = _guard(path, lambda: pl.scan_parquet(shard_file(path), glob=False).collect_schema())
     besides = frozenset(BESIDES).intersection(found)
     wanted = routing_schema(manifest, besides)
     if list(found.items()) != list(wanted.items()):
@@ -85,7 +86,7 @@ def read_block(
     """`count` rows of an array column of a routing shard, [count, layers, k], from row `first` of the shard on."""
     import polars as pl
 
-    source = regular_file(path)
+    source = shard_file(path)
     frame = _guard(path, lambda: pl.scan_parquet(source, glob=False).slice(first, count).select(column).collect())
     return _array(path, frame, column, dtype, (count, len(manifest.moe_layers), manifest.top_k))
 
@@ -97,7 +98,7 @@ def block_rows(manifest: Manifest) -> int:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's content."""
-    with regular_file(path).open("rb") as file:
+    with open_file(shard_file(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -107,11 +108,13 @@ def check_digest(path: Path, shard: Shard) -> None:
         raise TraceError(f"{path} is truncated or damaged: not the sha256 its manifest lists; copy the trace again")
 
 
-def regular_file(path: Path) -> Path:
+def shard_file(path: Path) -> Path:
     """`path`, if it is a file that can be read to its end: not a directory, a pipe, or nothing at all."""
-    if not path.is_file():
-        raise TraceError(f"{path} is missing: the manifest lists this shard; copy the trace again")
-    return path
+    try:
+        return checked(path)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise TraceError(f"{path} {reason}: the manifest lists this shard; copy the trace again") from None
 
 
 def check_memory(path: Path, manifest: Manifest, *, routing: bool = True) -> None:

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.durable import whole_or_nothing
 from tracekit.errors import TraceError
 from tracekit.manifest import MAX_BYTES, MAX_COUNT, MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K, Manifest, ModelInfo
 from tracekit.rows import DECODE
@@ -99,7 +100,7 @@ def synthesize(path: str | Path, recipe: Recipe, *, progress: Callable[[int], ob
     recipe.inclusion()
     draw = _Draw(recipe)
     rows = max(1, _BLOCK // (recipe.layers * recipe.top_k))
-    with TraceWriter(path, _manifest(recipe)) as writer:
+    with whole_or_nothing(Path(path)) as place, TraceWriter(place, _manifest(recipe)) as writer:
         for first in range(0, recipe.tokens, rows):
             token = np.arange(first, min(first + rows, recipe.tokens))
             length = recipe.request_tokens or recipe.tokens

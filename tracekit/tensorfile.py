@@ -1,10 +1,11 @@
-"""One f16 tensor in one safetensors file: written in pieces, read back as a memory map.
+"""One f16 tensor in one safetensors file: written in pieces, and read back in pieces.
 
 The format is eight bytes of header length, a JSON header, then the tensor's bytes (safetensors README,
-"Format"). Reading through a map keeps gate logits, which are a hundred times larger than routing, out of
-memory.
+"Format"). Gate logits are a hundred times larger than routing: only the rows asked for are in memory. They are read and
+not mapped: a map of a file that somebody cuts short ends the process.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
+from tracekit.opening import open_file
+from tracekit.rows import fixed
 
 _MAX_HEADER = 1 << 20
 
@@ -35,16 +38,16 @@ def write_tensor(file: BinaryIO, name: str, pieces: Sequence[NDArray[np.float16]
         file.write(np.ascontiguousarray(piece, dtype="<f2").data)
 
 
-def map_tensor(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """Map the tensor `name` of `shape`, f16, read-only; TraceError unless the file holds just that."""
+def check_tensor(path: Path, name: str, shape: tuple[int, ...]) -> int:
+    """The byte at which the tensor `name` of `shape`, f16, begins; TraceError unless the file holds just that."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise TraceError(f"{path} is not a safetensors file or is truncated")
             header = msgspec.json.decode(file.read(length), type=dict[str, _Entry])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path} has a damaged safetensors header: {error}") from None
     except OSError as error:
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -59,4 +62,18 @@ def map_tensor(path: Path, name: str, shape: tuple[int, ...]) -> NDArray[np.floa
     if entry.data_offsets != (0, nbytes) or size != 8 + length + nbytes:
         wanted = 8 + length + nbytes
         raise TraceError(f"{path} is truncated or damaged: {size} bytes instead of {wanted}")
-    return np.memmap(path, dtype="<f2", mode="r", offset=8 + length, shape=shape)
+    return 8 + length
+
+
+def read_rows(path: Path, begin: int, shape: tuple[int, ...], first: int, last: int) -> NDArray[np.float16]:
+    """Rows `first` to `last` (excluded) of a tensor that `check_tensor` found to begin at a byte; TraceError."""
+    rows: NDArray[np.float16] = np.empty((last - first, *shape[1:]), "<f2")
+    try:
+        with open_file(path) as file:
+            file.seek(begin + first * (rows.nbytes // max(1, len(rows))))
+            count = file.readinto(rows.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
+    if count != rows.nbytes:
+        raise TraceError(f"{path} has become shorter since the trace was opened: copy the trace again")
+    return fixed(rows)

@@ -73,8 +73,8 @@ class Trace:
 
         Checked at once: the manifest, the digests, columns, shapes and row counts of the routing shards, the range of
         every value but the experts'. These are checked when they are first read, and the digest again. `verify` reads
-        and checks everything now: also the digests of logits and lookahead shards (which are otherwise mapped unread),
-        the weights, and that no token chose an expert twice.
+        and checks everything now: also the digests of logits and lookahead shards (of which else only the rows that are
+        asked for are read), the weights, and that no token chose an expert twice.
 
         Raises TraceError, in one line, when anything is missing, truncated, damaged or of another version.
         """
@@ -173,7 +173,7 @@ class Trace:
 
     @property
     def logits(self) -> NDArray[np.float16] | None:
-        """Gate logits, [tokens, layers, num_experts]; None when not recorded. Mapped when in one shard."""
+        """Gate logits, [tokens, layers, num_experts]; None when not recorded. Read whole on first use."""
         return self.dense("logits")
 
     def lookahead(self, distance: int) -> NDArray[np.float16] | None:

@@ -26,8 +26,8 @@ class Scores:
         self.trace, self.card, self.tensors = trace, artefact.card, artefact.tensors
         self.starts = step_starts(trace.step)
         self._memory = np.zeros((trace.layers, len(RATES), trace.num_experts))
-        self._lookahead = trace.lookahead(self.card.distance) if "lookahead" in self.card.blocks else None
-        if "lookahead" in self.card.blocks and self._lookahead is None:
+        self._lookahead = f"lookahead-{self.card.distance}" if "lookahead" in self.card.blocks else None
+        if self._lookahead is not None and self._lookahead not in trace.kinds:
             raise PlanError(
                 f"predictor {artefact.path} reads lookahead logits at distance {self.card.distance}, which "
                 f"{trace.path} does not hold: record with --lookahead {self.card.distance}, or fit one that does not"
@@ -47,10 +47,11 @@ class Scores:
         starts = self.starts[first_step : last_step + 1]
         rows = slice(int(starts[0]), int(starts[-1]))
         weights = trace.weights_of(rows.start, rows.stop) if "weights" in card.blocks else None
+        foreseen = None if self._lookahead is None else trace.dense_of(self._lookahead, rows.start, rows.stop)
 
         def ahead(layer: int) -> np.ndarray:
-            assert self._lookahead is not None
-            return self._lookahead[rows, layer, : card.experts_per_layer[layer + card.distance]]
+            assert foreseen is not None
+            return foreseen[:, layer, : card.experts_per_layer[layer + card.distance]]
 
         experts = trace.experts_of(rows.start, rows.stop)
         piece = Piece(

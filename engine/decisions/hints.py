@@ -33,8 +33,8 @@ class Hints:
         self.top_k = trace.top_k
         self.foresight = Foresight(trace, spec) if reads == "predicted" else None
         if reads == "lookahead":
-            self.lookahead = trace.lookahead(spec.distance)
-            if self.lookahead is None:
+            self.trace, self.kind = trace, f"lookahead-{spec.distance}"
+            if self.kind not in trace.kinds:
                 have = ", ".join(str(d) for d in trace.lookahead_distances) or "none"
                 raise PlanError(
                     f"prefetcher {spec.prefetch!r} reads lookahead logits at distance {spec.distance}, which "
@@ -47,9 +47,9 @@ class Hints:
         spec = self.spec
         hints = np.full((demand.steps, spec.layers, self.count), -1, np.int32)
         if self.reads == "lookahead":
-            assert self.lookahead is not None
             starts = self.starts[demand.first_step : demand.first_step + demand.steps + 1]
-            rows = self.lookahead[starts[0] : starts[-1]]
+            rows = self.trace.dense_of(self.kind, int(starts[0]), int(starts[-1]))
+            assert rows is not None
             for layer in range(spec.layers - spec.distance):
                 target = layer + spec.distance
                 logits = rows[:, layer, : self.experts_per_layer[target]]

@@ -5,17 +5,19 @@ a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009
 """
 
 import os
-from fractions import Fraction
-from math import ceil
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from engine.hardware.economy import Power, Price
-from engine.hardware.roofline import SECOND, Roofline, ceil_ns, token_ps
+from engine.hardware.roofline import SECOND, Amount, Roofline, ceil_ns, token_ps
 from tracekit import named_toml
 from tracekit.errors import HardwareError
 from tracekit.html_table import html_table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Wide enough for a microcontroller and for a rack, narrow enough to catch a wrong unit.
 MemoryBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
@@ -84,6 +86,26 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     chunk_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
     """Prefetches are copied in chunks of this size, between which demand loads may go first; 0: in one piece.
     Each chunk takes the latency."""
+
+    @property
+    def rate_field(self) -> str:
+        """The field that says how fast copies are."""
+        if self.host_memory == "pageable":
+            return "link.pageable_bytes_per_s"
+        return "link.rates" if self.rates else "link.host_to_device_bytes_per_s"
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether the rate depends on the size of the copy."""
+        return bool(self.rates) and self.host_memory == "pinned"
+
+    @property
+    def one_rate(self) -> int:
+        """The rate of copies where it does not, in bytes per second."""
+        if self.host_memory == "pageable":
+            assert self.pageable_bytes_per_s is not None
+            return self.pageable_bytes_per_s
+        return self.host_to_device_bytes_per_s
 
     def __post_init__(self) -> None:
         if self.host_memory == "pageable" and self.pageable_bytes_per_s is None:
@@ -178,18 +200,25 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         if size_bytes < 0:
             raise HardwareError(f"a copy of {size_bytes} bytes has no duration; sizes are not negative")
         link = self.link
-        if link.host_memory == "pageable":
-            assert link.pageable_bytes_per_s is not None
-            return ceil_ns(size_bytes, link.pageable_bytes_per_s)
-        if not link.rates:
-            return ceil_ns(size_bytes, link.host_to_device_bytes_per_s)
-        for small, large in zip(link.rates, link.rates[1:], strict=False):
+        if not link.piecewise:
+            return ceil_ns(size_bytes, link.one_rate)
+        for small, large in pairwise(link.rates):
             if small.bytes <= size_bytes <= large.bytes:
-                low = Fraction(small.bytes * SECOND, small.bytes_per_s)
-                high = Fraction(large.bytes * SECOND, large.bytes_per_s)
-                return ceil(low + (high - low) * (size_bytes - small.bytes) / (large.bytes - small.bytes))
+                return _between(small, large, size_bytes)
         nearest = link.rates[0] if size_bytes < link.rates[0].bytes else link.rates[-1]
         return ceil_ns(size_bytes, nearest.bytes_per_s)
+
+    def wire_times(self, sizes: "np.ndarray") -> "np.ndarray":
+        """`wire_ns` of many sizes, none negative: arrays [sizes] of Python's integers, which no product exceeds."""
+        import numpy as np
+
+        link = self.link
+        if not link.piecewise:
+            return ceil_ns(sizes, link.one_rate)
+        times = ceil_ns(sizes, link.rates[-1].bytes_per_s)
+        for small, large in reversed(list(pairwise(link.rates))):
+            times = np.where(sizes <= large.bytes, _between(small, large, sizes), times)
+        return np.where(sizes < link.rates[0].bytes, ceil_ns(sizes, link.rates[0].bytes_per_s), times)
 
     def compute_ns(self, flops: int, bytes_read: int) -> int:
         """Nanoseconds of `flops` operations on `bytes_read` bytes: the slower of the two, each rounded up."""
@@ -232,6 +261,14 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         tables = _given(msgspec.to_builtins(self)).items()
         rows = [(f"{key}.{name}", v) for key, value in tables if isinstance(value, dict) for name, v in value.items()]
         return html_table(self.name, rows)
+
+
+def _between(small: Rate, large: Rate, size: Amount) -> Amount:
+    """Nanoseconds of copies of sizes between two whose rates are known: time is linear in size. Rounded up."""
+    # Over the common denominator of both rates and of the size's place between the two.
+    low, high = small.bytes * SECOND * large.bytes_per_s, large.bytes * SECOND * small.bytes_per_s
+    over, wide = small.bytes_per_s * large.bytes_per_s, large.bytes - small.bytes
+    return -(-(low * wide + (high - low) * (size - small.bytes)) // (over * wide))
 
 
 def _given(table: dict[str, object]) -> dict[str, object]:

@@ -4,8 +4,12 @@ Williams, Waterman & Patterson 2009, CACM 52(4). The simulator's costs and the e
 cannot drift apart.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+if TYPE_CHECKING:
+    import numpy as np
+
+Amount = TypeVar("Amount", int, "np.ndarray")
 SECOND = 10**9
 """Nanoseconds."""
 
@@ -27,8 +31,8 @@ class Roofline(NamedTuple):
         return max(self.read_ns, tokens * self.token_ps // 1000) + self.expand_ns + self.fixed_ns
 
 
-def ceil_ns(amount: int, per_second: int) -> int:
-    """Nanoseconds in which so much is done at a rate, rounded up."""
+def ceil_ns(amount: Amount, per_second: int) -> Amount:
+    """Nanoseconds in which so much is done at a rate, rounded up; of arrays of Python's integers, of each."""
     return -(-amount * SECOND // per_second)
 
 

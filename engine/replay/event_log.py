@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +13,7 @@ import polars as pl
 from engine.plan.plan import Plan
 from policies.events import KIND_NAMES, Events
 from tracekit.demand import Demand, step_starts
-from tracekit.durable import check_place, reporting
+from tracekit.durable import aside, check_place, reporting
 from tracekit.errors import TraceError
 from tracekit.trace import Trace
 
@@ -60,8 +58,12 @@ class EventLog:
 
     def __enter__(self) -> Self:
         check_place(self.path)
-        with explained(self.path):
-            self._folder = Path(tempfile.mkdtemp(".writing", f".{self.path.name}.", self.path.parent))
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise TraceError(f"cannot write {self.path}: Parquet is written only to paths in UTF-8") from None
+        self._aside = aside(self.path)
+        self._folder = self._aside.__enter__()
         return self
 
     def append(self, demand: Demand, events: Events) -> None:
@@ -91,7 +93,7 @@ class EventLog:
             if kind is None:
                 self._join()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._aside.__exit__(kind, error, traceback)
 
     def _join(self) -> None:
         """Stream the pieces into one file and give it its name."""

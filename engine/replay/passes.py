@@ -13,6 +13,7 @@ from numba import njit
 
 from engine.decisions.run import iter_decisions
 from engine.simulator.costs import Costs
+from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.cache import CacheSpec
 from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
@@ -118,6 +119,7 @@ def run(
     """
     steps = steps or Steps.of(trace)
     count = len(steps.phase)
+    check_targets(trace, spec, targets, steps)
     kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
     loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
     timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
@@ -150,6 +152,16 @@ def run(
         )
         for target, timing in zip(targets, timings, strict=True)
     ]
+
+
+def check_targets(trace: Trace, spec: CacheSpec, targets: Sequence[Target], steps: Steps) -> None:
+    """Raise HardwareError or TraceError if the bytes or nanoseconds of a target could exceed what can be counted."""
+    suggested = 0 if spec.prefetch == "none" else spec.count
+    work = Work.of(np.diff(steps.starts), steps.context, trace.top_k, spec.experts, suggested)
+    for target in targets:
+        check_bytes(work, target.sizes)
+        if target.costs is not None:
+            check_times(work, target.costs)
 
 
 NO_TIMES, NO_CAUSES = np.zeros(0, np.int64), np.zeros((0, len(CAUSES)), np.int64)

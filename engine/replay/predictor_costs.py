@@ -6,9 +6,10 @@ from engine.decisions.evidence import artefacts_of
 from engine.hardware import HardwareProfile
 from engine.hardware.roofline import SECOND, ceil_ns
 from engine.plan.plan import Plan
-from engine.simulator.costs import Costs
+from engine.simulator.costs import Costs, fitting
 from policies.learned.artefact import Card
 
+FIELD = "overhead.per_prediction_ns"
 WEIGHT_BYTES = 8
 """Predictors compute in float64."""
 
@@ -23,8 +24,8 @@ def with_predictors(costs: Costs, plan: Plan, machine: HardwareProfile) -> Costs
     for artefact in artefacts_of(plan):
         card = artefact.card
         fixed = np.zeros(len(card.experts_per_layer), np.int64)
-        fixed[: card.sources] = visit_ns(card, machine)
-        per_row = 0 if card.own_layer else row_ps(card, machine)
+        fixed[: card.sources] = fitting(FIELD, visit_ns(card, machine))
+        per_row = 0 if card.own_layer else fitting(FIELD, row_ps(card, machine))
         costs = costs._replace(
             predict_ns=costs.predict_ns + fixed,
             predict_token_ps=costs.predict_token_ps + per_row,

@@ -40,8 +40,8 @@ class ForcedRouting:
             raise PlanError(
                 f"{trace.path} has steps of several requests: record with --batch-size 1 to force its routing"
             )
-        self._lookahead = None if distance is None else trace.lookahead(distance)
-        if distance is not None and self._lookahead is None:
+        self._lookahead = None if distance is None else f"lookahead-{distance}"
+        if self._lookahead is not None and self._lookahead not in trace.kinds:
             raise PlanError(
                 f"{trace.path} holds no lookahead at distance {distance}, which the plan's prefetcher reads"
             )
@@ -63,7 +63,9 @@ class ForcedRouting:
         self._ids = torch.from_numpy(np.ascontiguousarray(chosen.transpose(1, 0, 2))).to(device)
         self._weights = torch.from_numpy(np.ascontiguousarray(weights.transpose(1, 0, 2))).to(device)
         if self._lookahead is not None:
-            ahead = np.array(self._lookahead[rows].transpose(1, 0, 2), order="C")  # a copy: the file is read-only
+            foreseen = self.trace.dense_of(self._lookahead, rows.start, rows.stop)
+            assert foreseen is not None
+            ahead = np.array(foreseen.transpose(1, 0, 2), order="C")  # a copy: what is read is read-only
             self._logits = torch.from_numpy(ahead).to(device)
 
     def choice(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,14 @@ from engine.hardware import HardwareProfile
 from engine.hardware.roofline import Roofline, ceil_ns, token_ps
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
+from engine.simulator.options import MOST_NS
 from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
+
+MOST_CHUNKS = 1 << 12
+"""Of one expert: 1 GiB in the smallest chunks there may be."""
+MOST_CHUNKS_OF_ALL = 1 << 18
+BANDWIDTH, FLOPS = "device.memory_bandwidth_bytes_per_s", "device.compute_flops_per_s"
 
 
 class Costs(NamedTuple):
@@ -73,10 +79,12 @@ class Costs(NamedTuple):
     scale: float
     """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
+    paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
+    """The profile's field that says how fast copies are."""
 
     def for_kernel(self) -> "Costs":
         """The same without tuples: a tuple's length is part of its type, for which the kernel is compiled."""
-        return self._replace(expert_bytes=(), notes=())
+        return self._replace(expert_bytes=(), notes=(), paced_by=())
 
     @property
     def copy_ns(self) -> np.ndarray:
@@ -189,23 +197,20 @@ def model_costs(
     overhead, disk = hardware.overhead, hardware.disk
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
-    def each(times: list[int]) -> np.ndarray:
-        return np.array(times, np.int64)
-
     return Costs(
-        dense_ns=each([hardware.compute_ns(0, size) for size in model.dense_bytes]),
-        expert_ns=each([one.read_ns for one in experts]),
-        dequant_ns=each([one.expand_ns for one in experts]),
-        expert_token_ps=max(one.token_ps for one in experts),
+        dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) for size in model.dense_bytes]),
+        expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
+        dequant_ns=each("device.expansions", [one.expand_ns for one in experts]),
+        expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
         expert_overhead_ns=overhead.per_expert_ns,
-        dense_token_ps=token_ps(model.dense_params, hardware.device.compute_flops_per_s),
-        context_ps=ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s),
+        dense_token_ps=fitting(FLOPS, token_ps(model.dense_params, hardware.device.compute_flops_per_s)),
+        context_ps=fitting(BANDWIDTH, ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s)),
         copy_overhead_ns=overhead.per_copy_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
-        predict_ns=each([0] * len(expert_bytes)),
+        predict_ns=np.zeros(len(expert_bytes), np.int64),
         predict_token_ps=0,
-        step_ns=int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes),
+        step_ns=fitting(BANDWIDTH, int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes)),
         copy_engines=hardware.link.copy_engines,
         setup_ns=hardware.link.latency_ns,
         chunks=chunks,
@@ -213,26 +218,50 @@ def model_costs(
         rest_ns=rest_ns,
         expert_bytes=tuple(expert_bytes),
         host_bytes=-1 if disk is None else int(disk.host_cache_bytes / model.scale),
-        read_ns=each([0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
+        read_ns=each("disk.read_bytes_per_s", [0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
         slowdown_percent=0 if disk is None else disk.link_slowdown_percent,
         cpu=int(cpu is not None),
-        cpu_expert_ns=each([one.read_ns for one in on_cpu]),
-        cpu_token_ps=max(one.token_ps for one in on_cpu),
+        cpu_expert_ns=each("cpu.memory_bandwidth_bytes_per_s", [one.read_ns for one in on_cpu]),
+        cpu_token_ps=fitting("cpu.compute_flops_per_s", max(one.token_ps for one in on_cpu)),
         cpu_overhead_ns=on_cpu[0].fixed_ns,
         scale=model.scale,
         notes=model.notes,
+        paced_by=(hardware.link.rate_field,),
     )
+
+
+def fitting(field: str, time: int) -> int:
+    """`time`, of one piece of work, if the kernel can count it; else HardwareError, naming what makes it so long."""
+    if time >= MOST_NS:
+        raise HardwareError(
+            f"{field}: one piece of work would take {time:.3g} ns or ps, and {MOST_NS:.3g} is the most that can be "
+            "counted; correct the hardware profile or the sizes"
+        )
+    return time
+
+
+def each(field: str, times: list[int]) -> np.ndarray:
+    """Times of each layer, i64, all `fitting`."""
+    return np.array([fitting(field, time) for time in times], np.int64)
 
 
 def _chunked(hardware: HardwareProfile, expert_bytes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Number of chunks of each layer's experts, and times on the wire of each chunk and of all from it on."""
-    chunk_bytes = hardware.link.chunk_bytes or max(*expert_bytes, 1)
+    link = hardware.link
+    chunk_bytes = link.chunk_bytes or max(*expert_bytes, 1)
     chunks = np.maximum(1, [-(-size // chunk_bytes) for size in expert_bytes])
+    if chunks.max() > MOST_CHUNKS or chunks.max() * len(chunks) > MOST_CHUNKS_OF_ALL:
+        raise HardwareError(
+            f"link.chunk_bytes = {chunk_bytes} cuts an expert of {max(expert_bytes)} bytes into {chunks.max()} chunks: "
+            f"at most {MOST_CHUNKS}, and {MOST_CHUNKS_OF_ALL} over all layers; give more, or 0 for copies in one piece"
+        )
     chunk_ns = np.zeros((len(expert_bytes), chunks.max()), np.int64)
     rest_ns = np.zeros_like(chunk_ns)
-    for layer, size in enumerate(expert_bytes):
-        for chunk in range(chunks[layer]):
-            rest = size - chunk * chunk_bytes
-            chunk_ns[layer, chunk] = hardware.wire_ns(min(rest, chunk_bytes))
-            rest_ns[layer, chunk] = hardware.wire_ns(rest)
+    layers = np.array(expert_bytes)
+    for size in set(expert_bytes):
+        fitting(link.rate_field, hardware.wire_ns(size))
+        # [chunks], as Python's integers: products of sizes and rates exceed 64 bits.
+        rest = size - np.arange(max(1, -(-size // chunk_bytes))).astype(object) * chunk_bytes
+        chunk_ns[layers == size, : len(rest)] = hardware.wire_times(np.minimum(rest, chunk_bytes))
+        rest_ns[layers == size, : len(rest)] = hardware.wire_times(rest)
     return chunks, chunk_ns, rest_ns

@@ -91,4 +91,4 @@ def command(
         console.emit_json({"output": str(output), "profile": found.profile, "figures": found.figures})
         return
     console.table(found.profile.description, ["what", "measured"], summary(found))
-    typer.echo(f"wrote {output}: use it with --hardware {output}")
+    console.tell(f"wrote {output}: use it with --hardware {output}")

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 
+from tracekit.errors import printable
 from tracekit.progress import progress
 
-__all__ = ["emit_json", "number", "percent", "progress", "say", "table", "warn"]
+__all__ = ["emit_json", "number", "percent", "progress", "say", "table", "tell", "warn"]
 
 
 def emit_json(value: object) -> None:
@@ -14,7 +15,9 @@ def emit_json(value: object) -> None:
 
     import msgspec
 
-    print(json.dumps(value, indent=2, allow_nan=False, default=msgspec.to_builtins))
+    # In ASCII; of that, JSON leaves only DEL as it is.
+    text = json.dumps(value, indent=2, allow_nan=False, default=msgspec.to_builtins)
+    print(text.replace("\x7f", "\\u007f"))
 
 
 def percent(ratio: float | None, digits: int = 2) -> str:
@@ -29,13 +32,18 @@ def number(value: float | None, digits: int) -> str:
 
 def say(text: str) -> None:
     """A line on stderr, where results are not."""
-    print(text, file=sys.stderr)
+    print(printable(text, also="\n\t"), file=sys.stderr)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """A line on stdout, at once; nothing that a terminal obeys is in it, for it may quote strangers."""
+    print(printable(text, also="\n\t"), end=end, flush=True)
 
 
 def warn(warnings: Sequence[str]) -> None:
     """What to know before believing what was printed."""
     for warning in warnings:
-        print(f"warning: {warning}")
+        tell(f"warning: {warning}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -45,11 +53,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.text import Text
 
     # As Text: names of files and models are no markup.
-    drawn = Table(title=Text(title), title_justify="left", show_header=any(columns))
+    drawn = Table(title=Text(printable(title)), title_justify="left", show_header=any(columns))
     for index, column in enumerate(columns):
         drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell, also="\n")) for cell in row))
     # Piped output has no width of its own: let the table be as wide as its content.
     console = Console() if sys.stdout.isatty() else Console(width=10_000)
     console.print(drawn, markup=False)

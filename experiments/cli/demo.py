@@ -21,7 +21,7 @@ def command(
     start = time.monotonic()
 
     def say(text: str) -> None:
-        typer.echo(f"[{time.monotonic() - start:5.1f} s] {text}", err=True)
+        console.say(f"[{time.monotonic() - start:5.1f} s] {text}")
 
     say("importing")
     from experiments.demo.chain import HARDWARE, SHAPE, run_demo
@@ -46,13 +46,13 @@ def command(
             rows,
         )
         verdict, time_found = result.validation, result.validation.time
-        typer.echo(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
-        typer.echo(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
-        typer.echo(
+        console.tell(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
+        console.tell(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
+        console.tell(
             f"  engine {time_found.measured_tokens_per_second:.1f} tokens/s, simulator "
             f"{time_found.simulated_tokens_per_second:.1f}: on this CPU, over an emulated link of "
             f"{time_found.emulated_link}"
         )
-        typer.echo(f"report: {result.report}")
+        console.tell(f"report: {result.report}")
     if not result.validation.passed:
         raise typer.Exit(1)

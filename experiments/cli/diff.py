@@ -60,12 +60,12 @@ def command(
         text = (
             "" if part.first_token_difference is None else f", its text from position {part.first_token_difference} on"
         )
-        typer.echo(
+        console.tell(
             f"request {part.request}: routing differs from position {part.first_routing_difference}, layer "
             f"{part.first_layer} on{text}"
         )
     if len(differing) > _SHOWN:
-        typer.echo(f"and {len(differing) - _SHOWN} more requests: --json lists them")
+        console.tell(f"and {len(differing) - _SHOWN} more requests: --json lists them")
 
 
 def _summary(found: "Diff") -> list[list[str]]:

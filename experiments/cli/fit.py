@@ -104,7 +104,7 @@ def command(
             rows.append((f"{name.replace('_', ' ')} {m}".strip(), shown))
     console.table(str(output), ["what", "value"], rows)
     if tested:
-        typer.echo(
+        console.tell(
             f"replay it on what it has not seen: tracekit slice {trace} --requests {tested} --output held-out.trace"
         )
 

@@ -1,6 +1,5 @@
 """`tracekit generate`: text from a model whose experts are offloaded."""
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,5 +136,6 @@ def as_chat(prompt: "Prompt") -> "Prompt":
 
 def show(text: str) -> None:
     """Write a piece of text at once, without an end of line."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    from experiments.cli import console
+
+    console.tell(text, end="")

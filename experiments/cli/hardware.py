@@ -25,7 +25,7 @@ def command(
         if json:
             console.emit_json(profile)
         else:
-            typer.echo(profile.to_toml(), nl=False)
+            console.tell(profile.to_toml(), end="")
         return
     if name is not None:
         raise HardwareError(f"hardware list takes no name; to see one profile: tracekit hardware show {name}")

@@ -35,7 +35,7 @@ def command(
         return
     console.table(str(trace), ["what", "value"], [list(row) for row in _rows(stats)])
     for note in stats.notes:
-        typer.echo(f"note: {note}")
+        console.tell(f"note: {note}")
     console.warn(stats.warnings)
 
 

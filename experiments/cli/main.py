@@ -3,10 +3,12 @@
 Nor does this module import anything that takes time: what does is imported where Ctrl-C is already caught.
 """
 
+import atexit
 import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,18 +93,19 @@ def _placeholder() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr and exit code 2."""
     wanted = next((word for word in arguments if not word.startswith("-")), None)
-    return guarded(lambda: build(wanted)(list(arguments), standalone_mode=False, prog_name="tracekit"))
+    what = " ".join(["tracekit", *(word for word in arguments if not word.startswith("-"))][:3])
+    return guarded(lambda: build(wanted)(list(arguments), standalone_mode=False, prog_name="tracekit"), what)
 
 
-def guarded(action: Callable[[], object]) -> int:
-    """Run `action`; expected failures become one line on stderr and an exit code."""
+def guarded(action: Callable[[], object], what: str = "tracekit") -> int:
+    """Run `action`; expected failures become one line on stderr and an exit code. `what`: the command and its input."""
     try:
-        return _guarded(action)
+        return _guarded(action, what)
     except KeyboardInterrupt as error:
         return interrupted(error)
 
 
-def _guarded(action: Callable[[], object]) -> int:
+def _guarded(action: Callable[[], object], what: str) -> int:
     from typer.exceptions import Abort, Exit, TyperException
 
     from tracekit.errors import TracekitError
@@ -117,6 +120,8 @@ def _guarded(action: Callable[[], object]) -> int:
         return error.exit_code
     except (Interrupted, Abort) as error:
         return interrupted(error)
+    except MemoryError:
+        return _fail(f"{what}: this machine's memory does not hold it; give a part of it, or take a larger machine")
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except ModuleNotFoundError as error:
@@ -129,12 +134,22 @@ def _guarded(action: Callable[[], object]) -> int:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    from tracekit.errors import one_line
+
+    print("error: " + one_line(message), file=sys.stderr)
     return 2
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the place in the code that gave it."""
+    from tracekit.errors import one_line
+
+    print("note: " + one_line(message), file=sys.stderr)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    warnings.showwarning = _note
     interrupts = Interrupts()
     interrupts.install()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -156,4 +171,8 @@ def main() -> None:
     except OSError as error:
         code = _fail(f"output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if interrupts.came:
+        # Temporary folders go, but nothing waits for threads, or for gigabytes to be taken apart piece by piece.
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)

@@ -44,7 +44,7 @@ def _check(name: str, seconds: float, json: bool) -> bool:
             console.table(f"{name} ({report.kind})", ["rule", "result", "what it asks"], rows)
             for outcome in report.outcomes:
                 if outcome.status == "fail":
-                    print(f"{outcome.rule}: {outcome.message}")
+                    console.tell(f"{outcome.rule}: {outcome.message}")
     return all(report.passed for report in reports)
 
 

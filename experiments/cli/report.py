@@ -34,6 +34,6 @@ def command(
         found = {"report": str(written), "bytes": written.stat().st_size}
         console.emit_json(found | ({} if png is None else {"figures": {str(png / n): w for n, w in figures.items()}}))
     else:
-        typer.echo(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
+        console.tell(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB)")
         if png is not None:
-            typer.echo(f"figures: {png} ({len(figures)} pictures)")
+            console.tell(f"figures: {png} ({len(figures)} pictures)")

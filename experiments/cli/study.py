@@ -130,17 +130,17 @@ def duration(seconds: float) -> str:
 
 def _show(summary: "Summary", output: Path) -> None:
     for found in summary.settings:
-        typer.echo(f"{found.conditions}: {found.statement}")
+        console.tell(f"{found.conditions}: {found.statement}")
         for compared in found.comparisons:
-            typer.echo(f"  {compared.verdict}")
+            console.tell(f"  {compared.verdict}")
         for line in found.ranking:
-            typer.echo(f"  {line}")
+            console.tell(f"  {line}")
         for note in found.notes:
-            typer.echo(f"  note: {note}")
+            console.tell(f"  note: {note}")
         _show_search(found.search)
     console.warn(summary.warnings)
     if any(found.winner is not None for found in summary.settings):
-        typer.echo(f"winner: {output}/winner.plan.toml")
-    typer.echo(
+        console.tell(f"winner: {output}/winner.plan.toml")
+    console.tell(
         f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )

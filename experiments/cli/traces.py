@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from experiments.cli import console
 
 if TYPE_CHECKING:
@@ -28,10 +26,10 @@ def emit(trace: "Trace", *, json: bool) -> None:
             }
         )
         return
-    typer.echo(
+    console.tell(
         f"{trace.path}: {trace.tokens} tokens in {manifest.steps} steps, {trace.layers} MoE layers, "
         f"top-{trace.top_k} of {trace.num_experts} experts"
     )
     for note in manifest.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"next: tracekit info {trace.path}")
+        console.tell(f"note: {note}")
+    console.tell(f"next: tracekit info {trace.path}")

@@ -147,7 +147,7 @@ def command(
         ]
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
         console.warn(result.warnings)
-        typer.echo(("passed: " if result.passed else "FAILED: ") + result.verdict)
+        console.tell(("passed: " if result.passed else "FAILED: ") + result.verdict)
     if not result.passed:
         raise typer.Exit(1)
 

@@ -9,12 +9,15 @@ from policies.learned.features import RATES, Piece, width
 from policies.learned.verdict import log2_steps
 from tracekit.demand import step_starts
 from tracekit.errors import PolicyError
+from tracekit.shards import installed_memory
 from tracekit.trace import Trace
 
 FAR = 64
 """Steps until the next use are cut off at this."""
 MOST_BYTES = 2 << 30
 STEPS = 512
+MOST_TOKEN_ID = 1 << 24
+"""Many times any vocabulary: an artefact holds a number for each id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,15 @@ class Data:
 
 
 def vocabulary(trace: Trace, most: int) -> np.ndarray:
-    """The index of an embedding: index[token id + 1] is a row, 0 for tokens that are not among the `most` frequent."""
+    """The index of an embedding: index[token id + 1] is a row, 0 for tokens that are not among the `most` frequent.
+
+    PolicyError where it would take gigabytes.
+    """
     known = trace.token_id[trace.token_id >= 0]
+    if known.max(initial=-1) > MOST_TOKEN_ID:
+        raise PolicyError(
+            f"{trace.path} has token ids up to {known.max()}: at most {MOST_TOKEN_ID} can be learned from"
+        )
     ids, counts = np.unique(known, return_counts=True)
     kept = np.sort(ids[np.argsort(-counts, kind="stable")[:most]])
     index = np.zeros(int(ids.max(initial=-1)) + 2, np.int64)
@@ -63,7 +73,7 @@ def check_readable(blocks: tuple[str, ...], *, by_token: bool, trace: Trace, dis
 def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.ndarray) -> Data:
     """Examples of a whole trace that has what `blocks` read; distance 0 is for eviction, an example per step."""
     own, layers, experts = distance == 0, trace.layers, trace.num_experts
-    lookahead = trace.lookahead(distance) if "lookahead" in blocks else None
+    lookahead = f"lookahead-{distance}" if "lookahead" in blocks else None
     starts, sources = step_starts(trace.step), layers - distance
     wide = sum(width(block, experts) for block in blocks)
     examples = len(starts) - 1 if own else trace.tokens
@@ -71,6 +81,7 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
     # The last examples, where there are too many: the memory of earlier steps is then as full as it will be.
     skipped = max(0, examples - MOST_BYTES // max(each, 1))
     found: list[list[np.ndarray]] = [[], [], [], [], []]
+    check_size(trace, len(starts) - 1 if own else 0, max(1, examples - skipped) * each)
     memory = np.zeros((layers, len(RATES), experts))
     until = steps_until_next(trace, starts) if own else np.zeros(0)
     done = 0
@@ -78,10 +89,11 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
         edges = starts[first : first + STEPS + 1]
         rows = slice(int(edges[0]), int(edges[-1]))
         chosen = trace.experts_of(rows.start, rows.stop)
+        foreseen = None if lookahead is None else trace.dense_of(lookahead, rows.start, rows.stop)
 
-        def ahead(layer: int, rows: slice = rows) -> np.ndarray:
-            assert lookahead is not None
-            return lookahead[rows, layer, : trace.manifest.experts_per_layer[layer + distance]]
+        def ahead(layer: int, foreseen: np.ndarray | None = foreseen) -> np.ndarray:
+            assert foreseen is not None
+            return foreseen[:, layer, : trace.manifest.experts_per_layer[layer + distance]]
 
         weights = trace.weights_of(rows.start, rows.stop) if "weights" in blocks else None
         piece = Piece(blocks, own, memory, chosen, weights, ahead, edges - edges[0], experts)
@@ -109,6 +121,17 @@ def make_data(trace: Trace, blocks: tuple[str, ...], distance: int, index: np.nd
             found[3].append(real[:, :, None] & exists)
         found[4].append(trace.request[place[kept]])
     return Data(*(np.concatenate(parts) for parts in found))
+
+
+def check_size(trace: Trace, steps: int, features: int) -> None:
+    """Raise PolicyError if the examples, `features` bytes, and the steps until next uses do not fit into memory."""
+    # The examples are kept twice while their pieces are put together.
+    needed = 2 * features + steps * trace.layers * trace.num_experts * 8 + trace.tokens * trace.layers * trace.top_k * 2
+    if needed > installed_memory() // 2:
+        raise PolicyError(
+            f"{trace.path}: fitting on it takes {needed / 2**30:.1f} GiB, and this machine has "
+            f"{installed_memory() / 2**30:.1f} GiB, half of which may be taken: fit on a part (tracekit slice)"
+        )
 
 
 def steps_until_next(trace: Trace, starts: np.ndarray) -> np.ndarray:

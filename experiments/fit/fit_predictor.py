@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from policies.learned.artefact import CARD, Artefact, Card, Fitted, load_artefac
 from policies.learned.session import Session
 from policies.registry import load_path
 from tracekit.demand import step_starts
-from tracekit.durable import lock_directory, reporting
+from tracekit.durable import aside, lock_directory, reporting
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.requests import request_digests
@@ -70,8 +69,8 @@ def fit(
             f"{trace.path} has no request to fit on beside those held out and their copies: give more, or hold out "
             "fewer"
         )
-    with _alone(output), tempfile.TemporaryDirectory() as folder:
-        own = part_of(trace, fitted, Path(folder) / "own.trace")
+    with _alone(output), aside(output / "parts") as folder:
+        own = part_of(trace, fitted, folder / "own.trace")
         index = vocabulary(own, MOST_TOKENS)
         shape = Shape(kind.blocks, trace.num_experts, int(index.max(initial=0)) + 1)
         sources = trace.layers - distance
@@ -117,7 +116,7 @@ def fit(
         try:
             found = load_artefact(output, card.purpose)
             check_steps(found, own)
-            test = part_of(trace, card.fitted.held_out, Path(folder) / "test.trace") if card.fitted.held_out else None
+            test = part_of(trace, card.fitted.held_out, folder / "test.trace") if card.fitted.held_out else None
             counted = None if card.own_layer or test is None else Counted(own, distance)
             card = msgspec.structs.replace(
                 found.card,

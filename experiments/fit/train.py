@@ -17,6 +17,7 @@ from experiments.fit.examples import Data
 from experiments.fit.modules import Predictor, Shape
 from tracekit.durable import write_synced
 from tracekit.errors import PolicyError
+from tracekit.opening import checked
 
 CHECKPOINT = "fitting.safetensors"
 
@@ -188,12 +189,18 @@ class _State:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same fit, if there is one."""
         try:
-            with safe_open(path, "numpy") as file:
+            with safe_open(checked(path), "numpy") as file:
                 if (file.metadata() or {}).get("identity") != self.identity:
                     return
             arrays = {name: torch.from_numpy(array) for name, array in load(path.read_bytes()).items()}
-        except (OSError, SafetensorError):  # none, or one that was not finished
+        except (OSError, ValueError, KeyError, SafetensorError):  # none, or one that was not finished
             return
+        try:
+            self._restore(arrays)
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise PolicyError(f"{path} is damaged: {error}; remove it and fit again") from None
+
+    def _restore(self, arrays: dict[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
         for name, tensor in arrays.items():
             part, _, rest = name.partition(".")

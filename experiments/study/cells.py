@@ -14,8 +14,9 @@ from engine.plan.plan import Plan
 from engine.shapes import ModelShape
 from experiments.study.grid import Study
 from experiments.study.sources import policies_digest, sources_digest
-from policies.learned.artefact import CARD
+from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import PlanError
+from tracekit.opening import read_file
 from tracekit.prefix import first_steps
 from tracekit.shards import file_digest
 from tracekit.trace import Trace
@@ -109,7 +110,7 @@ def _profile_digest(path: str) -> str:
 def _artefact_digest(path: str) -> str:
     """Of a fitted predictor: its card names its tensors' digest."""
     try:
-        return hashlib.sha256((Path(path) / CARD).read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(Path(path) / CARD, MOST_CARD_BYTES)).hexdigest()
     except OSError as error:
         raise PlanError(f"predictor {path}: {error.strerror or error}; tracekit fit makes one") from None
 

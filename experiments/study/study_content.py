@@ -29,8 +29,9 @@ from experiments.study.trace_overviews import curve_sets, heat_maps
 from experiments.validation import comparison
 from experiments.validation.page import panel
 from tracekit.errors import StudyError
+from tracekit.opening import read_file
 
-MOST_PLANS = 2000
+MOST_PLANS, MOST_VALIDATION_BYTES = 2000, 256 << 20
 FATES = ("prefetch_useful", "prefetch_late", "prefetch_wasted")
 
 
@@ -74,10 +75,10 @@ def _validated(study: Path, given: Path | None) -> Validation | None:
     if given is None and not path.exists():
         return None
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=comparison.Validation)
+        found = msgspec.json.decode(read_file(path, MOST_VALIDATION_BYTES), type=comparison.Validation)
     except OSError as problem:
         raise StudyError(f"cannot read the validation {path}: {problem.strerror}") from None
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise StudyError(f"{path} is not what tracekit validate --json prints: {problem}") from None
     return panel(found)
 

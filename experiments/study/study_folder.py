@@ -11,8 +11,10 @@ import polars as pl
 from experiments.study import schema
 from experiments.study.schema import Columns
 from experiments.study.study_json import Summary
+from experiments.study.study_tables import read_table
 from tracekit.durable import TEMPORARY, check_place, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError
+from tracekit.opening import read_file
 
 PIECES, REGRETS = "cells", "regrets"
 RESULTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
@@ -28,6 +30,7 @@ RESULTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
 )
 VALIDATION = "validation.json"
 """Not written by a study: what `tracekit validate --json` printed of its winner, where somebody put it there."""
+MOST_BYTES, MOST_SUMMARY_BYTES = 4 << 30, 256 << 20
 TABLES = {
     RESULTS: schema.SCHEMA,
     CURVES: schema.CURVES,
@@ -66,14 +69,12 @@ class StudyFolder:
         found = []
         for path in sorted((self.folder / kind).glob("*.parquet")):
             try:
-                data = path.read_bytes()
-            except OSError:
+                data = read_file(path, MOST_BYTES)
+                # Damaged, or not what a study writes: as if it had never been.
+                if path.name.split(".")[1] == sha256(data)[:32]:
+                    found.append(read_table(data, columns))
+            except (OSError, ValueError):
                 continue
-            if path.name.split(".")[1] != sha256(data)[:32]:  # damaged: as if it had never been
-                continue
-            frame = pl.read_parquet(io.BytesIO(data))
-            if dict(frame.schema) == columns:
-                found.append(frame)
         return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=columns)
 
     def add(self, kind: str, name: str, rows: pl.DataFrame) -> None:
@@ -112,24 +113,28 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], Summary]:
     try:
         data = {}
         for name in TABLES:
-            data[name] = (folder / name).read_bytes()
+            data[name] = read_file(folder / name, MOST_BYTES)
             if not data[name].startswith(b"PAR1"):
                 raise StudyError(f"{folder}: the study's results cannot be read: {name} is no Parquet file; {again}")
-        summary = msgspec.json.decode((folder / SUMMARY).read_bytes(), type=Summary)
+        summary = msgspec.json.decode(read_file(folder / SUMMARY, MOST_SUMMARY_BYTES), type=Summary)
     except FileNotFoundError as missing:
         unfinished = f" (it is unfinished: {again})" if (folder / PIECES).is_dir() else ""
         name = Path(missing.filename).name
         raise StudyError(f"{folder} holds no finished study{unfinished}: no {name}") from None
     except msgspec.ValidationError:
         raise StudyError(f"{folder}: {SUMMARY} is of another version, or damaged: {again}") from None
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
+        where = Path(problem.filename or folder).name
+        raise StudyError(f"{folder}: the study's results cannot be read: {where}: {problem.strerror}") from None
+    except (ValueError, RecursionError) as problem:
         raise StudyError(f"{folder}: the study's results cannot be read: {problem}") from None
     tables = {}
     for name, columns in TABLES.items():
         # Damaged, or left behind by a study that was interrupted: not what the summary speaks of.
         if summary.files.get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
-        tables[name] = pl.read_parquet(io.BytesIO(data[name]))
-        if dict(tables[name].schema) != columns:
-            raise StudyError(f"{folder}: {name} is of another version: {again}")
+        try:
+            tables[name] = read_table(data[name], columns)
+        except ValueError as problem:
+            raise StudyError(f"{folder}: {name} is damaged or of another version: {problem}; {again}") from None
     return tables, summary

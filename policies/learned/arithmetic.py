@@ -23,6 +23,8 @@ FINE = 1 << 12
 LIMIT = 1 << 20
 """The largest activation, in units."""
 EXACT = 1 << 53
+WIDEST, MOST_OPERATIONS = 1 << 18, 1 << 12
+"""Columns of a value and operations of a program: far above any predictor, far below what exhausts a machine."""
 Array = Any
 """A numpy array or a torch tensor."""
 
@@ -57,10 +59,14 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def check(self, tensors: Mapping[str, np.ndarray], layers: int, features: int, experts: int) -> None:
         """Raise PolicyError unless the program runs on these tensors, for every layer, and stays exact."""
+        if not 0 <= self.state <= WIDEST or len(self.operations) > MOST_OPERATIONS:
+            raise PolicyError(f"a state of {self.state} columns and {len(self.operations)} operations make no sense")
         widths = {"x": features, "state": self.state, "token": -1}
         for number, operation in enumerate(self.operations):
             try:
-                widths[operation.output] = _width(operation, widths, tensors, layers)
+                widths[operation.output] = wide = _width(operation, widths, tensors, layers)
+                if wide > WIDEST:
+                    raise ValueError(f"{wide} columns are more than {WIDEST}")
             except (KeyError, IndexError, ValueError) as error:
                 raise PolicyError(f"operation {number} ({operation.kind}) of the program: {error}") from None
         wanted = [experts, self.state] if self.state else [experts]

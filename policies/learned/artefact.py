@@ -17,11 +17,14 @@ from policies.learned.arithmetic import Program
 from policies.learned.features import BLOCKS, width
 from tracekit.durable import write_synced
 from tracekit.errors import PolicyError
-from tracekit.manifest import Manifest
+from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, Manifest
+from tracekit.opening import read_file
 
 CARD, TENSORS = "predictor.json", "predictor.safetensors"
 VERSION = 1
-MOST_BYTES = 1 << 32
+MOST_BYTES, MOST_CARD_BYTES = 1 << 32, 64 << 20
+MOST_WORK = 1 << 53
+"""Parameters, and operations of a row: more than any predictor, and exact in every arithmetic."""
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,12 +118,8 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
     """Read and check the predictor in directory `path`. PolicyError, one line, for what cannot be trusted."""
     folder = Path(path)
     where = f"predictor {folder}"
-    if not (folder / CARD).is_file() or not (folder / TENSORS).is_file():
-        raise PolicyError(f"{where}: no directory with {CARD} and {TENSORS}; tracekit fit makes one")
     try:
-        if max((folder / name).stat().st_size for name in (CARD, TENSORS)) > MOST_BYTES:
-            raise PolicyError(f"{where} is larger than {MOST_BYTES >> 30} GiB: not a predictor")
-        text, data = (folder / CARD).read_bytes(), (folder / TENSORS).read_bytes()
+        text, data = read_file(folder / CARD, MOST_CARD_BYTES), read_file(folder / TENSORS, MOST_BYTES)
         found = msgspec.json.decode(text, type=_Version).version
         if found != VERSION:
             raise PolicyError(f"{where} is of version {found}, this release reads {VERSION}: fit it again")
@@ -128,8 +127,12 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
         if hashlib.sha256(data).hexdigest() != card.tensors_sha256:
             raise PolicyError(f"{where} is damaged: {TENSORS} is not the file that {CARD} describes; fit it again")
         stored = load(data)
+    except (FileNotFoundError, NotADirectoryError):
+        raise PolicyError(f"{where}: no directory with {CARD} and {TENSORS}; tracekit fit makes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SafetensorError) as error:
         raise PolicyError(f"{where} is damaged: {error}") from None
+    except (KeyError, ValueError) as error:  # a type or a shape that numpy does not have
+        raise PolicyError(f"{where} is damaged: {TENSORS} holds what numpy has not: {error}") from None
     except OSError as error:
         raise PolicyError(f"{where} cannot be read: {error.strerror or error}") from None
     if card.purpose != purpose:
@@ -148,6 +151,10 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
 def check_card(card: Card, tensors: dict[str, np.ndarray]) -> None:
     """Raise PolicyError unless the card's numbers agree with each other and with the tensors."""
     layers = card.experts_per_layer
+    if not (0 <= card.parameters <= MOST_WORK and 0 <= card.operations_per_row <= MOST_WORK):
+        raise PolicyError("its parameters and operations make no sense")
+    if len(layers) > MAX_LAYERS or max(layers, default=0) > MAX_EXPERTS:
+        raise PolicyError(f"at most {MAX_LAYERS} layers of {MAX_EXPERTS} experts make sense")
     if not layers or min(layers) < 1 or not 1 <= card.top_k <= max(layers):
         raise PolicyError("its layers and experts make no sense")
     if not (card.distance == 0 if card.own_layer else 1 <= card.distance < len(layers)):

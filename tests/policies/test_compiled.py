@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from policies.compiled import cache_directory
+from policies.compile_cache import cache_directory, whose_else
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,7 +156,34 @@ def test_what_cannot_be_compiled_is_one_line(tmp_path: Path) -> None:
 def test_an_unusable_cache_directory_is_no_obstacle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("TRACEKIT_CACHE", str(tmp_path / name))
-    (cache_directory() / "probe").write_text("writable")
+    found = cache_directory()
+    assert found is not None
+    (found / "probe").write_text("writable")
+
+
+def test_compiled_code_is_kept_only_where_nobody_else_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba's index files are pickles: whoever can put one there runs code as us. Then nothing is read or kept."""
+    from policies.compiled import compiled_decide
+    from policies.prefetch.none import NoPrefetch
+    from policies.registry import eviction_policy
+
+    mine, shared = tmp_path / "mine", tmp_path / "shared"
+    (shared / "compiled").mkdir(parents=True)
+    mine.mkdir(mode=0o700)
+    assert whose_else(mine) == ""
+    (shared / "compiled").chmod(0o777)
+    assert "others may write" in whose_else(shared / "compiled")
+    (shared / "compiled").chmod(0o755)
+    shared.chmod(0o777)  # another folder could be put in its place
+    assert "others may write" in whose_else(shared / "compiled")
+
+    monkeypatch.setenv("TRACEKIT_CACHE", str(shared))
+    (tmp_path / "own.py").write_text((ROOT / "policies" / "eviction" / "fifo.py").read_text() + f"\n# {tmp_path}\n")
+    with pytest.warns(UserWarning, match="compiled policies are not kept"):
+        assert callable(compiled_decide(eviction_policy(f"{tmp_path}/own.py:Fifo"), NoPrefetch))
+    assert list((shared / "compiled").iterdir()) == []
 
 
 def test_threads_may_ask_for_the_same_policy_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

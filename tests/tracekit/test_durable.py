@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tracekit.durable import check_place, write_synced
+from tracekit.durable import aside, check_place, whole_or_nothing, write_synced
 from tracekit.errors import TraceError
 
 
@@ -26,3 +26,29 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(TraceError, match=r"cannot write .* name a file"):
             check_place(place)
     assert pipe.is_fifo()
+
+
+def test_what_a_killed_writer_left_aside_is_removed(tmp_path: Path) -> None:
+    """The next one that would write there finds an empty folder, and leaves none."""
+    left = tmp_path / ".out.writing"
+    (left / "inner").mkdir(parents=True)
+    (left / "part").write_bytes(b"half")
+    with whole_or_nothing(tmp_path / "out") as place:
+        assert list(left.iterdir()) == []
+        place.mkdir()
+        with pytest.raises(TraceError, match=r"out is being written by another process"), aside(tmp_path / "out"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(TraceError, match="exists"), whole_or_nothing(tmp_path / "out"):
+        pass
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_synced(tmp_path / "a", lambda file: file.write(b"a"))
+        with aside(tmp_path / "b") as folder:
+            assert folder.stat().st_mode & 0o777 == 0o750
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640

@@ -1,6 +1,7 @@
 """What is written is what is read, and the same rows are the same bytes."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from tests.helpers.traces import contents, make_manifest, make_trace, random_experts
+from tracekit.errors import TraceError
 from tracekit.rows import DECODE, PREFILL, UNUSED
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
@@ -128,10 +130,20 @@ def test_manifest_lists_the_digest_of_every_shard(tmp_path: Path) -> None:
     assert listed == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def test_logits_are_mapped_and_readable_by_the_safetensors_library(tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_while_the_trace_is_open_is_an_error(tmp_path: Path) -> None:
+    """Not a signal: what is read is in memory of our own, never a map of a file that others may cut."""
+    chosen = random_experts(np.random.default_rng(0), 4000, 2, 4)
+    trace = make_trace(tmp_path / "a.trace", chosen, logits=np.zeros((4000, 2, 4)))
+    first = trace.dense_of("logits", 0, 2000)
+    os.truncate(trace.path / "logits-00000.safetensors", 4096)
+    assert first is not None and not first.any()
+    with pytest.raises(TraceError, match="has become shorter"):
+        trace.dense_of("logits", 2000, 4000)
+
+
+def test_logits_are_readable_by_the_safetensors_library(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float16)
     trace = make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 3, 2, 4), logits=logits)
-    assert isinstance(trace.logits, np.memmap)
     np.testing.assert_array_equal(load_file(trace.path / "logits-00000.safetensors")["logits"], logits)
 
 

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
+from tracekit.durable import whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows
 from tracekit.manifest import Manifest, ModelInfo, lookahead_distance
 from tracekit.notes import is_about_steps
 from tracekit.rows import UNUSED, Columns, first_appearances

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
+from tracekit.durable import whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows
 from tracekit.errors import TraceError, shortened
 from tracekit.manifest import SHAPE, Manifest
 from tracekit.notes import moved

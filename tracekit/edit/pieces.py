@@ -1,10 +1,6 @@
 """A trace's rows, with all that they carry, copied in pieces of whole steps; an output that is there whole or not."""
 
-import contextlib
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +8,6 @@ from numpy.typing import NDArray
 from tracekit import shards as shard_files
 from tracekit.arrays import Bools
 from tracekit.demand import step_starts
-from tracekit.durable import reporting
-from tracekit.errors import TraceError
 from tracekit.rows import check_distinct, damaged
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
@@ -72,19 +66,3 @@ def _append(
         logits=None if logits is None else logits[chosen],
         lookahead={distance: values[chosen] for distance, values in ahead.items() if values is not None},
     )
-
-
-@contextlib.contextmanager
-def whole_or_nothing(output: Path) -> Iterator[Path]:
-    """A path beside `output`, which must not exist, to write a trace at; it becomes `output` when all went well."""
-    if output.exists() or output.is_symlink():
-        raise TraceError(f"{output} exists: choose another name or remove it")
-    if not output.parent.is_dir():
-        raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
-    aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
-    try:
-        yield aside
-        with reporting(output):
-            aside.rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracekit.edit.pieces import Progress, copy_rows, whole_or_nothing
+from tracekit.durable import whole_or_nothing
+from tracekit.edit.pieces import Progress, copy_rows
 from tracekit.errors import TraceError, did_you_mean
 from tracekit.notes import cut
 from tracekit.rows import DECODE, PREFILL

@@ -1,7 +1,5 @@
 """Foreign routing traces, brought into this format: `import_trace("npz", "routing.npz", "new.trace")`."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -10,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tracekit.durable import reporting
+from tracekit.durable import whole_or_nothing
 from tracekit.errors import ImportFormatError, TraceError, did_you_mean
 from tracekit.importers.options import ImportOptions
 from tracekit.manifest import Manifest
@@ -125,15 +123,8 @@ def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions
 
 
 def _write(imported: Imported, format_name: str, source: Path, output: Path) -> None:
-    # Written beside its place and renamed into it, so that a failed import leaves nothing.
-    aside = output.with_name(f".{output.name}.importing-{os.getpid()}")
-    try:
-        with TraceWriter(aside, imported.manifest) as writer:
-            try:
-                writer.append(**imported.columns)
-            except TraceError as error:
-                raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None
-        with reporting(output):
-            aside.rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with whole_or_nothing(output) as place, TraceWriter(place, imported.manifest) as writer:
+        try:
+            writer.append(**imported.columns)
+        except TraceError as error:
+            raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None

@@ -16,7 +16,7 @@ from tracekit.errors import ImportFormatError, did_you_mean
 from tracekit.shards import installed_memory
 
 MAGIC = b"\x93NUMPY"
-BOMB_BYTES = 256 << 20
+BOMB_BYTES = 16 << 20  # a byte of ids becomes a row of a hundred
 BOMB_RATIO = 200  # 64-bit expert ids of real routing deflate by 10 to 20
 
 _UNREADABLE = (

@@ -61,7 +61,7 @@ def _flat_numbers(source: Path, name: str, data: bytes, dtype: np.dtype[Any]) ->
 def _described(source: Path, name: str, value: Document) -> NDArray[Any]:
     known = {"uint8", "int8", "uint16", "int16", "int32", "uint32", "int64"}
     kind, shape = value.get("dtype", "int32"), value.get("shape")
-    if kind not in known or value.get("encoding", "base64") != "base64":
+    if not isinstance(kind, str) or kind not in known or value.get("encoding", "base64") != "base64":
         raise ImportFormatError(f"{source}: {name} is {str(kind)[:20]!r} in {str(value.get('encoding'))[:20]!r}")
     array = _flat_numbers(source, name, _base64(source, name, value["data"]), np.dtype(kind).newbyteorder("<"))
     if shape is None:
@@ -76,6 +76,8 @@ def _described(source: Path, name: str, value: Document) -> NDArray[Any]:
 def _nested(source: Path, name: str, value: list[Any]) -> NDArray[Any]:
     if not value:
         return np.zeros(0, np.int64)
+    if not _numbers(value):  # an array would give every text among them the room of the longest
+        raise ImportFormatError(f"{source}: {name} holds what is no number, expected expert ids")
     try:
         array = np.array(value)
     except (ValueError, OverflowError):
@@ -83,6 +85,14 @@ def _nested(source: Path, name: str, value: list[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "iu":
         raise ImportFormatError(f"{source}: {name} holds {array.dtype}, expected expert ids")
     return array
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a nested list holds numbers and lists alone."""
+    if not isinstance(value, list):
+        return type(value) in (int, float, bool)
+    kinds = set(map(type, value))
+    return kinds <= {int, float, bool} or all(map(_numbers, value))
 
 
 def _ragged(name: str, value: list[Any]) -> str:

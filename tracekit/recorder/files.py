@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from tracekit.errors import ModelError, shortened
+from tracekit.opening import checked, read_file
 
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 64 << 20
@@ -14,11 +15,11 @@ _MAX_JSON_BYTES = 64 << 20
 def check_weights(directory: Path) -> None:
     """Raise ModelError unless every safetensors file that the model needs is there, whole and well-formed."""
     for path in weight_files(directory):
-        if not path.is_file():
-            raise ModelError(f"{path} is missing: the model's weights are incomplete")
         try:
-            with safe_open(path, framework="pt"):  # checks the header and that it accounts for every byte
+            with safe_open(checked(path), framework="pt"):  # checks the header and that it accounts for every byte
                 pass
+        except FileNotFoundError:
+            raise ModelError(f"{path} is missing: the model's weights are incomplete") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path} is truncated or damaged: {short(error)}") from None
 
@@ -49,9 +50,7 @@ def weight_files(directory: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, object]:
     """The object in a JSON file. ModelError for anything else."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a model's file")
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path, _MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {short(error)}") from None
     except OSError as error:

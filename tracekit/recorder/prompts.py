@@ -1,6 +1,7 @@
 """Prompt files: JSON lines, each `{"id": ..., "prompt": ...}` or `{"id": ..., "messages": [...]}`."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import msgspec
 
 from tracekit.errors import ImportFormatError, shortened
 from tracekit.json_text import why_not_json
+from tracekit.opening import open_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +45,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     prompts: list[Prompt] = []
     lines_of: dict[str, int] = {}
     try:
-        if not path.exists():
-            raise ImportFormatError(f"no prompts at {path}: the file does not exist")
-        if not path.is_file():
-            raise ImportFormatError(f"{path} is not a file of prompts (JSON lines)")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImportFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: split it")
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise ImportFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: split it")
             # A byte more than allowed, so that a longer line shows as such without being read.
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
                 text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -64,8 +62,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 if len(prompts) == MAX_PROMPTS:
                     raise ImportFormatError(f"{path} has more than {MAX_PROMPTS} prompts: split it")
                 prompts.append(prompt)
+    except FileNotFoundError:
+        raise ImportFormatError(f"no prompts at {path}: the file does not exist") from None
     except OSError as error:
-        raise ImportFormatError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ImportFormatError(f"prompts {path} cannot be read: {error.strerror or error}") from None
     if not prompts:
         raise ImportFormatError(f'{path} holds no prompts: it needs lines like {{"id": "a", "prompt": "Once"}}')
     return prompts

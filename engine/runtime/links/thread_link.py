@@ -1,10 +1,14 @@
 """`ThreadLink`: the link of a machine without an accelerator: a thread that really copies, slowed on request."""
 
+import threading
 import time
 from dataclasses import dataclass
 
 from engine.runtime.links.queued_link import TIMEOUT_S, QueuedLink, Ticket, fill
 from tracekit.errors import HardwareError
+
+LONGEST_WAIT_S = 3600.0
+"""At a time: the system's clocks refuse centuries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +34,18 @@ class ThreadLink(QueuedLink):
     """Copies with memcpy on a thread of its own; with `emulate`, no faster than that link would."""
 
     def __init__(self, emulate: EmulatedLink | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        super().__init__(_Memcpy(emulate), timeout_s=timeout_s)
+        self._copies = _Memcpy(emulate)
+        super().__init__(self._copies, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        self._copies.closed.set()
+        super().close()
 
 
 class _Memcpy:
     def __init__(self, emulate: EmulatedLink | None) -> None:
         self.emulate = emulate
+        self.closed = threading.Event()
         self.free_at = 0  # when the emulated link has finished its last copy
 
     def __call__(self, ticket: Ticket) -> None:
@@ -47,4 +57,6 @@ class _Memcpy:
         due = max(ticket.asked, self.free_at) + self.emulate.copy_ns(ticket.source.numel())
         self.free_at = max(due, time.perf_counter_ns())
         while (left := due - time.perf_counter_ns()) > 0:
-            time.sleep(left / 1e9)
+            # Whoever closes the link, at Ctrl-C say, does not wait for a copy that takes days.
+            if self.closed.wait(min(left / 1e9, LONGEST_WAIT_S)):
+                return

@@ -17,6 +17,7 @@ from engine.runtime.storage.slab_files import Index
 from engine.runtime.storage.slab_layout import Layout, expert_parameters, layout_of
 from engine.runtime.storage.store import Store
 from tracekit.errors import ModelError
+from tracekit.opening import open_descriptor
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.models import (
     check_experts,
@@ -78,7 +79,7 @@ class DiskStore(Store):
         self._checked: set[int] = set()
         try:
             for layer in index.layers:
-                self._files.append(os.open(path / layer.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+                self._files.append(open_descriptor(path / layer.file))
         except OSError as error:
             self.close()
             raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -28,6 +28,7 @@ from engine.runtime.storage.origin import Origin
 from engine.runtime.storage.slab_layout import Layout, aligned
 from tracekit.durable import check_place
 from tracekit.errors import ModelError, TraceError
+from tracekit.opening import open_file, read_file
 from tracekit.recorder.seam import MoeLayer
 
 INDEX, REST = "index.json", "rest.safetensors"
@@ -82,7 +83,7 @@ def fingerprint(directory: Path | None) -> str | None:
     for path in weight_files(directory):
         size = path.stat().st_size
         found.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for start in sorted({0, max(0, size // 2), max(0, size - _SAMPLE)}):
                 file.seek(start)
                 found.update(file.read(_SAMPLE))
@@ -222,9 +223,7 @@ def write_index(folder: Path, index: Index) -> None:
 def read_index(path: Path) -> Index:
     """The index of a directory of slabs, its files being there in full length. Raises ModelError."""
     try:
-        if (path / INDEX).stat().st_size > _MAX_INDEX_BYTES:
-            raise ModelError(f"{path / INDEX} is larger than {_MAX_INDEX_BYTES >> 20} MiB: not an index of slabs")
-        raw = (path / INDEX).read_bytes()
+        raw = read_file(path / INDEX, _MAX_INDEX_BYTES)
         version = json.loads(raw).get("version")
         if version != VERSION:
             raise ModelError(f"{path} has version {str(version)[:20]}, this engine reads {VERSION}: write it again")
@@ -232,7 +231,7 @@ def read_index(path: Path) -> Index:
     except (ValueError, AttributeError, RecursionError, msgspec.DecodeError) as error:
         raise ModelError(f"{path / INDEX} is damaged: {' '.join(str(error).split())[:200]}") from None
     except OSError as error:
-        raise ModelError(f"{path} is no directory of slabs: {error.strerror or error}") from None
+        raise ModelError(f"{path} is no directory of slabs: {INDEX}: {error.strerror or error}") from None
     for layer in index.layers:
         wanted = layer.experts * layer.stride
         file = path / layer.file
@@ -248,13 +247,13 @@ def read_rest(path: Path, index: Index) -> dict[str, torch.Tensor]:
         if file_digest(path / REST) != index.rest_sha256:
             raise ModelError(f"{path / REST} is damaged: its digest is not the index's; write the slabs again")
         return load_file(path / REST)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path / REST} cannot be read: {error}") from None
 
 
 def file_digest(path: Path) -> str:
     """sha256 of a file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

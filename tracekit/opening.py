@@ -1,0 +1,53 @@
+"""The one way to open a file that a user or somebody else's folder names: a regular file, or an OSError that says why.
+
+A pipe would keep its reader waiting for ever, a device never ends, a directory is none. Every reader turns OSError into
+its own error, so none has to look for these itself.
+"""
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def open_descriptor(path: str | os.PathLike[str]) -> int:
+    """A descriptor to read the regular file at `path` with. OSError, its strerror for the user, where it is none."""
+    try:
+        found = Path(path).stat()
+        if stat.S_ISREG(found.st_mode):
+            # Without blocking: between looking and opening a pipe may have taken the file's place.
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode):
+                return descriptor
+            os.close(descriptor)
+    except ValueError as error:  # a null byte in the path
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """The regular file at `path`, to read bytes from. OSError where it is none."""
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_file(path: str | os.PathLike[str], most: int) -> bytes:
+    """What the regular file at `path` holds, `most` bytes at most. OSError where it is none, or larger."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # One byte more than was announced, so that a file that grows meanwhile is not read for ever.
+        data = file.read(min(size, most) + 1)
+    if len(data) > most:
+        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+        raise OSError(errno.EFBIG, f"it is too large (larger than {limit})", os.fspath(path))
+    return data
+
+
+def checked(path: Path) -> Path:
+    """`path`, if there is a regular file that can be read: for libraries that open it by name. OSError otherwise."""
+    os.close(open_descriptor(path))
+    return path
