@@ -1,9 +1,17 @@
 """Fixtures that every package's tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C in processes of their own. Shells let what they start in the background ignore it, and so would
+    every process that this one starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
