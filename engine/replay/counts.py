@@ -122,7 +122,7 @@ def replay_counts(
 
     Raises StudyError for counts that contradict the shape or each other, PlanError, HardwareError.
     """
-    costs = costs_without_predictors(_manifest(shape), plan or Plan("0"), hardware, shape)
+    costs = costs_without_predictors(counts_manifest(shape), plan or Plan("0"), hardware, shape)
     return [time_cell(cell, shape, costs, how=how, seed=seed) for cell in cells]
 
 
@@ -183,7 +183,8 @@ def totals_of(cell: Cell, shape: ModelShape) -> Totals:
     )
 
 
-def _manifest(shape: ModelShape) -> Manifest:
+def counts_manifest(shape: ModelShape) -> Manifest:
+    """A model of this shape, of which no routing is known."""
     layers = len(shape.moe_layers)
     return Manifest(
         source="counts",
