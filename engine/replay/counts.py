@@ -73,7 +73,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_cells(path: str | os.PathLike[str]) -> list[Cell]:
-    """The rows of a CSV file whose first line names columns of `Cell`. Raises StudyError."""
+    """The rows of a CSV file whose first line names columns of `Cell`; unnamed ones by number. Raises StudyError."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as problem:
@@ -81,16 +81,19 @@ def read_cells(path: str | os.PathLike[str]) -> list[Cell]:
     found = []
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     try:
-        rows = list(csv.DictReader(lines, strict=True))
+        table = csv.DictReader(lines, strict=True)
+        names = [name.strip() for name in table.fieldnames or ()]
+        rows = list(table)
     except csv.Error as problem:
         raise StudyError(f"counts {os.fspath(path)}: not a CSV file: {problem}") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise StudyError(f"counts {os.fspath(path)}: two columns are named {twice[0]!r}")
     for number, row in enumerate(rows, 1):
         label = f"counts {os.fspath(path)}, row {number}"
         if None in row or None in row.values():
             raise StudyError(f"{label}: it has not as many values as the first line has names")
-        given = {key.strip(): _number(value.strip()) for key, value in row.items() if value.strip()}
-        if isinstance(given.get("name"), int | float):
-            given["name"] = row["name"].strip()
+        texts = {key.strip(): value.strip() for key, value in row.items() if value.strip()}
+        given = {key: _number(text) for key, text in texts.items()} | {"name": texts.get("name", str(number))}
         found.append(convert(given, Cell, label=label, error=StudyError))
     if not found:
         raise StudyError(f"counts {os.fspath(path)}: no rows; the first line names columns, such as steps,demand_loads")

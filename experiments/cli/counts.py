@@ -61,15 +61,15 @@ def replay_cells(
         )
         return
     title = f"{path.name}: {shape.name} on {machine.name}, misses {spread}, experts {chosen.compute.experts}"
-    console.table(title, COLUMNS, [_row(number, cell) for number, cell in enumerate(found, 1)])
+    console.table(title, COLUMNS, [_row(cell) for cell in found])
 
 
 COLUMNS = ("cell", "ms/step", "tokens/s", "compute", "overhead", "stall", "link", "hit ratio", "measured", "error")
 
 
-def _row(number: int, cell: "Counted") -> list[str]:
+def _row(cell: "Counted") -> list[str]:
     return [
-        cell.name or str(number),
+        cell.name,
         f"{cell.ms_per_step:.2f}",
         f"{cell.tokens_per_second:.2f}",
         f"{cell.compute_ms:.2f}",

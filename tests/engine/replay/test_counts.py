@@ -174,10 +174,13 @@ def test_counts_that_cannot_be_are_refused(fields: dict[str, float], words: str)
 
 def test_cells_are_read_from_a_table(tmp_path: Path) -> None:
     path = tmp_path / "cells.csv"
-    path.write_text("# from a paper\nname,steps, distinct,demand_loads,prefetches\n80,10,2,1e2,\nlru,10,1.5,7,0.5\n")
+    path.write_text(
+        "# a paper\n name,steps, distinct,demand_loads,prefetches\n80,10,2,1e2,\nlru,10,1.5,7,0.5\n ,10,1.5,7,0.5\n"
+    )
     assert read_cells(path) == [
         Cell(name="80", steps=10, distinct=2, demand_loads=100),
         Cell(name="lru", steps=10, distinct=1.5, demand_loads=7, prefetches=0.5),
+        Cell(name="3", steps=10, distinct=1.5, demand_loads=7, prefetches=0.5),
     ]
     assert totals_of(read_cells(path)[1], SHAPE).lookups == 480
 
@@ -189,6 +192,7 @@ def test_cells_are_read_from_a_table(tmp_path: Path) -> None:
         ("steps,distinct,demand_loads\n", "no rows"),
         ("steps,distinct,demand_loads\n1,2\n", "row 1: it has not as many values"),
         ("steps,distinct,demand_loads\n1,2,3,4\n", "row 1: it has not as many values"),
+        ("steps,steps,distinct,demand_loads\n1,1,2,3\n", "two columns are named 'steps'"),
         ("steps,distinct,loads\n1,2,3\n", "row 1: .*loads"),
         ("steps,distinct,demand_loads\n1,nan,3\n", "row 1: .*distinct"),
         ("steps,distinct,demand_loads\n0,2,3\n", "row 1: .*steps"),
