@@ -133,7 +133,7 @@ def time_cell(cell: Cell, shape: ModelShape, costs: Costs, *, how: Spread = "eve
     """One cell where work costs `costs`. Raises StudyError."""
     totals = totals_of(cell, shape)
     visits = spread(totals, how, seed)
-    timeline = Timeline(costs, totals.layers * totals.experts, totals.experts)
+    timeline = Timeline(costs, totals.slots, totals.experts)
     elapsed, piece = 0, max(1, PIECE * totals.steps // max(totals.lookups, 1))
     for first in range(0, totals.steps, piece):
         last = min(first + piece, totals.steps)

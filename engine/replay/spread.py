@@ -8,7 +8,8 @@ evenly as whole numbers go. Which lookups miss is said by `Spread`:
 - `random`: each lookup is as likely a miss as any other, the total exact (drawn without replacement, by a seed). It is
   what independent misses would do. Real misses come in clusters, at changes of subject, and may wait longer still.
 
-Every expert has a slot of its own: no copy waits for a slot that is still in use. A prefetch is of the next MoE layer
+Every expert has a slot of its own, and one more for what is prefetched in vain (`Totals.slots`): no copy waits for a
+slot that is still in use. A prefetch is of the next MoE layer
 of the same step, so a visit of the last layer prefetches nothing.
 """
 
@@ -39,6 +40,11 @@ class Totals:
     useful: int
     """Prefetches that are demanded at the visit they were made for: hits."""
     wasted: int
+
+    @property
+    def slots(self) -> int:
+        """Two for each expert."""
+        return 2 * self.layers * self.experts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,19 +116,21 @@ def decisions(totals: Totals, visits: Visits, first: int, last: int) -> tuple[De
     def next_of(values: I64) -> I64:
         return np.concatenate([values[1:], [0]]).astype(np.int64)  # the last visit is of the last layer
 
-    parts = [  # kind, how many of them at each visit, the expert of the first, how many layers ahead
-        (HIT, hits - useful, np.zeros_like(hits), 0),
-        (HIT_PREFETCHED, useful, hits - useful, 0),
-        (LOAD, misses, hits, 0),
-        (DROP, wasted, distinct, 0),
-        (PREFETCH, next_of(useful), next_of(hits - useful), 1),
-        (PREFETCH, next_of(wasted), next_of(distinct), 1),
+    parts = [  # kind, how many of them at each visit, the expert of the first, how many layers ahead, whether in vain
+        (HIT, hits - useful, np.zeros_like(hits), 0, 0),
+        (HIT_PREFETCHED, useful, hits - useful, 0, 0),
+        (LOAD, misses, hits, 0, 0),
+        (DROP, wasted, distinct, 0, 1),
+        (PREFETCH, next_of(useful), next_of(hits - useful), 1, 0),
+        (PREFETCH, next_of(wasted), next_of(distinct), 1, 1),
     ]
-    counts = np.stack([number for _, number, _, _ in parts], axis=1)
-    base = np.stack([(layer + ahead) * totals.experts + begin for _, _, begin, ahead in parts], axis=1)
+    counts = np.stack([number for _, number, *_ in parts], axis=1)
+    base = np.stack([(layer + ahead) * totals.experts + begin for _, _, begin, ahead, _ in parts], axis=1)
     kinds = np.tile(np.array([kind for kind, *_ in parts], np.int64), len(counts))
+    in_vain = np.tile(np.array([vain for *_, vain in parts], np.int64), len(counts))
     key = np.repeat(base.ravel(), counts.ravel()) + _within(counts.ravel())
-    code = np.repeat(kinds, counts.ravel()) << KIND_SHIFT | key << SLOT_SHIFT | key
+    slot = key + np.repeat(in_vain, counts.ravel()) * (layers * totals.experts)
+    code = np.repeat(kinds, counts.ravel()) << KIND_SHIFT | slot << SLOT_SHIFT | key
     start = np.concatenate([[0], np.cumsum(counts.sum(axis=1))]).astype(np.int64)
 
     step_tokens = np.diff(np.arange(first, last + 1, dtype=np.int64) * totals.tokens // totals.steps)

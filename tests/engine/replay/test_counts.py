@@ -72,6 +72,10 @@ def test_totals_are_kept_and_every_visit_is_possible(
             of_visit = [row[1:] for row in events.rows() if row[0] - events.first_visit == v]
             demanded = {key for kind, key, _ in of_visit if kind in (HIT, HIT_PREFETCHED, LOAD)}
             assert demanded == set(demand.keys[demand.start[v] : demand.start[v + 1]].tolist())
+            # What is demanded was not copied over by what was prefetched in vain.
+            slots = {slot for kind, _, slot in of_visit if kind in (HIT, HIT_PREFETCHED, LOAD)}
+            assert slots == demanded and max(slots | {0}) < totals.slots // 2
+            assert all(slot >= totals.slots // 2 for kind, _, slot in of_visit if kind == DROP)
             assert len(demanded) == demand.start[v + 1] - demand.start[v]
             assert {key // totals.experts for key in demanded} <= {layer}
             # Whatever was prefetched is used or given up here, and nothing else is.
@@ -95,7 +99,7 @@ def test_they_are_timed_as_the_simpy_model_times_them(
     first = dataclasses.replace(totals, steps=1, tokens=1, lookups=everything, misses=everything, useful=0, wasted=0)
     pieces = [decisions(first, spread(first, "even", 0), 0, 1), decisions(totals, visits, 0, totals.steps)]
     costs = random_costs(totals.layers, seed, features - {"cpu"})
-    timeline, ends, simpy = Timeline(costs, everything, totals.experts), [], []
+    timeline, ends, simpy = Timeline(costs, totals.slots, totals.experts), [], []
     for demand, events in pieces:
         context = demand.step_tokens.astype(np.int64) * 3
         ends += timeline.run(demand, events, context).visit_end.tolist()
