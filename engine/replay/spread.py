@@ -3,14 +3,15 @@
 What is the same whatever the spread: every visit's distinct experts, tokens, and prefetches follow their totals as
 evenly as whole numbers go. Which lookups miss is said by `Spread`:
 
-- `even`: every n-th lookup, so that misses follow their total as evenly as whole numbers go, too. It needs no seed, and
-  waits least: what a visit hides behind its resident experts is limited, so misses that come together wait longer.
+- `even`: every n-th lookup, so that misses follow their total as evenly as whole numbers go, too. It needs no seed.
+  Without prefetching it waits least: a visit hides only so much behind its resident experts, so misses that come
+  together wait longer.
 - `random`: each lookup is as likely a miss as any other, the total exact (drawn without replacement, by a seed). It is
   what independent misses would do. Real misses come in clusters, at changes of subject, and may wait longer still.
 
 Every expert has a slot of its own, and one more for what is prefetched in vain (`Totals.slots`): no copy waits for a
-slot that is still in use. A prefetch is of the next MoE layer
-of the same step, so a visit of the last layer prefetches nothing.
+slot that is still in use. A prefetch is of the next MoE layer of the same step, so a visit of the last layer prefetches
+nothing.
 """
 
 from dataclasses import dataclass
