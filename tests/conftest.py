@@ -8,8 +8,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Tests press Ctrl-C in processes of their own. Shells let what they start in the background ignore it, and so would
-    every process that this one starts."""
+    """Tests press Ctrl-C in processes of their own, which would ignore it where a shell had pytest ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

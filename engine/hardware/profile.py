@@ -174,6 +174,23 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Fixed cost of asking a fitted predictor at one visit: Python and a few small array operations on the host."""
 
 
+class ExpertKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A kernel that computes experts. As `[fused]`: all experts of a visit in one call (`compute.experts = "fused"`).
+
+    A call takes `per_call_ns`, and for each of its experts `per_expert_ns` and the longer of reading its weights and
+    its tokens' arithmetic, at the rates that this kernel reaches.
+    """
+
+    memory_bandwidth_bytes_per_s: BytesPerSecond
+    """Rate at which it reads experts' weights."""
+    compute_flops_per_s: FlopsPerSecond
+    """Its matrix rate; a multiply-add is two operations."""
+    per_call_ns: Nanoseconds
+    """Fixed cost of a call (kernel launches, sorting tokens by expert)."""
+    per_expert_ns: Nanoseconds = 0
+    """Fixed cost of each expert in it."""
+
+
 class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A machine. Read one with `load_hardware`; values are checked against physical limits when read."""
 
@@ -188,6 +205,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     overhead: Overhead
     disk: Disk | None = None
     cpu: Cpu | None = None
+    fused: ExpertKernel | None = None
+    """Without it a fused call reaches the device's rates and takes what launching one expert takes."""
     power: Power | None = None
     price: Price | None = None
 
@@ -238,8 +257,22 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         nearest = min(self.device.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
         return nearest.per_expert_ns + ceil_ns(weights, nearest.weights_per_s)
 
-    def expert(self, stored_bytes: int, params: int, quantised_bits: int | None) -> Roofline:
-        """An expert of so many bytes and parameters on the device.
+    def expert_kernel(self, *, fused: bool) -> ExpertKernel:
+        """What computes experts: all of a visit in one call, or each by itself, at the device's rates."""
+        if fused and self.fused is not None:
+            return self.fused
+        launch = self.overhead.per_expert_ns
+        return ExpertKernel(
+            memory_bandwidth_bytes_per_s=self.device.memory_bandwidth_bytes_per_s,
+            compute_flops_per_s=self.device.compute_flops_per_s,
+            per_call_ns=launch if fused else 0,
+            per_expert_ns=0 if fused else launch,
+        )
+
+    def expert(
+        self, stored_bytes: int, params: int, quantised_bits: int | None, kernel: ExpertKernel | None = None
+    ) -> Roofline:
+        """An expert of so many bytes and parameters on the device, by `kernel` (None: each by itself); no call's cost.
 
         Quantised experts (`quantised_bits` to a code) are expanded to 16 bits before use, as HQQ does: a kernel of its
         own reads them and writes the expanded weights, which the arithmetic then reads.
@@ -248,8 +281,9 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         if quantised_bits is not None:
             read = 2 * params
             expand = self.expand_ns(quantised_bits, params, stored_bytes + read)
-        arithmetic = token_ps(params, self.device.compute_flops_per_s)
-        return Roofline(self.compute_ns(0, read), arithmetic, expand, self.overhead.per_expert_ns)
+        kernel = kernel or self.expert_kernel(fused=False)
+        arithmetic = token_ps(params, kernel.compute_flops_per_s)
+        return Roofline(ceil_ns(read, kernel.memory_bandwidth_bytes_per_s), arithmetic, expand, kernel.per_expert_ns)
 
     def to_toml(self) -> str:
         """The profile as TOML text that `load_hardware` reads back equal."""

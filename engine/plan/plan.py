@@ -59,8 +59,11 @@ class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`compute`: whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it."""
+    """`compute`: how a visit's experts are computed, and by what."""
 
+    # each by itself, while others are still on their way; or all in one call, which begins when the last is there
+    experts: Literal["each", "fused"] = "each"
+    # whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it
     cpu_experts: Literal["never", "auto"] = "never"
 
 
@@ -108,13 +111,14 @@ class Plan:
         prefetch: str | Mapping[str, object] = "none",
         weights: str | Mapping[str, object] | None = None,
         cpu_experts: str = "never",
+        compute_experts: str = "each",
     ) -> None:
         tables = {
             "cache": {"capacity": capacity},
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
-            "compute": {"cpu_experts": cpu_experts},
+            "compute": {"experts": compute_experts, "cpu_experts": cpu_experts},
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)
 

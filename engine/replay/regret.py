@@ -60,7 +60,10 @@ def find_regret(
         (finished,) = run(trace, by, [Target(costs=on)], progress=progress, **how)
         return finished
 
-    idle = msgspec.structs.replace(machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0))
+    fused = machine.fused and msgspec.structs.replace(machine.fused, per_call_ns=0, per_expert_ns=0)
+    idle = msgspec.structs.replace(
+        machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0), fused=fused
+    )
     effortless = costs_without_predictors(setting.manifest, plan, idle, setting.shape)
     unlimited = of_any_size(spec, sum(setting.manifest.experts_per_layer))
     steps = [

@@ -72,7 +72,14 @@ def costs_without_predictors(
     manifest: Manifest, plan: Plan, machine: HardwareProfile, shape: ModelShape | None, stored: str | None = None
 ) -> Costs:
     """The costs of a plan's work on a machine, but for those of its fitted predictors."""
-    weights = plan.weights
+    weights, compute = plan.weights, plan.compute
     return model_costs(
-        manifest, machine, shape, weights.experts, weights.attention, plan.compute.cpu_experts, stored=stored
+        manifest,
+        machine,
+        shape,
+        weights.experts,
+        weights.attention,
+        compute.cpu_experts,
+        stored=stored,
+        compute_experts=compute.experts,
     )

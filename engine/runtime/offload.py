@@ -104,6 +104,8 @@ def offload(
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
     plan = as_plan(plan)
+    if plan.compute.experts == "fused":
+        raise PlanError('compute.experts = "fused" can be replayed only: the engine computes "each" expert by itself')
     with_lane = plan.compute.cpu_experts != "never"
     if with_lane:
         check_lane(hardware)

@@ -35,6 +35,8 @@ class Costs(NamedTuple):
     expert_token_ps: int
     """Arithmetic of one token in one expert."""
     expert_overhead_ns: int
+    call_ns: int
+    """Where one call computes all experts of a visit: what it takes whatever it computes; -1 where each is alone."""
     dense_token_ps: int
     """Arithmetic of one token in a dense part."""
     context_ps: int
@@ -170,13 +172,15 @@ def model_costs(
     attention_format: str | None,
     cpu_experts: str = "never",
     stored: str | None = None,
+    compute_experts: str = "each",
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
     Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
-    `cpu_experts` is the plan's `compute.cpu_experts`. `stored` is the format that the trace's experts are in already,
-    as an engine stores them: its bytes are what a load copies. Raises PlanError, HardwareError.
+    `cpu_experts` and `compute_experts` are the plan's `compute.cpu_experts` and `compute.experts`. `stored` is the
+    format that the trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises
+    PlanError, HardwareError.
     """
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != len(manifest.experts_per_layer):
@@ -192,7 +196,8 @@ def model_costs(
     bits = weight_format.bits if weight_format is not None and weight_format.quantised else None
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
-    experts = [hardware.expert(size, params, bits) for size, params in sizes]
+    kernel = hardware.expert_kernel(fused=compute_experts == "fused")
+    experts = [hardware.expert(size, params, bits, kernel) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
@@ -202,7 +207,8 @@ def model_costs(
         expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
         dequant_ns=each("device.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
-        expert_overhead_ns=overhead.per_expert_ns,
+        expert_overhead_ns=kernel.per_expert_ns,
+        call_ns=kernel.per_call_ns if compute_experts == "fused" else -1,
         dense_token_ps=fitting(FLOPS, token_ps(model.dense_params, hardware.device.compute_flops_per_s)),
         context_ps=fitting(BANDWIDTH, ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s)),
         copy_overhead_ns=overhead.per_copy_ns,

@@ -4,6 +4,7 @@ import numpy as np
 
 from engine.simulator.costs import Costs
 from engine.simulator.disk import read_all
+from engine.simulator.fused import call, gather, is_gathered
 from engine.simulator.lanes import (
     DENSE,
     OVERHEAD,
@@ -38,12 +39,16 @@ def run(
     context: np.ndarray,
     first_visit: int,
     log: Log | None,
+    call_ns: int | None,
     visit_end: np.ndarray,
     spent: np.ndarray,
     totals: np.ndarray,
     prefetches: np.ndarray,
 ) -> None:
-    """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches."""
+    """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches.
+
+    `call_ns`: where experts are fused, what a call takes whatever it computes; else None (engine.simulator.fused).
+    """
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
     now = machine.other[NOW]
@@ -73,7 +78,7 @@ def run(
             if plain and not several and undisturbed(machine):
                 hits, loads = count(code, e, end)
                 if loads >= 0:
-                    now = plain_visit(machine, costs, visit, hits, loads)
+                    now = plain_visit(machine, costs, visit, hits, loads, call_ns)
                     visit_end[v] = now
                     continue
             note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
@@ -90,7 +95,7 @@ def run(
             cpu_busy = machine.other[CPU_BUSY]
 
             # Hits: compute what is there, put what is not in order of arrival.
-            waiting = 0
+            waiting = gathered = 0
             while e < end:
                 event = code[np.uint64(e)]  # unsigned: not to be counted from the end
                 if event >= FIRST_MISS:
@@ -101,7 +106,10 @@ def run(
                     prefetches[USEFUL if there else LATE] += 1
                     machine.unused[slot] = 0
                 if there:
-                    now = compute(machine, costs, visit, event, now)
+                    if call_ns is None:
+                        now = compute(machine, costs, visit, event, now)
+                    else:
+                        gathered = gather(machine, event, gathered)
                 else:
                     # A copy under way is one that this visit waits for: it is in nobody's way.
                     if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
@@ -109,21 +117,38 @@ def run(
                     insert(machine.late, waiting, machine.arrival[slot], e)
                     waiting += 1
                 e += 1
-            book(costs, visit, e - first[v] - waiting, now - asked)
+            if call_ns is None:
+                book(costs, visit, e - first[v] - waiting, now - asked)
             for w in range(waiting):
                 event = code[machine.late[w, 1]]
                 cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
                 now = wait(visit, cause, now, machine.late[w, 0], event)
-                done = compute(machine, costs, visit, event, now)
-                book(costs, visit, 1, done - now)
-                now = done
+                if call_ns is None:
+                    done = compute(machine, costs, visit, event, now)
+                    book(costs, visit, 1, done - now)
+                    now = done
+                else:
+                    gathered = gather(machine, event, gathered)
 
             while e < end:
                 event = code[np.uint64(e)]
                 kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
                 if kind <= BYPASS:
-                    now, cpu, blocked = serve(machine, costs, visit, event, now, cpu, blocked)
+                    if call_ns is not None and is_gathered(machine, event):
+                        now = call(machine, costs, visit, gathered, now, call_ns)
+                        gathered = 0
+                    there, now, cpu, blocked = serve(machine, costs, visit, event, now, cpu, blocked)
+                    if there:
+                        if call_ns is None:
+                            done = compute(machine, costs, visit, event, now)
+                            book(costs, visit, 1, done - now)
+                            now = done
+                        else:
+                            gathered = gather(machine, event, gathered)
                 elif kind == PREFETCH:
+                    if call_ns is not None:
+                        now = call(machine, costs, visit, gathered, now, call_ns)
+                        gathered = 0
                     enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)
                 elif machine.unused[slot]:
                     prefetches[WASTED] += 1
@@ -131,6 +156,8 @@ def run(
                     if machine.arrival[slot] == FAR:
                         forget(machine, slot)
                 e += 1
+            if call_ns is not None:
+                now = call(machine, costs, visit, gathered, now, call_ns)
             if cpu > now:
                 idle = cpu - asked - (machine.other[CPU_BUSY] - cpu_busy)
                 now = wait(visit, STALL_DISK, now, min(cpu, now + idle), -1)

@@ -84,10 +84,11 @@ def wait(visit: Visit, cause: int, now: int, until: int, event: int) -> int:
 @compiled(inline=True)
 def serve(
     machine: Machine, costs: Costs, visit: Visit, event: int, now: int, cpu: int, blocked: int
-) -> tuple[int, int, int]:
-    """A demanded expert that is missing: copied and computed, or computed by the CPU if that ends sooner.
+) -> tuple[bool, int, int, int]:
+    """A demanded expert that is missing: copied and waited for, or computed by the CPU if that ends sooner.
 
-    Returns when device and CPU are free, and how much of a wait may still be booked to prefetches under way.
+    Returns whether it is on the device to be computed; when device and CPU are free; and how much of a wait may still
+    be booked to prefetches under way.
     """
     kind, slot, key = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK, event & KEY_MASK
     copy_ns = costs.rest_ns[visit.layer, 0]
@@ -107,7 +108,7 @@ def serve(
             note(visit.log, CPU_EXPERT, cpu_begin, cpu_end, visit.number, key, slot, kind, 0)
             if kind == LOAD:
                 copy(machine, visit, event, engine, begin, arrival)
-            return now, cpu_end, blocked
+            return False, now, cpu_end, blocked
 
     copy(machine, visit, event, engine, begin, arrival)
     if arrival > now:
@@ -117,9 +118,7 @@ def serve(
         now = wait(visit, STALL_DISK, now, now + disk, event)
         now = wait(visit, STALL_DEMAND, now, arrival, event)
         blocked -= behind
-    end = compute(machine, costs, visit, event, now)
-    book(costs, visit, 1, end - now)
-    return end, cpu, blocked
+    return True, now, cpu, blocked
 
 
 @compiled(inline=True)

@@ -96,6 +96,7 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
         "overhead.gate_readback_ns": work.steps * layers * costs.readback_ns,
         "overhead.per_step_ns": work.steps * costs.step_ns,
         "overhead.per_expert_ns": work.demanded * layers * costs.expert_overhead_ns,
+        "fused.per_call_ns": work.demanded * layers * max(costs.call_ns, 0),
         "overhead.per_copy_ns": copies * layers * costs.copy_overhead_ns,
         "overhead.per_prediction_ns": work.steps * _sum(costs.predict_ns)
         + work.tokens * layers * costs.predict_token_ps // 1000,

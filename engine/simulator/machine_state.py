@@ -44,6 +44,7 @@ class Machine(NamedTuple):
     queue: np.ndarray  # i64 [slots, 7]: waiting prefetches, oldest first; Q_EARLIEST: no copy before this instant,
     # Q_CHUNK: the next chunk, Q_ARRIVAL: when the last copy to the slot that has begun ends
     late: np.ndarray  # i64 [slots, 2]: scratch: arrival, event
+    gathered: np.ndarray  # i64 [slots]: scratch: events whose experts wait for their call
     tokens: np.ndarray  # i32 [keys]: scratch: tokens of a demanded expert
     expert_bytes: np.ndarray  # i64 [layers]: what an expert takes of the host cache
     ready: np.ndarray  # i64 [keys]: when the expert was or will be read from disk
@@ -64,6 +65,7 @@ def make_state(costs: Costs, slots: int, experts: int) -> Machine:
         ahead=np.zeros(slots, np.uint8),
         queue=np.zeros((slots, 7), np.int64),
         late=np.zeros((slots, 2), np.int64),
+        gathered=np.zeros(slots, np.int64),
         tokens=np.ones(keys, np.int32),
         expert_bytes=np.array(costs.expert_bytes, np.int64),
         ready=np.zeros(keys, np.int64),

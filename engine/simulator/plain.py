@@ -42,10 +42,12 @@ def count(code: np.ndarray, e: int, end: int) -> tuple[int, int]:
 
 
 @compiled(inline=True)
-def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: int) -> int:
-    """Time the visit from its `routed` on; returns when it ends."""
+def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: int, call_ns: int | None) -> int:
+    """Time the visit from its `routed` on; returns when it ends. `call_ns`: as the kernel's."""
     asking = loads * costs.copy_overhead_ns
-    now = visit.routed + asking + hits * visit.one_ns
+    now = visit.routed + asking
+    if call_ns is None:
+        now += hits * visit.one_ns
     waited = 0
     wire_ns = costs.rest_ns[visit.layer, 0]
     # The rules of `link.place`, with the engines and the wire free since `routed` at the latest.
@@ -60,10 +62,16 @@ def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: 
         if arrival > now:
             waited += arrival - now
             now = arrival
-        now += visit.one_ns
+        if call_ns is None:
+            now += visit.one_ns
+    computing = (hits + loads) * visit.one_ns
+    if call_ns is not None:
+        if hits + loads > 0:
+            computing += call_ns
+        now += computing
     expanding = (hits + loads) * costs.dequant_ns[visit.layer]
     visit.booked[OVERHEAD] += asking
     visit.booked[STALL_DEMAND] += waited
     visit.booked[DEQUANTISATION] += expanding
-    visit.booked[EXPERTS] += (hits + loads) * visit.one_ns - expanding
+    visit.booked[EXPERTS] += computing - expanding
     return now

@@ -11,6 +11,9 @@ All times are integer nanoseconds. The rules, in the order a visit meets them (d
 4. Asking for the visit's copies, prefetches included, takes the host a fixed time each; nothing is computed meanwhile.
    Then experts that were there at `routed` are computed, in event order; then hits whose copies are under way, in order
    of arrival; then missing ones, in event order, as they arrive. Dequantisation is part of computing an expert.
+   Where experts are fused nothing is computed before the last of them is there: the device waits for them in the same
+   order, then one call computes them all. A visit whose copies need the slots of its own experts takes more than one
+   call: before a copy to such a slot is placed, what the visit has so far is computed.
 5. The visit's own prefetches join the queue. The visit ends when device and CPU are done.
 
 A copy goes to the engine that is free first (the lower number if both are). It begins when that engine is free, the
@@ -73,6 +76,7 @@ class Timeline:
             log: the steps whose course is logged, one row per piece of work; none by default.
         """
         self._costs = costs.for_kernel()
+        self._call_ns = costs.call_ns if costs.call_ns >= 0 else None
         self._state = make_state(costs, slots, experts)
         self._logged = log or range(0)
         self._log: list[np.ndarray] = [np.empty((0, COLUMNS), np.int64)]
@@ -140,6 +144,7 @@ class Timeline:
             context[begin:end],
             demand.first_step * demand.layers + first,
             log,
+            self._call_ns,
             timed.visit_end[first:last],
             timed.spent[begin:end],
             self.spent,

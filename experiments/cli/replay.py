@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli import console, options
+from experiments.cli.counts import replay_cells
 
 if TYPE_CHECKING:
     from engine.replay.passes import Replayed
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    trace: options.TraceDirectory,
+    trace: Annotated[Path | None, typer.Argument(help="a trace directory")] = None,
     plan: options.PlanFile = None,
     policy: options.Policy = None,
     profile: Annotated[
@@ -44,7 +45,11 @@ def command(
     arrival_rate: Annotated[
         float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate; 0 without")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate and --spread; 0 without")] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="instead of a trace: a CSV file of cells of which only counts are known")
+    ] = None,
+    spread: Annotated[str, typer.Option(help="of --counts: which lookups miss, even or random")] = "even",
     events: Annotated[Path | None, typer.Option(help="also write every decision to this Parquet file")] = None,
     steps: Annotated[
         Path | None, typer.Option(help="also write each step's counts and times to this Parquet file")
@@ -75,8 +80,31 @@ def command(
     --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
     ui.perfetto.dev or chrome://tracing.
 
+    --counts times published counts whose routing is not known; docs/simulator.md says how they are spread over visits.
+
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
+    if counts is not None:
+        given = {
+            **{"a trace": trace, "--policy": policy, "--profile": profile, "--capacity": capacity, "--steps": steps},
+            **{"--prefetch": prefetch, "--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count},
+            **{"--staging": staging, "--batch": batch, "--events": events, "--timeline": timeline, "--bounds": bounds},
+            **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
+            **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
+            "--against-recorded": against_recorded or None,
+        }
+        replay_cells(
+            counts,
+            ignored=[name for name, value in given.items() if value is not None],
+            plan=plan,
+            weights=weights,
+            hardware=hardware,
+            model_shape=model_shape,
+            spread=spread,
+            seed=seed,
+            json=json,
+        )
+        return
     from engine.replay.against_recorded import AgainstRecorded
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
@@ -90,6 +118,8 @@ def command(
     from tracekit.errors import PlanError
     from tracekit.trace import Trace
 
+    if trace is None:
+        raise PlanError("replay what? give a trace directory, or --counts and a CSV file")
     if arrival_rate is not None and batch is None:
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
     if seed is not None and arrival_rate is None:

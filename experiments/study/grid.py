@@ -114,7 +114,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError(f"regret = {self.regret}: give 0 to 1000")
 
 
-AXES = ("capacity", "eviction", "prefetch", "weights", "cpu_experts", "hardware", "model_shape", "batch")
+AXES = (
+    *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
+    *("hardware", "model_shape", "batch"),
+)
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 IDLE = ("distance", "count", "target", "staging")
@@ -193,6 +196,7 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
         words += f", {plan.weights.experts}"
     if stored and plan.weights.attention is not None:
         words += f" (attention {plan.weights.attention})"
+    words += ", fused" if plan.compute.experts == "fused" else ""
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
 
 
@@ -233,10 +237,11 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
+    kernels = _texts(label, grid, "compute_experts") or ["each"]
     lanes = _texts(label, grid, "cpu_experts") or ["never"]
     seen: set[bytes] = set()
-    for capacity, eviction, prefetch, stored, lane in itertools.product(
-        capacities, evictions, prefetches, weights, lanes
+    for capacity, eviction, prefetch, stored, kernel, lane in itertools.product(
+        capacities, evictions, prefetches, weights, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
@@ -245,7 +250,7 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,
-            "compute": {"cpu_experts": lane},
+            "compute": {"experts": kernel, "cpu_experts": lane},
         }
         plan = plan_from_dict(tables, "grid")
         known = msgspec.json.encode(plan, order="deterministic")

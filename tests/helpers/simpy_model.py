@@ -103,6 +103,7 @@ class Machine:
         self.host: OrderedDict[int, int] = OrderedDict()
         self.read_of: dict[int, simpy.Event] = {}
         self.last_choice = 0
+        self.there: dict[tuple[int, int], int] = {}  # by visit and key: when the device could compute it
         for number, visit in enumerate(self.visits):
             visit.number = number
         self.env.process(self.link())
@@ -210,6 +211,8 @@ class Machine:
             late: list[tuple[Copy, int, int, simpy.Event]] = []
             missing: list[tuple[Copy, int, int, simpy.Event]] = []
             for_cpu: list[tuple[int, int, int]] = []
+            call_of = self.calls(visit)
+            call: list[tuple[Copy, int, int, simpy.Event]] = []
             for kind, key, slot in visit.events:
                 if kind in (LOAD, BYPASS, PREFETCH):
                     self.ask_disk(visit, kind, key, slot)
@@ -245,8 +248,8 @@ class Machine:
             if self.now > begin:
                 self.note(ASKING, begin, visit.number, kind=asked)
             cpu = self.env.process(self.compute_on_cpu(visit, for_cpu))
-            for copy, kind, key, used in ready:
-                yield from self.work(visit, copy, kind, key, used)
+            for entry in ready:
+                yield from self.work_or_gather(visit, entry, call)
             while late:
                 begin = self.now
                 if not any(copy.done.processed for copy, *_ in late):
@@ -257,14 +260,18 @@ class Machine:
                 if self.now > begin:
                     cause = STALL_LATE if first[0].prefetch else STALL_DEMAND
                     self.note(WAIT, begin, visit.number, first[2], first[0].slot, cause)
-                yield from self.work(visit, *first)
+                yield from self.work_or_gather(visit, first, call)
             for copy, kind, key, used in missing:
+                if call and call_of[key] > call_of[call[-1][2]]:
+                    yield from self.call(visit, call)
                 begin = self.now
                 if not copy.done.processed:
                     yield copy.done
                 if self.now > begin:
                     self.note(WAIT, begin, visit.number, key, copy.slot, STALL_DEMAND)
-                yield from self.work(visit, copy, kind, key, used)
+                self.there[visit.number, key] = self.now
+                yield from self.work_or_gather(visit, (copy, kind, key, used), call)
+            yield from self.call(visit, call)
             begin = self.now
             if for_cpu:
                 yield cpu
@@ -288,11 +295,50 @@ class Machine:
         self.brings[slot] = copy
         return copy
 
-    def work(self, visit: Visit, copy: Copy, kind: int, key: int, used: simpy.Event) -> Process:
-        costs, begin = self.costs, self.now
+    def calls(self, visit: Visit) -> dict[int, int]:
+        """Which fused call computes each demanded expert: the next one whenever a copy's slot has one of the call."""
+        number, held, call_of = 0, set[int](), {}
+        for kind, key, slot in visit.events:
+            if kind > BYPASS:
+                continue
+            if slot in held:
+                number, held = number + 1, set()
+            if (visit.number, key) not in self.on_cpu:
+                held.add(slot)
+            call_of[key] = number
+        return call_of
+
+    def work_or_gather(
+        self, visit: Visit, entry: tuple[Copy, int, int, simpy.Event], call: list[tuple[Copy, int, int, simpy.Event]]
+    ) -> Process:
+        if self.costs.call_ns < 0:
+            yield from self.work(visit, *entry)
+        else:
+            call.append(entry)
+
+    def call(self, visit: Visit, call: list[tuple[Copy, int, int, simpy.Event]]) -> Process:
+        """One fused call; its slots are free when all of it is done."""
+        begin = self.now
+        if call:
+            yield self.env.timeout(self.costs.call_ns)
+        for copy, kind, key, _ in call:
+            yield self.env.timeout(self.expert_ns(visit, key))
+            self.note(EXPERT, begin, visit.number, key, copy.slot, kind)
+            begin = self.now
+        for *_, used in call:
+            used.succeed()
+        call.clear()
+        self.notify()
+
+    def expert_ns(self, visit: Visit, key: int) -> int:
+        costs = self.costs
         arithmetic = visit.tokens_of[key] * costs.expert_token_ps // 1000
-        yield self.env.timeout(int(costs.dequant_ns[visit.layer]))
-        yield self.env.timeout(max(int(costs.expert_ns[visit.layer]), arithmetic) + costs.expert_overhead_ns)
+        expanding = int(costs.dequant_ns[visit.layer])
+        return expanding + max(int(costs.expert_ns[visit.layer]), arithmetic) + costs.expert_overhead_ns
+
+    def work(self, visit: Visit, copy: Copy, kind: int, key: int, used: simpy.Event) -> Process:
+        begin = self.now
+        yield self.env.timeout(self.expert_ns(visit, key))
         self.note(EXPERT, begin, visit.number, key, copy.slot, kind)
         used.succeed()
         self.notify()

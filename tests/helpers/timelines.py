@@ -34,6 +34,7 @@ def costs_of(layers: int, copy: int = 10, expert: int = 3, dense: int = 5, **fie
         "rest_ns": none[:, None] + copy,
         "expert_bytes": (1,) * layers,
         "host_bytes": -1,
+        "call_ns": -1,
         "read_ns": none,
         "cpu_expert_ns": none,
         "scale": 1.0,
@@ -70,7 +71,7 @@ class Script:
         return {cause: ns for cause, ns in total.items() if ns}
 
 
-FEATURES = ("engines", "chunks", "disk", "cpu", "dequantisation")
+FEATURES = ("engines", "chunks", "disk", "cpu", "dequantisation", "fused")
 
 
 def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Costs:
@@ -108,6 +109,8 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
         fields |= {"copy_engines": 2, "setup_ns": spread(20)}
     if "dequantisation" in features:
         fields |= {"dequant_ns": ns(5)}
+    if "fused" in features:
+        fields |= {"call_ns": spread(20)}
     if "disk" in features:
         fields |= {
             "expert_bytes": tuple(rng.integers(1, 4, layers).tolist()),

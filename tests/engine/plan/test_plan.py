@@ -24,6 +24,7 @@ prefetch.staging = 4
 prefetch.threshold = 0.25
 weights.experts = "hqq-2bit-g16"
 weights.attention = "hqq-4bit-g64"
+compute.experts = "each"
 compute.cpu_experts = "never"
 """
 
@@ -167,3 +168,10 @@ def test_any_tables_are_a_plan_or_refused_in_one_line(tables: dict[str, Any]) ->
         assert "\n" not in str(error)
     else:
         assert isinstance(plan, Plan)
+
+
+def test_fused_experts_are_a_word_of_the_plan(tmp_path: Path) -> None:
+    text = 'cache.capacity = "25%"\ncompute.experts = "fused"\n'
+    assert load_plan(written(tmp_path, text)) == Plan("25%", compute_experts="fused")
+    with pytest.raises(PlanError, match=r"experts"):
+        Plan("25%", compute_experts="all")

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.hardware import load_hardware
-from engine.plan.plan import plan_from_dict
+from engine.hardware import ExpertKernel, load_hardware
+from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.regret import without_prefetches
 from engine.replay.replay import replay
 from engine.replay.result import Regret
@@ -56,6 +56,25 @@ def test_two_experts_take_turns_in_one_slot(tmp_path: Path) -> None:
         "policy": 2 * COPY,
     }
     assert found.total_ns == 5 * fixed + 5 * COPY and found.steps == 5
+
+
+def test_what_a_fused_call_takes_whatever_it_computes_is_overhead(tmp_path: Path) -> None:
+    """A B A B A, one expert a step: each step is a call."""
+    device = MACHINE.device
+    kernel = ExpertKernel(
+        memory_bandwidth_bytes_per_s=device.memory_bandwidth_bytes_per_s,
+        compute_flops_per_s=device.compute_flops_per_s,
+        per_call_ns=700,
+        per_expert_ns=30,
+    )
+    trace = small(tmp_path / "t.trace", [[0], [1], [0], [1], [0]])
+    machine = msgspec.structs.replace(MACHINE, fused=kernel)
+    found = replay(trace, Plan("1/layer", compute_experts="fused"), machine).regret
+    assert found is not None
+    overhead = MACHINE.overhead
+    fixed = overhead.per_layer_ns + overhead.gate_readback_ns + overhead.per_step_ns + 700 + 30
+    assert parts(found)["overhead"] == 5 * fixed
+    assert found.total_ns == sum(parts(found).values()) == 5 * fixed + 5 * COPY
 
 
 def test_a_prefetch_that_displaces_what_is_needed_is_pollution(tmp_path: Path) -> None:

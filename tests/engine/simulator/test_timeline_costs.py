@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from engine.hardware import Disk, HardwareProfile, load_hardware
+from engine.hardware import Disk, ExpertKernel, HardwareProfile, load_hardware
 from engine.shapes import load_shape
 from engine.simulator.costs import Costs, model_costs
 from tracekit.errors import HardwareError
@@ -41,6 +41,28 @@ def test_what_a_profile_does_not_have_costs_nothing() -> None:
     assert found.copy_ns.tolist() == found.least_link_ns.tolist() == [MACHINE.copy_ns(3 * MIB)] * 2
     assert not found.dequant_ns.any()
     assert found.expert_ns.tolist() == [MACHINE.compute_ns(0, 3 * MIB)] * 2
+
+
+def test_fused_experts_run_at_the_rates_of_their_own_kernel() -> None:
+    """Without [fused]: at the device's, and a call takes what launching one expert takes."""
+    machine = replace(MACHINE, overhead=replace(MACHINE.overhead, per_expert_ns=7))
+    each = costs(machine)
+    assert (each.call_ns, each.expert_overhead_ns) == (-1, 7)
+    fused = model_costs(manifest(), machine, None, None, None, compute_experts="fused")
+    assert (fused.call_ns, fused.expert_overhead_ns) == (7, 0)
+    assert fused.expert_ns.tolist() == each.expert_ns.tolist()
+    slow = ExpertKernel(
+        memory_bandwidth_bytes_per_s=MACHINE.device.memory_bandwidth_bytes_per_s // 2,
+        compute_flops_per_s=MACHINE.device.compute_flops_per_s // 4,
+        per_call_ns=50,
+        per_expert_ns=3,
+    )
+    own = model_costs(manifest(), replace(machine, fused=slow), None, None, None, compute_experts="fused")
+    assert (own.call_ns, own.expert_overhead_ns) == (50, 3)
+    assert own.expert_ns.tolist() == pytest.approx([2 * ns for ns in each.expert_ns.tolist()], abs=1)
+    assert own.expert_token_ps == pytest.approx(4 * each.expert_token_ps, abs=4)
+    by_itself = model_costs(manifest(), replace(machine, fused=slow), None, None, None)
+    assert by_itself.expert_token_ps == each.expert_token_ps
 
 
 def test_chunks_cover_the_expert() -> None:

@@ -126,3 +126,21 @@ def test_a_link_that_is_always_busy_is_warned_of(call: Call, trace: Path, tmp_pa
     slow.write_text(text.replace("12_600_000_000", "100_000_000"))
     arguments = [trace, "--capacity", "3/layer", "--prefetch", "gate", "--hardware", slow]
     assert any("link is busy" in line for line in replayed(call, *arguments)["warnings"])
+
+
+def test_counts_are_timed_without_a_trace(call: Call, tmp_path: Path) -> None:
+    cells, plan = tmp_path / "cells.csv", tmp_path / "fused.toml"
+    cells.write_text("name,steps,tokens,distinct,demand_loads,ms_per_step\nLRU,50,19.1,6.27,5000,700\n")
+    plan.write_text('cache.capacity = "0"\ncompute.experts = "fused"\n')
+    machine = ["--counts", cells, "--hardware", "h100", "--model-shape", "mixtral-8x7b"]
+    each, fused = replayed(call, *machine), replayed(call, *machine, "--plan", plan)
+    assert (each["spread"], each["compute_experts"], fused["compute_experts"]) == ("even", "each", "fused")
+    assert each["cells"][0]["ms_per_step"] < fused["cells"][0]["ms_per_step"]
+    assert each["cells"][0]["error"] == pytest.approx(each["cells"][0]["ms_per_step"] / 700 - 1)
+    code, out, _ = call("replay", *machine, "--spread", "random", "--seed", 3)
+    assert code == 0 and "LRU" in out and "misses random" in out
+    assert_one_line(*call("replay", "--counts", cells), "--model-shape")
+    assert_one_line(*call("replay", *machine, "--capacity", "4/layer"), "leave out --capacity")
+    assert_one_line(*call("replay", *machine, "--spread", "odd"), "even or random")
+    assert_one_line(*call("replay", *machine, "--seed", 3), "--spread random")
+    assert_one_line(*call("replay", "--capacity", "4/layer"), "--counts")

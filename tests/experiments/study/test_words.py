@@ -12,7 +12,7 @@ from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
 from experiments.study.conditions import Conditions
-from experiments.study.grid import study_from_dict
+from experiments.study.grid import plan_name, study_from_dict
 from experiments.study.notes import amount
 from experiments.study.study_content import report_content
 from experiments.study.study_json import Summary
@@ -106,3 +106,11 @@ def test_words_for_settings_and_sizes() -> None:
     assert str(Conditions("t4", "m", 2)) == "t4 at m's shape, batches of 2"
     assert str(Conditions(None, None, 1)) == "hits and bytes, batches of 1"
     assert [amount(size) for size in (15 << 30, 9 << 20, 2048, 12)] == ["15.0 GiB", "9.0 MiB", "2.0 KiB", "12 bytes"]
+
+
+def test_fused_experts_are_an_axis_and_named() -> None:
+    """Decisions are the same: only the plan's name and its time tell them apart."""
+    grid = {"capacity": "1/layer", "compute_experts": ["each", "fused"], "hardware": "h100"}
+    each, fused = study_from_dict({"traces": "a.trace", "grid": grid}).plans
+    assert (each.compute.experts, fused.compute.experts) == ("each", "fused")
+    assert plan_name(fused) == plan_name(each) + ", fused"
