@@ -6,9 +6,9 @@ model.generate(...)
 offloaded(model).log
 """
 
+from engine.runtime.clocks.timing import Timings
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import OffloadState, offloaded
-from engine.runtime.timing import Timings
 
 __all__ = ["EmulatedLink", "OffloadState", "Timings", "offload", "offloaded"]

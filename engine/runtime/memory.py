@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
-from engine.runtime.attention import attention_format_bytes, projections
+from engine.runtime.storage.attention import attention_format_bytes, projections
 from engine.runtime.storage.slab_layout import (
     SLOT_ALIGNMENT,
     Layout,
@@ -20,7 +20,7 @@ from engine.runtime.storage.slab_layout import (
     expert_parameters,
     layout_of,
 )
-from engine.runtime.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
+from engine.runtime.storage.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers

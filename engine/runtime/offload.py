@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.runtime.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.cpu_lane import CpuLane, check_lane
 from engine.runtime.experts import register
 from engine.runtime.links.cuda_link import CudaLink
@@ -20,6 +19,7 @@ from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
 from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
+from engine.runtime.storage.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.storage.host_store import HostStore, check_storable
 from engine.runtime.storage.origin import LoadedExperts, Origin, Say, accumulations

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from engine.runtime.clocks.device_time import DeviceTime, HostTime
+from engine.runtime.clocks.timing import Clock, Timings
 from engine.runtime.cpu_lane import CpuLane
-from engine.runtime.device_time import DeviceTime, HostTime
 from engine.runtime.experts import compute, expert_forward, serve_experts
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
@@ -22,7 +23,6 @@ from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.step_rows import StepRows, rows_of
 from engine.runtime.storage.store import Store
-from engine.runtime.timing import Clock, Timings
 from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
 from policies.cache import CacheSpec, ExpertCache

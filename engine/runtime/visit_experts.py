@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from engine.runtime.clocks.timing import Clock
 from engine.runtime.cpu_lane import CpuLane, Missing
 from engine.runtime.experts import Forward
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.slab_layout import Layout
-from engine.runtime.timing import Clock
 from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
 

@@ -19,8 +19,8 @@ from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
+    from engine.runtime.clocks.timing import Timings
     from engine.runtime.links.thread_link import EmulatedLink
-    from engine.runtime.timing import Timings
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,8 +46,8 @@ def validate_routing(
     Decisions and time are compared as `validate` does; tokens are not, being random. Raises TracekitError.
     """
     from engine.runtime import offload, offloaded
+    from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
-    from engine.runtime.device_time import device_time
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
     from engine.runtime.memory import fit_checkpoint
     from engine.runtime.storage.random_weights import random_model

@@ -49,8 +49,8 @@ def validate(
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
     """
     from engine.runtime import offload, offloaded
+    from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
-    from engine.runtime.device_time import device_time
     from engine.runtime.memory import check_unoffloaded
     from engine.runtime.storage.rounding import rounded
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device

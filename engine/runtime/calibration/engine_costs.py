@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from engine.hardware import Device, HardwareProfile, Link, Overhead
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration.probes import burst, clamp, copies_at_once, timed
-from engine.runtime.device_time import DeviceTime, device_time
+from engine.runtime.clocks.device_time import DeviceTime, device_time
+from engine.runtime.clocks.timing import Timings
 from engine.runtime.offload_state import OffloadState, offloaded
-from engine.runtime.timing import Timings
 from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.errors import HardwareError
 from tracekit.recorder.generation import Decoding

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 import torch
 
 from engine.hardware import Power
-from engine.runtime.device_time import device_time
+from engine.runtime.clocks.device_time import device_time
 
 RAPL = Path("/sys/class/powercap")
 SECONDS = 2.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.hardware.roofline import SECOND
-from engine.runtime.device_time import DeviceTime, device_time
+from engine.runtime.clocks.device_time import DeviceTime, device_time
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Link, QueuedLink, Source
 from engine.runtime.links.thread_link import ThreadLink

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.attention import quantise_attention
 from engine.runtime.storage import slab_files
+from engine.runtime.storage.attention import quantise_attention
 from engine.runtime.storage.origin import Origin, accumulations
 from engine.runtime.storage.slab_files import Index
 from engine.runtime.storage.slab_layout import Layout, expert_parameters, layout_of

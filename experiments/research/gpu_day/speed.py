@@ -10,7 +10,7 @@ import torch
 
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.engine_costs import run_prompts
-from engine.runtime.device_time import device_time
+from engine.runtime.clocks.device_time import device_time
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import ThreadLink

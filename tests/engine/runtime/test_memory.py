@@ -21,7 +21,7 @@ from engine.runtime.memory import footprint, parse_memory  # noqa: E402
 from engine.runtime.storage.quantise import quantise  # noqa: E402
 from engine.runtime.storage.random_weights import random_slabs  # noqa: E402
 from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, layout_of  # noqa: E402
-from engine.runtime.working_memory import PeakBytes, expansion_bytes, quantising_bytes  # noqa: E402
+from engine.runtime.storage.working_memory import PeakBytes, expansion_bytes, quantising_bytes  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from tracekit.recorder.models import empty_model, load_config, load_model  # noqa: E402
 

@@ -16,7 +16,7 @@ from tracekit.errors import PlanError
 
 torch = pytest.importorskip("torch")
 quantize = pytest.importorskip("hqq.core.quantize")
-from engine.runtime.attention import QuantisedLinear, attention_bytes  # noqa: E402  # needs torch
+from engine.runtime.storage.attention import QuantisedLinear, attention_bytes  # noqa: E402  # needs torch
 from engine.runtime.storage.quantise import dequantise, quantise, unpack  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from engine.runtime.storage.slab_layout import PlainLayout, QuantisedLayout, layout_of  # noqa: E402

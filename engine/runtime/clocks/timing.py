@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.runtime.device_time import DeviceTime, HostTime
+from engine.runtime.clocks.device_time import DeviceTime, HostTime
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,1 @@
+"""When things ran: on the host's clock, and on the device's."""
