@@ -92,7 +92,11 @@ def local_cluster(workers: int) -> "LocalCluster":
     keep = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEEP.items()}
     with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES} | keep), _not_interrupted():
         return LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # any free port: None is 8787, which another study may have
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.CRITICAL,
         )
 
 
