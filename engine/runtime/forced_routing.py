@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from engine.runtime.offload_state import offloaded
 from tracekit.demand import step_starts
 from tracekit.errors import ModelError, PlanError
+from tracekit.rows import UNUSED
 from tracekit.trace import Trace
 
 
@@ -56,10 +57,10 @@ class ForcedRouting:
         chosen = self.trace.experts[rows].astype(np.int64)  # [tokens, layers, k]
         known = self.trace.weights
         weights = np.full(chosen.shape, 1 / chosen.shape[2], np.float32) if known is None else known[rows]
-        weights = np.where(chosen == 65535, 0, weights).astype(np.float32)
+        weights = np.where(chosen == UNUSED, 0, weights).astype(np.float32)
         missing = self.top_k - chosen.shape[2]
         pad = ((0, 0), (0, 0), (0, missing))
-        chosen, weights = np.pad(chosen, pad, constant_values=65535), np.pad(weights, pad)
+        chosen, weights = np.pad(chosen, pad, constant_values=UNUSED), np.pad(weights, pad)
         self._ids = torch.from_numpy(np.ascontiguousarray(chosen.transpose(1, 0, 2))).to(device)
         self._weights = torch.from_numpy(np.ascontiguousarray(weights.transpose(1, 0, 2))).to(device)
         if self._lookahead is not None:

@@ -9,6 +9,7 @@ from policies.learned.features import RATES, Piece, width
 from policies.learned.verdict import log2_steps
 from tracekit.demand import step_starts
 from tracekit.errors import PolicyError
+from tracekit.rows import UNUSED
 from tracekit.shards import installed_memory
 from tracekit.trace import Trace
 
@@ -144,6 +145,6 @@ def steps_until_next(trace: Trace, starts: np.ndarray) -> np.ndarray:
         until[step] = left
         left = np.minimum(left + 1, FAR)
         chosen = trace.experts[starts[step] : starts[step + 1]]
-        used = chosen != 65535
+        used = chosen != UNUSED
         left[np.broadcast_to(layer, chosen.shape)[used], chosen[used]] = 1
     return until

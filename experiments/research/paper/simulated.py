@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.hardware import HardwareProfile, load_hardware
+from engine.hardware.roofline import SECOND
 from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.replay import replay
 from experiments.research.paper.published import EXPERT_FORMAT, LAYERS, SHAPE, STAGING, Bits, Machine, Row
 from tracekit.errors import StudyError
 from tracekit.trace import Trace
 
-SECOND = 10**9
 _CLOSE = 1e-7  # relative error of a fitted row
 _ROUNDS = 20
 

@@ -13,6 +13,7 @@ from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.research.prediction.recordings import Setting
 from experiments.study.request_shares import RequestShares
+from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
 HARDWARE = "rtx3060"
@@ -59,7 +60,7 @@ def measure(trace: Trace, setting: Setting, eviction: Keys, prefetch: Keys, *, f
 
     result = replay(trace, plan_from_dict(tables), machine, model_shape=setting.shape, bounds=False, on_done=keep)
     assert result.time is not None
-    of_step = np.rint(kept[0][requests.steps.phase == 1] * result.time.scale)
+    of_step = np.rint(kept[0][requests.steps.phase == DECODE] * result.time.scale)
     return Measured(result, requests.of_each(kept[0], result.time.scale), of_step)
 
 
