@@ -97,7 +97,8 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
     budget = need.host + need.device(memory.slots_of(model, plan))
     assert budget > 300e6
     peaks: list[int] = []
-    # What threads free at unlucky moments the allocator keeps for a while; a second model would be there each time.
+    # Once, on an idle machine, `validate` came out at 1.21 of its budget, and nobody knows why yet; each later run was
+    # within. What is there every time, such as a second model, still fails here.
     while len(peaks) < 3 and not any(peak < 1.1 * budget for peak in peaks):
         done = subprocess.run(
             [sys.executable, "-c", PEAK],
