@@ -13,22 +13,24 @@ A word without groups takes those of Eliseev & Mazur 2023 (arXiv 2312.17238, sec
 attention) is `hqq-4bit-g64`, `hqq-3bit` is `hqq-3bit-g64`, and `hqq-2bit` is `hqq-2bit-g16-m128`: in groups
 of 16, fp16 scales and zeros would take as much as the codes. `hqq-8bit` is `hqq-8bit-g64`. A word that spells
 its group has quantised meta-data only if it says so: `hqq-2bit-g16` keeps fp16 scales and zeros.
+
+The words of `engine.plan.foreign_formats` (`q4_k`, `mxfp4`, `awq-4bit`, `fp8`, ...) are known for replays and sizing only.
 """
 
 import re
 from collections.abc import Iterable
-from math import prod
 from typing import Protocol
 
 import msgspec
 
+from engine.plan import foreign_formats
+from engine.plan.stored_tensor import ITEM_BYTES, StoredTensor
 from tracekit.errors import PlanError, did_you_mean
 
 _PLAIN = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
 _HQQ_DEFAULTS = {8: (64, 0), 4: (64, 0), 3: (64, 0), 2: (16, 128)}  # bits -> (group, meta group)
 _HQQ = re.compile(r"hqq-(\d{1,2})bit(?:-g(\d{1,6})(?:-m(\d{1,6}))?)?")
 _CODES_PER_WORD_3BIT = 10
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int32": 4}
 
 FORMATS = (
     "fp32", "bf16", "fp16",
@@ -36,20 +38,9 @@ FORMATS = (
     "hqq-4bit", "hqq-4bit-g64",
     "hqq-3bit", "hqq-3bit-g64",
     "hqq-2bit", "hqq-2bit-g16", "hqq-2bit-g16-m128",
+    *foreign_formats.WORDS,
 )  # fmt: skip
 """The words a user is told about; HQQ takes other groups as well."""
-
-
-class StoredTensor(msgspec.Struct, frozen=True):
-    """One array of a stored matrix: its name in the format, torch's word for the type, and its shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 class ExpertShape(Protocol):
@@ -71,6 +62,8 @@ class WeightFormat(msgspec.Struct, frozen=True):
     """Consecutive values that share a scale and a zero; 0 for the unquantised formats."""
     meta_group: int = 0
     """Scales (and zeros) that share a scale and a zero of their own; 0 leaves them in fp16."""
+    foreign: bool = False
+    """Whether it is other software's, which the engine does not store."""
 
     @classmethod
     def parse(cls, text: str) -> "WeightFormat":
@@ -79,6 +72,8 @@ class WeightFormat(msgspec.Struct, frozen=True):
             raise PlanError(f"a weight format is a word such as 'bf16' or 'hqq-4bit', not {text!r}")
         if text in _PLAIN:
             return cls(text, 8 * _PLAIN[text][1])
+        if foreign := foreign_formats.canonical(text):
+            return cls(foreign, foreign_formats.bits(foreign), foreign=True)
         match = _HQQ.fullmatch(text)
         if match is None or int(match[1]) not in _HQQ_DEFAULTS:
             guess = did_you_mean(text[:64], FORMATS)
@@ -100,7 +95,16 @@ class WeightFormat(msgspec.Struct, frozen=True):
     @property
     def quantised(self) -> bool:
         """Whether matrices are stored as codes with scales and zeros."""
-        return self.group > 0
+        return self.group > 0 or self.foreign
+
+    def served(self) -> "WeightFormat":
+        """This format, if the engine stores it; else PlanError."""
+        if self.foreign:
+            raise PlanError(
+                f"weight format {self.name!r} is for replays and sizing: the engine stores bf16, fp16, fp32 or hqq-*, such "
+                f"as hqq-{4 if self.bits >= 4 else 2}bit"
+            )
+        return self
 
     @property
     def plain_dtype(self) -> str:
@@ -110,11 +114,14 @@ class WeightFormat(msgspec.Struct, frozen=True):
     @property
     def plain_bytes(self) -> int:
         """Bytes of one value of `plain_dtype`."""
-        return _ITEM_BYTES[self.plain_dtype]
+        return ITEM_BYTES[self.plain_dtype]
 
     @property
     def bits_per_parameter(self) -> float:
         """Bits a parameter of a large matrix takes, scales and zeros included."""
+        if self.foreign:
+            side = 1 << 14  # a multiple of every block and group
+            return 8 * self.tensor_bytes(side, side) / side**2
         if not self.quantised:
             return float(self.bits)
         code = 32 / _CODES_PER_WORD_3BIT if self.bits == 3 else float(self.bits)
@@ -130,6 +137,11 @@ class WeightFormat(msgspec.Struct, frozen=True):
             raise PlanError(f"a matrix of {rows} x {cols} has nothing to store; both sides must be at least 1")
         if not self.quantised:
             return (StoredTensor("weight", self.plain_dtype, (rows, cols)),)
+        if self.foreign:
+            try:
+                return foreign_formats.arrays(self.name, rows, cols)
+            except foreign_formats.Misfit as misfit:
+                raise self._unfit(rows, cols, str(misfit)) from None
         groups, rest = divmod(rows * cols, self.group)
         if rest:
             raise self._unfit(rows, cols, f"its {rows * cols} values are no multiple of the group size {self.group}")
@@ -169,6 +181,17 @@ class WeightFormat(msgspec.Struct, frozen=True):
     def matrices_bytes(self, matrices: Iterable[tuple[int, int]], biases: Iterable[int] = ()) -> int:
         """Bytes of several matrices and of biases, which are never quantised."""
         return sum(self.tensor_bytes(*matrix) for matrix in matrices) + sum(biases) * self.plain_bytes
+
+    def values_bytes(self, count: int) -> int:
+        """Bytes of a row of `count` values, the last block filled up: a token's keys and values, say."""
+        if self.name in foreign_formats.BLOCKS:
+            values, size = foreign_formats.BLOCKS[self.name]
+            return -(-count // values) * size
+        if self.name == "fp8":
+            return count
+        if self.quantised:
+            raise PlanError(f"a key-value cache is not stored as {self.name}: use fp16, bf16, fp8, q8_0 or q4_0")
+        return count * self.plain_bytes
 
     def expert_bytes(self, shape: ExpertShape) -> int:
         """Bytes of one expert of `shape` (a ModelShape, or anything that lists matrices and biases)."""

@@ -6,6 +6,7 @@ from engine.plan.weights import WeightFormat
 from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
+from engine.shapes.sizes import STATED, dense_bytes
 from engine.simulator.timeline import CAUSES, STALLS
 from tracekit.rows import DECODE
 
@@ -58,7 +59,7 @@ def device_bytes(setting: Setting) -> int:
     needed = int(units.sum() * setting.scale) + setting.spec.staging * largest
     if shape is not None:
         attention = WeightFormat.parse(plan.weights.attention or "bf16")
-        needed += shape.dense_params_per_token_bytes(attention, WeightFormat.parse("bf16"))
+        needed += dense_bytes(shape, attention, STATED)
     return needed
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from engine.plan.weights import WeightFormat
 from tracekit import named_toml
-from tracekit.errors import PlanError, ShapeError
+from tracekit.errors import ShapeError
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 SizeOrNone = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
@@ -26,6 +26,29 @@ class MlaRanks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rope_head_dim: Size
     """Query and key values per head with rotary position; the key's are shared by all heads."""
     value_head_dim: Size
+
+
+class Windowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Layers whose tokens see only the last `window` tokens (or those of their chunk), which is all they cache."""
+
+    layers: tuple[SizeOrNone, ...]
+    window: Size
+    kv_heads: SizeOrNone = 0
+    """Of these layers, where they have others than the rest; 0 for the same."""
+    head_dim: SizeOrNone = 0
+    """Likewise."""
+
+
+class Recurrent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Layers that keep a state of fixed size for each sequence in place of attention (linear attention, convolutions)."""
+
+    layers: tuple[SizeOrNone, ...]
+    matrices: tuple[Matrix, ...]
+    """The projections (rows, columns) of one layer."""
+    vector_params: SizeOrNone = 0
+    """Parameters of one layer that are no matrices: convolutions, decays, norms inside it."""
+    state_bytes: SizeOrNone
+    """What one sequence's state takes in one layer, in the type the model keeps it."""
 
 
 class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,6 +94,20 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Whether every head has a learned sink logit (gpt-oss)."""
     query_key_norm: Literal["none", "head", "full"] = "none"
     """Whether queries and keys are normalised, with a weight per value of a head, or of all heads."""
+    attention_gate: bool = False
+    """Whether the query projection makes a gate for its output, too (Qwen3-Next)."""
+    shared_key_value: bool = False
+    """Whether a layer's values are its keys before the norm, without a projection of their own; not in `windowed` layers."""
+    windowed: Windowed | None = None
+    recurrent: Recurrent | None = None
+
+    norms: Annotated[int, msgspec.Meta(ge=0, le=16)] = 2
+    """Norms of a layer outside its attention, each a weight per value of the hidden state."""
+    norm_bias: bool = False
+    """Whether every norm of the hidden state has a bias as well."""
+    head_bias: bool = False
+    router_vector_params: SizeOrNone = 0
+    """Parameters of a router beside its matrix and the values per expert of `router_bias`."""
 
     def __post_init__(self) -> None:
         if self.top_k > self.experts:
@@ -87,6 +124,14 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError("with attention = 'mla', head_dim is nope_head_dim + rope_head_dim")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        other: list[int] = []
+        for name, kind in (("windowed", self.windowed), ("recurrent", self.recurrent)):
+            if kind is not None:
+                other += kind.layers
+                if any(index >= self.layers for index in kind.layers):
+                    raise ValueError(f"{name}.layers must be below {self.layers}")
+        if len(set(other)) != len(other):
+            raise ValueError("windowed.layers and recurrent.layers must be different layers")
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -121,12 +166,16 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     # Everything else
 
-    def attention_tensors(self) -> tuple[Matrix, ...]:
-        """The projection matrices (rows, columns) of one layer's attention."""
+    def attention_tensors(self, layer: int = 0) -> tuple[Matrix, ...]:
+        """The projection matrices (rows, columns) of model layer `layer`'s attention, or what stands in its place."""
+        if self.recurrent is not None and layer in self.recurrent.layers:
+            return self.recurrent.matrices
         if self.mla is None:
-            queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-            hidden = self.hidden_size
-            return (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)
+            kv_heads, head_dim = self.key_value_heads(layer)
+            queries, keys, hidden = self.heads * head_dim, kv_heads * head_dim, self.hidden_size
+            gated = 2 * queries if self.attention_gate else queries
+            values = () if self._shares(layer) else ((keys, hidden),)
+            return (gated, hidden), (keys, hidden), *values, (hidden, queries)
         ranks, queries = self.mla, self.heads * self.head_dim
         query: tuple[Matrix, ...] = ((queries, self.hidden_size),)
         if ranks.query_rank:
@@ -138,38 +187,71 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             (self.hidden_size, self.heads * ranks.value_head_dim),
         )
 
-    @property
-    def attention_vector_params(self) -> int:
-        """Parameters of one layer's attention that are no matrices: biases, sinks, norms inside it."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    def attention_vector_params(self, layer: int = 0) -> int:
+        """Parameters of model layer `layer`'s attention that are no matrices: biases, sinks, norms inside it."""
+        if self.recurrent is not None and layer in self.recurrent.layers:
+            return self.recurrent.vector_params
+        kv_heads, head_dim = self.key_value_heads(layer)
+        queries, keys = self.heads * head_dim, kv_heads * head_dim
         bias = {"none": 0, "qkv": queries + 2 * keys, "qkvo": queries + 2 * keys + self.hidden_size}
-        norm = {"none": 0, "head": 2 * self.head_dim, "full": queries + keys}
+        norm = {"none": 0, "head": 2 * head_dim, "full": queries + keys}
         latent = self.mla.query_rank + self.mla.key_value_rank if self.mla is not None else 0
         sinks = self.heads if self.attention_sinks else 0
         return bias[self.attention_bias] + norm[self.query_key_norm] + latent + sinks
 
-    @property
-    def attention_params(self) -> int:
-        """Parameters of one layer's attention."""
-        return _count(self.attention_tensors()) + self.attention_vector_params
+    def key_value_heads(self, layer: int) -> tuple[int, int]:
+        """Key and value heads of model layer `layer`, and values per head."""
+        other = self.windowed
+        if other is None or layer not in other.layers:
+            return self.kv_heads, self.head_dim
+        return other.kv_heads or self.kv_heads, other.head_dim or self.head_dim
+
+    def _shares(self, layer: int) -> bool:
+        return self.shared_key_value and (self.windowed is None or layer not in self.windowed.layers)
+
+    def attention_params(self, layer: int = 0) -> int:
+        """Parameters of model layer `layer`'s attention."""
+        return _count(self.attention_tensors(layer)) + self.attention_vector_params(layer)
+
+    def other_tensors(self, layer: int) -> tuple[Matrix, ...]:
+        """The matrices (rows, columns) of model layer `layer` outside attention and routed experts.
+
+        A dense feed-forward block, or the router and the shared experts.
+        """
+        self.check_layer(layer)
+        hidden, wide = self.hidden_size, self.dense_intermediate_size
+        if layer in self.dense_layers:
+            return (wide, hidden), (wide, hidden), (hidden, wide)
+        shared = self.shared_expert_intermediate_size
+        block = ((shared, hidden), (shared, hidden), (hidden, shared)) if shared else ()
+        return (self.experts, hidden), *block
+
+    def other_vector_params(self, layer: int) -> int:
+        """Parameters of model layer `layer` that are in no matrix, outside attention and routed experts."""
+        self.check_layer(layer)
+        norms = self.norms * self._norm_params
+        if layer in self.dense_layers:
+            return norms
+        gate = self.hidden_size if self.shared_expert_gate else 0
+        return norms + (self.experts if self.router_bias else 0) + gate + self.router_vector_params
 
     def other_params(self, layer: int) -> int:
-        """Parameters of model layer `layer` outside attention and routed experts.
+        """Parameters of model layer `layer` outside attention and routed experts."""
+        return _count(self.other_tensors(layer)) + self.other_vector_params(layer)
 
-        Two norms and a dense feed-forward block, or two norms, the router and the shared experts.
-        """
-        self._check_layer(layer)
-        norms = 2 * self.hidden_size
-        if layer in self.dense_layers:
-            return norms + 3 * self.hidden_size * self.dense_intermediate_size
-        router = self.hidden_size * self.experts + (self.experts if self.router_bias else 0)
-        shared = 3 * self.hidden_size * self.shared_expert_intermediate_size
-        return norms + router + shared + (self.hidden_size if self.shared_expert_gate else 0)
+    @property
+    def _norm_params(self) -> int:
+        return self.hidden_size * (2 if self.norm_bias else 1)
 
     @property
     def head_params(self) -> int:
         """Parameters read once a step to make logits: the final norm and the output head (tied or not)."""
-        return self.hidden_size + self.vocab_size * self.hidden_size
+        return self.head_vector_params + self.vocab_size * self.hidden_size
+
+    @property
+    def head_vector_params(self) -> int:
+        """Those of them that are in no matrix."""
+        return self._norm_params + (self.vocab_size if self.head_bias else 0)
 
     @property
     def dense_params_per_token(self) -> int:
@@ -178,7 +260,10 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         Attention, norms, routers, shared experts, dense layers, final norm and output head. Of the input
         embedding a step reads one row per token, which is not counted here.
         """
-        return sum(self.attention_params + self.other_params(layer) for layer in range(self.layers)) + self.head_params
+        return (
+            sum(self.attention_params(layer) + self.other_params(layer) for layer in range(self.layers))
+            + self.head_params
+        )
 
     @property
     def total_params(self) -> int:
@@ -191,56 +276,14 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Parameters that one token uses: `dense_params_per_token` and `top_k` experts of every MoE layer."""
         return self.dense_params_per_token + len(self.moe_layers) * self.top_k * self.expert_params
 
-    # Bytes
-
-    def layer_bytes(self, layer: int, attention: WeightFormat, dense: WeightFormat) -> int:
-        """Bytes of model layer `layer` without its routed experts.
-
-        Attention matrices are stored as `attention`, the rest as `dense`; PlanError if `dense` is quantised.
-        """
-        width = _plain(dense)
-        matrices = attention.matrices_bytes(self.attention_tensors())
-        return matrices + (self.attention_vector_params + self.other_params(layer)) * width
-
-    def head_bytes(self, dense: WeightFormat) -> int:
-        """Bytes of the final norm and the output head. PlanError when `dense` is quantised."""
-        return self.head_params * _plain(dense)
-
-    def dense_params_per_token_bytes(self, attention: WeightFormat, dense: WeightFormat) -> int:
-        """Bytes a one-token decode step must read besides routed experts and the key-value cache.
-
-        Every layer's `layer_bytes`, `head_bytes`, and one row of the input embedding.
-        """
-        layers = sum(self.layer_bytes(layer, attention, dense) for layer in range(self.layers))
-        return layers + self.head_bytes(dense) + self.hidden_size * _plain(dense)
-
-    def kv_bytes_per_token(self, dtype: str = "bf16") -> int:
-        """Bytes one token adds to the key-value cache over all layers; each later step reads them again.
-
-        gqa: a key and a value per kv head; mla: the latent and the shared rotary key, as it is cached.
-        Sliding windows (gpt-oss: every other layer) are not modelled; past one this is an upper bound.
-        """
-        if self.mla is not None:
-            values = self.mla.key_value_rank + self.mla.rope_head_dim
-        else:
-            values = 2 * self.kv_heads * self.head_dim
-        return self.layers * values * _plain(WeightFormat.parse(dtype))
-
-    def _check_layer(self, layer: int) -> None:
+    def check_layer(self, layer: int) -> None:
+        """Raise ShapeError unless model layer `layer` exists."""
         if not 0 <= layer < self.layers:
             raise ShapeError(f"{self.name} has layers 0 to {self.layers - 1}; there is no layer {layer}")
 
 
 def _count(matrices: tuple[Matrix, ...]) -> int:
     return sum(rows * cols for rows, cols in matrices)
-
-
-def _plain(dense: WeightFormat) -> int:
-    if dense.quantised:
-        raise PlanError(
-            f"only experts and attention are quantised; {dense.name} is not a format for the rest (use bf16)"
-        )
-    return dense.plain_bytes
 
 
 def shape_names() -> tuple[str, ...]:

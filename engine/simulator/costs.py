@@ -9,6 +9,7 @@ from engine.hardware import HardwareProfile
 from engine.hardware.roofline import Roofline, ceil_ns, token_ps
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
+from engine.shapes.sizes import STATED, head_bytes, kv_bytes_per_token, layer_bytes
 from engine.simulator.options import MOST_NS
 from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
@@ -141,9 +142,8 @@ def _unshaped(manifest: Manifest, expert_bytes: list[int]) -> _Model:
 def _shaped(manifest: Manifest, shape: ModelShape, attention_format: str | None) -> _Model:
     layers = len(manifest.experts_per_layer)
     attention = WeightFormat.parse(attention_format or "bf16")
-    plain = WeightFormat.parse("bf16")
     moe = shape.moe_layers
-    rest = sum(shape.layer_bytes(layer, attention, plain) for layer in range(shape.layers) if layer not in moe)
+    rest = sum(layer_bytes(shape, layer, attention, STATED) for layer in range(shape.layers) if layer not in moe)
     notes = []
     scale = len(moe) / layers
     if len(moe) != layers:
@@ -155,10 +155,10 @@ def _shaped(manifest: Manifest, shape: ModelShape, attention_format: str | None)
         )
     return _Model(
         expert_params=[shape.expert_params] * layers,
-        dense_bytes=[sum(shape.layer_bytes(layer, attention, plain) for layer in moe) // len(moe)] * layers,
-        dense_params=sum(shape.attention_params + shape.other_params(layer) for layer in moe) // len(moe),
-        head_bytes=(rest + shape.head_bytes(plain)) * layers // len(moe),
-        kv_bytes=shape.kv_bytes_per_token("bf16") // shape.layers,
+        dense_bytes=[sum(layer_bytes(shape, layer, attention, STATED) for layer in moe) // len(moe)] * layers,
+        dense_params=sum(shape.attention_params(layer) + shape.other_params(layer) for layer in moe) // len(moe),
+        head_bytes=(rest + head_bytes(shape, STATED)) * layers // len(moe),
+        kv_bytes=kv_bytes_per_token(shape) // shape.layers,
         scale=scale,
         notes=tuple(notes),
     )

@@ -53,7 +53,7 @@ def check_attention(model: nn.Module, weights: str | None) -> None:
     dtype = getattr(model, "dtype", torch.float32)
     if stored_dtype(weights, dtype) is not dtype:
         raise PlanError(f"the plan stores attention in {weights} but the model is not loaded so")
-    parsed = WeightFormat.parse(weights)
+    parsed = WeightFormat.parse(weights).served()
     if not parsed.quantised:
         return
     found = list(projections(model))
@@ -65,7 +65,7 @@ def check_attention(model: nn.Module, weights: str | None) -> None:
 
 def quantise_attention(model: nn.Module, weights: str, device: torch.device) -> None:
     """Replace the attention's projections by quantised ones; nothing to do for an unquantised format."""
-    parsed = WeightFormat.parse(weights)
+    parsed = WeightFormat.parse(weights).served()
     if parsed.quantised:
         for parent, name, linear in list(projections(model)):
             setattr(parent, name, QuantisedLinear(linear, parsed, device))
@@ -78,7 +78,7 @@ def attention_bytes(model: nn.Module) -> int:
 
 def attention_format_bytes(model: nn.Module, weights: str) -> tuple[int, int]:
     """Bytes of the attention's projections as the model holds them, and as a weight format would."""
-    parsed = WeightFormat.parse(weights)
+    parsed = WeightFormat.parse(weights).served()
     found = [linear.weight for _, _, linear in projections(model)]
     plain = sum(weight.nbytes for weight in found)
     return plain, sum(parsed.tensor_bytes(*weight.shape) for weight in found) if parsed.quantised else plain

@@ -116,7 +116,7 @@ def check_storable(layer: MoeLayer, weights: str | None, *, loaded: bool = True)
 
 def stored_dtype(weights: str, loaded: torch.dtype) -> torch.dtype:
     """The type a model must be loaded in for a weight format: any for a quantised one, which needs hqq."""
-    parsed = WeightFormat.parse(weights)
+    parsed = WeightFormat.parse(weights).served()
     if parsed.quantised:
         quantizer_of_hqq()
         return loaded

@@ -187,7 +187,7 @@ class QuantisedLayout:
 
 def layout_of(experts: nn.Module, weights: str | None) -> Layout:
     """How one expert of `experts` is stored in a weight format; None stores it as it is."""
-    parsed = None if weights is None else WeightFormat.parse(weights)
+    parsed = None if weights is None else WeightFormat.parse(weights).served()
     return QuantisedLayout.of(experts, parsed) if parsed is not None and parsed.quantised else PlainLayout.of(experts)
 
 

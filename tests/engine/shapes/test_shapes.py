@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape, load_shape, shape_names
+from engine.shapes.sizes import dense_bytes, head_bytes, kv_bytes, kv_bytes_per_token, layer_bytes
 from tracekit.errors import PlanError, ShapeError
 
 BF16, FP32, HQQ4 = (WeightFormat.parse(word) for word in ("bf16", "fp32", "hqq-4bit-g64"))
@@ -26,6 +28,15 @@ STATED_BILLIONS = {  # (all parameters, those one token uses) as the model cards
     "deepseek-v3": (671, 37),
     "gpt-oss-20b": (20.9, 3.6),
     "gpt-oss-120b": (116.8, 5.1),
+    "qwen3-235b-a22b": (235, 22),
+    "deepseek-r1": (671, 37),
+    "phi-3.5-moe": (41.9, 6.6),
+    "gemma-4-26b-a4b": (25.2, 3.8),
+    # Of these the authors round the second figure to a whole billion, or count what is no text model.
+    "qwen3-next-80b-a3b": (80, 3.87),
+    "glm-4.5-air": (106, 12.8),
+    "llama-4-scout": (107.8, 17.2),
+    "granite-3.1-3b-a800m": (3.3, 0.88),
 }
 
 
@@ -54,6 +65,24 @@ def test_mixtral_experts_hold_nearly_everything() -> None:
     assert shape.expert_bytes(BF16) == 3 * 4096 * 14336 * 2
 
 
+NEWER = {  # what the public configuration of each says beside its sizes
+    "qwen3-235b-a22b": {"model_type": "qwen3_moe", "head_dim": 128},
+    "qwen3-next-80b-a3b": {"model_type": "qwen3_next", "shared_expert_intermediate_size": 512},
+    "glm-4.5-air": {"model_type": "glm4_moe", "attention_bias": True, "head_dim": 128, "intermediate_size": 10944},
+    "llama-4-scout": {"model_type": "llama4_text", "intermediate_size": 8192},
+    "granite-3.1-3b-a800m": {"model_type": "granitemoe", "intermediate_size": 512},
+    "phi-3.5-moe": {
+        "model_type": "phimoe", "intermediate_size": 6400, "attention_bias": True, "lm_head_bias": True,
+        "sliding_window": 131072,
+    },
+    "gemma-4-26b-a4b": {
+        "model_type": "gemma4_text", "head_dim": 256, "num_key_value_heads": 8, "num_global_key_value_heads": 2,
+        "global_head_dim": 512, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "enable_moe_block": True,
+        "intermediate_size": 2112, "sliding_window": 1024, "top_k_experts": 8,
+    },
+}  # fmt: skip
+
+
 def _transformers_config(shape: ModelShape) -> Any:
     """The transformers configuration of a shape, from the family's defaults and the shape's sizes."""
     transformers = pytest.importorskip("transformers", reason="compares with transformers' own modules")
@@ -67,6 +96,12 @@ def _transformers_config(shape: ModelShape) -> Any:
         "tie_word_embeddings": shape.tied_embeddings,
     }
     wide = shape.moe_intermediate_size
+    if shape.name in NEWER:
+        names = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), shape.experts)
+        words: dict[str, Any] = (
+            common | names | {"moe_intermediate_size": shape.moe_intermediate_size} | NEWER[shape.name]
+        )
+        return transformers.models.auto.configuration_auto.CONFIG_MAPPING[words.pop("model_type")](**words)
     if shape.name.startswith("mixtral"):
         return transformers.MixtralConfig(**common, intermediate_size=wide, num_local_experts=shape.experts)
     if shape.name.startswith("gpt-oss"):
@@ -82,8 +117,8 @@ def _transformers_config(shape: ModelShape) -> Any:
         common |= {"moe_intermediate_size": wide, "shared_expert_intermediate_size": shared}
         return transformers.Qwen2MoeConfig(**common, num_experts=shape.experts)
     assert shape.mla is not None
-    family = {"deepseek-v2-lite": transformers.DeepseekV2Config, "deepseek-v3": transformers.DeepseekV3Config}
-    return family[shape.name](
+    family = transformers.DeepseekV2Config if shape.name == "deepseek-v2-lite" else transformers.DeepseekV3Config
+    return family(
         **common,
         intermediate_size=shape.dense_intermediate_size,
         moe_intermediate_size=wide,
@@ -113,10 +148,11 @@ def test_parameters_equal_transformers_modules(name: str) -> None:
     sizes |= {key: value.numel() for key, value in model.named_buffers() if key.endswith("e_score_correction_bias")}
     assert sum(sizes.values()) == shape.total_params
     layer = shape.moe_layers[0]
-    experts = sum(size for key, size in sizes.items() if f"layers.{layer}.mlp.experts." in key)
+    experts = sum(size for key, size in sizes.items() if f"layers.{layer}." in key and ".experts." in key)
     assert experts == shape.experts * shape.expert_params
-    attention = sum(size for key, size in sizes.items() if f"layers.{layer}.self_attn." in key)
-    assert attention == shape.attention_params
+    for layer in range(shape.layers):
+        own = [size for key, size in sizes.items() if re.search(rf"\blayers\.{layer}\.(self_attn|linear_attn)\.", key)]
+        assert sum(own) == shape.attention_params(layer), layer
 
 
 def test_transformers_default_mixtral_is_mixtral_8x7b() -> None:
@@ -132,14 +168,15 @@ def test_transformers_default_mixtral_is_mixtral_8x7b() -> None:
 
 @pytest.mark.parametrize("name", STATED_BILLIONS)
 def test_bytes_in_bf16_are_twice_the_parameters(name: str) -> None:
-    """A decode step reads every dense parameter and one embedding row; layers and head add up to it."""
+    """Layers, head and embedding add up to all parameters that are in no expert."""
     shape = load_shape(name)
     assert shape.expert_bytes(BF16) == 2 * shape.expert_params
-    per_token = shape.dense_params_per_token_bytes(BF16, BF16)
-    assert per_token == 2 * (shape.dense_params_per_token + shape.hidden_size)
-    assert shape.dense_params_per_token_bytes(FP32, FP32) == 2 * per_token
-    parts = sum(shape.layer_bytes(layer, HQQ4, BF16) for layer in range(shape.layers)) + shape.head_bytes(BF16)
-    assert parts + 2 * shape.hidden_size == shape.dense_params_per_token_bytes(HQQ4, BF16) < per_token
+    dense = shape.total_params - len(shape.moe_layers) * shape.experts * shape.expert_params
+    assert dense_bytes(shape, BF16, BF16) == 2 * dense
+    assert dense_bytes(shape, FP32, FP32) == 4 * dense
+    layers = sum(layer_bytes(shape, layer, HQQ4, BF16) for layer in range(shape.layers))
+    embedding = 0 if shape.tied_embeddings else 2 * shape.vocab_size * shape.hidden_size
+    assert layers + head_bytes(shape, BF16) + embedding == dense_bytes(shape, HQQ4, BF16) < 2 * dense
 
 
 @pytest.mark.parametrize("name", STATED_BILLIONS)
@@ -149,17 +186,30 @@ def test_every_shipped_shape_fits_every_default_format(name: str, word: str) -> 
     matrices = shape.expert_params - sum(shape.expert_biases())
     expected = matrices * weights.bits_per_parameter / 8 + 2 * sum(shape.expert_biases())
     assert shape.expert_bytes(weights) == pytest.approx(expected, rel=0.001)
-    shape.layer_bytes(0, weights, BF16)
+    layer_bytes(shape, 0, weights, BF16)
 
 
 def test_key_value_cache() -> None:
     # Mixtral: key and value, 8 heads of 128, 32 layers, 2 bytes.
-    assert load_shape("mixtral-8x7b").kv_bytes_per_token() == 2 * 8 * 128 * 32 * 2
-    assert load_shape("mixtral-8x7b").kv_bytes_per_token("fp32") == 2 * 8 * 128 * 32 * 4
+    assert kv_bytes_per_token(load_shape("mixtral-8x7b")) == 2 * 8 * 128 * 32 * 2
+    assert kv_bytes_per_token(load_shape("mixtral-8x7b"), FP32) == 2 * 8 * 128 * 32 * 4
+    assert kv_bytes_per_token(load_shape("mixtral-8x7b"), WeightFormat.parse("q8_0")) == 2 * 8 * 128 * 32 * 34 // 32
     # DeepSeek-V3 caches the latent: 512 + 64 values per layer (arXiv 2412.19437, section 2.1.1).
-    assert load_shape("deepseek-v3").kv_bytes_per_token() == (512 + 64) * 61 * 2
-    with pytest.raises(PlanError, match="not a format for the rest"):
-        load_shape("mixtral-8x7b").kv_bytes_per_token("hqq-4bit")
+    assert kv_bytes_per_token(load_shape("deepseek-v3")) == (512 + 64) * 61 * 2
+    # gpt-oss: every other layer sees 128 tokens; 8 heads of 64. Its card's figure at 131,072 tokens is that of full layers.
+    per_layer = 2 * 8 * 64 * 2
+    assert kv_bytes(load_shape("gpt-oss-20b"), 100) == 24 * per_layer * 100
+    assert kv_bytes(load_shape("gpt-oss-20b"), 8192) == 12 * per_layer * (8192 + 128)
+    # Qwen3-Next: 12 of 48 layers have a cache; the others one state of 32 x 128 x 128 in fp32 and a window of 4 x 8192.
+    state = 36 * (32 * 128 * 128 * 4 + 4 * 8192 * 2)
+    assert kv_bytes(load_shape("qwen3-next-80b-a3b"), 1000) == 12 * 2 * 2 * 256 * 2 * 1000 + state
+    # Gemma 4: 25 layers of 8 heads of 256 see 1024 tokens, 5 of 2 heads of 512 see all.
+    gemma = load_shape("gemma-4-26b-a4b")
+    assert kv_bytes(gemma, 4096) == 25 * 2 * 8 * 256 * 2 * 1024 + 5 * 2 * 2 * 512 * 2 * 4096
+    # Llama 4 Scout: three of four layers see their chunk of 8192.
+    assert kv_bytes(load_shape("llama-4-scout"), 16384) == 2 * 8 * 128 * 2 * (36 * 8192 + 12 * 16384)
+    with pytest.raises(PlanError, match="a key-value cache is not stored as hqq-4bit"):
+        kv_bytes_per_token(load_shape("mixtral-8x7b"), HQQ4)
 
 
 def test_layouts_of_one_expert() -> None:
@@ -173,14 +223,12 @@ def test_layouts_of_one_expert() -> None:
     assert shape.expert_params == fused.expert_params > plain.expert_params
 
 
-def test_the_dense_part_is_not_quantised_and_layers_exist() -> None:
+def test_layers_exist() -> None:
     shape = load_shape("deepseek-v3")
     assert shape.moe_layers == tuple(range(3, 61))
-    with pytest.raises(PlanError, match="use bf16"):
-        shape.dense_params_per_token_bytes(BF16, HQQ4)
     for layer in (-1, 61):
         with pytest.raises(ShapeError, match="layers 0 to 60"):
-            shape.layer_bytes(layer, BF16, BF16)
+            layer_bytes(shape, layer, BF16, BF16)
 
 
 def test_a_wrong_name_suggests_the_right_one() -> None:
