@@ -2,26 +2,21 @@
 
 Each word's arrays are those of the files it is found in, byte for byte:
 
-- ggml's block formats (`q4_k`, `q8_0`, `iq4_xs`, `mxfp4`, ...): a row is cut into blocks of 32 or 256 values, each with its
-  scales inside (llama.cpp, `ggml/src/ggml-common.h`, the structs `block_*`). What a GGUF's name calls `Q4_K_M` is a mixture of
-  several of these words.
-- `mxfp4` elsewhere is the same: 32 values of 4 bits share one 8-bit exponent (OCP Microscaling Formats 1.0, section 5.2);
-  ggml keeps the exponent inside the block, 17 bytes in all.
+- ggml's block formats (`q4_k`, `q8_0`, `iq4_xs`, `mxfp4`, ...): a row is cut into blocks of 32 or 256 values, each with
+  its scales inside (llama.cpp, `ggml/src/ggml-common.h`, structs `block_*`). What a GGUF's name calls `Q4_K_M` is a
+  mixture of several of these words.
+- `mxfp4` elsewhere is the same: 32 values of 4 bits share one 8-bit exponent (OCP Microscaling Formats 1.0, section
+  5.2); ggml keeps the exponent inside the block, 17 bytes in all.
 - `nvfp4`: 16 values of 4 bits share one fp8 scale, and a matrix one fp32 scale (NVIDIA, "Introducing NVFP4").
-- `awq-4bit`, `gptq-4bit` (`-g<group>`, 128 unless given): `group` values down a column of inputs share an fp16 scale and a
-  4-bit zero; gptq keeps one 32-bit group index per input as well (AutoAWQ and AutoGPTQ, `qweight`, `qzeros`, `scales`).
-- `fp8`: one byte a value, one fp32 scale a matrix; `fp8-b128` has one per 128 x 128 tile (DeepSeek-V3, arXiv 2412.19437,
-  section 3.3.2).
+- `awq-4bit`, `gptq-4bit` (`-g<group>`, 128 unless given): `group` values down a column of inputs share an fp16 scale
+  and a 4-bit zero; gptq has a 32-bit group index per input as well (AutoAWQ and AutoGPTQ: `qweight`, `qzeros`, `scales`).
+- `fp8`: one byte a value, one fp32 scale a matrix; `fp8-b128` has one per 128 x 128 tile (DeepSeek-V3, arXiv
+  2412.19437, section 3.3.2).
 """
 
 import re
 
 from engine.plan.stored_tensor import StoredTensor
-
-
-class Misfit(ValueError):
-    """A matrix that cannot be stored in a format, and why."""
-
 
 BLOCKS = {  # word -> values and bytes of one block
     "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34),
@@ -53,11 +48,11 @@ def bits(word: str) -> int:
 
 
 def arrays(word: str, rows: int, cols: int) -> tuple[StoredTensor, ...]:
-    """The arrays that store a [rows, cols] matrix (outputs, inputs). Misfit when it cannot be cut into them."""
+    """The arrays that store a [rows, cols] matrix (outputs, inputs). ValueError, saying why, when it cannot be cut so."""
     if word in BLOCKS:
         values, size = BLOCKS[word]
         if cols % values:
-            raise Misfit(f"its rows of {cols} values are no multiple of the block of {values}")
+            raise ValueError(f"its rows of {cols} values are no multiple of the block of {values}")
         scale = (StoredTensor("scale", "float32", (1,)),) if word == "nvfp4" else ()
         return StoredTensor("blocks", "uint8", (rows, cols // values, size)), *scale
     if word.startswith("fp8"):
@@ -65,7 +60,7 @@ def arrays(word: str, rows: int, cols: int) -> tuple[StoredTensor, ...]:
         return StoredTensor("weight", "uint8", (rows, cols)), StoredTensor("scale", "float32", tiles)
     method, group = word.split("-4bit-g")
     if cols % int(group) or rows % 8:
-        raise Misfit(f"its {cols} inputs are no multiple of the group of {group}, or its {rows} outputs none of 8")
+        raise ValueError(f"its {cols} inputs are no multiple of the group of {group}, or {rows} outputs none of 8")
     groups = cols // int(group)
     index = (StoredTensor("g_idx", "int32", (cols,)),) if method == "gptq" else ()
     return (

@@ -14,7 +14,7 @@ attention) is `hqq-4bit-g64`, `hqq-3bit` is `hqq-3bit-g64`, and `hqq-2bit` is `h
 of 16, fp16 scales and zeros would take as much as the codes. `hqq-8bit` is `hqq-8bit-g64`. A word that spells
 its group has quantised meta-data only if it says so: `hqq-2bit-g16` keeps fp16 scales and zeros.
 
-The words of `engine.plan.foreign_formats` (`q4_k`, `mxfp4`, `awq-4bit`, `fp8`, ...) are known for replays and sizing only.
+The words of `engine.plan.foreign_formats` (`q4_k`, `mxfp4`, `awq-4bit`, `fp8`, ...) are for replays and sizing only.
 """
 
 import re
@@ -101,8 +101,8 @@ class WeightFormat(msgspec.Struct, frozen=True):
         """This format, if the engine stores it; else PlanError."""
         if self.foreign:
             raise PlanError(
-                f"weight format {self.name!r} is for replays and sizing: the engine stores bf16, fp16, fp32 or hqq-*, such "
-                f"as hqq-{4 if self.bits >= 4 else 2}bit"
+                f"weight format {self.name!r} is for replays and sizing: the engine stores bf16, fp16, fp32 or hqq-*, "
+                f"such as hqq-{4 if self.bits >= 4 else 2}bit"
             )
         return self
 
@@ -140,7 +140,7 @@ class WeightFormat(msgspec.Struct, frozen=True):
         if self.foreign:
             try:
                 return foreign_formats.arrays(self.name, rows, cols)
-            except foreign_formats.Misfit as misfit:
+            except ValueError as misfit:
                 raise self._unfit(rows, cols, str(misfit)) from None
         groups, rest = divmod(rows * cols, self.group)
         if rest:

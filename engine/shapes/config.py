@@ -1,7 +1,7 @@
 """A model's shape from its `config.json`, without its weights and without transformers.
 
-A configuration states sizes, but not what a family always has: whether experts have biases, queries are normalised, and so
-on. `FAMILIES` holds that, and a test compares every one of them with transformers' own modules, parameter for parameter.
+A configuration states sizes, but not what a family always has: whether experts have biases, queries are normalised, and
+so on. `FAMILIES` holds that, and a test compares each of them with transformers' own modules, parameter for parameter.
 """
 
 import os
@@ -207,7 +207,7 @@ class _Reader:
         return []
 
     def linear_attention(self, layers: list[int]) -> dict[str, object]:
-        """Gated delta net: its projections, and the state and convolution window that a sequence keeps (arXiv 2412.06464)."""
+        """Gated delta net (arXiv 2412.06464): its projections, and what a sequence keeps."""
         hidden = self.size("hidden_size")
         key_heads, value_heads = self.size("linear_num_key_heads"), self.size("linear_num_value_heads")
         key_dim, value_dim = self.size("linear_key_head_dim"), self.size("linear_value_head_dim")

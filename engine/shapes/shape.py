@@ -1,12 +1,10 @@
 """ModelShape: the sizes in a model's public configuration, and the parameters and bytes that follow."""
 
-import os
 from typing import Annotated, Literal
 
 import msgspec
 
 from engine.plan.weights import WeightFormat
-from tracekit import named_toml
 from tracekit.errors import ShapeError
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -40,7 +38,7 @@ class Windowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Recurrent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Layers that keep a state of fixed size for each sequence in place of attention (linear attention, convolutions)."""
+    """Layers that keep a state of fixed size for each sequence in place of a key-value cache (linear attention)."""
 
     layers: tuple[SizeOrNone, ...]
     matrices: tuple[Matrix, ...]
@@ -97,7 +95,7 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     attention_gate: bool = False
     """Whether the query projection makes a gate for its output, too (Qwen3-Next)."""
     shared_key_value: bool = False
-    """Whether a layer's values are its keys before the norm, without a projection of their own; not in `windowed` layers."""
+    """Whether a layer's values are its keys, without a projection of their own; not in `windowed` layers."""
     windowed: Windowed | None = None
     recurrent: Recurrent | None = None
 
@@ -284,20 +282,3 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 def _count(matrices: tuple[Matrix, ...]) -> int:
     return sum(rows * cols for rows, cols in matrices)
-
-
-def shape_names() -> tuple[str, ...]:
-    """Names of the shipped model shapes, sorted."""
-    return named_toml.names("engine.shapes", "models")
-
-
-def load_shape(name_or_path: str | os.PathLike[str]) -> ModelShape:
-    """A shipped shape by name, or a user's TOML file by path. ShapeError, one line, for anything else."""
-    return named_toml.load(
-        name_or_path,
-        ModelShape,
-        what="model shape",
-        package="engine.shapes",
-        folder="models",
-        error=ShapeError,
-    )

@@ -8,7 +8,7 @@ STATED = WeightFormat.parse("bf16")
 
 
 def layer_bytes(shape: ModelShape, layer: int, attention: WeightFormat, dense: WeightFormat) -> int:
-    """Bytes of model layer `layer` without its routed experts; matrices of attention and of the rest by their formats."""
+    """Bytes of model layer `layer` without its routed experts; each matrix in its part's format."""
     matrices = attention.matrices_bytes(shape.attention_tensors(layer)) + dense.matrices_bytes(
         shape.other_tensors(layer)
     )

@@ -1,4 +1,4 @@
-"""A shape read from a configuration: transformers' own modules, parameter for parameter, for every family that is known."""
+"""A shape read from a configuration: transformers' own modules, parameter for parameter, for every known family."""
 
 import json
 from pathlib import Path

@@ -196,7 +196,7 @@ def test_key_value_cache() -> None:
     assert kv_bytes_per_token(load_shape("mixtral-8x7b"), WeightFormat.parse("q8_0")) == 2 * 8 * 128 * 32 * 34 // 32
     # DeepSeek-V3 caches the latent: 512 + 64 values per layer (arXiv 2412.19437, section 2.1.1).
     assert kv_bytes_per_token(load_shape("deepseek-v3")) == (512 + 64) * 61 * 2
-    # gpt-oss: every other layer sees 128 tokens; 8 heads of 64. Its card's figure at 131,072 tokens is that of full layers.
+    # gpt-oss: every other layer sees 128 tokens; 8 heads of 64.
     per_layer = 2 * 8 * 64 * 2
     assert kv_bytes(load_shape("gpt-oss-20b"), 100) == 24 * per_layer * 100
     assert kv_bytes(load_shape("gpt-oss-20b"), 8192) == 12 * per_layer * (8192 + 128)
