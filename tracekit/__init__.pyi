@@ -9,8 +9,8 @@ from engine.replay.result import Result as Result
 from engine.runtime.links.thread_link import EmulatedLink as EmulatedLink
 from engine.runtime.offload import offload as offload
 from engine.runtime.offload_state import offloaded as offloaded
+from engine.shapes.loading import load_shape as load_shape
 from engine.shapes.shape import ModelShape as ModelShape
-from engine.shapes.shape import load_shape as load_shape
 from experiments.fit.modules import Predictor as Predictor
 from experiments.study.finished_study import study as study
 from policies.eviction.base import EvictionPolicy as EvictionPolicy

@@ -9,7 +9,7 @@ Each word's arrays are those of the files it is found in, byte for byte:
   5.2); ggml keeps the exponent inside the block, 17 bytes in all.
 - `nvfp4`: 16 values of 4 bits share one fp8 scale, and a matrix one fp32 scale (NVIDIA, "Introducing NVFP4").
 - `awq-4bit`, `gptq-4bit` (`-g<group>`, 128 unless given): `group` values down a column of inputs share an fp16 scale
-  and a 4-bit zero; gptq has a 32-bit group index per input as well (AutoAWQ and AutoGPTQ: `qweight`, `qzeros`, `scales`).
+  and a 4-bit zero; gptq has a 32-bit group index per input, too (AutoAWQ and AutoGPTQ: `qweight`, `qzeros`, `scales`).
 - `fp8`: one byte a value, one fp32 scale a matrix; `fp8-b128` has one per 128 x 128 tile (DeepSeek-V3, arXiv
   2412.19437, section 3.3.2).
 """
@@ -48,7 +48,7 @@ def bits(word: str) -> int:
 
 
 def arrays(word: str, rows: int, cols: int) -> tuple[StoredTensor, ...]:
-    """The arrays that store a [rows, cols] matrix (outputs, inputs). ValueError, saying why, when it cannot be cut so."""
+    """The arrays that store a [rows, cols] matrix (outputs, inputs). ValueError, saying why, when it cannot be cut."""
     if word in BLOCKS:
         values, size = BLOCKS[word]
         if cols % values:

@@ -67,6 +67,17 @@ class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cpu_experts: Literal["never", "auto"] = "never"
 
 
+class ServePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`serve`: what device memory is kept for beside weights; None takes what a trace's own requests need."""
+
+    # tokens of each sequence's key-value cache
+    context: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] | None = None
+    # sequences at once
+    batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] | None = None
+    # format of the key-value cache (bf16 if not given): fp16, fp8, q8_0, q4_0, ...
+    kv_cache: str | None = None
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A plan's file. Every table but `cache` may be left out."""
 
@@ -75,6 +86,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     prefetch: PrefetchPlan = PrefetchPlan()
     weights: WeightsPlan = WeightsPlan()
     compute: ComputePlan = ComputePlan()
+    serve: ServePlan = ServePlan()
 
 
 class _Tables(TypedDict, total=False):
@@ -85,6 +97,7 @@ class _Tables(TypedDict, total=False):
     prefetch: PrefetchPlan
     weights: WeightsPlan
     compute: ComputePlan
+    serve: ServePlan
 
 
 @dataclass(frozen=True, init=False)
@@ -102,6 +115,7 @@ class Plan:
     prefetch: PrefetchPlan
     weights: WeightsPlan
     compute: ComputePlan
+    serve: ServePlan
 
     def __init__(
         self,
@@ -112,6 +126,7 @@ class Plan:
         weights: str | Mapping[str, object] | None = None,
         cpu_experts: str = "never",
         compute_experts: str = "each",
+        serve: Mapping[str, object] | None = None,
     ) -> None:
         tables = {
             "cache": {"capacity": capacity},
@@ -119,6 +134,7 @@ class Plan:
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
             "compute": {"experts": compute_experts, "cpu_experts": cpu_experts},
+            "serve": serve or {},
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)
 
@@ -171,6 +187,8 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     for text in (file.weights.experts, file.weights.attention):
         if text is not None:
             WeightFormat.parse(text)
+    if file.serve.kv_cache is not None:
+        WeightFormat.parse(file.serve.kv_cache).values_bytes(1)
     plan = object.__new__(Plan)
     plan.__dict__.update(msgspec.structs.asdict(file))
     return plan

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.replay.estimates import device_bytes
+from engine.replay.memory import Load, device_memory
 from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
@@ -75,14 +75,16 @@ def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
     return [Caution("below the token cycle", text)]
 
 
-def fit_warnings(setting: Setting) -> list[Caution]:
-    """Whether the plan's slots, and the dense weights if a shape tells their size, fit into the machine's memory."""
+def fit_warnings(setting: Setting, load: Load) -> list[Caution]:
+    """Whether what the plan keeps on the device fits into the machine's memory."""
     plan, spec, machine = setting.plan, setting.spec, setting.machine
     assert machine is not None
-    largest, needed = max(setting.sizes), device_bytes(setting)
+    largest, memory = max(setting.sizes), device_memory(setting, load)
     warnings = []
-    if needed > machine.device.memory_bytes:
-        text = f"the plan does not fit: experts and dense weights take {needed / 2**30:.1f} GiB, {machine.name} has "
+    if memory.total > machine.device.memory_bytes:
+        sizes = memory._asdict().items()
+        parts = ", ".join(f"{name.replace('_', ' ')} {size / 2**30:.1f}" for name, size in sizes if size)
+        text = f"the plan does not fit: it takes {memory.total / 2**30:.1f} GiB ({parts}), {machine.name} has "
         warnings.append(Caution("does not fit", f"{text}{machine.device.memory_bytes / 2**30:.1f} GiB"))
     if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):
         text = f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes"

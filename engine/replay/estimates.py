@@ -1,12 +1,9 @@
 """Estimates beside a replay's time: memory, energy, cost of a token. Each names what it was made from."""
 
-import numpy as np
-
-from engine.plan.weights import WeightFormat
+from engine.replay.memory import Load, device_memory, host_bytes
 from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
-from engine.shapes.sizes import STATED, dense_bytes
 from engine.simulator.timeline import CAUSES, STALLS
 from tracekit.rows import DECODE
 
@@ -14,13 +11,13 @@ JOULES_PER_KWH = 3.6e6
 OVERHEAD = CAUSES.index("overhead")
 
 
-def find_estimates(setting: Setting, done: Replayed) -> Estimates:
+def find_estimates(setting: Setting, done: Replayed, load: Load) -> Estimates:
     """Memory of a plan on its machine; with the profile's `power` and `price`, energy and cost of a generated token.
 
     Energy: each part draws its idle power over the whole replay, and its busy power instead while it works. Prefill is
     part of what a generated token takes. Without decode steps there are no figures per token.
     """
-    costs, machine = setting.costs, setting.machine
+    costs, machine, memory = setting.costs, setting.machine, device_memory(setting, load)
     assert costs is not None and machine is not None and done.timeline is not None
     seconds = float(done.step_ns.sum()) * costs.scale / 1e9
     spent = done.timeline.spent.sum(axis=0) * costs.scale / 1e9
@@ -40,33 +37,11 @@ def find_estimates(setting: Setting, done: Replayed) -> Estimates:
         cost = machine.price.of(seconds / 3600, (joules or 0.0) / JOULES_PER_KWH)
         inputs.append(f"{machine.name}: price, over {seconds:.3f} s")
     return Estimates(
-        device_bytes=device_bytes(setting),
+        device_bytes=memory.total,
+        device_parts=memory._asdict(),
         host_bytes=round(host_bytes(setting)),
         joules_per_token=joules / tokens if joules is not None and tokens else None,
         cost_per_million_tokens=1e6 * cost / tokens if cost is not None and tokens else None,
         currency=machine.price.currency if cost is not None and machine.price is not None else None,
         inputs=inputs,
     )
-
-
-def device_bytes(setting: Setting) -> int:
-    """Device memory of the plan: slots and staging buffers, and the dense weights if a shape tells their size.
-
-    The sizes of experts must be known (`setting.sizes`).
-    """
-    plan, shape, largest = setting.plan, setting.shape, max(setting.sizes)
-    units = np.array(setting.spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
-    needed = int(units.sum() * setting.scale) + setting.spec.staging * largest
-    if shape is not None:
-        attention = WeightFormat.parse(plan.weights.attention or "bf16")
-        needed += dense_bytes(shape, attention, STATED)
-    return needed
-
-
-def host_bytes(setting: Setting) -> float:
-    """Host memory for all experts, or the host cache where they lie on disk."""
-    assert setting.costs is not None
-    per_layer = zip(setting.manifest.experts_per_layer, setting.sizes, strict=True)
-    experts = sum(count * size for count, size in per_layer)
-    cached = setting.costs.host_bytes
-    return setting.scale * (experts if cached < 0 else min(experts, cached))

@@ -33,17 +33,28 @@ class Target:
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
     """The steps of a trace: `starts` [steps + 1] rows, `phase` u8 [steps], `context` i64 [steps] as a step's attention
-    reads it, summed over its tokens."""
+    reads it, summed over its tokens; `longest` is the most of one token."""
 
     starts: np.ndarray
     phase: np.ndarray
     context: np.ndarray
+    longest: int
 
     @classmethod
     def of(cls, trace: Trace) -> "Steps":
         starts = step_starts(trace.step)
-        context = np.add.reduceat(trace.position.astype(np.int64) + 1, starts[:-1])
-        return cls(starts, trace.phase[starts[:-1]], context)
+        context = trace.position.astype(np.int64) + 1
+        return cls(starts, trace.phase[starts[:-1]], np.add.reduceat(context, starts[:-1]), int(context.max(initial=0)))
+
+    @property
+    def largest(self) -> int:
+        """Tokens of the largest step."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    @property
+    def sequences(self) -> int:
+        """Sequences at once: the tokens of the largest decode step; 1 where nothing is decoded."""
+        return int(np.diff(self.starts)[self.phase == DECODE].max(initial=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,8 @@ from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
-from engine.replay.passes import Replayed, run
+from engine.replay.memory import Load, fit_capacity
+from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
 from engine.replay.setting import Setting
@@ -66,12 +67,25 @@ def replay(
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
+    steps = Steps.of(trace)
+    load = Load.of(plan, steps)
+    if machine is not None:
+        plan = fit_capacity(plan, trace.manifest, machine, shape, load)
     setting = Setting.of(trace.manifest, plan, machine, shape)
     bounded, timed = is_bounded(trace, bounds), machine is not None
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
     best = regret = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
-        (done,) = run(trace, setting.spec, [setting.target], progress=report, on_events=on_events, keep=timed, log=log)
+        (done,) = run(
+            trace,
+            setting.spec,
+            [setting.target],
+            steps=steps,
+            progress=report,
+            on_events=on_events,
+            keep=timed,
+            log=log,
+        )
         if on_done is not None:
             on_done(done)
         if bounded:
@@ -85,8 +99,8 @@ def replay(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
     if timed:
-        estimates = find_estimates(setting, done)
-        warnings += [found.text for found in fit_warnings(setting)]
+        estimates = find_estimates(setting, done, load)
+        warnings += [found.text for found in fit_warnings(setting, load)]
     return Result(
         **msgspec.structs.asdict(counts_of(done, [PREFILL, DECODE], sized=sized)),
         phases=PhaseCounts(

@@ -122,6 +122,8 @@ class Estimates(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     device_bytes: int
+    device_parts: dict[str, int]
+    """`device_bytes` by what they are for (engine.replay.memory.DeviceMemory)."""
     host_bytes: int
     joules_per_token: float | None
     cost_per_million_tokens: float | None

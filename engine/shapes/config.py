@@ -150,8 +150,9 @@ class _Reader:
         if self.flag("lm_head_bias", False):
             fields["head_bias"] = True
         if self.kind == "gemma4_text":
-            fields |= self.gemma(windowed)
-            windowed = fields.pop("windowed", windowed)  # its own head sizes inside
+            fields |= self.gemma()
+            if windowed is not None:
+                windowed |= {"kv_heads": self.size("num_key_value_heads"), "head_dim": self.size("head_dim")}
         fields |= {"windowed": windowed, "recurrent": recurrent} | family.fields
         try:
             return msgspec.convert({key: value for key, value in fields.items() if value is not None}, ModelShape)
@@ -237,7 +238,7 @@ class _Reader:
             },
         }
 
-    def gemma(self, windowed: dict[str, object] | None) -> dict[str, object]:
+    def gemma(self) -> dict[str, object]:
         """Gemma 4: its full layers have heads of their own, its router a scale per value of the hidden state."""
         fields: dict[str, object] = {
             "shared_expert_intermediate_size": self.size("intermediate_size"),
@@ -251,8 +252,6 @@ class _Reader:
         for layer in self.tables("per_layer_config"):  # what transformers writes in place of the two global keys
             fields["head_dim"] = layer.get("head_dim", fields["head_dim"])
             fields["kv_heads"] = layer.get("num_key_value_heads", fields.get("kv_heads", kv_heads))
-        if windowed is not None:
-            fields["windowed"] = windowed | {"kv_heads": kv_heads, "head_dim": self.size("head_dim")}
         if self.size("hidden_size_per_layer_input", default=0, least=0):
             raise ShapeError(
                 f"{self.label}: inputs per layer (hidden_size_per_layer_input) are not counted: write a .toml"

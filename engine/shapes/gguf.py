@@ -143,7 +143,8 @@ class _Reader:
         return layout
 
     def number(self, layout: str) -> int:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        return value
 
     def count(self, most: int, what: str, layout: str = "<Q") -> int:
         count = self.number(layout)

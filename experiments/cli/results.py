@@ -82,6 +82,11 @@ def estimate_rows(estimates: Estimates) -> list[tuple[str, str]]:
     """Memory, energy and cost, those that are known."""
     rows = [
         ("memory, device / host", f"{estimates.device_bytes / 2**30:.2f} / {estimates.host_bytes / 2**30:.2f} GiB"),
+        *(
+            (f"  {name.replace('_', ' ')}", f"{size / 2**30:.2f} GiB")
+            for name, size in estimates.device_parts.items()
+            if size
+        ),
     ]
     if estimates.joules_per_token is not None:
         rows.append(("energy per token (estimate)", f"{estimates.joules_per_token:.1f} J"))

@@ -10,7 +10,8 @@ from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_of, clairvoyant
-from engine.replay.estimates import device_bytes, find_estimates
+from engine.replay.estimates import find_estimates
+from engine.replay.memory import Load, device_memory
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
@@ -94,7 +95,7 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     """The results of a cell's pass."""
     requests, sized = routing.requests, bool(setting.sizes)
     total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
-    time = time_of(setting, done)
+    time, load = time_of(setting, done), Load.of(cell.plan, requests.steps)
     warnings = advice(routing.trace, setting, DecodeWork.of(done), time, independent=routing.independent)
     row: Row = {name: getattr(total, name) for name in COUNTED}
     row |= {f"decode_{name}": getattr(decode, name) for name in DECODE_COUNTED}
@@ -108,11 +109,11 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "request": requests.requests.tolist(),
         "request_tokens": requests.tokens.tolist(),
         "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
-        "device_bytes": device_bytes(setting) if sized else None,
+        "device_bytes": device_memory(setting, load).total if sized else None,
     }
     if time is not None:
-        estimates = find_estimates(setting, done)
-        warnings += fit_warnings(setting)
+        estimates = find_estimates(setting, done, load)
+        warnings += fit_warnings(setting, load)
         row |= {
             "time_scale": time.scale,
             "tokens_per_second": time.tokens_per_second,
@@ -176,6 +177,7 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
     found = routing.curve(setting.plan.eviction.policy, scope)
     hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
     size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
+    load = Load.of(cell.plan, routing.requests.steps)
     row: Row = {
         "tokens": routing.trace.tokens,
         "decode_tokens": len(routing.requests.step),
@@ -184,7 +186,7 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
         "hits_prefetch": 0,
         "prefetches": 0,
         "misses": int((found.lookups - hits).sum()),
-        "device_bytes": device_bytes(setting) if setting.sizes else None,
+        "device_bytes": device_memory(setting, load).total if setting.sizes else None,
     }
     for prefix, phases in (("", [PREFILL, DECODE]), ("decode_", [DECODE])):
         hit, lookups = int(hits[phases].sum()), int(found.lookups[phases].sum())

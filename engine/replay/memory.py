@@ -1,0 +1,132 @@
+"""Memory that a plan takes: on the device by part, and on the host."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.hardware import HardwareProfile
+from engine.plan.plan import CachePlan, Plan
+from engine.plan.weights import WeightFormat
+from engine.replay.passes import Steps
+from engine.replay.setting import Setting
+from engine.shapes import ModelShape
+from engine.shapes.sizes import STATED, dense_bytes, experts_bytes, kv_bytes
+from tracekit.errors import CapacityError
+from tracekit.manifest import Manifest
+
+RESERVE = 20
+"""With capacity `auto`, one part in so many stays free: the driver's own, and what an allocator cannot use."""
+
+
+class Load(NamedTuple):
+    """What is held and computed at once: tokens of context of each sequence, sequences, tokens of the largest step."""
+
+    context: int
+    sequences: int
+    step_tokens: int
+
+    @classmethod
+    def of(cls, plan: Plan, steps: Steps) -> "Load":
+        """The plan's, where it says (`serve`); else the largest there is in a trace's steps."""
+        context = plan.serve.context or steps.longest
+        sequences = plan.serve.batch or steps.sequences
+        return cls(context, sequences, max(steps.largest, sequences))
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes on the device, by what they are for. Nothing is known of the first three without the model's shape."""
+
+    dense: int
+    """Weights outside the routed experts."""
+    kv_cache: int
+    """Keys and values of all sequences at full context."""
+    activations: int
+    """What the largest step computes with."""
+    slots: int
+    """The cache of experts."""
+    staging: int
+    """Buffers outside it."""
+    expansion: int
+    """One expert expanded from its stored format."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def device_memory(setting: Setting, load: Load) -> DeviceMemory:
+    """Device memory of a plan. The sizes of experts must be known (`setting.sizes`)."""
+    plan, shape, largest = setting.plan, setting.shape, max(setting.sizes)
+    units = np.array(setting.spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
+    dense = sum(setting.manifest.dense_bytes or ())
+    kv_cache = activations = expansion = 0
+    if shape is not None:
+        attention, kv = (WeightFormat.parse(word or "bf16") for word in (plan.weights.attention, plan.serve.kv_cache))
+        dense = dense_bytes(shape, attention, STATED)
+        kv_cache = load.sequences * kv_bytes(shape, load.context, kv)
+        activations = activation_bytes(shape, load)
+        expansion = expanded_bytes(shape, plan)
+    return DeviceMemory(
+        dense=dense,
+        kv_cache=kv_cache,
+        activations=activations,
+        slots=int(units.sum() * setting.scale),
+        staging=setting.spec.staging * largest,
+        expansion=expansion,
+    )
+
+
+def fit_capacity(
+    plan: Plan, manifest: Manifest, machine: HardwareProfile, shape: ModelShape | None, load: Load
+) -> Plan:
+    """`plan` with capacity `auto` replaced by the most slots per layer that fit beside all else; others as they are.
+
+    One part in `RESERVE` of the device's memory stays free. Raises CapacityError where not one slot per layer fits.
+    """
+    if plan.capacity.unit != "auto":
+        return plan
+    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), machine, shape)
+    if not one.sizes:
+        raise CapacityError(
+            "capacity 'auto' needs the sizes of experts, which the trace does not say: give a model shape"
+        )
+    need, room = device_memory(one, load), machine.device.memory_bytes * (RESERVE - 1) // RESERVE
+    slots = min(1 + (room - need.total) // need.slots, max(manifest.experts_per_layer))
+    if slots < 1:
+        raise CapacityError(
+            f"capacity 'auto': one slot per layer and all else take {need.total / 2**30:.1f} GiB, and {machine.name} "
+            f"has {room / 2**30:.1f} GiB of {machine.device.memory_bytes / 2**30:.1f} for them: store weights in fewer "
+            "bits, or give a shorter context"
+        )
+    return plan.replace(cache=CachePlan(capacity=f"{slots}/layer"))
+
+
+def expanded_bytes(shape: ModelShape, plan: Plan) -> int:
+    """One expert in 16 bits, where the engine expands it before use; other software reads it as it is stored."""
+    word = plan.weights.experts
+    return 2 * shape.expert_params if word is not None and WeightFormat.parse(word).group else 0
+
+
+def activation_bytes(shape: ModelShape, load: Load) -> int:
+    """The most that a step's tensors take at a time, in 16 bits, with attention that keeps no matrix of scores.
+
+    Of every token: the residual and its norm beside queries, keys, values and the output of attention, or beside what
+    goes into an expert, is inside it and comes out, whichever is more; of the last token of each sequence its logits,
+    in 16 bits and in 32.
+    """
+    hidden, queries = shape.hidden_size, shape.heads * shape.head_dim
+    attention = 3 * queries + 2 * shape.kv_heads * shape.head_dim
+    experts = 2 * hidden + 3 * max(shape.moe_intermediate_size, shape.dense_intermediate_size)
+    return 2 * load.step_tokens * (2 * hidden + max(attention, experts)) + 6 * load.sequences * shape.vocab_size
+
+
+def host_bytes(setting: Setting) -> float:
+    """Host memory for all experts, or the host cache where they lie on disk."""
+    assert setting.costs is not None
+    if setting.shape is not None:
+        experts = float(experts_bytes(setting.shape, WeightFormat.parse(setting.plan.weights.experts or "bf16")))
+    else:
+        per_layer = zip(setting.manifest.experts_per_layer, setting.sizes, strict=True)
+        experts = float(sum(count * size for count, size in per_layer))
+    cached = setting.costs.host_bytes
+    return experts if cached < 0 else min(experts, setting.scale * cached)
