@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.replay.memory import Load, device_memory
+from engine.replay.memory import device_memory
 from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
+from engine.shapes.load import Load
 from policies.events import BYPASS
 from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE

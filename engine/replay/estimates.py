@@ -1,9 +1,10 @@
 """Estimates beside a replay's time: memory, energy, cost of a token. Each names what it was made from."""
 
-from engine.replay.memory import Load, device_memory, host_bytes
+from engine.replay.memory import device_memory, host_bytes
 from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
+from engine.shapes.load import Load
 from engine.simulator.timeline import CAUSES, STALLS
 from tracekit.rows import DECODE
 

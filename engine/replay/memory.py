@@ -10,7 +10,8 @@ from engine.plan.weights import WeightFormat
 from engine.replay.passes import Steps
 from engine.replay.setting import Setting
 from engine.shapes import ModelShape
-from engine.shapes.sizes import STATED, dense_bytes, experts_bytes, kv_bytes
+from engine.shapes.load import Load, load_bytes
+from engine.shapes.sizes import STATED, dense_bytes, experts_bytes
 from tracekit.errors import CapacityError
 from tracekit.manifest import Manifest
 
@@ -18,19 +19,12 @@ RESERVE = 20
 """With capacity `auto`, one part in so many stays free: the driver's own, and what an allocator cannot use."""
 
 
-class Load(NamedTuple):
-    """What is held and computed at once: tokens of context of each sequence, sequences, tokens of the largest step."""
-
-    context: int
-    sequences: int
-    step_tokens: int
-
-    @classmethod
-    def of(cls, plan: Plan, steps: Steps) -> "Load":
-        """The plan's, where it says (`serve`); else the largest there is in a trace's steps."""
-        context = plan.serve.context or steps.longest
-        sequences = plan.serve.batch or steps.sequences
-        return cls(context, sequences, max(steps.largest, sequences))
+def load_of(plan: Plan, steps: Steps) -> Load:
+    """The plan's load, where it says (`serve`); else the largest there is in a trace's steps."""
+    context = plan.serve.context or steps.longest
+    sequences = plan.serve.batch or steps.sequences
+    prompt = plan.serve.context or steps.longest_prompt
+    return Load(context, sequences, max(steps.largest, sequences), min(prompt, context))
 
 
 class DeviceMemory(NamedTuple):
@@ -63,8 +57,7 @@ def device_memory(setting: Setting, load: Load) -> DeviceMemory:
     if shape is not None:
         attention, kv = (WeightFormat.parse(word or "bf16") for word in (plan.weights.attention, plan.serve.kv_cache))
         dense = dense_bytes(shape, attention, STATED)
-        kv_cache = load.sequences * kv_bytes(shape, load.context, kv)
-        activations = activation_bytes(shape, load)
+        kv_cache, activations = load_bytes(shape, load, kv)
         expansion = expanded_bytes(shape, plan)
     return DeviceMemory(
         dense=dense,
@@ -85,7 +78,7 @@ def fit_capacity(
     """
     if plan.capacity.unit != "auto":
         return plan
-    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), machine, shape)
+    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape)
     if not one.sizes:
         raise CapacityError(
             "capacity 'auto' needs the sizes of experts, which the trace does not say: give a model shape"
@@ -105,19 +98,6 @@ def expanded_bytes(shape: ModelShape, plan: Plan) -> int:
     """One expert in 16 bits, where the engine expands it before use; other software reads it as it is stored."""
     word = plan.weights.experts
     return 2 * shape.expert_params if word is not None and WeightFormat.parse(word).group else 0
-
-
-def activation_bytes(shape: ModelShape, load: Load) -> int:
-    """The most that a step's tensors take at a time, in 16 bits, with attention that keeps no matrix of scores.
-
-    Of every token: the residual and its norm beside queries, keys, values and the output of attention, or beside what
-    goes into an expert, is inside it and comes out, whichever is more; of the last token of each sequence its logits,
-    in 16 bits and in 32.
-    """
-    hidden, queries = shape.hidden_size, shape.heads * shape.head_dim
-    attention = 3 * queries + 2 * shape.kv_heads * shape.head_dim
-    experts = 2 * hidden + 3 * max(shape.moe_intermediate_size, shape.dense_intermediate_size)
-    return 2 * load.step_tokens * (2 * hidden + max(attention, experts)) + 6 * load.sequences * shape.vocab_size
 
 
 def host_bytes(setting: Setting) -> float:

@@ -33,18 +33,27 @@ class Target:
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
     """The steps of a trace: `starts` [steps + 1] rows, `phase` u8 [steps], `context` i64 [steps] as a step's attention
-    reads it, summed over its tokens; `longest` is the most of one token."""
+    reads it, summed over its tokens; `longest` is the most of one token, `longest_prompt` of one token of a prompt."""
 
     starts: np.ndarray
     phase: np.ndarray
     context: np.ndarray
     longest: int
+    longest_prompt: int
 
     @classmethod
     def of(cls, trace: Trace) -> "Steps":
         starts = step_starts(trace.step)
         context = trace.position.astype(np.int64) + 1
-        return cls(starts, trace.phase[starts[:-1]], np.add.reduceat(context, starts[:-1]), int(context.max(initial=0)))
+        phase = trace.phase[starts[:-1]]
+        longest = np.maximum.reduceat(context, starts[:-1])
+        return cls(
+            starts,
+            phase,
+            np.add.reduceat(context, starts[:-1]),
+            int(longest.max(initial=0)),
+            int(longest[phase != DECODE].max(initial=0)),
+        )
 
     @property
     def largest(self) -> int:

@@ -13,7 +13,7 @@ from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
-from engine.replay.memory import Load, fit_capacity
+from engine.replay.memory import fit_capacity, load_of
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
@@ -68,7 +68,7 @@ def replay(
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
     steps = Steps.of(trace)
-    load = Load.of(plan, steps)
+    load = load_of(plan, steps)
     if machine is not None:
         plan = fit_capacity(plan, trace.manifest, machine, shape, load)
     setting = Setting.of(trace.manifest, plan, machine, shape)

@@ -12,6 +12,7 @@ from engine.decisions.spec import cache_spec
 from engine.plan.plan import CachePlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.storage.attention import attention_format_bytes, projections
+from engine.runtime.storage.host_store import stored_dtype
 from engine.runtime.storage.slab_layout import (
     SLOT_ALIGNMENT,
     Layout,
@@ -21,8 +22,11 @@ from engine.runtime.storage.slab_layout import (
     layout_of,
 )
 from engine.runtime.storage.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
+from engine.shapes.config import shape_of_config
+from engine.shapes.load import Load, load_bytes
 from policies.cache import ExpertCache
 from tracekit.errors import CapacityError, HardwareError, PlanError
+from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -34,8 +38,9 @@ RESERVE = 10
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Bytes that an offloaded model takes: `slot` for one expert on the device, `rest` for all else that stays there,
-    `working` to expand, or before that to quantise, one matrix or expert; `host` for all experts. Slots of `staging`
-    come on top of the cache's.
+    `working` to expand, or before that to quantise, one matrix or expert; `serving` for the key-value cache and the
+    activations of what the plan serves, 0 where it does not say; `host` for all experts. Slots of `staging` come on top
+    of the cache's.
     """
 
     layers: int
@@ -43,16 +48,22 @@ class Footprint:
     slot: int
     rest: int
     working: int
+    serving: int
     host: int
     staging: int
 
     def device(self, slots: int) -> int:
         """Bytes on the device with so many slots in all."""
-        return slots * self.slot + self.rest + self.working
+        return slots * self.slot + self.always
+
+    @property
+    def always(self) -> int:
+        """Bytes beside the slots."""
+        return self.rest + self.working + self.serving
 
     def largest(self, room: int) -> str:
         """The largest capacity whose slots fit into `room` bytes of device memory, as a plan says it; "" if none."""
-        slots = (room - self.rest - self.working) // self.slot - self.staging
+        slots = (room - self.always) // self.slot - self.staging
         if slots >= self.layers:
             return f"{min(slots // self.layers, self.experts)}/layer"
         return str(slots) if slots > 0 else ""
@@ -81,9 +92,30 @@ def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Foot
             _attention_working(model, plan.weights.attention),
             _quantising(layouts) if quantising else 0,
         ),
+        serving=_serving(model, plan),
         host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
         staging=max(plan.prefetch.staging, 1),
     )
+
+
+def _serving(model: nn.Module, plan: Plan) -> int:
+    """What the sequences of the plan's `serve` take. PlanError where the engine cannot serve them so."""
+    serve = plan.serve
+    dtype = getattr(model, "dtype", torch.float32)
+    kept = next((word for word in ("fp32", "fp16", "bf16") if stored_dtype(word, dtype) is dtype), "fp32")
+    if serve.kv_cache not in (None, kept):
+        raise PlanError(
+            f"serve.kv_cache = {serve.kv_cache!r}, but the engine keeps keys and values in the model's type, {kept}: "
+            "leave it out, or load the model so"
+        )
+    if serve.context is None:
+        return 0
+    config: PreTrainedConfig = model.config  # type: ignore[assignment]
+    shape = shape_of_config(config.to_dict(), f"serve.context: {config.model_type}")
+    batch = serve.batch or 1
+    tokens = min(default_chunk(model) or serve.context, serve.context) * batch
+    load = Load(serve.context, batch, tokens, serve.context)
+    return sum(load_bytes(shape, load, WeightFormat.parse(kept), dtype.itemsize))
 
 
 def _quantising(layouts: Sequence[Layout]) -> int:
@@ -113,7 +145,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool
         if not capacity:
             raise CapacityError(
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
-                f"fit beside the {need.rest + need.working} bytes that always stay there and a reserve of 1/{RESERVE}"
+                f"fit beside the {need.always} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
         return plan.replace(cache=CachePlan(capacity=capacity))
     slots = slots_of(model, plan)
@@ -122,7 +154,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool
         advice = f"the largest that fits is {largest}" if largest else "none fits: store weights in fewer bits"
         raise CapacityError(
             f"capacity {plan.cache.capacity!r} needs {need.device(slots)} bytes ({slots} slots of {need.slot} and "
-            f"{need.rest + need.working} for the rest) but {where} has {room}: {advice}"
+            f"{need.always} for the rest) but {where} has {room}: {advice}"
         )
     return plan
 

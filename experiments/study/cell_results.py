@@ -11,7 +11,7 @@ from engine.decisions.evidence import check_evidence
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_of, clairvoyant
 from engine.replay.estimates import find_estimates
-from engine.replay.memory import Load, device_memory
+from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
@@ -95,7 +95,7 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     """The results of a cell's pass."""
     requests, sized = routing.requests, bool(setting.sizes)
     total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
-    time, load = time_of(setting, done), Load.of(cell.plan, requests.steps)
+    time, load = time_of(setting, done), load_of(cell.plan, requests.steps)
     warnings = advice(routing.trace, setting, DecodeWork.of(done), time, independent=routing.independent)
     row: Row = {name: getattr(total, name) for name in COUNTED}
     row |= {f"decode_{name}": getattr(decode, name) for name in DECODE_COUNTED}
@@ -177,7 +177,7 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
     found = routing.curve(setting.plan.eviction.policy, scope)
     hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
     size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
-    load = Load.of(cell.plan, routing.requests.steps)
+    load = load_of(cell.plan, routing.requests.steps)
     row: Row = {
         "tokens": routing.trace.tokens,
         "decode_tokens": len(routing.requests.step),
