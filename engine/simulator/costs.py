@@ -193,7 +193,7 @@ def model_costs(
         )
     word = stored or experts_format
     weight_format = None if word is None else WeightFormat.parse(word)
-    bits = weight_format.bits if weight_format is not None and weight_format.quantised else None
+    bits = weight_format.bits if weight_format is not None and weight_format.group else None
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
     kernel = hardware.expert_kernel(fused=compute_experts == "fused")

@@ -1,29 +1,58 @@
 """`tracekit info`: what a trace holds and what it is like."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.cli import console, options
 from experiments.cli.console import number, percent
+from tracekit.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from tracekit.stats import TraceStats
 
 
 def command(
-    trace: options.TraceDirectory,
+    trace: Annotated[
+        str,
+        typer.Argument(help="a trace; or a model: a directory, config.json, GGUF file or the name of a shipped shape"),
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="check every digest and value, not only what is read anyway")
     ] = False,
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="of a model: this machine, repeatable; all shipped ones if not given")
+    ] = None,
+    weights: options.Weights = None,
+    context: Annotated[int, typer.Option(min=1, max=1 << 24, help="of a model: tokens of each sequence")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 16, help="of a model: sequences at once")] = 1,
+    kv_cache: Annotated[
+        str | None, typer.Option(help="of a model: format of keys and values, bf16, fp8, q8_0, ...")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Say what a trace holds, what it demands, how evenly, with how much locality, and what to be wary of.
 
+    Of a model: what it takes in which format, where it fits and how fast it could be; exit code 1 if nowhere.
+
     docs/traces.md explains the figures; --json has all of them, by layer.
 
-    Example: tracekit info prompts.trace --verify
+    Examples: tracekit info prompts.trace --verify; tracekit info gpt-oss-20b --hardware rtx3060 --weights mxfp4
     """
+    if _is_model(trace):
+        from experiments.cli.info_model import tell_model
+
+        code = tell_model(
+            trace,
+            hardware=hardware or [],
+            weights=weights,
+            context=context,
+            batch=batch,
+            kv_cache=kv_cache,
+            json=json,
+        )
+        raise typer.Exit(code)
     import msgspec
 
     from tracekit.stats import describe
@@ -37,6 +66,16 @@ def command(
     for note in stats.notes:
         console.tell(f"note: {note}")
     console.warn(stats.warnings)
+
+
+def _is_model(name: str) -> bool:
+    """Whether `name` is a model and no trace: a shipped shape, a file, or a directory with a model's config.json."""
+    from engine.shapes import shape_names
+
+    path = Path(name)
+    if path.is_dir():
+        return not (path / MANIFEST_NAME).exists() and (path / "config.json").exists()
+    return name.endswith((".gguf", ".json", ".toml")) or (not path.exists() and name in shape_names())
 
 
 def _rows(stats: "TraceStats") -> list[tuple[str, str]]:
