@@ -8,7 +8,6 @@ from engine.replay.memory import device_memory
 from engine.replay.passes import Replayed
 from engine.replay.result import Time
 from engine.replay.setting import Setting
-from engine.shapes.load import Load
 from policies.events import BYPASS
 from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
@@ -76,11 +75,11 @@ def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
     return [Caution("below the token cycle", text)]
 
 
-def fit_warnings(setting: Setting, load: Load) -> list[Caution]:
+def fit_warnings(setting: Setting) -> list[Caution]:
     """Whether what the plan keeps on the device fits into the machine's memory."""
     plan, spec, machine = setting.plan, setting.spec, setting.machine
     assert machine is not None
-    largest, memory = max(setting.sizes), device_memory(setting, load)
+    largest, memory = max(setting.sizes), device_memory(setting)
     warnings = []
     if memory.total > machine.device.memory_bytes:
         sizes = memory._asdict().items()

@@ -4,7 +4,6 @@ from engine.replay.memory import device_memory, host_bytes
 from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
-from engine.shapes.load import Load
 from engine.simulator.timeline import CAUSES, STALLS
 from tracekit.rows import DECODE
 
@@ -12,13 +11,13 @@ JOULES_PER_KWH = 3.6e6
 OVERHEAD = CAUSES.index("overhead")
 
 
-def find_estimates(setting: Setting, done: Replayed, load: Load) -> Estimates:
+def find_estimates(setting: Setting, done: Replayed) -> Estimates:
     """Memory of a plan on its machine; with the profile's `power` and `price`, energy and cost of a generated token.
 
     Energy: each part draws its idle power over the whole replay, and its busy power instead while it works. Prefill is
     part of what a generated token takes. Without decode steps there are no figures per token.
     """
-    costs, machine, memory = setting.costs, setting.machine, device_memory(setting, load)
+    costs, machine, memory = setting.costs, setting.machine, device_memory(setting)
     assert costs is not None and machine is not None and done.timeline is not None
     seconds = float(done.step_ns.sum()) * costs.scale / 1e9
     spent = done.timeline.spent.sum(axis=0) * costs.scale / 1e9

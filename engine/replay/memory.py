@@ -48,7 +48,7 @@ class DeviceMemory(NamedTuple):
         return sum(self)
 
 
-def device_memory(setting: Setting, load: Load) -> DeviceMemory:
+def device_memory(setting: Setting) -> DeviceMemory:
     """Device memory of a plan. The sizes of experts must be known (`setting.sizes`)."""
     plan, shape, largest = setting.plan, setting.shape, max(setting.sizes)
     units = np.array(setting.spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
@@ -57,7 +57,7 @@ def device_memory(setting: Setting, load: Load) -> DeviceMemory:
     if shape is not None:
         attention, kv = (WeightFormat.parse(word or "bf16") for word in (plan.weights.attention, plan.serve.kv_cache))
         dense = dense_bytes(shape, attention, STATED)
-        kv_cache, activations = load_bytes(shape, load, kv)
+        kv_cache, activations = load_bytes(shape, setting.load, kv)
         expansion = expanded_bytes(shape, plan)
     return DeviceMemory(
         dense=dense,
@@ -78,12 +78,12 @@ def fit_capacity(
     """
     if plan.capacity.unit != "auto":
         return plan
-    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape)
+    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape, load=load)
     if not one.sizes:
         raise CapacityError(
             "capacity 'auto' needs the sizes of experts, which the trace does not say: give a model shape"
         )
-    need, room = device_memory(one, load), machine.device.memory_bytes * (RESERVE - 1) // RESERVE
+    need, room = device_memory(one), machine.device.memory_bytes * (RESERVE - 1) // RESERVE
     slots = min(1 + (room - need.total) // need.slots, max(manifest.experts_per_layer))
     if slots < 1:
         raise CapacityError(

@@ -66,7 +66,7 @@ def prospect(shape: ModelShape, machine: HardwareProfile, plan: Plan) -> Prospec
         machine=machine.name,
         slots=slots,
         experts=shape.experts,
-        memory=device_memory(Setting.of(manifest, least, None, shape), load),
+        memory=device_memory(Setting.of(manifest, least, None, shape, load=load)),
         room=machine.device.memory_bytes,
         resident=speed(0),
         even=speed(1 - min(slots, shape.experts) / shape.experts),

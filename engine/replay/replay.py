@@ -71,7 +71,7 @@ def replay(
     load = load_of(plan, steps)
     if machine is not None:
         plan = fit_capacity(plan, trace.manifest, machine, shape, load)
-    setting = Setting.of(trace.manifest, plan, machine, shape)
+    setting = Setting.of(trace.manifest, plan, machine, shape, load=load)
     bounded, timed = is_bounded(trace, bounds), machine is not None
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
     best = regret = estimates = None
@@ -99,8 +99,8 @@ def replay(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
     if timed:
-        estimates = find_estimates(setting, done, load)
-        warnings += [found.text for found in fit_warnings(setting, load)]
+        estimates = find_estimates(setting, done)
+        warnings += [found.text for found in fit_warnings(setting)]
     return Result(
         **msgspec.structs.asdict(counts_of(done, [PREFILL, DECODE], sized=sized)),
         phases=PhaseCounts(

@@ -8,6 +8,7 @@ from engine.plan.plan import Plan
 from engine.replay.passes import Target
 from engine.replay.predictor_costs import with_predictors
 from engine.shapes import ModelShape
+from engine.shapes.load import ALONE, Load
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from policies.cache import CacheSpec
 from tracekit.errors import CapacityError
@@ -18,7 +19,8 @@ from tracekit.manifest import Manifest
 class Setting:
     """A plan, the cache it means, the sizes of experts as it stores them, and what work costs on the machine.
 
-    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine.
+    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine; `load`
+    is what device memory holds beside weights.
     """
 
     manifest: Manifest
@@ -28,6 +30,7 @@ class Setting:
     spec: CacheSpec
     sizes: tuple[int, ...]
     costs: Costs | None
+    load: Load = ALONE
 
     @classmethod
     def of(
@@ -38,11 +41,13 @@ class Setting:
         shape: ModelShape | None = None,
         *,
         stored: str | None = None,
+        load: Load | None = None,
     ) -> "Setting":
         """What `plan` means for a trace's model, at the sizes of `shape` if that is given.
 
-        `stored` is the format that the manifest's sizes are in already. Raises CapacityError where a capacity for all
-        layers cannot be told, PlanError, PolicyError, HardwareError.
+        `stored` is the format that the manifest's sizes are in already. `load` is what device memory holds beside
+        weights, one token if it is not given. Raises CapacityError where a capacity for all layers cannot be told,
+        PlanError, PolicyError, HardwareError.
         """
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
         spec = cache_spec(manifest.experts_per_layer, sizes, plan)
@@ -55,7 +60,7 @@ class Setting:
         costs = None
         if machine is not None:
             costs = with_predictors(costs_without_predictors(manifest, plan, machine, shape, stored), plan, machine)
-        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs)
+        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs, load or ALONE)
 
     @property
     def target(self) -> Target:

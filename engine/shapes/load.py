@@ -20,6 +20,10 @@ class Load(NamedTuple):
     """Tokens of each sequence when that step is over."""
 
 
+ALONE = Load(1, 1, 1, 1)
+"""One token: the least there can be."""
+
+
 def load_bytes(shape: ModelShape, load: Load, kv: WeightFormat, width: int = 2) -> tuple[int, int]:
     """Bytes of the key-value cache at its fullest, and of activations at the peak beside it; `width` bytes a value.
 

@@ -83,7 +83,8 @@ def described(cell: Cell) -> Row:
 def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     """The cell's plan on its machine. PlanError where it would be no evidence."""
     check_evidence(routing.trace, cell.plan)
-    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape)
+    load = load_of(cell.plan, routing.requests.steps)
+    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, load=load)
 
 
 def _meaning(spec: CacheSpec) -> bytes:
@@ -95,7 +96,7 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     """The results of a cell's pass."""
     requests, sized = routing.requests, bool(setting.sizes)
     total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
-    time, load = time_of(setting, done), load_of(cell.plan, requests.steps)
+    time = time_of(setting, done)
     warnings = advice(routing.trace, setting, DecodeWork.of(done), time, independent=routing.independent)
     row: Row = {name: getattr(total, name) for name in COUNTED}
     row |= {f"decode_{name}": getattr(decode, name) for name in DECODE_COUNTED}
@@ -109,11 +110,11 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "request": requests.requests.tolist(),
         "request_tokens": requests.tokens.tolist(),
         "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
-        "device_bytes": device_memory(setting, load).total if sized else None,
+        "device_bytes": device_memory(setting).total if sized else None,
     }
     if time is not None:
-        estimates = find_estimates(setting, done, load)
-        warnings += fit_warnings(setting, load)
+        estimates = find_estimates(setting, done)
+        warnings += fit_warnings(setting)
         row |= {
             "time_scale": time.scale,
             "tokens_per_second": time.tokens_per_second,
@@ -177,7 +178,6 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
     found = routing.curve(setting.plan.eviction.policy, scope)
     hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
     size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
-    load = load_of(cell.plan, routing.requests.steps)
     row: Row = {
         "tokens": routing.trace.tokens,
         "decode_tokens": len(routing.requests.step),
@@ -186,7 +186,7 @@ def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) 
         "hits_prefetch": 0,
         "prefetches": 0,
         "misses": int((found.lookups - hits).sum()),
-        "device_bytes": device_memory(setting, load).total if setting.sizes else None,
+        "device_bytes": device_memory(setting).total if setting.sizes else None,
     }
     for prefix, phases in (("", [PREFILL, DECODE]), ("decode_", [DECODE])):
         hit, lookups = int(hits[phases].sum()), int(found.lookups[phases].sum())
