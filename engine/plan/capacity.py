@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from tracekit.errors import CapacityError
+from tracekit.errors import CapacityError, PlanError
 
 _SYNTAX = re.compile(r"\s*([0-9]{1,40}(?:\.[0-9]{1,40})?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -90,3 +90,13 @@ class Capacity:
                 where = "a layer has" if self.per_layer else "the model has"
                 raise CapacityError(f"capacity {self.text!r}: {where} only {most} experts")
         return tuple(capacity), size
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
+    if text is None:
+        return None
+    parsed = Capacity.parse(text)
+    if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
+        raise PlanError(f"--memory {text!r} is no amount of memory: write 8GiB, 500MB, ...")
+    return int(parsed.amount)

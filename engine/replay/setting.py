@@ -19,8 +19,8 @@ from tracekit.manifest import Manifest
 class Setting:
     """A plan, the cache it means, the sizes of experts as it stores them, and what work costs on the machine.
 
-    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine; `load`
-    is what device memory holds beside weights.
+    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine;
+    `load` is what device memory holds beside weights.
     """
 
     manifest: Manifest

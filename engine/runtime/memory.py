@@ -276,15 +276,3 @@ def meminfo(field: str) -> int:
         return 1 << 30
     values = {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
     return int(values[field][0]) * 1024 if field in values else 1 << 30
-
-
-def parse_memory(text: str | None) -> int | None:
-    """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
-    if text is None:
-        return None
-    from engine.plan.capacity import Capacity
-
-    parsed = Capacity.parse(text)
-    if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
-        raise PlanError(f"--memory {text!r} is no amount of memory: write 8GiB, 500MB, ...")
-    return int(parsed.amount)

@@ -58,7 +58,8 @@ def command(
         asked = [as_chat(prompt) for prompt in asked]
     import msgspec
 
-    from engine.runtime.memory import fit_checkpoint, parse_memory
+    from engine.plan.capacity import parse_memory
+    from engine.runtime.memory import fit_checkpoint
     from engine.runtime.offload import offload
     from engine.runtime.offload_state import offloaded
     from experiments.generation import generate

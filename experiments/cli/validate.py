@@ -70,7 +70,8 @@ def command(
     requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
     link = options.emulated_link(emulate_link)
-    from engine.runtime.memory import fit_checkpoint, parse_memory
+    from engine.plan.capacity import parse_memory
+    from engine.runtime.memory import fit_checkpoint
     from experiments.validation.forced import validate_routing
     from experiments.validation.validate import validate
     from tracekit.recorder.models import parse_device

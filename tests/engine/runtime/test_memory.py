@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.plan.capacity import parse_memory
 from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
@@ -19,7 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from engine.plan.weights import WeightFormat  # noqa: E402  # needs torch
 from engine.runtime.calibration.expansion import OneExpert  # noqa: E402
-from engine.runtime.memory import footprint, parse_memory  # noqa: E402
+from engine.runtime.memory import footprint  # noqa: E402
 from engine.runtime.storage.quantise import quantise  # noqa: E402
 from engine.runtime.storage.random_weights import random_slabs  # noqa: E402
 from engine.runtime.storage.slab_layout import SLOT_ALIGNMENT, aligned, layout_of  # noqa: E402
@@ -152,6 +153,7 @@ def test_an_amount_of_memory_is_in_bytes(text: str) -> None:
 PEAK = """
 import sys, torch
 torch.set_num_threads(1)
+from engine.plan.capacity import parse_memory
 from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from engine.runtime.storage import quantise

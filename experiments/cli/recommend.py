@@ -1,0 +1,126 @@
+"""`tracekit recommend`: which plan to run on which machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.cli import console, options
+
+if TYPE_CHECKING:
+    from experiments.recommend import Choice, Recommendation
+
+GIB = 1 << 30
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(help="a model: its directory, config.json or GGUF, or a shipped shape's name; or trace")
+    ],
+    trace: Annotated[Path, typer.Option(help="recorded routing of the model, or of one with as many experts")],
+    hardware: Annotated[list[str], typer.Option(help="the machine, repeatable; `calibrate` measures this one")],
+    context: Annotated[
+        int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")
+    ] = None,
+    memory: options.Memory = None,
+    weights: Annotated[
+        str | None, typer.Option(help="formats to choose from: bf16,hqq-4bit,... or q4_k,mxfp4,...; the engine's own")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write the fastest plan here; with several machines a folder")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="threads")] = 2,
+    json: options.Json = False,
+) -> None:
+    """Try formats, capacities, policies, prefetchers and the CPU lane in the machine's memory; say which is fastest.
+
+    The best plan of each format, with an interval over requests, memory and what limits it. Modelled, not measured: run
+    the plan with `tracekit validate` where the model is. How much a format loses in quality is not weighed here.
+
+    Example: tracekit recommend mixtral-8x7b --trace my.trace --hardware rtx3060 --context 8192 --output best.plan.toml
+    """
+    import msgspec
+
+    from engine.hardware import load_hardware
+    from engine.plan.capacity import parse_memory
+    from engine.shapes import load_shape
+    from experiments.recommend import FORMATS, recommend
+    from tracekit.trace import Trace
+
+    opened, limit = Trace.open(trace), parse_memory(memory)
+    shape = None if model == "trace" else load_shape(model)
+    formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
+    found: dict[str, Recommendation] = {}
+    for name in hardware:
+        machine = load_hardware(name)
+        if limit is not None:
+            device = msgspec.structs.replace(machine.device, memory_bytes=limit)
+            machine = msgspec.structs.replace(machine, device=device)
+        with console.progress(f"trying plans on {machine.name}", None) as advance:
+            found[machine.name] = recommend(
+                opened, machine, shape, context=context, batch=batch, formats=formats, workers=workers, progress=advance
+            )
+    for name, one in found.items():
+        if output is not None:
+            place = output if len(found) == 1 else output / f"{name}.plan.toml"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_text(place, one.choices[0].plan.to_toml())
+    if json:
+        console.emit_json({name: _plain(one) for name, one in found.items()})
+        return
+    for name, one in found.items():
+        title = f"{model} on {name}, routing of {trace.name}: {one.tried} replays"
+        console.table(title, COLUMNS, [_row(choice) for choice in one.choices])
+        for word, why in one.refused.items():
+            console.tell(f"{word} is left out: {why}")
+    console.tell("Modelled, not measured: `tracekit validate` holds a plan against the engine.")
+
+
+def write_text(path: Path, text: str) -> None:
+    from tracekit.durable import write_synced
+
+    write_synced(path, lambda file: file.write(text.encode()))
+
+
+COLUMNS = ("weights", "plan", "tokens/s", "95 % interval", "TTFT ms", "GiB", "most time goes to", "J/token")
+
+
+def _row(choice: "Choice") -> list[str]:
+    from experiments.study.grid import plan_name
+
+    time, estimates = choice.result.time, choice.result.estimates
+    assert time is not None and estimates is not None
+    between = "too few requests" if choice.low is None else f"{choice.low:.2f} to {console.number(choice.high, 2)}"
+    return [
+        str(choice.plan.weights.experts),
+        plan_name(choice.plan, stored=False),
+        f"{choice.tokens_per_second:.2f}",
+        between,
+        console.number(time.ttft_ms, 0),
+        f"{estimates.device_bytes / GIB:.1f}",
+        choice.limit,
+        console.number(estimates.joules_per_token, 1),
+    ]
+
+
+def _plain(found: "Recommendation") -> dict[str, object]:
+    return {
+        "tried": found.tried,
+        "refused": found.refused,
+        "plans": [
+            {
+                "plan": choice.plan.to_dict(),
+                "tokens_per_second": choice.tokens_per_second,
+                "low": choice.low,
+                "high": choice.high,
+                "limit": choice.limit,
+                "time": choice.result.time,
+                "estimates": choice.result.estimates,
+                "warnings": choice.result.warnings,
+            }
+            for choice in found.choices
+        ],
+    }
