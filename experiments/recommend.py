@@ -22,7 +22,7 @@ from engine.shapes import ModelShape
 from experiments.statistics.interval import fewest_requests, interval, ratio_of
 from experiments.study.request_shares import RequestShares
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
-from tracekit.errors import CapacityError, StudyError
+from tracekit.errors import CapacityError, PlanError, StudyError
 from tracekit.prefix import first_steps, prefix_steps
 from tracekit.trace import Trace
 
@@ -92,7 +92,7 @@ def recommend(
 
     Raises StudyError where no format fits, and what a replay raises.
     """
-    race = _Race(trace, machine, shape, workers, progress)
+    race = Race(trace, machine, shape, workers, progress)
     serve = {key: value for key, value in (("context", context), ("batch", batch)) if value is not None}
     refused: dict[str, str] = {}
     field: list[Plan] = []
@@ -114,7 +114,7 @@ def recommend(
     return Recommendation(list(first.values())[:SHOWN], refused, race.tried)
 
 
-class _Race:
+class Race:
     """Plans replayed on beginnings of one trace, on one machine."""
 
     def __init__(
@@ -122,8 +122,8 @@ class _Race:
         trace: Trace,
         machine: HardwareProfile,
         shape: ModelShape | None,
-        workers: int,
-        progress: Callable[[int], object] | None,
+        workers: int = 2,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
         self.trace, self.machine, self.shape, self.workers, self.progress = trace, machine, shape, workers, progress
         self.tried = 0
@@ -182,6 +182,10 @@ class _Race:
                 group.append(plan)
         return [plan for group in kept.values() for plan in group]
 
+    def speeds(self, plans: Sequence[Plan], trace: Trace) -> list[float]:
+        """Decode tokens per second of each plan; 0 for what the trace cannot answer, or what does not fit."""
+        return [0.0 if result is None else _speed(result) for result in self.replayed(plans, trace)]
+
     def replayed(self, plans: Sequence[Plan], trace: Trace) -> list[Result | None]:
         """Results in the order of the plans; None for what the trace cannot answer, or what does not fit."""
 
@@ -194,7 +198,10 @@ class _Race:
             return list(pool.map(one, plans))
 
     def timed(self, plan: Plan, trace: Trace, on_done: Callable[[Replayed], object] | None = None) -> Result | None:
-        result = replay(trace, plan, self.machine, model_shape=self.shape, bounds=False, on_done=on_done)
+        try:
+            result = replay(trace, plan, self.machine, model_shape=self.shape, bounds=False, on_done=on_done)
+        except PlanError:  # it asks for what was not recorded: gate weights, logits
+            return None
         over = result.estimates is None or result.estimates.device_bytes > self.machine.device.memory_bytes
         return None if over else result
 

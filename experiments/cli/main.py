@@ -38,6 +38,7 @@ COMMANDS = {
     "generate": ("generate", "Generate text with a model whose experts are offloaded."),
     "calibrate": ("calibrate", "Measure this machine into a hardware profile."),
     "hardware": ("hardware", "List or show hardware profiles."),
+    "export": ("export", "Print the arguments of another engine that come nearest to a plan."),
     "policies": ("policies", "List eviction policies and prefetchers."),
 }
 EXTRAS = {

@@ -1,0 +1,71 @@
+"""`tracekit export`: a plan as the nearest setting of another engine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from experiments.cli import console, options
+
+if TYPE_CHECKING:
+    from engine.shapes import ModelShape
+
+
+def command(
+    plan: Annotated[Path, typer.Argument(help="a plan file (TOML)")],
+    to: Annotated[str, typer.Option(help="llama.cpp, ktransformers, vllm or sglang")],
+    model: Annotated[
+        str, typer.Option(help="the model: its directory, config.json or GGUF, or a shipped shape's name")
+    ],
+    trace: Annotated[
+        Path | None, typer.Option(help="write how often each expert was chosen in it, for engines that place by counts")
+    ] = None,
+    counts: Annotated[Path, typer.Option(help="the file of counts to write")] = Path("expert_counts.json"),
+    json: options.Json = False,
+) -> None:
+    """Print the arguments of another engine that come nearest to a plan, and line by line what they leave out.
+
+    Example: tracekit export best.plan.toml --to llama.cpp --model mixtral-8x7b
+    """
+    from engine.plan.export import Sized, export
+    from engine.plan.plan import load_plan
+    from engine.plan.weights import WeightFormat
+    from engine.shapes import load_shape
+
+    loaded, shape = load_plan(plan), load_shape(model)
+    size = shape.expert_bytes(WeightFormat.parse(loaded.weights.experts or "bf16"))
+    if trace is not None:
+        write_counts(trace, shape, counts)
+    sized = Sized(shape.moe_layers, shape.experts, size)
+    found = export(loaded, sized, to, counts=None if trace is None else str(counts))
+    if json:
+        console.emit_json(
+            {
+                "engine": to,
+                "arguments": found.arguments,
+                "command": found.command,
+                "notes": found.notes,
+                "lost": found.lost,
+            }
+        )
+        return
+    console.tell(found.command)
+    for note in found.notes:
+        console.tell(f"note: {note}")
+    for line in found.lost:
+        console.tell(f"not carried over: {line}")
+
+
+def write_counts(trace: Path, shape: "ModelShape", path: Path) -> None:
+    """How often each expert was chosen, [model layers, experts], as SGLang and KTransformers read it."""
+    import msgspec
+    import numpy as np
+
+    from tracekit.durable import write_synced
+    from tracekit.popularity import popularity
+
+    found = popularity(trace, [shape.experts] * len(shape.moe_layers))
+    every = np.zeros((shape.layers, shape.experts), np.int64)
+    every[list(shape.moe_layers)] = np.rint(found)
+    data = msgspec.json.encode({"logical_count": every.tolist()})
+    write_synced(path, lambda file: file.write(data))
