@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.hardware.profile import Overhead
+from engine.hardware.engine_profile import NOTHING
 from engine.plan.plan import Plan
 from engine.replay.bounds import clairvoyant, without_prefetching
 from engine.replay.passes import Replayed, Target, run
@@ -61,9 +61,7 @@ def find_regret(
         return finished
 
     fused = machine.fused and msgspec.structs.replace(machine.fused, per_call_ns=0, per_expert_ns=0)
-    idle = msgspec.structs.replace(
-        machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0), fused=fused
-    )
+    idle = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=NOTHING, fused=fused))
     effortless = costs_without_predictors(setting.manifest, plan, idle, setting.shape)
     unlimited = of_any_size(spec, sum(setting.manifest.experts_per_layer))
     steps = [

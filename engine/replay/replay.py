@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from engine.decisions.evidence import check_evidence
-from engine.hardware import HardwareProfile, load_hardware
+from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
@@ -33,6 +33,7 @@ def replay(
     plan: PlanLike,
     hardware: HardwareProfile | str | os.PathLike[str] | None = None,
     *,
+    engine: EngineProfile | str | os.PathLike[str] | None = None,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
     bounds: bool | None = None,
     allow_fitted: bool = False,
@@ -47,6 +48,8 @@ def replay(
         trace: a trace, or the path of one.
         plan: a plan, its tables, or the path of its file.
         hardware: a profile, the name of a shipped one or the path of its file; None counts hits and bytes only.
+        engine: what software takes of the machine's time: a profile, the name of a shipped one or the path of its file;
+            None: the one that the machine's profile carries, or transformers-eager.
         model_shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
@@ -61,7 +64,7 @@ def replay(
     """
     trace = trace if isinstance(trace, Trace) else Trace.open(Path(trace))
     plan = as_plan(plan)
-    machine = hardware if isinstance(hardware, HardwareProfile | None) else load_hardware(hardware)
+    machine = None if hardware is None else load_hardware(hardware, engine)
     shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
@@ -116,6 +119,12 @@ def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:
         "trace_source": trace.manifest.source,
         "batching": None if trace.batching is None else msgspec.to_builtins(trace.batching),
         "plan": setting.plan.to_dict(),
-        "hardware": None if setting.machine is None else msgspec.to_builtins(setting.machine),
+        "hardware": None if setting.machine is None else _apart(setting.machine),
+        "engine": None if setting.machine is None else msgspec.to_builtins(setting.machine.engine),
         "model_shape": None if setting.shape is None else setting.shape.name,
     }
+
+
+def _apart(machine: HardwareProfile) -> dict[str, Any]:
+    """The machine without its engine."""
+    return {key: value for key, value in msgspec.to_builtins(machine).items() if key != "engine"}

@@ -61,6 +61,7 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     hardware: str
+    engine: str
     model_shape: str | None
     scale: float
     total_s: float
@@ -184,7 +185,7 @@ class Result(Counts, frozen=True, kw_only=True):
 
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
-    *("time.hardware", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
+    *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
     *("bounds.hit_ratio", "bounds.best_tokens_per_second"),
 )
 """What a notebook shows of a result."""

@@ -45,6 +45,7 @@ def time_of(setting: Setting, done: Replayed) -> Time | None:
     percentiles = [float(p) / 1e6 for p in np.percentile(decode, (50, 95, 99))] if len(decode) else []
     return Time(
         hardware=machine.name,
+        engine=machine.engine.name,
         model_shape=None if shape is None else shape.name,
         scale=costs.scale,
         total_s=total,

@@ -205,7 +205,7 @@ def model_costs(
     return Costs(
         dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) for size in model.dense_bytes]),
         expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
-        dequant_ns=each("device.expansions", [one.expand_ns for one in experts]),
+        dequant_ns=each("engine.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
         expert_overhead_ns=kernel.per_expert_ns,
         call_ns=kernel.per_call_ns if compute_experts == "fused" else -1,

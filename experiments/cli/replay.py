@@ -38,6 +38,7 @@ def command(
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
+    engine: options.Engine = None,
     model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
@@ -99,6 +100,7 @@ def command(
             plan=plan,
             weights=weights,
             hardware=hardware,
+            engine=engine,
             model_shape=model_shape,
             spread=spread,
             seed=seed,
@@ -143,6 +145,8 @@ def command(
     opened = Trace.open(trace)
     if batch is not None:
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
+    if engine is not None and hardware is None:
+        raise PlanError("--engine says what time a machine's software takes: give --hardware too")
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
@@ -169,6 +173,7 @@ def command(
             opened,
             chosen,
             hardware,
+            engine=engine,
             model_shape=model_shape,
             bounds=bounds,
             allow_fitted=allow_fitted,

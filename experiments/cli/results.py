@@ -28,6 +28,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     if time is not None:
         rows += [
             ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
+            ("engine", time.engine),
             ("decode tokens/s", number(time.tokens_per_second, 3)),
             ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
         ]

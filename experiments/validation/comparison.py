@@ -53,6 +53,7 @@ class TimeError(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     hardware: str
+    engine: str
     calibrated_here: bool
     emulated_link: str | None
     steps: int
@@ -195,6 +196,7 @@ def time_error(simulated: Replayed, timings: "Timings", machine: Machine, layers
     link = machine.emulate_link
     return TimeError(
         hardware=machine.hardware.name,
+        engine=machine.hardware.engine.name,
         calibrated_here=machine.calibrated_here,
         emulated_link=None if link is None else f"{link.bytes_per_s / 1e9:g} GB/s",
         steps=int(decode.sum()),

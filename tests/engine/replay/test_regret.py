@@ -68,7 +68,7 @@ def test_what_a_fused_call_takes_whatever_it_computes_is_overhead(tmp_path: Path
         per_expert_ns=30,
     )
     trace = small(tmp_path / "t.trace", [[0], [1], [0], [1], [0]])
-    machine = msgspec.structs.replace(MACHINE, fused=kernel)
+    machine = MACHINE.with_engine(msgspec.structs.replace(MACHINE.engine, fused=kernel))
     found = replay(trace, Plan("1/layer", compute_experts="fused"), machine).regret
     assert found is not None
     overhead = MACHINE.overhead
@@ -120,10 +120,8 @@ def test_parts_add_up_exactly(policy: str, seed: int, target: str, tmp_path: Pat
             "prefetch": {"predictor": str(rng.choice(["none", "gate", "oracle"])), "target": target},
         }
     )
-    machine = msgspec.structs.replace(
-        MACHINE,
-        overhead=msgspec.structs.replace(MACHINE.overhead, per_layer_ns=int(rng.choice([0, 10**6])), per_copy_ns=777),
-    )
+    own = msgspec.structs.replace(MACHINE.overhead, per_layer_ns=int(rng.choice([0, 10**6])), per_copy_ns=777)
+    machine = MACHINE.with_engine(msgspec.structs.replace(MACHINE.engine, overhead=own))
     result = replay(
         trace, plan, machine, model_shape=str(rng.choice(["mixtral-8x7b", "olmoe-1b-7b"])) if seed % 2 else None
     )
