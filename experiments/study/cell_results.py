@@ -67,6 +67,7 @@ def described(cell: Cell) -> Row:
         "trace_digest": cell.routing.digest,
         "batch": cell.routing.batch,
         "hardware": None if cell.machine is None else cell.machine.name,
+        "engine": None if cell.machine is None else cell.machine.engine.name,
         "hardware_digest": None if machine is None else hashlib.sha256(machine).hexdigest(),
         "model_shape": None if cell.shape is None else cell.shape.name,
         "plan": plan_name(cell.plan),

@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from engine.hardware import HardwareProfile, load_hardware
+from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan, PrefetchPlan, plan_from_dict
 from engine.shapes import ModelShape, load_shape
@@ -116,7 +116,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 AXES = (
     *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
-    *("hardware", "model_shape", "batch"),
+    *("hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
@@ -145,9 +145,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
     if count > MOST_CELLS:
         raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
     try:
-        machines = tuple(load_hardware(_place(name, folder)) for name in _texts(label, file.grid, "hardware"))
+        machines = tuple(_machines(label, file.grid, folder))
         shapes = tuple(load_shape(_place(name, folder)) for name in _texts(label, file.grid, "model_shape"))
-        _check_names("hardware", machines)
         _check_names("model_shape", shapes)
         plans = tuple(_plans(label, file.grid, folder))
         limit = file.max_device_bytes
@@ -273,7 +272,21 @@ def _choices(label: str, axis: str, given: object) -> int:
     return count
 
 
-def _check_names(axis: str, found: Sequence[HardwareProfile | ModelShape]) -> None:
+def _machines(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProfile]:
+    """Every machine under every engine, each under its own where none is given."""
+    machines, engines = (
+        [_place(name, folder) for name in _texts(label, grid, axis)] for axis in ("hardware", "engine")
+    )
+    if engines and not machines:
+        raise StudyError(f"{label}: grid.engine is about time: give grid.hardware")
+    found = [[load_hardware(machine, engine) for engine in engines or [None]] for machine in machines]
+    _check_names("hardware", [first for first, *_ in found])
+    for of_machine in found:
+        _check_names("engine", [one.engine for one in of_machine])
+        yield from of_machine
+
+
+def _check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | ModelShape]) -> None:
     """Results are told apart by these names."""
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:

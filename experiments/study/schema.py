@@ -17,7 +17,8 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("trace_digest", TEXT, "what the trace holds"),
     ("batch", INT, "requests decoded together (`replay --batch`); missing: as recorded"),
     ("hardware", TEXT, "name of the machine's profile; missing: hits and bytes only"),
-    ("hardware_digest", TEXT, "sha256 of the profile"),
+    ("engine", TEXT, "name of the engine's profile; missing as hardware is"),
+    ("hardware_digest", TEXT, "sha256 of both profiles"),
     ("model_shape", TEXT, "name of the model whose sizes experts have; missing: the trace's own"),
     ("plan", TEXT, "the plan in a few words"),
     ("plan_toml", TEXT, "the plan as a file"),
@@ -106,6 +107,7 @@ SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("round", INT, "from 1"),
     ("share", REAL, "of each trace's decode steps that were replayed"),
     ("hardware", TEXT, "as in results.parquet"),
+    ("engine", TEXT, "as in results.parquet"),
     ("hardware_digest", TEXT, "as in results.parquet"),
     ("model_shape", TEXT, "as in results.parquet"),
     ("batch", INT, "as in results.parquet"),
@@ -122,7 +124,7 @@ EXPERTS: Columns = {"trace": TEXT, "model": TEXT, "layer": INT, "expert": INT, "
 """Of each trace as recorded: how often each expert is looked up, and its share of its layer's lookups."""
 
 TIMELINE: Columns = {
-    **{"hardware": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
+    **{"hardware": TEXT, "engine": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
     **{"step": INT, "layer": INT, "layers": INT, "of_layers": INT, "lane": TEXT, "kind": TEXT, "label": TEXT},
     **{"begin_ms": REAL, "end_ms": REAL},
 }

@@ -97,7 +97,7 @@ def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
     tomls = plans["plan_toml"].to_list()
     otherwise = {toml: "failed" if toml in failed or toml not in values else "too large" for toml in tomls}
     return plans.select(
-        *("hardware", *SETTING, "plan", "plan_toml"),
+        *("hardware", "engine", *SETTING, "plan", "plan_toml"),
         value=pl.Series([values.get(toml) for toml in tomls], dtype=SEARCH["value"]),
         place=pl.Series([places.get(toml) for toml in tomls], dtype=SEARCH["place"]),
         outcome=pl.Series([outcome.get(toml, otherwise[toml]) for toml in tomls], dtype=SEARCH["outcome"]),

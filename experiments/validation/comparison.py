@@ -53,7 +53,8 @@ class TimeError(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     hardware: str
-    engine: str
+    engine: str | None = None
+    """Of the profile; None in files of before engines had a name."""
     calibrated_here: bool
     emulated_link: str | None
     steps: int
