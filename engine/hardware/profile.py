@@ -14,6 +14,7 @@ from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import (
     CALIBRATED,
     DEFAULT,
+    NOTHING,
     EngineProfile,
     ExpertKernel,
     Overhead,
@@ -177,6 +178,19 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def with_engine(self, engine: EngineProfile) -> "HardwareProfile":
         """The same machine under another engine."""
         return msgspec.structs.replace(self, engine=engine.on_machine(self.name))
+
+    def without_engine(self) -> "HardwareProfile":
+        """The machine under an engine that takes no time: what is left is physics. For bounds on any engine."""
+        device, fused = self.device, self.fused
+        memory, compute = device.memory_bandwidth_bytes_per_s, device.compute_flops_per_s
+        kernel = ExpertKernel(
+            memory_bandwidth_bytes_per_s=memory if fused is None else max(memory, fused.memory_bandwidth_bytes_per_s),
+            compute_flops_per_s=compute if fused is None else max(compute, fused.compute_flops_per_s),
+            per_call_ns=0,
+        )
+        cpu = self.cpu and msgspec.structs.replace(self.cpu, per_expert_ns=0, transfer_ns=0)
+        engine = EngineProfile(name="none", overhead=NOTHING, quantised="as-stored", fused=kernel)
+        return msgspec.structs.replace(self, cpu=cpu, engine=engine)
 
     def copy_ns(self, size_bytes: int) -> int:
         """Nanoseconds of one copy to the device, alone on the link: latency + size / rate, rounded up."""

@@ -75,19 +75,29 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     prefetches: dict[str, int]
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What no plan can beat with this capacity on this machine, in decode tokens per second.
+class SpeedBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode tokens per second that no plan reaches: see Bounds. None: nothing hinders."""
 
-    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing). `link`: the fewest demand loads of decode
-    steps, prefill being free, over the link and nothing else. `compute`: the plan's own work with no copies at all.
-    `best` is the lower of the two. With experts of unequal size clairvoyant caching is NP-hard and these are strong
-    estimates instead of bounds. A hit ratio that contains prefetched hits may exceed `hit_ratio`.
+    link_tokens_per_second: float | None = None
+    compute_tokens_per_second: float | None = None
+    best_tokens_per_second: float | None = None
+
+
+class Bounds(SpeedBounds, frozen=True, kw_only=True):
+    """What no plan can beat with this capacity and these weights on this machine, in decode tokens per second.
+
+    Under `engine`, with or without the CPU lane as the plan says: `link`, the fewest experts that decode steps must
+    copy, prefill being free, and nothing else; `compute`, all that must be computed, with no copies at all; `best`,
+    both together (engine.replay.speed_bounds), no higher than either. `hardware` holds the same for any engine: no time
+    of software, weights read as they are stored, and the CPU helps if the machine's profile has it.
+
+    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing) from an empty cache; one that contains
+    prefetched or pinned hits may exceed it, and with experts of unequal size in one cache it is an estimate.
     """
 
     hit_ratio: float
-    link_tokens_per_second: float | None
-    compute_tokens_per_second: float | None
-    best_tokens_per_second: float | None
+    engine: str | None = None
+    hardware: SpeedBounds | None = None
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +196,6 @@ class Result(Counts, frozen=True, kw_only=True):
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
     *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
-    *("bounds.hit_ratio", "bounds.best_tokens_per_second"),
+    *("bounds.hit_ratio", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
 )
 """What a notebook shows of a result."""

@@ -28,6 +28,7 @@ class Setting:
     spec: CacheSpec
     sizes: tuple[int, ...]
     costs: Costs | None
+    stored: str | None = None
 
     @classmethod
     def of(
@@ -55,7 +56,7 @@ class Setting:
         costs = None
         if machine is not None:
             costs = with_predictors(costs_without_predictors(manifest, plan, machine, shape, stored), plan, machine)
-        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs)
+        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs, stored)
 
     @property
     def target(self) -> Target:
