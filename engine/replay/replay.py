@@ -16,12 +16,13 @@ from engine.replay.estimates import find_estimates
 from engine.replay.passes import Replayed, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
+from engine.replay.sensitivities import PASSES, find_sensitivities
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
 from engine.shapes import ModelShape, load_shape
 from policies.events import Events
 from tracekit.demand import Demand
-from tracekit.errors import TraceError
+from tracekit.errors import PlanError, TraceError
 from tracekit.progress import reporting
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -36,6 +37,7 @@ def replay(
     engine: EngineProfile | str | os.PathLike[str] | None = None,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
     bounds: bool | None = None,
+    sensitivities: bool = False,
     allow_fitted: bool = False,
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
@@ -53,6 +55,7 @@ def replay(
         model_shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
+        sensitivities: also find how fast the plan would be on a machine of which one part is better: three more passes.
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
@@ -66,13 +69,15 @@ def replay(
     plan = as_plan(plan)
     machine = None if hardware is None else load_hardware(hardware, engine)
     shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
+    if sensitivities and machine is None:
+        raise PlanError("sensitivities are of a machine: give hardware too (--hardware)")
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
     setting = Setting.of(trace.manifest, plan, machine, shape)
     bounded, timed = is_bounded(trace, bounds), machine is not None
-    passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
-    best = regret = estimates = None
+    passes = replay_passes(trace, plan, timed=timed, bounds=bounds) + sensitivities * PASSES
+    best = regret = better = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
         (done,) = run(trace, setting.spec, [setting.target], progress=report, on_events=on_events, keep=timed, log=log)
         if on_done is not None:
@@ -80,6 +85,8 @@ def replay(
         if bounded:
             best = find_bounds(trace, setting, done, report)
             regret = find_regret(trace, setting, done, report) if timed else None
+        if sensitivities:
+            better = find_sensitivities(trace, setting, report)
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
@@ -98,6 +105,7 @@ def replay(
         time=time,
         bounds=best,
         regret=regret,
+        sensitivities=better,
         estimates=estimates,
         warnings=warnings,
         provenance=_provenance(trace, setting),

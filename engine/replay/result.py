@@ -122,8 +122,23 @@ class Regret(msgspec.Struct, frozen=True, kw_only=True):
     """Demand copies that are needed only because prefetching displaced the expert, at the time of a copy alone."""
     late_prefetch_ns: int
     """Waiting for prefetches that were under way or still queued."""
-    bandwidth_ns: int
-    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them."""
+    prefetch_copies_ns: int
+    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them. It does not say
+    what a faster link would gain: sensitivities do."""
+    lane_ns: int
+    """What the CPU lane wins, if the plan has one: negative."""
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode speed if one `part` of the machine were so many `times` better (engine.replay.sensitivities).
+
+    `gain` is relative to the machine as it is: 0.5 is half as fast again.
+    """
+
+    part: str
+    times: float
+    tokens_per_second: float
+    gain: float
 
 
 class Estimates(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +162,7 @@ class Result(Counts, frozen=True, kw_only=True):
     time: Time | None
     bounds: Bounds | None
     regret: Regret | None
+    sensitivities: list[Sensitivity] | None
     estimates: Estimates | None
     warnings: list[str]
     provenance: dict[str, Any]

@@ -1,5 +1,6 @@
 """What decode steps have to compute whatever is decided: the part of a bound that no copy and no cache changes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ class LeastWork(NamedTuple):
 class LeastWorks:
     """The decode work of a trace on several machines, added up piece by piece."""
 
-    def __init__(self, machines: list[Costs]) -> None:
+    def __init__(self, machines: Sequence[Costs]) -> None:
         self._machines = [costs.for_kernel() for costs in machines]
         self._sums = np.zeros((len(machines), 4), np.int64)
 

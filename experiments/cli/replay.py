@@ -67,6 +67,9 @@ def command(
             "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
         ),
     ] = None,
+    sensitivities: Annotated[
+        bool, typer.Option("--sensitivities", help="also say what a better link, device, host or cache would gain")
+    ] = False,
     against_recorded: Annotated[
         bool,
         typer.Option("--against-recorded", help="also hold each lookup against what the traced engine's cache held"),
@@ -93,6 +96,7 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
             "--against-recorded": against_recorded or None,
+            "--sensitivities": sensitivities or None,
         }
         replay_cells(
             counts,
@@ -176,6 +180,7 @@ def command(
             engine=engine,
             model_shape=model_shape,
             bounds=bounds,
+            sensitivities=sensitivities,
             allow_fitted=allow_fitted,
             progress=True,
             on_events=None if log is None and recorded is None else on_events,

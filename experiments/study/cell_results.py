@@ -9,7 +9,7 @@ import msgspec
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.replay.advice import DecodeWork, advice, fit_warnings
-from engine.replay.bounds import bounds_of, clairvoyant
+from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant
 from engine.replay.estimates import device_bytes, find_estimates
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
@@ -149,14 +149,16 @@ def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed |
     if not routing.bounded(cell.bounds):
         return {}
     known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
-    if done is None or done.timeline is None or not done.tokens[DECODE]:
+    if known.fewest is None or done is None or not done.tokens[DECODE]:
         return {"bound_hit_ratio": known.hit_ratio}
-    found = bounds_of(known.hit_ratio, known.decode_loads, setting.costs, done)
+    works = routing.least_work(bounding_costs(setting))
+    found = bounds_of(known.hit_ratio, known.fewest, setting, works, int(done.tokens[DECODE]))
     return {
         "bound_hit_ratio": found.hit_ratio,
         "link_bound_tokens_per_second": found.link_tokens_per_second,
         "compute_bound_tokens_per_second": found.compute_tokens_per_second,
         "bound_tokens_per_second": found.best_tokens_per_second,
+        "hardware_bound_tokens_per_second": None if found.hardware is None else found.hardware.best_tokens_per_second,
     }
 
 

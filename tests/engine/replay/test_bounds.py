@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,8 +21,16 @@ from engine.hardware import (
     Rate,
 )
 from engine.plan.plan import Plan, plan_from_dict
+from engine.replay.passes import Steps, run
 from engine.replay.replay import replay
+from engine.replay.setting import Setting
+from engine.replay.speed_bounds import Fewest, least_times
+from engine.simulator.least_work import LeastWork, LeastWorks
+from engine.simulator.timeline import STALLS
+from tests.helpers.timelines import costs_of
 from tests.helpers.traces import make_trace, random_experts
+from tracekit.demand import iter_demand
+from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
 BYTES = 1 << 20
@@ -175,3 +184,62 @@ def test_a_larger_cache_never_has_a_lower_bound(tmp_path_factory: pytest.TempPat
         now = (found.best_tokens_per_second or np.inf, found.hardware.best_tokens_per_second or np.inf)
         assert all(after >= earlier * (1 - 1e-9) for earlier, after in zip(before, now, strict=True))
         before = now
+
+
+def test_a_lane_and_a_link_share_the_misses_by_hand() -> None:
+    """12 missing experts, 10 ns to copy, 5 ns on the CPU, 2 ns on the device; 20 lookups, 8 ns of fixed work.
+
+    Alone, missing ones are shared 8 to 4: 40 ns. Computing alone, 40 ns of experts are shared x = 40/7: 8 + 200/7.
+    Both: 8 + 5 x = 10 (12 - x) at x = 112/15.
+    """
+    fewest = Fewest(np.array([5, 7]), 0, mixed=False)
+    work = LeastWork(fixed=8, experts=40, calls=0, dearest=2)
+    lane = {"cpu": 1, "cpu_expert_ns": np.array([5, 6]), "cpu_overhead_ns": 0}
+    times = least_times(fewest, costs_of(2, copy=10, expert=2, **lane), work)
+    assert times == pytest.approx((40, 8 + 200 / 7, 8 + 5 * 112 / 15))
+    without = least_times(fewest, costs_of(2, copy=10, expert=2), work)
+    assert without == (120, 48, 120)
+    assert least_times(fewest._replace(spared=3), costs_of(2, copy=10, expert=2), work).link == 90
+
+
+def test_the_two_bounds_are_told_apart(tmp_path: Path) -> None:
+    """The machine's own is never below the engine's, and is the same under every engine."""
+    rng = np.random.default_rng(0)
+    trace = make_trace(
+        tmp_path / "t.trace",
+        random_experts(rng, 20, layers=2),
+        num_experts=8,
+        expert_bytes=[BYTES] * 2,
+        expert_params=[BYTES // 2] * 2,
+    )
+    found = {}
+    for engine in ("transformers-eager", "graph-fused"):
+        result = replay(trace, Plan("2/layer", weights=None), "rtx3060", engine=engine)
+        assert result.bounds is not None and result.bounds.hardware is not None and result.time is not None
+        assert result.time.engine == result.bounds.engine == result.provenance["engine"]["name"] == engine
+        assert "engine" not in result.provenance["hardware"]
+        assert result.bounds.best_tokens_per_second is not None
+        found[engine] = result.bounds
+        own = result.bounds.hardware.best_tokens_per_second
+        assert own is not None and own >= result.bounds.best_tokens_per_second
+    eager, graphs = found.values()
+    assert eager.hardware == graphs.hardware
+    assert (eager.best_tokens_per_second or 0) < (graphs.best_tokens_per_second or 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), way=st.sampled_from(["each", "fused"]))
+def test_the_least_work_is_what_a_timeline_books(tmp_path_factory: pytest.TempPathFactory, seed: int, way: str) -> None:
+    """Of a plan that keeps everything, whose copies cost the host nothing to ask for."""
+    rng = np.random.default_rng(seed)
+    trace, machine = random_trace(rng, tmp_path_factory.mktemp("work")), random_machine(rng)
+    overhead = msgspec.structs.replace(machine.overhead, per_copy_ns=0)
+    machine = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=overhead))
+    setting = Setting.of(trace.manifest, Plan("100%", compute_experts=way), machine)
+    (done,) = run(trace, setting.spec, [setting.target])
+    assert setting.costs is not None and done.timeline is not None
+    works, context = LeastWorks([setting.costs]), Steps.of(trace).context
+    for demand in iter_demand(trace):
+        works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
+    (work,) = works.found
+    assert work.fixed + work.experts + work.calls == done.timeline.spent[DECODE, :STALLS].sum()
