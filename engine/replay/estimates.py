@@ -17,7 +17,7 @@ def find_estimates(setting: Setting, done: Replayed) -> Estimates:
     """Memory of a plan on its machine; with the profile's `power` and `price`, energy and cost of a generated token.
 
     Energy: each part draws its idle power over the whole replay, and its busy power instead while it works. Prefill is
-    part of what a generated token takes. Without decode steps there are no figures per token.
+    part of what a generated token takes. Without decode steps, or if the plan does not fit, no figures are per token.
     """
     costs, machine = setting.costs, setting.machine
     assert costs is not None and machine is not None and done.timeline is not None
@@ -26,7 +26,7 @@ def find_estimates(setting: Setting, done: Replayed) -> Estimates:
     computing = float(spent[:STALLS].sum() - spent[OVERHEAD])
     hosting = float(spent[OVERHEAD]) + done.timeline.cpu_busy_ns * costs.scale / 1e9
     copying = done.timeline.link_busy_ns * costs.scale / 1e9
-    tokens = int(done.tokens[DECODE])
+    tokens = int(done.tokens[DECODE]) if fits(setting) else 0
     inputs = []
     joules = cost = None
     if machine.power is not None:
@@ -60,6 +60,12 @@ def device_bytes(setting: Setting) -> int:
         attention = WeightFormat.parse(plan.weights.attention or "bf16")
         needed += shape.dense_params_per_token_bytes(attention, WeightFormat.parse("bf16"))
     return needed
+
+
+def fits(setting: Setting) -> bool:
+    """Whether the machine's memory holds what the plan needs of it."""
+    assert setting.machine is not None
+    return device_bytes(setting) <= setting.machine.device.memory_bytes
 
 
 def host_bytes(setting: Setting) -> float:

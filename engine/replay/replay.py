@@ -10,7 +10,7 @@ import msgspec
 from engine.decisions.evidence import check_evidence
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.passes import Replayed, run
@@ -36,6 +36,7 @@ def replay(
     *,
     engine: EngineProfile | str | os.PathLike[str] | None = None,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
+    reshape: str | None = None,
     bounds: bool | None = None,
     sensitivities: bool = False,
     allow_fitted: bool = False,
@@ -53,6 +54,8 @@ def replay(
         engine: what software takes of the machine's time: a profile, the name of a shipped one or the path of its file;
             None: the one that the machine's profile carries, or transformers-eager.
         model_shape: time (and size) experts as those of this model; None uses the trace's own model.
+        reshape: what it means if that model routes otherwise than the trace: "sizes" keeps the routing and gives each
+            expert the size of that model's; None refuses.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         sensitivities: also find how fast the plan would be on a machine of which one part is better: three more passes.
@@ -74,7 +77,7 @@ def replay(
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
-    setting = Setting.of(trace.manifest, plan, machine, shape)
+    setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape)
     bounded, timed = is_bounded(trace, bounds), machine is not None
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds) + sensitivities * PASSES
     best = regret = better = estimates = None
@@ -94,7 +97,8 @@ def replay(
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
-    if timed:
+    if time is not None:
+        warnings += [found.text for found in prefetch_warnings(trace, setting, done, time)]
         estimates = find_estimates(setting, done)
         warnings += [found.text for found in fit_warnings(setting)]
     return Result(
@@ -130,6 +134,7 @@ def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:
         "hardware": None if setting.machine is None else _apart(setting.machine),
         "engine": None if setting.machine is None else msgspec.to_builtins(setting.machine.engine),
         "model_shape": None if setting.shape is None else setting.shape.name,
+        "reshape": setting.reshape,
     }
 
 

@@ -56,7 +56,9 @@ class Tpot(msgspec.Struct, frozen=True, kw_only=True):
 class Time(msgspec.Struct, frozen=True, kw_only=True):
     """Time on a modelled machine.
 
-    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. `compute_s`,
+    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. A plan that does
+    not fit into the device's memory (`fits`) has neither, nor `tpot_ms`. `largest_part` of the time is "compute",
+    "overhead" (what the engine takes whatever it computes) or "stall". `compute_s`,
     `overhead_s` and `stall_s` (by cause) are of decode and prefill together and sum to `total_s`.
     """
 
@@ -64,10 +66,12 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     model_shape: str | None
     scale: float
+    fits: bool
     total_s: float
     tokens_per_second: float | None
     tpot_ms: Tpot | None
     ttft_ms: float | None
+    largest_part: str
     compute_s: float
     overhead_s: float
     stall_s: dict[str, float]

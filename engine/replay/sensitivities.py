@@ -13,6 +13,7 @@ import msgspec
 
 from engine.hardware import HardwareProfile, Rate
 from engine.plan.plan import CachePlan, Plan
+from engine.replay.estimates import fits
 from engine.replay.passes import Replayed, run
 from engine.replay.result import Sensitivity
 from engine.replay.setting import Setting
@@ -31,10 +32,12 @@ def find_sensitivities(
 ) -> list[Sensitivity]:
     """The speed of decoding with each part of the machine better, in the order of `PARTS` and `TIMES`.
 
-    Empty without decode steps. `how` is handed to `engine.replay.passes.run`: steps, demands.
+    Empty without decode steps, and for a plan that does not fit. `how` is handed to `engine.replay.passes.run`: steps, demands.
     """
     machine = setting.machine
     assert machine is not None
+    if not fits(setting):
+        return []
     better = [(part, times) for part in PARTS if part != MEMORY for times in TIMES]
     settings = [_on(setting, setting.plan, improved(machine, part, times)) for part, times in better]
     now, *found = run(trace, setting.spec, [one.target for one in [setting, *settings]], progress=progress, **how)
@@ -101,7 +104,7 @@ def enlarged(plan: Plan, times: Fraction, experts_per_layer: Sequence[int]) -> P
 
 
 def _on(setting: Setting, plan: Plan, machine: HardwareProfile) -> Setting:
-    return Setting.of(setting.manifest, plan, machine, setting.shape, stored=setting.stored)
+    return Setting.of(setting.manifest, plan, machine, setting.shape, stored=setting.stored, reshape=setting.reshape)
 
 
 def _speed(done: Replayed, setting: Setting) -> float | None:

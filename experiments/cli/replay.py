@@ -40,6 +40,10 @@ def command(
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
     model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
+    reshape: Annotated[
+        str | None,
+        typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,
@@ -97,6 +101,7 @@ def command(
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
+            "--reshape": reshape,
         }
         replay_cells(
             counts,
@@ -179,6 +184,7 @@ def command(
             hardware,
             engine=engine,
             model_shape=model_shape,
+            reshape=reshape,
             bounds=bounds,
             sensitivities=sensitivities,
             allow_fitted=allow_fitted,

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from engine.hardware.engine_profile import CALIBRATED
 from engine.replay.against_recorded import Agreement
-from engine.replay.result import Estimates, Regret, Result, Sensitivity
+from engine.replay.result import Estimates, Regret, Result, Sensitivity, Time
 from experiments.cli.console import number, percent
 
 
@@ -31,7 +32,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         rows += [
             ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
             ("engine", time.engine),
-            ("decode tokens/s", number(time.tokens_per_second, 3)),
+            ("decode tokens/s", speed_text(time)),
             ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
         ]
         if time.tpot_ms is not None:
@@ -58,6 +59,16 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     if result.estimates is not None:
         rows += estimate_rows(result.estimates)
     return rows
+
+
+def speed_text(time: Time) -> str:
+    """Tokens per second, and beside the number what it mostly is, if that is an assumption about software."""
+    if not time.fits:
+        return "none: the plan does not fit"
+    text = number(time.tokens_per_second, 3)
+    if time.largest_part == "overhead" and time.engine != CALIBRATED:
+        text += f" ({percent(time.overhead_s / time.total_s)} of the time is overhead assumed of {time.engine})"
+    return text
 
 
 def agreement_rows(found: Agreement) -> list[tuple[str, str]]:

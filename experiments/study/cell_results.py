@@ -8,7 +8,7 @@ import msgspec
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
-from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant
 from engine.replay.estimates import device_bytes, find_estimates
 from engine.replay.passes import Replayed, run
@@ -83,7 +83,7 @@ def described(cell: Cell) -> Row:
 def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     """The cell's plan on its machine. PlanError where it would be no evidence."""
     check_evidence(routing.trace, cell.plan)
-    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape)
+    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, reshape=cell.reshape)
 
 
 def _meaning(spec: CacheSpec) -> bytes:
@@ -112,6 +112,9 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "device_bytes": device_bytes(setting) if sized else None,
     }
     if time is not None:
+        warnings += prefetch_warnings(
+            routing.trace, setting, done, time, steps=routing.requests.steps, demands=routing.demands
+        )
         estimates = find_estimates(setting, done)
         warnings += fit_warnings(setting)
         row |= {

@@ -80,6 +80,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     traces: tuple[str, ...]
     objective: Objective
     max_device_bytes: int | None
+    reshape: str | None
     bounds: bool | None
     regret: int
     baseline: str | None
@@ -99,6 +100,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     objective: Objective | None = None
     # "12GiB": winners take no more of the device; bytes are numbers too
     max_device_bytes: str | int | None = None
+    # "sizes": a shape that routes otherwise than a trace sizes its experts; None: such cells fail
+    reshape: Literal["sizes"] | None = None
     # Belady's bounds beside every cell; None: up to 20 M lookups
     bounds: bool | None = None
     # of how many of the best plans per trace and machine it is said what hinders them
@@ -174,6 +177,7 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         traces=tuple(dict.fromkeys(_place(name, folder, always=True) for name in traces)),
         objective=objective,
         max_device_bytes=limit,
+        reshape=file.reshape,
         bounds=file.bounds,
         regret=file.regret,
         baseline=baseline,
@@ -191,11 +195,18 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
     words = f"{eviction_name(plan)}, {plan.cache.capacity}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
-    if stored and plan.weights.experts is not None:
-        words += f", {plan.weights.experts}"
-    if stored and plan.weights.attention is not None:
-        words += f" (attention {plan.weights.attention})"
-    words += ", fused" if plan.compute.experts == "fused" else ""
+    return words + (stored_name(plan) if stored else "") + computed_name(plan)
+
+
+def stored_name(plan: Plan) -> str:
+    """How weights are stored, as the end of a name: `, hqq-2bit (attention hqq-4bit)`; nothing where as they are."""
+    words = "" if plan.weights.experts is None else f", {plan.weights.experts}"
+    return words + ("" if plan.weights.attention is None else f" (attention {plan.weights.attention})")
+
+
+def computed_name(plan: Plan) -> str:
+    """How experts are computed, as the end of a name: `, fused, CPU computes`; nothing where each on the device."""
+    words = ", fused" if plan.compute.experts == "fused" else ""
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
 
 

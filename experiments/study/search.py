@@ -74,8 +74,8 @@ class _Lengths:
             steps = prefix_steps(trace, share, LEAST_STEPS)
             self._known[routing, share] = replace(routing, steps=steps if steps < trace.manifest.steps else None)
         begun = self._known[routing, share]
-        key = cell_key(begun, cell.plan, cell.machine, cell.shape, False)
-        return Cell(key, begun, cell.plan, cell.machine, cell.shape, False)
+        key = cell_key(begun, cell.plan, cell.machine, cell.shape, False, cell.reshape)
+        return replace(cell, key=key, routing=begun, bounds=False)
 
 
 def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:

@@ -123,9 +123,9 @@ def test_parts_add_up_exactly(policy: str, seed: int, target: str, tmp_path: Pat
     )
     own = msgspec.structs.replace(MACHINE.overhead, per_layer_ns=int(rng.choice([0, 10**6])), per_copy_ns=777)
     machine = MACHINE.with_engine(msgspec.structs.replace(MACHINE.engine, overhead=own))
-    result = replay(
-        trace, plan, machine, model_shape=str(rng.choice(["mixtral-8x7b", "olmoe-1b-7b"])) if seed % 2 else None
-    )
+    machine = msgspec.structs.replace(machine, device=msgspec.structs.replace(machine.device, memory_bytes=1 << 40))
+    shape = str(rng.choice(["mixtral-8x7b", "olmoe-1b-7b"])) if seed % 2 else None
+    result = replay(trace, plan, machine, model_shape=shape, reshape="sizes")
     found = result.regret
     assert found is not None and result.time is not None and result.time.tokens_per_second is not None
     assert sum(parts(found).values()) == found.total_ns
