@@ -13,6 +13,7 @@ Code = Literal[
     "independent routing",
     "costs",
     "below the token cycle",
+    "mostly overhead",
     "link busy",
     "does not fit",
     "holds no expert",

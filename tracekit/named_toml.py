@@ -36,22 +36,25 @@ def load(
 
     `what` names the kind of table in messages. Raises `error`, one line, for anything that cannot be read.
     """
+    label, tables = load_tables(name_or_path, what=what, package=package, folder=folder, error=error)
+    return convert(tables, kind, label=label, error=error)
+
+
+def load_tables(
+    name_or_path: str | os.PathLike[str], *, what: str, package: str, folder: str, error: type[TracekitError]
+) -> tuple[str, dict[str, Any]]:
+    """What `load` reads, not yet validated, after the label that opens every message about it."""
     text = os.fspath(name_or_path)
     if not isinstance(text, str):
         raise error(f"{what} {text!r}: give a name or a path as text")
     if isinstance(name_or_path, os.PathLike) or text.endswith(".toml") or "/" in text or os.sep in text:
-        return parse(_read(Path(text), what, error), kind, label=f"{what} {text}", error=error)
+        return f"{what} {text}", read_toml(text, what, error)
     known = names(package, folder)
     if text not in known:
         guess = did_you_mean(text[:64], known)
         raise error(f"unknown {what} {text[:64]!r}{guess}; shipped: {', '.join(known)}; or give the path of a .toml")
     data = (_home(package, folder) / f"{text}.toml").read_bytes()
-    return parse(data, kind, label=f"{what} {text}", error=error)
-
-
-def parse(data: bytes, kind: type[T], *, label: str, error: type[TracekitError]) -> T:
-    """TOML bytes as a struct of `kind`; `label` opens every message."""
-    return convert(decode(data, label=label, error=error), kind, label=label, error=error)
+    return f"{what} {text}", decode(data, label=f"{what} {text}", error=error)
 
 
 def read_toml(path: str | os.PathLike[str], what: str, error: type[TracekitError]) -> dict[str, Any]:

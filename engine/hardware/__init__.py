@@ -1,24 +1,21 @@
-"""Hardware profiles: the few numbers of a machine that decide the time of an offloaded step."""
+"""Profiles: the few numbers of a machine, and of the engine on it, that decide the time of an offloaded step."""
 
 from engine.hardware.economy import Power, Price
-from engine.hardware.profile import (
-    Cpu,
-    Device,
-    Disk,
+from engine.hardware.engine_profile import (
+    EngineProfile,
     Expansion,
     ExpertKernel,
-    HardwareProfile,
-    Link,
     Overhead,
-    Rate,
-    hardware_names,
-    load_hardware,
+    engine_names,
+    load_engine,
 )
+from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate, hardware_names, load_hardware
 
 __all__ = [
     "Cpu",
     "Device",
     "Disk",
+    "EngineProfile",
     "Expansion",
     "ExpertKernel",
     "HardwareProfile",
@@ -27,6 +24,8 @@ __all__ = [
     "Power",
     "Price",
     "Rate",
+    "engine_names",
     "hardware_names",
+    "load_engine",
     "load_hardware",
 ]

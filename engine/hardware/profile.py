@@ -1,4 +1,4 @@
-"""HardwareProfile: a machine as the simulator sees it, and the times that follow from it alone.
+"""HardwareProfile: a machine as the simulator sees it, with the engine that runs on it, and the times that follow.
 
 All quantities are integers in the unit their name ends with. `copy_ns` is the latency-plus-bandwidth model of
 a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009, CACM 52(4)).
@@ -6,11 +6,22 @@ a transfer, `compute_ns` the roofline model (Williams, Waterman & Patterson 2009
 
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from engine.hardware.economy import Power, Price
+from engine.hardware.engine_profile import (
+    CALIBRATED,
+    DEFAULT,
+    NOTHING,
+    EngineProfile,
+    ExpertKernel,
+    Overhead,
+    engine_names,
+    load_engine,
+)
+from engine.hardware.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Name, Nanoseconds
 from engine.hardware.roofline import SECOND, Amount, Roofline, ceil_ns, token_ps
 from tracekit import named_toml
 from tracekit.errors import HardwareError
@@ -19,23 +30,9 @@ from tracekit.html_table import html_table
 if TYPE_CHECKING:
     import numpy as np
 
-# Wide enough for a microcontroller and for a rack, narrow enough to catch a wrong unit.
-MemoryBytes = Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
-BytesPerSecond = Annotated[int, msgspec.Meta(ge=1_000, le=10**15)]
-FlopsPerSecond = Annotated[int, msgspec.Meta(ge=1_000_000, le=10**18)]
-Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=10_000_000_000)]
 SMALLEST_CHUNK = 1 << 18
-
-
-class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What expanding quantised experts into the type of the arithmetic takes: a kernel is no mere read of memory."""
-
-    bits: Literal[2, 3, 4, 8]
-    """Of the stored codes."""
-    weights_per_s: Annotated[int, msgspec.Meta(ge=1_000, le=10**15)]
-    """Weights that are expanded per second."""
-    per_expert_ns: Nanoseconds = 0
-    """Fixed time of expanding one expert (kernel launches)."""
+OWN = "own"
+"""The name of an engine whose costs stand among those of a machine that was not measured."""
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,14 +44,6 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Rate at which the device reads its own memory."""
     compute_flops_per_s: FlopsPerSecond
     """Dense fp16 or bf16 matrix rate with fp32 accumulation; a multiply-add is two operations."""
-    expansions: list[Expansion] = []
-    """Measured expansion by bits; where there is none of a format's bits, the nearest counts. Empty: it is taken to
-    read and write memory at its bandwidth."""
-
-    def __post_init__(self) -> None:
-        bits = [one.bits for one in self.expansions]
-        if len(set(bits)) < len(bits):
-            raise ValueError(f"device.expansions: more than one for {max(bits, key=bits.count)} bits")
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,44 +146,11 @@ class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         return Roofline(read, token_ps(params, self.compute_flops_per_s), 0, self.per_expert_ns + self.transfer_ns)
 
 
-class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Time that is neither copy nor arithmetic."""
-
-    per_layer_ns: Nanoseconds
-    """Fixed cost of running one transformer layer (kernel launches, framework)."""
-    per_step_ns: Nanoseconds
-    """Fixed cost of a forward pass (embedding lookup, sampling, Python around it)."""
-    gate_readback_ns: Nanoseconds
-    """Time from the end of a gate until the host knows which experts it chose."""
-    per_copy_ns: Nanoseconds = 0
-    """Host time to ask for one copy and take note of it, during which nothing is computed."""
-    per_expert_ns: Nanoseconds = 0
-    """Fixed cost of running one expert at one visit (kernel launches), where it is not in per_layer_ns."""
-    per_prediction_ns: Nanoseconds = 120_000
-    """Fixed cost of asking a fitted predictor at one visit: Python and a few small array operations on the host."""
-
-
-class ExpertKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A kernel that computes experts. As `[fused]`: all experts of a visit in one call (`compute.experts = "fused"`).
-
-    A call takes `per_call_ns`, and for each of its experts `per_expert_ns` and the longer of reading its weights and
-    its tokens' arithmetic, at the rates that this kernel reaches.
-    """
-
-    memory_bandwidth_bytes_per_s: BytesPerSecond
-    """Rate at which it reads experts' weights."""
-    compute_flops_per_s: FlopsPerSecond
-    """Its matrix rate; a multiply-add is two operations."""
-    per_call_ns: Nanoseconds
-    """Fixed cost of a call (kernel launches, sorting tokens by expert)."""
-    per_expert_ns: Nanoseconds = 0
-    """Fixed cost of each expert in it."""
-
-
 class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A machine. Read one with `load_hardware`; values are checked against physical limits when read."""
+    """A machine, and the engine that runs on it. Read one with `load_hardware`, which finds the engine where the
+    profile carries none; values are checked against physical limits when read."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    name: Name
     description: str
     calibrated: bool
     """True when measured on a machine; False when written from data sheets and stated assumptions."""
@@ -202,13 +158,39 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Where the numbers come from, one entry per claim."""
     device: Device
     link: Link
-    overhead: Overhead
+    engine: EngineProfile
+    """What the software takes. A file may leave it out: then another file says it (engine.hardware.engine_profile)."""
     disk: Disk | None = None
     cpu: Cpu | None = None
-    fused: ExpertKernel | None = None
-    """Without it a fused call reaches the device's rates and takes what launching one expert takes."""
     power: Power | None = None
     price: Price | None = None
+
+    @property
+    def overhead(self) -> Overhead:
+        """The engine's."""
+        return self.engine.overhead
+
+    @property
+    def fused(self) -> ExpertKernel | None:
+        """The engine's."""
+        return self.engine.fused
+
+    def with_engine(self, engine: EngineProfile) -> "HardwareProfile":
+        """The same machine under another engine."""
+        return msgspec.structs.replace(self, engine=engine.on_machine(self.name))
+
+    def without_engine(self) -> "HardwareProfile":
+        """The machine under an engine that takes no time: what is left is physics. For bounds on any engine."""
+        device, fused = self.device, self.fused
+        memory, compute = device.memory_bandwidth_bytes_per_s, device.compute_flops_per_s
+        kernel = ExpertKernel(
+            memory_bandwidth_bytes_per_s=memory if fused is None else max(memory, fused.memory_bandwidth_bytes_per_s),
+            compute_flops_per_s=compute if fused is None else max(compute, fused.compute_flops_per_s),
+            per_call_ns=0,
+        )
+        cpu = self.cpu and msgspec.structs.replace(self.cpu, per_expert_ns=0, transfer_ns=0)
+        engine = EngineProfile(name="none", overhead=NOTHING, quantised="as-stored", fused=kernel)
+        return msgspec.structs.replace(self, cpu=cpu, engine=engine)
 
     def copy_ns(self, size_bytes: int) -> int:
         """Nanoseconds of one copy to the device, alone on the link: latency + size / rate, rounded up."""
@@ -252,9 +234,9 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     def expand_ns(self, bits: int, weights: int, moved_bytes: int) -> int:
         """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up."""
-        if not self.device.expansions:
+        if not self.engine.expansions:
             return self.compute_ns(0, moved_bytes)
-        nearest = min(self.device.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
+        nearest = min(self.engine.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
         return nearest.per_expert_ns + ceil_ns(weights, nearest.weights_per_s)
 
     def expert_kernel(self, *, fused: bool) -> ExpertKernel:
@@ -275,10 +257,11 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         """An expert of so many bytes and parameters on the device, by `kernel` (None: each by itself); no call's cost.
 
         Quantised experts (`quantised_bits` to a code) are expanded to 16 bits before use, as HQQ does: a kernel of its
-        own reads them and writes the expanded weights, which the arithmetic then reads.
+        own reads them and writes the expanded weights, which the arithmetic then reads. Unless the engine's kernels
+        read them as they are stored.
         """
         read, expand = stored_bytes, 0
-        if quantised_bits is not None:
+        if quantised_bits is not None and self.engine.quantised == "expanded":
             read = 2 * params
             expand = self.expand_ns(quantised_bits, params, stored_bytes + read)
         kernel = kernel or self.expert_kernel(fused=False)
@@ -319,13 +302,46 @@ def hardware_names() -> tuple[str, ...]:
     return named_toml.names("engine.hardware", "profiles")
 
 
-def load_hardware(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
-    """A shipped profile by name, or a user's TOML file by path. Anything else is a one-line HardwareError."""
-    return named_toml.load(
-        name_or_path,
-        HardwareProfile,
-        what="hardware profile",
-        package="engine.hardware",
-        folder="profiles",
-        error=HardwareError,
+def load_hardware(
+    machine: "HardwareProfile | str | os.PathLike[str]", engine: "EngineProfile | str | os.PathLike[str] | None" = None
+) -> HardwareProfile:
+    """A shipped profile by name, or a user's TOML file by path, under an engine. Else a one-line HardwareError.
+
+    `engine` is an engine profile, the name or the path of one, or "calibrated" for the one that the machine's profile
+    carries itself. That is also what None means; where the profile carries none, None means `DEFAULT`.
+    """
+    chosen = None
+    if engine is not None and engine != CALIBRATED:
+        chosen = engine if isinstance(engine, EngineProfile) else load_engine(engine)
+    if isinstance(machine, HardwareProfile):
+        return machine if chosen is None else machine.with_engine(chosen)
+    label, tables = named_toml.load_tables(
+        machine, what="hardware profile", package="engine.hardware", folder="profiles", error=HardwareError
     )
+    tables = _engine_apart(label, tables)
+    if chosen is None and "engine" not in tables:
+        if engine == CALIBRATED:
+            raise HardwareError(
+                f"{label} carries no engine of its own: measure one with tracekit calibrate, or give one of "
+                f"{', '.join(engine_names())}"
+            )
+        chosen = load_engine(DEFAULT)
+    if chosen is not None:
+        tables["engine"] = msgspec.to_builtins(chosen.on_machine(str(tables.get("name"))))
+    return named_toml.convert(tables, HardwareProfile, label=label, error=HardwareError)
+
+
+def _engine_apart(label: str, tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a file; one of before engines were apart held the engine's costs among the machine's."""
+    device = tables.get("device")
+    held = {key: tables[key] for key in ("overhead", "fused") if key in tables}
+    if isinstance(device, dict) and "expansions" in device:
+        held["expansions"] = device["expansions"]
+        tables = tables | {"device": {key: value for key, value in device.items() if key != "expansions"}}
+    if not held:
+        return tables
+    if "engine" in tables:
+        raise HardwareError(f"{label}: {' and '.join(held)} belong to the table engine, which is there too: move them")
+    rest = {key: value for key, value in tables.items() if key not in held}
+    name = CALIBRATED if tables.get("calibrated") is True else OWN
+    return rest | {"engine": {"name": name, "source": ["as the machine's profile says"], **held}}

@@ -52,6 +52,18 @@ class Capacity:
             raise CapacityError(f"capacity {text[:64]!r} is larger than any memory")
         return cls(text, amount, "slots" if unit is None else "bytes", per_layer)
 
+    def times(self, factor: Fraction, experts_per_layer: Sequence[int]) -> str:
+        """So many times this capacity, as a plan says it; of slots and shares no more than there are experts."""
+        amount, of_each = self.amount * factor, "/layer" if self.per_layer else ""
+        if self.unit == "share":
+            return f"{float(min(100 * amount, 100)):.6f}%{of_each}"
+        if self.unit == "bytes":
+            return f"{int(amount)}B{of_each}"
+        if self.unit == "slots":
+            most = max(experts_per_layer) if self.per_layer else sum(experts_per_layer)
+            return f"{min(int(amount), most)}{of_each}"
+        return self.text
+
     def groups(
         self, experts_per_layer: Sequence[int], num_experts: int, expert_bytes: Sequence[int]
     ) -> tuple[tuple[int, ...], np.ndarray]:

@@ -1,11 +1,13 @@
 """Advice: what a reader of a replay's result should know before believing or using it, one line each."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.replay.memory import device_memory
-from engine.replay.passes import Replayed
+from engine.hardware.engine_profile import CALIBRATED
+from engine.plan.plan import PrefetchPlan
+from engine.replay.memory import device_memory, fits
+from engine.replay.passes import Replayed, run
 from engine.replay.result import Time
 from engine.replay.setting import Setting
 from policies.events import BYPASS
@@ -51,12 +53,36 @@ def advice(
     )
     warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
-    if time is not None and time.link_utilisation > SATURATED and setting.plan.prefetch.predictor != "none":
+    if time is not None and time.largest_part == "overhead" and time.engine != CALIBRATED:
         text = (
-            f"the link is busy more than {100 * SATURATED:.0f} % of the time: prefetches can only delay demand copies"
+            f"the largest part of the time is what {time.engine} is assumed to take for each layer and step, neither "
+            "copies nor arithmetic: --engine names another, and the hardware's own bound is without it"
         )
-        warnings.append(Caution("link busy", text))
+        warnings.append(Caution("mostly overhead", text))
     return warnings
+
+
+def prefetch_warnings(trace: Trace, setting: Setting, done: Replayed, time: Time, **how: Any) -> list[Caution]:
+    """Whether prefetching makes a plan slower whose link is busy nearly always: the same plan is replayed without it.
+
+    `done` is the plan's own pass; `how` is handed to `engine.replay.passes.run`: steps, demands.
+    """
+    if setting.plan.prefetch.predictor == "none" or time.link_utilisation <= SATURATED:
+        return []
+    plan = setting.plan.replace(prefetch=PrefetchPlan(staging=setting.plan.prefetch.staging))
+    bare = Setting.of(
+        setting.manifest, plan, setting.machine, setting.shape, stored=setting.stored, reshape=setting.reshape
+    )
+    (without,) = run(trace, bare.spec, [bare.target], **how)
+    chosen = done.phase == DECODE if (done.phase == DECODE).any() else np.ones(len(done.phase), bool)
+    slower = float(done.step_ns[chosen].sum()) / float(without.step_ns[chosen].sum()) - 1
+    if slower <= 0:
+        return []
+    text = (
+        f"prefetching makes this plan slower, by {100 * slower:.1f} %: the link is busy more than "
+        f"{100 * SATURATED:.0f} % of the time, and copies ahead of demand delay it"
+    )
+    return [Caution("link busy", text)]
 
 
 def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
@@ -81,11 +107,12 @@ def fit_warnings(setting: Setting) -> list[Caution]:
     assert machine is not None
     largest, memory = max(setting.sizes), device_memory(setting)
     warnings = []
-    if memory.total > machine.device.memory_bytes:
+    if not fits(setting):
         sizes = memory._asdict().items()
         parts = ", ".join(f"{name.replace('_', ' ')} {size / 2**30:.1f}" for name, size in sizes if size)
+        room = machine.device.memory_bytes / 2**30
         text = f"the plan does not fit: it takes {memory.total / 2**30:.1f} GiB ({parts}), {machine.name} has "
-        warnings.append(Caution("does not fit", f"{text}{machine.device.memory_bytes / 2**30:.1f} GiB"))
+        warnings.append(Caution("does not fit", f"{text}{room:.1f} GiB; so it has no tokens/s"))
     if sum(spec.capacity) > 0 and max(spec.capacity) < int(spec.size.min()):
         text = f"capacity {plan.cache.capacity!r} holds no expert: each takes {largest} bytes"
         warnings.append(Caution("holds no expert", text))

@@ -1,17 +1,25 @@
 """Bounds: what clairvoyant decisions would allow at a plan's capacity."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import chain
+from typing import Literal
 
+import msgspec
 import numpy as np
 
-from engine.replay.passes import Replayed, Steps, run
-from engine.replay.result import Bounds
-from engine.replay.setting import Setting
+from engine.decisions.run import iter_decisions
+from engine.hardware import HardwareProfile
+from engine.replay.passes import Replayed, Steps, run, tally
+from engine.replay.result import Bounds, SpeedBounds
+from engine.replay.setting import Setting, costs_without_predictors
+from engine.replay.speed_bounds import Fewest, LeastTimes, least_times
 from engine.simulator.costs import Costs
-from engine.simulator.timeline import STALLS
+from engine.simulator.least_work import LeastWork, LeastWorks
 from policies.cache import CacheSpec
-from tracekit.demand import Demand
+from policies.events import KINDS
+from tracekit.demand import Demand, iter_demand
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
@@ -35,10 +43,16 @@ def find_bounds(
     """The bounds beside `done`, the finished pass of the setting's plan."""
     best = clairvoyant(setting.spec)
     (found,) = run(trace, best, progress=progress)
-    loads = None
-    if setting.costs is not None and done.tokens[DECODE]:
-        loads = fewest_decode_loads(trace, best, progress=progress)
-    return bounds_of(found.hit_ratio, loads, setting.costs, done)
+    if setting.costs is None or not done.tokens[DECODE]:
+        return Bounds(hit_ratio=found.hit_ratio)
+    works = LeastWorks(bounding_costs(setting))
+    context = Steps.of(trace).context
+
+    def add(demand: Demand) -> None:
+        works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
+
+    fewest = fewest_decode_loads(trace, best, on_demand=add, progress=progress)
+    return bounds_of(found.hit_ratio, fewest, setting, works.found, int(done.tokens[DECODE]))
 
 
 def clairvoyant(spec: CacheSpec) -> CacheSpec:
@@ -54,42 +68,99 @@ def without_prefetching(spec: CacheSpec) -> CacheSpec:
     )
 
 
+def bounding_costs(setting: Setting) -> list[Costs]:
+    """The machines that bounds are found on: the plan's under its engine, each way of computing experts, then the
+    machine alone: no engine's time, weights read as they are stored, and the CPU lane if there is a CPU."""
+    plan, machine = setting.plan, setting.machine
+    assert machine is not None
+
+    def costs(on: HardwareProfile, experts: Literal["each", "fused"], lane: str) -> Costs:
+        compute = msgspec.structs.replace(plan.compute, experts=experts, cpu_experts=lane)
+        planned = plan.replace(compute=compute)
+        return costs_without_predictors(setting.manifest, planned, on, setting.shape, setting.stored)
+
+    ways = [costs(machine, way, plan.compute.cpu_experts) for way in ("each", "fused")]
+    return [*ways, costs(machine.without_engine(), "fused", "never" if machine.cpu is None else "auto")]
+
+
 def fewest_decode_loads(
     trace: Trace,
     best: CacheSpec,
     *,
-    steps: Steps | None = None,
     demands: Iterable[Demand] | None = None,
+    on_demand: Callable[[Demand], object] | None = None,
     progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
-    """The fewest demand loads of decode steps in each layer under clairvoyant decisions: i64 [layers].
+) -> Fewest:
+    """The fewest copies of decode steps in any plan with the capacity and the staging buffers of `best`, which says
+    how clairvoyant decisions are taken.
 
     The fewest copies in all are not the fewest copies in decode steps: this pass is one in which prefill is free (see
-    `free_prefill`), and no plan copies fewer experts between one prefill and the next.
+    `free_prefill`), and so is what lies in the cache before the trace begins, for plans may pin. A plan with
+    prefetching may bring as many experts into decode as it has staging buffers, each time.
+
+    `demands`: the trace's, where it is at hand already. `on_demand` is called with each piece.
     """
-    (free,) = run(trace, best, steps=steps, demands=demands, reshape=free_prefill, progress=progress)
-    loads: np.ndarray = free.demand_loads[DECODE]
-    return loads
+    sizes = best.size[best.size > 0]
+    mixed = len(best.capacity) == 1 and len(set(sizes.tolist())) > 1
+    if mixed:
+        # With unequal sizes clairvoyant caching is NP-hard. Were all as small as the smallest, it would miss no more.
+        best = replace(best, size=np.full_like(best.size, sizes.min()))
+    unsized = np.zeros(best.layers, np.int64)
+    loads, last, entered = np.zeros((2, best.layers), np.int64), DECODE, 0
+    pieces = chain([everything(best)], map(free_prefill, iter_demand(trace) if demands is None else demands))
+    for demand, events in iter_decisions(trace, best, demands=pieces):
+        if demand.first_step < 0:
+            continue
+        kinds, loaded = np.zeros((demand.steps, KINDS), np.int64), np.zeros(demand.steps, np.int64)
+        tally(events.code, events.start, demand.phase, best.experts, unsized, kinds, loads, loaded)
+        entered += int((np.diff((demand.phase == DECODE).astype(np.int8), prepend=np.int8(last == DECODE)) > 0).sum())
+        last = int(demand.phase[-1])
+        if on_demand is not None:
+            on_demand(demand)
+        if progress is not None:
+            progress(int(demand.step_tokens.sum()))
+    return Fewest(loads[DECODE], entered * best.staging, mixed)
 
 
-def bounds_of(hit_ratio: float, decode_loads: np.ndarray | None, costs: Costs | None, done: Replayed) -> Bounds:
-    """The bounds on hits and, from the fewest loads of decode on a machine, on the speed of decoding.
+def bounds_of(hit_ratio: float, fewest: Fewest, setting: Setting, works: Sequence[LeastWork], tokens: int) -> Bounds:
+    """The bounds on hits and, from the fewest loads of decode and its work on `bounding_costs`, on decode speed."""
+    assert setting.machine is not None
+    times = [least_times(fewest, on, work) for on, work in zip(bounding_costs(setting), works, strict=True)]
+    *ways, alone = times
+    engine = reduce(LeastTimes.least, ways)
 
-    `link`: these loads over the link and nothing else; `compute`: the plan's own work and no copies at all.
-    """
-    link = compute = None
-    tokens = int(done.tokens[DECODE])
-    if costs is not None and decode_loads is not None and done.timeline is not None and tokens:
-        copies = float(decode_loads @ costs.least_link_ns) * costs.scale
-        work = float(done.timeline.spent[DECODE, :STALLS].sum()) * costs.scale
-        link = tokens / (copies / 1e9) if copies else None
-        compute = tokens / (work / 1e9) if work else None
-    known = [speed for speed in (link, compute) if speed is not None]
+    def speed(nanoseconds: float) -> float | None:
+        return tokens / (nanoseconds * setting.scale / 1e9) if nanoseconds else None
+
     return Bounds(
         hit_ratio=hit_ratio,
-        link_tokens_per_second=link,
-        compute_tokens_per_second=compute,
-        best_tokens_per_second=min(known) if known else None,
+        engine=setting.machine.engine.name,
+        link_tokens_per_second=speed(engine.link),
+        compute_tokens_per_second=speed(engine.compute),
+        best_tokens_per_second=speed(engine.best),
+        hardware=SpeedBounds(
+            link_tokens_per_second=speed(alone.link),
+            compute_tokens_per_second=speed(alone.compute),
+            best_tokens_per_second=speed(alone.best),
+        ),
+    )
+
+
+def everything(spec: CacheSpec) -> Demand:
+    """A step before the first, which demands all experts: what a cache begins with is not counted towards decode."""
+    count = spec.layers * spec.experts
+    keys = np.arange(count, dtype=np.uint32)
+    return Demand(
+        layers=spec.layers,
+        experts=spec.experts,
+        first_step=-1,
+        layer=np.arange(spec.layers, dtype=np.int32),
+        start=np.arange(spec.layers + 1, dtype=np.int64) * spec.experts,
+        keys=keys,
+        recency=keys,
+        tokens=np.ones(count, np.int32),
+        step_tokens=np.ones(1, np.int32),
+        phase=np.zeros(1, np.uint8),
     )
 
 

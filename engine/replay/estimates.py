@@ -1,6 +1,6 @@
 """Estimates beside a replay's time: memory, energy, cost of a token. Each names what it was made from."""
 
-from engine.replay.memory import device_memory, host_bytes
+from engine.replay.memory import device_memory, fits, host_bytes
 from engine.replay.passes import Replayed
 from engine.replay.result import Estimates
 from engine.replay.setting import Setting
@@ -15,7 +15,7 @@ def find_estimates(setting: Setting, done: Replayed) -> Estimates:
     """Memory of a plan on its machine; with the profile's `power` and `price`, energy and cost of a generated token.
 
     Energy: each part draws its idle power over the whole replay, and its busy power instead while it works. Prefill is
-    part of what a generated token takes. Without decode steps there are no figures per token.
+    part of what a generated token takes. Without decode steps, or if the plan does not fit, no figures are per token.
     """
     costs, machine, memory = setting.costs, setting.machine, device_memory(setting)
     assert costs is not None and machine is not None and done.timeline is not None
@@ -24,7 +24,7 @@ def find_estimates(setting: Setting, done: Replayed) -> Estimates:
     computing = float(spent[:STALLS].sum() - spent[OVERHEAD])
     hosting = float(spent[OVERHEAD]) + done.timeline.cpu_busy_ns * costs.scale / 1e9
     copying = done.timeline.link_busy_ns * costs.scale / 1e9
-    tokens = int(done.tokens[DECODE])
+    tokens = int(done.tokens[DECODE]) if fits(setting) else 0
     inputs = []
     joules = cost = None
     if machine.power is not None:

@@ -70,7 +70,13 @@ def device_memory(setting: Setting) -> DeviceMemory:
 
 
 def fit_capacity(
-    plan: Plan, manifest: Manifest, machine: HardwareProfile, shape: ModelShape | None, load: Load
+    plan: Plan,
+    manifest: Manifest,
+    machine: HardwareProfile,
+    shape: ModelShape | None,
+    load: Load,
+    *,
+    reshape: str | None = None,
 ) -> Plan:
     """`plan` with capacity `auto` replaced by the most slots per layer that fit beside all else; others as they are.
 
@@ -78,7 +84,9 @@ def fit_capacity(
     """
     if plan.capacity.unit != "auto":
         return plan
-    one = Setting.of(manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape, load=load)
+    one = Setting.of(
+        manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape, reshape=reshape, load=load
+    )
     if not one.sizes:
         raise CapacityError(
             "capacity 'auto' needs the sizes of experts, which the trace does not say: give a model shape"
@@ -110,3 +118,9 @@ def host_bytes(setting: Setting) -> float:
         experts = float(sum(count * size for count, size in per_layer))
     cached = setting.costs.host_bytes
     return experts if cached < 0 else min(experts, setting.scale * cached)
+
+
+def fits(setting: Setting) -> bool:
+    """Whether the machine's memory holds what the plan needs of it."""
+    assert setting.machine is not None
+    return device_memory(setting).total <= setting.machine.device.memory_bytes

@@ -4,10 +4,11 @@ The total is the time of the plan's steps minus that of computing alone: everyth
 overhead. Between the two stand replays of the same routing on the same machine, each a little less ideal:
 
     computing alone | + overheads | + every expert copied once | + capacity, clairvoyantly used | + the plan's policy
-    | + prefetching whose copies cost nothing | + what those copies cost = the plan
+    | + prefetching whose copies cost nothing | + what those copies cost | + the CPU lane, if there is one = the plan
 
-Each part is the difference of neighbours, so the parts add up to the total exactly. A part may be negative: prefetching
-is there to win time, and clairvoyant decisions save copies, not always time.
+Each part is the difference of neighbours, so the parts add up to the total exactly. All but the last are of the plan
+without its lane: a lane chooses by time, and would make some of these replays faster for missing more. A part may be
+negative: prefetching and the lane are there to win time, and clairvoyant decisions save copies, not always time.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from engine.hardware.profile import Overhead
+from engine.hardware.engine_profile import NOTHING
 from engine.plan.plan import Plan
 from engine.replay.bounds import clairvoyant, without_prefetching
 from engine.replay.passes import Replayed, Target, run
@@ -36,7 +37,7 @@ LATE = CAUSES.index("late_prefetch")
 
 def regret_passes(plan: Plan) -> int:
     """How many replays a regret takes, beside the plan's own."""
-    return 4 if plan.prefetch.predictor == "none" else 6
+    return (4 if plan.prefetch.predictor == "none" else 6) + (plan.compute.cpu_experts == "auto")
 
 
 def find_regret(
@@ -46,8 +47,9 @@ def find_regret(
 
     `done` is the plan's own pass, timed and kept.
     """
-    plan, spec, costs, machine = setting.plan, setting.spec, setting.costs, setting.machine
-    assert costs is not None and machine is not None
+    plan, spec, machine = setting.plan, setting.spec, setting.machine
+    assert setting.costs is not None and machine is not None
+    costs = setting.costs._replace(cpu=0)
     chosen = done.phase == DECODE if (done.phase == DECODE).any() else np.ones(len(done.phase), bool)
 
     def scaled(nanoseconds: int) -> int:
@@ -61,10 +63,8 @@ def find_regret(
         return finished
 
     fused = machine.fused and msgspec.structs.replace(machine.fused, per_call_ns=0, per_expert_ns=0)
-    idle = msgspec.structs.replace(
-        machine, overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0), fused=fused
-    )
-    effortless = costs_without_predictors(setting.manifest, plan, idle, setting.shape)
+    idle = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=NOTHING, fused=fused))
+    effortless = costs_without_predictors(setting.manifest, plan, idle, setting.shape)._replace(cpu=0)
     unlimited = of_any_size(spec, sum(setting.manifest.experts_per_layer))
     steps = [
         total(replayed(all_resident(unlimited), effortless)),
@@ -73,16 +73,17 @@ def find_regret(
         total(replayed(clairvoyant(spec), costs)),
     ]
     late = polluted = 0
+    bare = replayed(spec, costs, keep=True) if setting.costs.cpu else done
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
         steps.append(total(replayed(without_prefetching(spec), costs, on_events=before.add)))
         steps.append(total(replayed(spec, costs, rewrite=without_prefetches, on_events=after.add)))
         polluted = scaled(int(costs.copy_ns[after.layers_beyond(before)].sum()))
-        late = scaled(int(done.spent[chosen, LATE].sum()))
+        late = scaled(int(bare.spent[chosen, LATE].sum()))
     else:
-        steps += [total(done)] * 2
-    steps.append(total(done))
-    overhead, compulsory, capacity, policy, prefetch, copies = np.diff(steps).tolist()
+        steps += [total(bare)] * 2
+    steps += [total(bare), total(done)]
+    overhead, compulsory, capacity, policy, prefetch, copies, lane = np.diff(steps).tolist()
     return Regret(
         total_ns=steps[-1] - steps[0],
         overhead_ns=overhead,
@@ -92,7 +93,8 @@ def find_regret(
         prefetch_ns=prefetch - polluted,
         pollution_ns=polluted,
         late_prefetch_ns=late,
-        bandwidth_ns=copies - late,
+        prefetch_copies_ns=copies - late,
+        lane_ns=lane,
         steps=int(chosen.sum()),
     )
 

@@ -8,21 +8,22 @@ from typing import Any
 import msgspec
 
 from engine.decisions.evidence import check_evidence
-from engine.hardware import HardwareProfile, load_hardware
+from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.replay.advice import DecodeWork, advice, fit_warnings
+from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import fit_capacity, load_of
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
+from engine.replay.sensitivities import PASSES, find_sensitivities
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
 from engine.shapes import ModelShape, load_shape
 from policies.events import Events
 from tracekit.demand import Demand
-from tracekit.errors import TraceError
+from tracekit.errors import PlanError, TraceError
 from tracekit.progress import reporting
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -34,8 +35,11 @@ def replay(
     plan: PlanLike,
     hardware: HardwareProfile | str | os.PathLike[str] | None = None,
     *,
+    engine: EngineProfile | str | os.PathLike[str] | None = None,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
+    reshape: str | None = None,
     bounds: bool | None = None,
+    sensitivities: bool = False,
     allow_fitted: bool = False,
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
@@ -48,9 +52,14 @@ def replay(
         trace: a trace, or the path of one.
         plan: a plan, its tables, or the path of its file.
         hardware: a profile, the name of a shipped one or the path of its file; None counts hits and bytes only.
+        engine: what software takes of the machine's time: a profile, the name of a shipped one or the path of its file;
+            None: the one that the machine's profile carries, or transformers-eager.
         model_shape: time (and size) experts as those of this model; None uses the trace's own model.
+        reshape: what it means if that model routes otherwise than the trace: "sizes" keeps the routing and gives each
+            expert the size of that model's; None refuses.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
+        sensitivities: also find how fast the plan would be on a machine of which one part is better: three more passes.
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
@@ -62,19 +71,21 @@ def replay(
     """
     trace = trace if isinstance(trace, Trace) else Trace.open(Path(trace))
     plan = as_plan(plan)
-    machine = hardware if isinstance(hardware, HardwareProfile | None) else load_hardware(hardware)
+    machine = None if hardware is None else load_hardware(hardware, engine)
     shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
+    if sensitivities and machine is None:
+        raise PlanError("sensitivities are of a machine: give hardware too (--hardware)")
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
     steps = Steps.of(trace)
     load = load_of(plan, steps)
     if machine is not None:
-        plan = fit_capacity(plan, trace.manifest, machine, shape, load)
-    setting = Setting.of(trace.manifest, plan, machine, shape, load=load)
+        plan = fit_capacity(plan, trace.manifest, machine, shape, load, reshape=reshape)
+    setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape, load=load)
     bounded, timed = is_bounded(trace, bounds), machine is not None
-    passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
-    best = regret = estimates = None
+    passes = replay_passes(trace, plan, timed=timed, bounds=bounds) + sensitivities * PASSES
+    best = regret = better = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
         (done,) = run(
             trace,
@@ -91,6 +102,8 @@ def replay(
         if bounded:
             best = find_bounds(trace, setting, done, report)
             regret = find_regret(trace, setting, done, report) if timed else None
+        if sensitivities:
+            better = find_sensitivities(trace, setting, report)
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
@@ -98,7 +111,8 @@ def replay(
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
-    if timed:
+    if time is not None:
+        warnings += [found.text for found in prefetch_warnings(trace, setting, done, time)]
         estimates = find_estimates(setting, done)
         warnings += [found.text for found in fit_warnings(setting)]
     return Result(
@@ -109,6 +123,7 @@ def replay(
         time=time,
         bounds=best,
         regret=regret,
+        sensitivities=better,
         estimates=estimates,
         warnings=warnings,
         provenance=_provenance(trace, setting),
@@ -130,6 +145,13 @@ def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:
         "trace_source": trace.manifest.source,
         "batching": None if trace.batching is None else msgspec.to_builtins(trace.batching),
         "plan": setting.plan.to_dict(),
-        "hardware": None if setting.machine is None else msgspec.to_builtins(setting.machine),
+        "hardware": None if setting.machine is None else _apart(setting.machine),
+        "engine": None if setting.machine is None else msgspec.to_builtins(setting.machine.engine),
         "model_shape": None if setting.shape is None else setting.shape.name,
+        "reshape": setting.reshape,
     }
+
+
+def _apart(machine: HardwareProfile) -> dict[str, Any]:
+    """The machine without its engine."""
+    return {key: value for key, value in msgspec.to_builtins(machine).items() if key != "engine"}

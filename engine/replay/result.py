@@ -56,17 +56,22 @@ class Tpot(msgspec.Struct, frozen=True, kw_only=True):
 class Time(msgspec.Struct, frozen=True, kw_only=True):
     """Time on a modelled machine.
 
-    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. `compute_s`,
+    `tokens_per_second` is decode tokens over decode time; `ttft_ms` the mean time of a prefill step. A plan that does
+    not fit into the device's memory (`fits`) has neither, nor `tpot_ms`. `largest_part` of the time is "compute",
+    "overhead" (what the engine takes whatever it computes) or "stall". `compute_s`,
     `overhead_s` and `stall_s` (by cause) are of decode and prefill together and sum to `total_s`.
     """
 
     hardware: str
+    engine: str
     model_shape: str | None
     scale: float
+    fits: bool
     total_s: float
     tokens_per_second: float | None
     tpot_ms: Tpot | None
     ttft_ms: float | None
+    largest_part: str
     compute_s: float
     overhead_s: float
     stall_s: dict[str, float]
@@ -74,19 +79,29 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     prefetches: dict[str, int]
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
-    """What no plan can beat with this capacity on this machine, in decode tokens per second.
+class SpeedBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode tokens per second that no plan reaches: see Bounds. None: nothing hinders."""
 
-    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing). `link`: the fewest demand loads of decode
-    steps, prefill being free, over the link and nothing else. `compute`: the plan's own work with no copies at all.
-    `best` is the lower of the two. With experts of unequal size clairvoyant caching is NP-hard and these are strong
-    estimates instead of bounds. A hit ratio that contains prefetched hits may exceed `hit_ratio`.
+    link_tokens_per_second: float | None = None
+    compute_tokens_per_second: float | None = None
+    best_tokens_per_second: float | None = None
+
+
+class Bounds(SpeedBounds, frozen=True, kw_only=True):
+    """What no plan can beat with this capacity and these weights on this machine, in decode tokens per second.
+
+    Under `engine`, with or without the CPU lane as the plan says: `link`, the fewest experts that decode steps must
+    copy, prefill being free, and nothing else; `compute`, all that must be computed, with no copies at all; `best`,
+    both together (engine.replay.speed_bounds), no higher than either. `hardware` holds the same for any engine: no time
+    of software, weights read as they are stored, and the CPU helps if the machine's profile has it.
+
+    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing) from an empty cache; one that contains
+    prefetched or pinned hits may exceed it, and with experts of unequal size in one cache it is an estimate.
     """
 
     hit_ratio: float
-    link_tokens_per_second: float | None
-    compute_tokens_per_second: float | None
-    best_tokens_per_second: float | None
+    engine: str | None = None
+    hardware: SpeedBounds | None = None
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,8 +126,23 @@ class Regret(msgspec.Struct, frozen=True, kw_only=True):
     """Demand copies that are needed only because prefetching displaced the expert, at the time of a copy alone."""
     late_prefetch_ns: int
     """Waiting for prefetches that were under way or still queued."""
-    bandwidth_ns: int
-    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them."""
+    prefetch_copies_ns: int
+    """What else prefetches' copies cost: the link they keep from demand, the host's asking for them. It does not say
+    what a faster link would gain: sensitivities do."""
+    lane_ns: int
+    """What the CPU lane wins, if the plan has one: negative."""
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode speed if one `part` of the machine were so many `times` better (engine.replay.sensitivities).
+
+    `gain` is relative to the machine as it is: 0.5 is half as fast again.
+    """
+
+    part: str
+    times: float
+    tokens_per_second: float
+    gain: float
 
 
 class Estimates(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +168,7 @@ class Result(Counts, frozen=True, kw_only=True):
     time: Time | None
     bounds: Bounds | None
     regret: Regret | None
+    sensitivities: list[Sensitivity] | None
     estimates: Estimates | None
     warnings: list[str]
     provenance: dict[str, Any]
@@ -186,7 +217,7 @@ class Result(Counts, frozen=True, kw_only=True):
 
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
-    *("time.hardware", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
-    *("bounds.hit_ratio", "bounds.best_tokens_per_second"),
+    *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
+    *("bounds.hit_ratio", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
 )
 """What a notebook shows of a result."""

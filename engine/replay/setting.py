@@ -11,8 +11,12 @@ from engine.shapes import ModelShape
 from engine.shapes.load import ALONE, Load
 from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
 from policies.cache import CacheSpec
-from tracekit.errors import CapacityError
+from tracekit.errors import CapacityError, PlanError, did_you_mean
 from tracekit.manifest import Manifest
+
+RESHAPES = ("sizes",)
+"""What a shape that routes otherwise than the trace may mean: "sizes", the routing is the trace's, and each expert of
+it takes what one of the shape's takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +34,8 @@ class Setting:
     spec: CacheSpec
     sizes: tuple[int, ...]
     costs: Costs | None
+    stored: str | None = None
+    reshape: str | None = None
     load: Load = ALONE
 
     @classmethod
@@ -41,14 +47,18 @@ class Setting:
         shape: ModelShape | None = None,
         *,
         stored: str | None = None,
+        reshape: str | None = None,
         load: Load | None = None,
     ) -> "Setting":
         """What `plan` means for a trace's model, at the sizes of `shape` if that is given.
 
-        `stored` is the format that the manifest's sizes are in already. `load` is what device memory holds beside
-        weights, one token if it is not given. Raises CapacityError where a capacity for all layers cannot be told,
-        PlanError, PolicyError, HardwareError.
+        `stored` is the format that the manifest's sizes are in already; `reshape` is one of RESHAPES; `load` is what
+        device memory holds beside weights, one token if it is not given. Raises CapacityError where a capacity for all
+        layers cannot be told, PlanError where trace and shape route otherwise and `reshape` does not say what that
+        means, PolicyError, HardwareError.
         """
+        if shape is not None:
+            check_shape(manifest, shape, reshape)
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
         spec = cache_spec(manifest.experts_per_layer, sizes, plan)
         absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
@@ -60,7 +70,7 @@ class Setting:
         costs = None
         if machine is not None:
             costs = with_predictors(costs_without_predictors(manifest, plan, machine, shape, stored), plan, machine)
-        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs, load or ALONE)
+        return cls(manifest, plan, machine, shape, spec, tuple(sizes), costs, stored, reshape, load or ALONE)
 
     @property
     def target(self) -> Target:
@@ -88,3 +98,16 @@ def costs_without_predictors(
         stored=stored,
         compute_experts=compute.experts,
     )
+
+
+def check_shape(manifest: Manifest, shape: ModelShape, reshape: str | None) -> None:
+    """PlanError where a trace does not route as a model of that shape does, and nobody said what that means."""
+    if reshape is not None and reshape not in RESHAPES:
+        raise PlanError(f"reshape {reshape!r}{did_you_mean(reshape, RESHAPES)}: give {' or '.join(RESHAPES)}")
+    own, other = (max(manifest.experts_per_layer), manifest.top_k), (shape.experts, shape.top_k)
+    if own != other and reshape is None:
+        raise PlanError(
+            f"the trace routes top-{own[1]} of {own[0]} experts, {shape.name} top-{other[1]} of {other[0]}: what would "
+            f"be replayed is no {shape.name}; --reshape sizes keeps the routing and gives each of its experts the size "
+            f"that {shape.name}'s have"
+        )

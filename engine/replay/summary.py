@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.replay.memory import fits
 from engine.replay.passes import Replayed
 from engine.replay.result import Counts, HitsBy, Time, Tpot
 from engine.replay.setting import Setting
@@ -42,17 +43,27 @@ def time_of(setting: Setting, done: Replayed) -> Time | None:
         cause: int(ns) * costs.scale / 1e9 for cause, ns in zip(CAUSES, done.timeline.spent.sum(axis=0), strict=True)
     }
     total = float(done.step_ns.sum()) * costs.scale / 1e9
-    percentiles = [float(p) / 1e6 for p in np.percentile(decode, (50, 95, 99))] if len(decode) else []
+    possible = fits(setting)
+    timed = len(decode) and possible
+    percentiles = [float(p) / 1e6 for p in np.percentile(decode, (50, 95, 99))] if timed else []
+    parts = {
+        "compute": spent["dense"] + spent["experts"] + spent["dequantisation"],
+        "overhead": spent["overhead"],
+        "stall": sum(spent[cause] for cause in CAUSES[STALLS:]),
+    }
     return Time(
         hardware=machine.name,
+        engine=machine.engine.name,
         model_shape=None if shape is None else shape.name,
         scale=costs.scale,
+        fits=possible,
         total_s=total,
-        tokens_per_second=float(done.tokens[DECODE] / (decode.sum() / 1e9)) if len(decode) else None,
+        tokens_per_second=float(done.tokens[DECODE] / (decode.sum() / 1e9)) if timed else None,
         tpot_ms=Tpot(p50=percentiles[0], p95=percentiles[1], p99=percentiles[2]) if percentiles else None,
-        ttft_ms=float(prefill.mean()) / 1e6 if len(prefill) else None,
-        compute_s=spent["dense"] + spent["experts"] + spent["dequantisation"],
-        overhead_s=spent["overhead"],
+        ttft_ms=float(prefill.mean()) / 1e6 if len(prefill) and possible else None,
+        largest_part=max(parts, key=parts.__getitem__),
+        compute_s=parts["compute"],
+        overhead_s=parts["overhead"],
         stall_s={cause: spent[cause] for cause in CAUSES[STALLS:]},
         link_utilisation=done.timeline.link_busy_ns * costs.scale / 1e9 / total if total else 0.0,
         prefetches=prefetch_fates(done),

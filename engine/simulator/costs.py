@@ -96,10 +96,15 @@ class Costs(NamedTuple):
 
     @property
     def least_link_ns(self) -> np.ndarray:
-        """i64 [layers]: what a demand load takes of the link at least, for bounds; 0 if the CPU may do without it."""
-        if self.cpu:
-            return np.zeros_like(self.chunks)
-        return self.copy_ns if self.copy_engines == 1 else self.rest_ns[:, 0]
+        """i64 [layers]: what a copy takes of the link at least, for bounds."""
+        setup = self.setup_ns if self.copy_engines == 1 else 0
+        least = self.rest_ns[:, 0] + setup
+        ahead = np.zeros_like(least)
+        for done in range(1, int(self.chunks.max()) + 1):  # chunks ahead of demand, and the rest as one copy
+            ahead += np.where(done <= self.chunks, self.chunk_ns[:, done - 1] + setup, 0)
+            rest = self.rest_ns[:, min(done, self.rest_ns.shape[1] - 1)] + setup
+            least = np.minimum(least, ahead + np.where(done < self.chunks, rest, 0))
+        return least
 
 
 def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_format: str | None) -> list[int]:
@@ -205,7 +210,7 @@ def model_costs(
     return Costs(
         dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) for size in model.dense_bytes]),
         expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
-        dequant_ns=each("device.expansions", [one.expand_ns for one in experts]),
+        dequant_ns=each("engine.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
         expert_overhead_ns=kernel.per_expert_ns,
         call_ns=kernel.per_call_ns if compute_experts == "fused" else -1,

@@ -91,7 +91,7 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
         "link.latency_ns": setups * costs.setup_ns,
         "device.memory_bandwidth_bytes_per_s": reading + work.context * layers * costs.context_ps // 1000,
         "device.compute_flops_per_s": arithmetic // 1000,
-        "device.expansions": work.demanded * _sum(costs.dequant_ns),
+        "engine.expansions": work.demanded * _sum(costs.dequant_ns),
         "overhead.per_layer_ns": work.steps * layers * costs.layer_overhead_ns,
         "overhead.gate_readback_ns": work.steps * layers * costs.readback_ns,
         "overhead.per_step_ns": work.steps * costs.step_ns,

@@ -18,6 +18,7 @@ def replay_cells(
     plan: Path | None,
     weights: str | None,
     hardware: str | None,
+    engine: str | None,
     model_shape: str | None,
     spread: str,
     seed: int | None,
@@ -43,7 +44,7 @@ def replay_cells(
     chosen = Plan("0") if plan is None else load_plan(plan)
     if weights is not None:
         chosen = chosen.replace(weights=msgspec.structs.replace(chosen.weights, experts=weights))
-    shape, machine = load_shape(model_shape), load_hardware(hardware)
+    shape, machine = load_shape(model_shape), load_hardware(hardware, engine)
     found = replay_counts(
         read_cells(path), shape, machine, chosen, how=cast("Spread", spread), seed=0 if seed is None else seed
     )
@@ -51,6 +52,7 @@ def replay_cells(
         console.emit_json(
             {
                 "hardware": machine.name,
+                "engine": machine.engine.name,
                 "model_shape": shape.name,
                 "compute_experts": chosen.compute.experts,
                 "weights": chosen.weights,
@@ -60,7 +62,8 @@ def replay_cells(
             }
         )
         return
-    title = f"{path.name}: {shape.name} on {machine.name}, misses {spread}, experts {chosen.compute.experts}"
+    where = f"{shape.name} on {machine.name} ({machine.engine.name})"
+    title = f"{path.name}: {where}, misses {spread}, experts {chosen.compute.experts}"
     console.table(title, COLUMNS, [_row(cell) for cell in found])
 
 

@@ -30,6 +30,11 @@ Weights = Annotated[
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),
 ]
 
+Engine = Annotated[
+    str | None,
+    typer.Option(help="engine profile, name or file, or calibrated: the one in the hardware profile, the default"),
+]
+
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
 Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]

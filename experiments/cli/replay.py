@@ -38,7 +38,12 @@ def command(
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
+    engine: options.Engine = None,
     model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
+    reshape: Annotated[
+        str | None,
+        typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,
@@ -66,6 +71,9 @@ def command(
             "--bounds/--no-bounds", help="also compute the best any plan could do; default: up to 20 M lookups"
         ),
     ] = None,
+    sensitivities: Annotated[
+        bool, typer.Option("--sensitivities", help="also say what a better link, device, host or cache would gain")
+    ] = False,
     against_recorded: Annotated[
         bool,
         typer.Option("--against-recorded", help="also hold each lookup against what the traced engine's cache held"),
@@ -92,6 +100,8 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
             "--against-recorded": against_recorded or None,
+            "--sensitivities": sensitivities or None,
+            "--reshape": reshape,
         }
         replay_cells(
             counts,
@@ -99,6 +109,7 @@ def command(
             plan=plan,
             weights=weights,
             hardware=hardware,
+            engine=engine,
             model_shape=model_shape,
             spread=spread,
             seed=seed,
@@ -143,6 +154,8 @@ def command(
     opened = Trace.open(trace)
     if batch is not None:
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
+    if engine is not None and hardware is None:
+        raise PlanError("--engine says what time a machine's software takes: give --hardware too")
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
@@ -169,8 +182,11 @@ def command(
             opened,
             chosen,
             hardware,
+            engine=engine,
             model_shape=model_shape,
+            reshape=reshape,
             bounds=bounds,
+            sensitivities=sensitivities,
             allow_fitted=allow_fitted,
             progress=True,
             on_events=None if log is None and recorded is None else on_events,

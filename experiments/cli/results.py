@@ -1,9 +1,12 @@
 """A replay's result as rows for a table."""
 
+from collections.abc import Sequence
+
 import msgspec
 
+from engine.hardware.engine_profile import CALIBRATED
 from engine.replay.against_recorded import Agreement
-from engine.replay.result import Estimates, Regret, Result
+from engine.replay.result import Estimates, Regret, Result, Sensitivity, Time
 from experiments.cli.console import number, percent
 
 
@@ -28,7 +31,8 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     if time is not None:
         rows += [
             ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
-            ("decode tokens/s", number(time.tokens_per_second, 3)),
+            ("engine", time.engine),
+            ("decode tokens/s", speed_text(time)),
             ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
         ]
         if time.tpot_ms is not None:
@@ -44,12 +48,27 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
             fates = ", ".join(f"{count} {fate}" for fate, count in time.prefetches.items())
             rows.append(("prefetches came", fates))
         if result.bounds is not None:
-            rows.append(("bound, tokens/s", number(result.bounds.best_tokens_per_second, 3)))
+            rows.append((f"bound under {time.engine}, tokens/s", number(result.bounds.best_tokens_per_second, 3)))
+            if result.bounds.hardware is not None:
+                speed = number(result.bounds.hardware.best_tokens_per_second, 3)
+                rows.append(("bound of the hardware, any engine, tokens/s", speed))
     if result.regret is not None:
         rows += regret_rows(result.regret)
+    if result.sensitivities:
+        rows += sensitivity_rows(result.sensitivities)
     if result.estimates is not None:
         rows += estimate_rows(result.estimates)
     return rows
+
+
+def speed_text(time: Time) -> str:
+    """Tokens per second, and beside the number what it mostly is, if that is an assumption about software."""
+    if not time.fits:
+        return "none: the plan does not fit"
+    text = number(time.tokens_per_second, 3)
+    if time.largest_part == "overhead" and time.engine != CALIBRATED:
+        text += f" ({percent(time.overhead_s / time.total_s)} of the time is overhead assumed of {time.engine})"
+    return text
 
 
 def agreement_rows(found: Agreement) -> list[tuple[str, str]]:
@@ -76,6 +95,21 @@ def regret_rows(regret: Regret) -> list[tuple[str, str]]:
         for name, nanoseconds in named.items()
         if nanoseconds
     ]
+
+
+def sensitivity_rows(found: Sequence[Sensitivity]) -> list[tuple[str, str]]:
+    """What would help most, first."""
+    parts: dict[str, list[Sensitivity]] = {}
+    for one in sorted(found, key=lambda one: one.times):
+        parts.setdefault(one.part, []).append(one)
+    ranked = sorted(parts.values(), key=lambda of_part: -of_part[-1].gain)
+    titles = " / ".join(f"{one.times:g}" for one in ranked[0])
+    rows = [("what would help most, times better", titles)]
+    for of_part in ranked:
+        speeds = " / ".join(number(one.tokens_per_second, 3) for one in of_part)
+        gains = " / ".join(f"{100 * one.gain:+.1f} %" for one in of_part)
+        rows.append((f"  {of_part[0].part.replace('_', ' ')}", f"{speeds} tokens/s ({gains})"))
+    return rows
 
 
 def estimate_rows(estimates: Estimates) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ def command(
     hardware: Annotated[
         str | None, typer.Option(help="profile that the simulator assumes; without it, this machine is measured first")
     ] = None,
+    engine: options.Engine = None,
     capacity: options.Capacity = None,
     policy: options.Policy = None,
     prefetch: options.Prefetch = None,
@@ -67,8 +68,10 @@ def command(
             check_place(path)
     chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
+    if engine is not None and hardware is None:
+        raise PlanError("--engine is of a hardware profile: give --hardware too; without it this machine is measured")
     requests = [] if prompts is None else read_prompts(prompts)
-    profile = None if hardware is None else load_hardware(hardware)
+    profile = None if hardware is None else load_hardware(hardware, engine)
     link = options.emulated_link(emulate_link)
     from engine.plan.capacity import parse_memory
     from engine.runtime.memory import fit_checkpoint

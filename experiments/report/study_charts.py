@@ -21,7 +21,7 @@ CAUSES = {
     "prefetch": "#009E73",
     "pollution": "#CC79A7",
     "late prefetch": "#E69F00",
-    "bandwidth": "#9467bd",
+    "prefetch copies": "#9467bd",
 }
 MOST_BARS = 24
 MOST_POINTS = 2000

@@ -17,7 +17,7 @@ import msgspec
 import typer
 
 from engine.hardware.economy import Power, Price
-from engine.hardware.profile import Cpu, Device, Disk, Expansion, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS
 from experiments.study.grid import Search, Statistics
@@ -34,10 +34,8 @@ PLAN: Tables = {
 PROFILE: Tables = {
     "": HardwareProfile,
     "device": Device,
-    "device.expansions": Expansion,
     "link": Link,
     "link.rates": Rate,
-    "overhead": Overhead,
     "disk": Disk,
     "cpu": Cpu,
     "power": Power,

@@ -8,8 +8,8 @@ import msgspec
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
-from engine.replay.advice import DecodeWork, advice, fit_warnings
-from engine.replay.bounds import bounds_of, clairvoyant
+from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
+from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
@@ -68,6 +68,7 @@ def described(cell: Cell) -> Row:
         "trace_digest": cell.routing.digest,
         "batch": cell.routing.batch,
         "hardware": None if cell.machine is None else cell.machine.name,
+        "engine": None if cell.machine is None else cell.machine.engine.name,
         "hardware_digest": None if machine is None else hashlib.sha256(machine).hexdigest(),
         "model_shape": None if cell.shape is None else cell.shape.name,
         "plan": plan_name(cell.plan),
@@ -84,7 +85,7 @@ def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     """The cell's plan on its machine. PlanError where it would be no evidence."""
     check_evidence(routing.trace, cell.plan)
     load = load_of(cell.plan, routing.requests.steps)
-    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, load=load)
+    return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, reshape=cell.reshape, load=load)
 
 
 def _meaning(spec: CacheSpec) -> bytes:
@@ -113,6 +114,9 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "device_bytes": device_memory(setting).total if sized else None,
     }
     if time is not None:
+        warnings += prefetch_warnings(
+            routing.trace, setting, done, time, steps=routing.requests.steps, demands=routing.demands
+        )
         estimates = find_estimates(setting, done)
         warnings += fit_warnings(setting)
         row |= {
@@ -150,14 +154,16 @@ def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed |
     if not routing.bounded(cell.bounds):
         return {}
     known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
-    if done is None or done.timeline is None or not done.tokens[DECODE]:
+    if known.fewest is None or done is None or not done.tokens[DECODE]:
         return {"bound_hit_ratio": known.hit_ratio}
-    found = bounds_of(known.hit_ratio, known.decode_loads, setting.costs, done)
+    works = routing.least_work(bounding_costs(setting))
+    found = bounds_of(known.hit_ratio, known.fewest, setting, works, int(done.tokens[DECODE]))
     return {
         "bound_hit_ratio": found.hit_ratio,
         "link_bound_tokens_per_second": found.link_tokens_per_second,
         "compute_bound_tokens_per_second": found.compute_tokens_per_second,
         "bound_tokens_per_second": found.best_tokens_per_second,
+        "hardware_bound_tokens_per_second": None if found.hardware is None else found.hardware.best_tokens_per_second,
     }
 
 

@@ -57,6 +57,7 @@ class Cell:
     machine: HardwareProfile | None
     shape: ModelShape | None
     bounds: bool | None
+    reshape: str | None = None
 
 
 def cells_of(study: Study) -> list[Cell]:
@@ -69,13 +70,18 @@ def cells_of(study: Study) -> list[Cell]:
             for machine in study.machines:
                 for shape in study.shapes:
                     for plan in study.plans:
-                        key = cell_key(routing, plan, machine, shape, study.bounds)
-                        found.append(Cell(key, routing, plan, machine, shape, study.bounds))
+                        key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
+                        found.append(Cell(key, routing, plan, machine, shape, study.bounds, study.reshape))
     return found
 
 
 def cell_key(
-    routing: Routing, plan: Plan, machine: HardwareProfile | None, shape: ModelShape | None, bounds: bool | None
+    routing: Routing,
+    plan: Plan,
+    machine: HardwareProfile | None,
+    shape: ModelShape | None,
+    bounds: bool | None,
+    reshape: str | None = None,
 ) -> str:
     """sha256 of what a cell's row follows from: not where the files lie, but what they hold."""
     tables = plan.to_dict()
@@ -98,6 +104,7 @@ def cell_key(
         "hardware": msgspec.to_builtins(machine),
         "shape": msgspec.to_builtins(shape),
         "bounds": bounds,
+        "reshape": reshape,
     }
     return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 

@@ -29,7 +29,7 @@ def conclude(study: Study, rows: pl.DataFrame, searched: pl.DataFrame) -> list[S
     """
     found = []
     for (_, shape, batch), part in rows.group_by("hardware_digest", "model_shape", "batch", maintain_order=True):
-        setting = Conditions(part["hardware"][0], shape, batch)
+        setting = Conditions(part["hardware"][0], shape, batch, part["engine"][0])
         found.append(_summary(study, setting, part, setting.rows_of(searched)))
     return found
 

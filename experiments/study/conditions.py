@@ -1,9 +1,11 @@
-"""Conditions: the machine, the model shape and the batch size under which plans are compared with each other."""
+"""Conditions: machine, engine, model shape and batch size under which plans are compared with each other."""
 
 from shlex import quote
 from typing import NamedTuple
 
 import polars as pl
+
+from engine.hardware.profile import OWN
 
 
 class Conditions(NamedTuple):
@@ -12,9 +14,11 @@ class Conditions(NamedTuple):
     hardware: str | None
     model_shape: str | None
     batch: int | None
+    engine: str | None = None
 
     def __str__(self) -> str:
         words = self.hardware or "hits and bytes"
+        words += "" if self.engine is None else f" under {self.engine}"
         words += "" if self.model_shape is None else f" at {self.model_shape}'s shape"
         return words + ("" if self.batch is None else f", batches of {self.batch}")
 
@@ -24,7 +28,7 @@ class Conditions(NamedTuple):
         return "".join(
             f" --{name.replace('_', '-')} {quote(str(value))}"
             for name, value in self._asdict().items()
-            if value is not None
+            if value not in (None, OWN)
         )
 
     def rows_of(self, frame: pl.DataFrame) -> pl.DataFrame:

@@ -92,16 +92,19 @@ def _contestant(objective: Objective, part: pl.DataFrame) -> Contestant | None:
     tokens = int(numbers["decode_tokens"].sum())
     bound = None
     if objective == "tokens_per_second":
-        if part["tokens_per_second"].null_count() or not tokens:
+        if part["request_ns"].null_count() or not tokens:
             return None
-        value = overall(part, "tokens_per_second")
+        # Of a plan that does not fit there is no such speed; what it would be ranks it among those that do not.
+        value = tokens / (sum(cell.sum() for cell in part["request_ns"]) / 1e9)
         score, unit = value, "tokens/s"
         if not part["bound_tokens_per_second"].null_count():
             bound = value / overall(part, "bound_tokens_per_second")
     elif objective == "p99":
-        if part["tpot_p99_ms"].null_count():
+        if part["request_p99_ns"].null_count() or not tokens:
             return None
         value = float(numbers["tpot_p99_ms"].max())
+        if part["tpot_p99_ms"].null_count():
+            value = max(cell.to_numpy().max(initial=0) for cell in part["request_p99_ns"]) / 1e6
         score, unit = -value, "ms per token at the 99th percentile"
     elif not part["decode_bytes_loaded"].null_count():
         value = float(numbers["decode_bytes_loaded"].sum() / max(tokens, 1))

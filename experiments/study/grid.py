@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from engine.hardware import HardwareProfile, load_hardware
+from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan, PrefetchPlan, plan_from_dict
 from engine.shapes import ModelShape, load_shape
@@ -80,6 +80,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     traces: tuple[str, ...]
     objective: Objective
     max_device_bytes: int | None
+    reshape: str | None
     bounds: bool | None
     regret: int
     baseline: str | None
@@ -99,6 +100,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     objective: Objective | None = None
     # "12GiB": winners take no more of the device; bytes are numbers too
     max_device_bytes: str | int | None = None
+    # "sizes": a shape that routes otherwise than a trace sizes its experts; None: such cells fail
+    reshape: Literal["sizes"] | None = None
     # Belady's bounds beside every cell; None: up to 20 M lookups
     bounds: bool | None = None
     # of how many of the best plans per trace and machine it is said what hinders them
@@ -116,7 +119,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 AXES = (
     *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
-    *("hardware", "model_shape", "batch"),
+    *("hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
@@ -145,9 +148,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
     if count > MOST_CELLS:
         raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
     try:
-        machines = tuple(load_hardware(_place(name, folder)) for name in _texts(label, file.grid, "hardware"))
+        machines = tuple(_machines(label, file.grid, folder))
         shapes = tuple(load_shape(_place(name, folder)) for name in _texts(label, file.grid, "model_shape"))
-        _check_names("hardware", machines)
         _check_names("model_shape", shapes)
         plans = tuple(_plans(label, file.grid, folder))
         limit = file.max_device_bytes
@@ -175,6 +177,7 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         traces=tuple(dict.fromkeys(_place(name, folder, always=True) for name in traces)),
         objective=objective,
         max_device_bytes=limit,
+        reshape=file.reshape,
         bounds=file.bounds,
         regret=file.regret,
         baseline=baseline,
@@ -192,11 +195,18 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
     words = f"{eviction_name(plan)}, {plan.cache.capacity}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
-    if stored and plan.weights.experts is not None:
-        words += f", {plan.weights.experts}"
-    if stored and plan.weights.attention is not None:
-        words += f" (attention {plan.weights.attention})"
-    words += ", fused" if plan.compute.experts == "fused" else ""
+    return words + (stored_name(plan) if stored else "") + computed_name(plan)
+
+
+def stored_name(plan: Plan) -> str:
+    """How weights are stored, as the end of a name: `, hqq-2bit (attention hqq-4bit)`; nothing where as they are."""
+    words = "" if plan.weights.experts is None else f", {plan.weights.experts}"
+    return words + ("" if plan.weights.attention is None else f" (attention {plan.weights.attention})")
+
+
+def computed_name(plan: Plan) -> str:
+    """How experts are computed, as the end of a name: `, fused, CPU computes`; nothing where each on the device."""
+    words = ", fused" if plan.compute.experts == "fused" else ""
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
 
 
@@ -273,7 +283,21 @@ def _choices(label: str, axis: str, given: object) -> int:
     return count
 
 
-def _check_names(axis: str, found: Sequence[HardwareProfile | ModelShape]) -> None:
+def _machines(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProfile]:
+    """Every machine under every engine, each under its own where none is given."""
+    machines, engines = (
+        [_place(name, folder) for name in _texts(label, grid, axis)] for axis in ("hardware", "engine")
+    )
+    if engines and not machines:
+        raise StudyError(f"{label}: grid.engine is about time: give grid.hardware")
+    found = [[load_hardware(machine, engine) for engine in engines or [None]] for machine in machines]
+    _check_names("hardware", [first for first, *_ in found])
+    for of_machine in found:
+        _check_names("engine", [one.engine for one in of_machine])
+        yield from of_machine
+
+
+def _check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | ModelShape]) -> None:
     """Results are told apart by these names."""
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -17,7 +17,8 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("trace_digest", TEXT, "what the trace holds"),
     ("batch", INT, "requests decoded together (`replay --batch`); missing: as recorded"),
     ("hardware", TEXT, "name of the machine's profile; missing: hits and bytes only"),
-    ("hardware_digest", TEXT, "sha256 of the profile"),
+    ("engine", TEXT, "name of the engine's profile; missing as hardware is"),
+    ("hardware_digest", TEXT, "sha256 of both profiles"),
     ("model_shape", TEXT, "name of the model whose sizes experts have; missing: the trace's own"),
     ("plan", TEXT, "the plan in a few words"),
     ("plan_toml", TEXT, "the plan as a file"),
@@ -70,9 +71,14 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("joules_per_token", REAL, "estimate, where the profile has power"),
     ("cost_per_million_tokens", REAL, "estimate, where the profile has a price"),
     ("bound_hit_ratio", REAL, "of clairvoyant decisions without prefetching"),
-    ("bound_tokens_per_second", REAL, "the lower of the two that follow"),
-    ("link_bound_tokens_per_second", REAL, "the fewest demand loads over the link and nothing else"),
-    ("compute_bound_tokens_per_second", REAL, "computing alone"),
+    ("bound_tokens_per_second", REAL, "no plan of that capacity is faster under this engine"),
+    ("link_bound_tokens_per_second", REAL, "of the fewest copies alone"),
+    ("compute_bound_tokens_per_second", REAL, "of computing alone"),
+    (
+        "hardware_bound_tokens_per_second",
+        REAL,
+        "no plan of that capacity is faster under any engine, CPU helping",
+    ),
     ("request", pl.List(INT), "requests with decode tokens, ascending"),
     ("request_tokens", pl.List(INT), "decode tokens of each"),
     ("request_ns", pl.List(INT), "decode time of each: a step's time is shared by its tokens evenly"),
@@ -106,6 +112,7 @@ SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("round", INT, "from 1"),
     ("share", REAL, "of each trace's decode steps that were replayed"),
     ("hardware", TEXT, "as in results.parquet"),
+    ("engine", TEXT, "as in results.parquet"),
     ("hardware_digest", TEXT, "as in results.parquet"),
     ("model_shape", TEXT, "as in results.parquet"),
     ("batch", INT, "as in results.parquet"),
@@ -122,7 +129,7 @@ EXPERTS: Columns = {"trace": TEXT, "model": TEXT, "layer": INT, "expert": INT, "
 """Of each trace as recorded: how often each expert is looked up, and its share of its layer's lookups."""
 
 TIMELINE: Columns = {
-    **{"hardware": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
+    **{"hardware": TEXT, "engine": TEXT, "model_shape": TEXT, "batch": INT, "plan": TEXT, "trace": TEXT},
     **{"step": INT, "layer": INT, "layers": INT, "of_layers": INT, "lane": TEXT, "kind": TEXT, "label": TEXT},
     **{"begin_ms": REAL, "end_ms": REAL},
 }

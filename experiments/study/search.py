@@ -74,8 +74,8 @@ class _Lengths:
             steps = prefix_steps(trace, share, LEAST_STEPS)
             self._known[routing, share] = replace(routing, steps=steps if steps < trace.manifest.steps else None)
         begun = self._known[routing, share]
-        key = cell_key(begun, cell.plan, cell.machine, cell.shape, False)
-        return Cell(key, begun, cell.plan, cell.machine, cell.shape, False)
+        key = cell_key(begun, cell.plan, cell.machine, cell.shape, False, cell.reshape)
+        return replace(cell, key=key, routing=begun, bounds=False)
 
 
 def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
@@ -97,7 +97,7 @@ def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
     tomls = plans["plan_toml"].to_list()
     otherwise = {toml: "failed" if toml in failed or toml not in values else "too large" for toml in tomls}
     return plans.select(
-        *("hardware", *SETTING, "plan", "plan_toml"),
+        *("hardware", "engine", *SETTING, "plan", "plan_toml"),
         value=pl.Series([values.get(toml) for toml in tomls], dtype=SEARCH["value"]),
         place=pl.Series([places.get(toml) for toml in tomls], dtype=SEARCH["place"]),
         outcome=pl.Series([outcome.get(toml, otherwise[toml]) for toml in tomls], dtype=SEARCH["outcome"]),

@@ -5,7 +5,7 @@ Each is made once, by whichever thread asks first; the others wait for it.
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,9 @@ from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.decisions.hints import iter_hints
 from engine.replay.bounds import fewest_decode_loads, is_bounded
 from engine.replay.passes import run
+from engine.replay.speed_bounds import Fewest
+from engine.simulator.costs import Costs
+from engine.simulator.least_work import LeastWork, LeastWorks
 from experiments.study.cells import Routing
 from experiments.study.request_shares import RequestShares
 from policies.cache import CacheSpec
@@ -31,10 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Clairvoyant decisions at one capacity: their hit ratio, and the fewest demand loads of decode by layer."""
+    """Clairvoyant decisions at one capacity: their hit ratio, and the fewest copies of decode."""
 
     hit_ratio: float
-    decode_loads: np.ndarray | None
+    fewest: Fewest | None
 
 
 class Shared:
@@ -128,12 +131,17 @@ class SharedRouting:
             (done,) = run(self.trace, spec, steps=steps, demands=demands)
             return done.hit_ratio
 
-        loads = None
+        fewest = None
         if timed:
-            loads = self._shared.get(
-                (*name, "loads"), lambda: fewest_decode_loads(self.trace, spec, steps=steps, demands=demands)
-            )
-        return Best(self._shared.get((*name, "ratio"), hit_ratio), loads)
+            fewest = self._shared.get((*name, "fewest"), lambda: fewest_decode_loads(self.trace, spec, demands=demands))
+        return Best(self._shared.get((*name, "ratio"), hit_ratio), fewest)
+
+    def least_work(self, machines: Sequence[Costs]) -> list[LeastWork]:
+        """What decode steps have to compute on each machine, whatever is decided."""
+        works, context = LeastWorks(machines), self.requests.steps.context
+        for demand in iter_demand(self.trace) if self.demands is None else self.demands:
+            works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
+        return works.found
 
     def curve(self, policy: str, scope: Scope) -> StackCurve:
         """Hits of `lru` or `belady` at every cache size."""

@@ -22,7 +22,7 @@ from experiments.report.content import Setting as Drawn
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
-from experiments.study.grid import Statistics, eviction_name, prefetch_name
+from experiments.study.grid import Statistics, computed_name, eviction_name, prefetch_name, stored_name
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
@@ -99,7 +99,8 @@ def _setting(
 
         whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, statistics)
-    formats = rows["weights"].n_unique() > 1  # else each name would end alike
+    weights = {stored_name(plan_of(toml)) for toml in rows["plan_toml"].unique()}
+    formats = len(weights) > 1  # else each name would end alike
     title = str(found.conditions)
     return Drawn(
         title=title if found.hardware else title[:1].upper() + title[1:],
@@ -180,7 +181,7 @@ def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> Poli
     fates = tuple(total[name] for name in FATES)
     return PolicyRow(
         name=eviction_name(plan),
-        capacity=plan.cache.capacity + (f", {plan.weights.experts}" if formats and plan.weights.experts else ""),
+        capacity=plan.cache.capacity + (stored_name(plan) if formats else "") + computed_name(plan),
         prefetch=prefetch_name(plan) or "none",
         hit_ratio=_ratio(total["hits"], total["lookups"]),
         decode_hit_ratio=_ratio(total["decode_hits"], total["decode_lookups"]),

@@ -41,6 +41,7 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     hardware: str | None
+    engine: str | None
     model_shape: str | None
     batch: int | None
     room_bytes: int | None
@@ -60,8 +61,8 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def conditions(self) -> Conditions:
-        """Machine, model shape and batch size."""
-        return Conditions(self.hardware, self.model_shape, self.batch)
+        """Machine, model shape, batch size and engine."""
+        return Conditions(self.hardware, self.model_shape, self.batch, self.engine)
 
 
 class Failure(msgspec.Struct, frozen=True):

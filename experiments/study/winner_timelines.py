@@ -61,7 +61,8 @@ def timeline_rows(cells: Sequence[Cell], settings: Sequence[SettingSummary]) -> 
 
 def _won(cell: Cell, summary: SettingSummary) -> bool:
     machine, shape = (None if one is None else one.name for one in (cell.machine, cell.shape))
-    own = Conditions(machine, shape, cell.routing.batch) == summary.conditions
+    engine = None if cell.machine is None else cell.machine.engine.name
+    own = Conditions(machine, shape, cell.routing.batch, engine) == summary.conditions
     return own and cell.plan.to_toml() == summary.plan_toml
 
 

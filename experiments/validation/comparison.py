@@ -53,6 +53,8 @@ class TimeError(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     hardware: str
+    engine: str | None = None
+    """Of the profile; None in files of before engines had a name."""
     calibrated_here: bool
     emulated_link: str | None
     steps: int
@@ -195,6 +197,7 @@ def time_error(simulated: Replayed, timings: "Timings", machine: Machine, layers
     link = machine.emulate_link
     return TimeError(
         hardware=machine.hardware.name,
+        engine=machine.hardware.engine.name,
         calibrated_here=machine.calibrated_here,
         emulated_link=None if link is None else f"{link.bytes_per_s / 1e9:g} GB/s",
         steps=int(decode.sum()),

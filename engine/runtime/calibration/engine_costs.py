@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import nnls
 from transformers import PreTrainedModel
 
-from engine.hardware import Device, HardwareProfile, Link, Overhead
+from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Overhead
+from engine.hardware.engine_profile import CALIBRATED
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration.probes import burst, clamp, copies_at_once, timed
 from engine.runtime.clocks.device_time import DeviceTime, device_time
@@ -93,7 +94,7 @@ def calibrate(
             f"measured on the engine's own steps: {costs.visits} decode visits of {len(prompts)} prompts",
             f"link: copies of {state.store.slab_bytes} bytes and of a quarter, {copies_at_once(state.link)} in a row, "
             f"medians of {REPEATS}" + ("" if state.emulated is None else "; the link is emulated"),
-            "overhead.per_layer_ns holds a layer's dense part too; device rates are such that only arithmetic counts",
+            "device rates are such that only arithmetic counts",
         ],
         device=Device(
             memory_bytes=1 << 40,
@@ -105,7 +106,12 @@ def calibrate(
             latency_ns=latency,
             copy_engines=state.link.in_flight,
         ),
-        overhead=costs.overhead,
+        engine=EngineProfile(
+            name=CALIBRATED,
+            description=f"this project's runtime with {type(model).__name__}",
+            source=["overhead.per_layer_ns holds a layer's dense part too: for this model only"],
+            overhead=costs.overhead,
+        ),
     )
 
 

@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.hardware import Device, HardwareProfile, Link, Overhead, Rate
+from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Overhead, Rate
+from engine.hardware.engine_profile import CALIBRATED
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import host_probes, probes
 from engine.runtime.calibration.engine_costs import engine_costs
@@ -115,8 +116,6 @@ def calibrate_machine(
         source=[
             "every figure is a median, with its quartiles in brackets",
             f"compute in {str(dtype).removeprefix('torch.')}; weights and copies from memory that no cache holds",
-            f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less what "
-            "its weights take at the measured bandwidth",
             *(ON_CPU if device.type == "cpu" else ()),
             disk_note,
             power_note,
@@ -126,7 +125,6 @@ def calibrate_machine(
             memory_bytes=clamp(memory_bytes(device), 1 << 20, 1 << 50),
             memory_bandwidth_bytes_per_s=clamp(bandwidth, 1_000, 10**15),
             compute_flops_per_s=clamp(flops, 10**6, 10**18),
-            expansions=by_bits([expansion for _, _, expansion in expanded]),
         ),
         disk=read,
         cpu=cpu,
@@ -138,12 +136,21 @@ def calibrate_machine(
             rates=rates,
             pageable_bytes_per_s=clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
         ),
-        overhead=Overhead(
-            per_layer_ns=clamp(per_layer, 0, 10**10),
-            per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
-            gate_readback_ns=clamp(gate_readback, 0, 10**10),
-            per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
-            per_expert_ns=clamp(per_expert, 0, 10**10),
+        engine=EngineProfile(
+            name=CALIBRATED,
+            description=f"this project's runtime, measured with {versions()}",
+            source=[
+                f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less "
+                "what its weights take at the measured bandwidth",
+            ],
+            overhead=Overhead(
+                per_layer_ns=clamp(per_layer, 0, 10**10),
+                per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
+                gate_readback_ns=clamp(gate_readback, 0, 10**10),
+                per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
+                per_expert_ns=clamp(per_expert, 0, 10**10),
+            ),
+            expansions=by_bits([expansion for _, _, expansion in expanded]),
         ),
     )
     return Calibration(profile, figures)

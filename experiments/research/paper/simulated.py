@@ -36,7 +36,8 @@ class Simulated:
         overhead = msgspec.structs.replace(
             shipped.overhead, per_layer_ns=round(self.overhead * SECOND), per_step_ns=0, gate_readback_ns=0
         )
-        return msgspec.structs.replace(shipped, link=link, overhead=overhead)
+        engine = msgspec.structs.replace(shipped.engine, overhead=overhead)
+        return msgspec.structs.replace(shipped, link=link, engine=engine)
 
     def tokens_per_second(self, trace: Trace, bits: Bits, row: Row, guesses: int = 2) -> float:
         """Decode speed of one cell of Table 2; `guesses` matters to the full row only."""

@@ -47,7 +47,7 @@ def measure(trace: Trace, setting: Setting, eviction: Keys, prefetch: Keys, *, f
     requests, kept, machine = RequestShares.of(trace), [], load_hardware(HARDWARE)
     if free:
         overhead = msgspec.structs.replace(machine.overhead, per_prediction_ns=0)
-        machine = msgspec.structs.replace(machine, overhead=overhead)
+        machine = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=overhead))
     tables = {
         "cache": {"capacity": setting.capacity},
         "eviction": dict(eviction),

@@ -158,7 +158,8 @@ def test_predictions_take_time(tmp_path: Path) -> None:
     assert (bare.predict_ns == 0).all() and bare.predict_token_ps == 0
     assert (costs.predict_ns[:3] > machine.overhead.per_prediction_ns).all() and costs.predict_ns[3] == 0
     slower = replay(trace, plan, machine, bounds=False).time
-    free = msgspec.structs.replace(machine, overhead=msgspec.structs.replace(machine.overhead, per_prediction_ns=0))
+    own = msgspec.structs.replace(machine.overhead, per_prediction_ns=0)
+    free = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=own))
     faster = replay(trace, plan, free, bounds=False).time
     assert slower is not None and faster is not None
     steps, asked = 30, 3 * machine.overhead.per_prediction_ns

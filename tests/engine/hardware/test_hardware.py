@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.hardware import Device, Disk, HardwareProfile, Link, Overhead, Rate, hardware_names, load_hardware
+from engine.hardware import (
+    Device,
+    Disk,
+    EngineProfile,
+    HardwareProfile,
+    Link,
+    Overhead,
+    Rate,
+    hardware_names,
+    load_hardware,
+)
 from tracekit.errors import HardwareError
 
 VALID = load_hardware("t4").to_toml()
@@ -24,7 +34,7 @@ def profile(bandwidth: int = 10**10, flops: int = 10**13, link: int = 10**9, lat
         source=[],
         device=Device(memory_bytes=2**30, memory_bandwidth_bytes_per_s=bandwidth, compute_flops_per_s=flops),
         link=Link(host_to_device_bytes_per_s=link, latency_ns=latency, copy_engines=1),
-        overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0),
+        engine=EngineProfile(name="none", overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0)),
     )
 
 

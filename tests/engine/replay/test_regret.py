@@ -19,7 +19,8 @@ from tracekit.trace import Trace
 BYTES = 1_000_000
 MACHINE = load_hardware("rtx3060")
 COPY = MACHINE.copy_ns(BYTES)
-PARTS = ("overhead", "compulsory", "capacity", "policy", "prefetch", "pollution", "late_prefetch", "bandwidth")
+PARTS = ("overhead", "compulsory", "capacity", "policy", "prefetch", "pollution", "late_prefetch")
+PARTS += ("prefetch_copies", "lane")
 
 
 def regret(trace: Trace, **tables: Any) -> Regret:
@@ -68,7 +69,7 @@ def test_what_a_fused_call_takes_whatever_it_computes_is_overhead(tmp_path: Path
         per_expert_ns=30,
     )
     trace = small(tmp_path / "t.trace", [[0], [1], [0], [1], [0]])
-    machine = msgspec.structs.replace(MACHINE, fused=kernel)
+    machine = MACHINE.with_engine(msgspec.structs.replace(MACHINE.engine, fused=kernel))
     found = replay(trace, Plan("1/layer", compute_experts="fused"), machine).regret
     assert found is not None
     overhead = MACHINE.overhead
@@ -87,7 +88,7 @@ def test_a_prefetch_that_displaces_what_is_needed_is_pollution(tmp_path: Path) -
     assert found.pollution_ns == 5 * COPY, "the first load is compulsory, five more are not"
     assert found.prefetch_ns == 0 and found.policy_ns == 0
     # The wrong copies themselves are over long before the next visit: a layer's overhead takes many times as long.
-    assert found.late_prefetch_ns == 0 and found.bandwidth_ns == 0
+    assert found.late_prefetch_ns == 0 and found.prefetch_copies_ns == 0
 
 
 def test_a_prefetch_that_is_right_wins_what_policy_lost(tmp_path: Path) -> None:
@@ -120,13 +121,11 @@ def test_parts_add_up_exactly(policy: str, seed: int, target: str, tmp_path: Pat
             "prefetch": {"predictor": str(rng.choice(["none", "gate", "oracle"])), "target": target},
         }
     )
-    machine = msgspec.structs.replace(
-        MACHINE,
-        overhead=msgspec.structs.replace(MACHINE.overhead, per_layer_ns=int(rng.choice([0, 10**6])), per_copy_ns=777),
-    )
-    result = replay(
-        trace, plan, machine, model_shape=str(rng.choice(["mixtral-8x7b", "olmoe-1b-7b"])) if seed % 2 else None
-    )
+    own = msgspec.structs.replace(MACHINE.overhead, per_layer_ns=int(rng.choice([0, 10**6])), per_copy_ns=777)
+    machine = MACHINE.with_engine(msgspec.structs.replace(MACHINE.engine, overhead=own))
+    machine = msgspec.structs.replace(machine, device=msgspec.structs.replace(machine.device, memory_bytes=1 << 40))
+    shape = str(rng.choice(["mixtral-8x7b", "olmoe-1b-7b"])) if seed % 2 else None
+    result = replay(trace, plan, machine, model_shape=shape, reshape="sizes")
     found = result.regret
     assert found is not None and result.time is not None and result.time.tokens_per_second is not None
     assert sum(parts(found).values()) == found.total_ns
@@ -134,7 +133,25 @@ def test_parts_add_up_exactly(policy: str, seed: int, target: str, tmp_path: Pat
     for name in ("overhead", "compulsory", "pollution", "late_prefetch"):
         assert getattr(found, f"{name}_ns") >= 0, name
     if plan.prefetch.predictor == "none":
-        assert [parts(found)[name] for name in PARTS[4:]] == [0] * 4
+        assert [parts(found)[name] for name in PARTS[4:]] == [0] * 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_lane_wins_is_a_part_of_its_own(seed: int, tmp_path: Path) -> None:
+    """All other parts are those of the plan without the lane: a capacity costs no less than nothing."""
+    rng = np.random.default_rng(seed)
+    experts = random_experts(rng, 40, layers=3)
+    sizes = {"expert_bytes": [BYTES] * 3, "expert_params": [BYTES // 2] * 3}
+    trace = make_trace(
+        tmp_path / "t.trace", experts, num_experts=8, phase=(np.arange(40) >= 5).astype(np.uint8), **sizes
+    )
+    capacity = f"{seed % 7}/layer"
+    machine = load_hardware("rtx3060", "graph-fused")
+    found, bare = (replay(trace, Plan(capacity, cpu_experts=lane), machine).regret for lane in ("auto", "never"))
+    assert found is not None and bare is not None
+    assert sum(parts(found).values()) == found.total_ns
+    assert bare.lane_ns == 0 and bare.capacity_ns >= 0
+    assert parts(found) == parts(bare) | {"lane": found.lane_ns}
 
 
 def test_without_prefetches_only_their_copies_are_gone() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.hardware import Cpu, Device, HardwareProfile, Link, Overhead, load_hardware
+from engine.hardware import Cpu, Device, EngineProfile, HardwareProfile, Link, Overhead, load_hardware
 from engine.plan.plan import plan_from_dict
 from engine.simulator.log import CPU_EXPERT, KEY, WHAT
 from policies.events import BYPASS, EVICT, HIT, LOAD
@@ -35,7 +35,9 @@ def machine(copy_ns: int, cpu_ns: int, expert_ns: int = 0) -> HardwareProfile:
         source=[],
         device=Device(memory_bytes=1 << 30, memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18),
         link=Link(host_to_device_bytes_per_s=10**15, latency_ns=copy_ns, copy_engines=1),
-        overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0, per_expert_ns=expert_ns),
+        engine=EngineProfile(
+            name="test", overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0, per_expert_ns=expert_ns)
+        ),
         cpu=Cpu(memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18, per_expert_ns=cpu_ns, transfer_ns=0),
     )
 

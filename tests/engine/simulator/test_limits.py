@@ -35,7 +35,7 @@ def test_the_field_that_makes_it_so_long_is_named() -> None:
     slow = replace(MACHINE, link=replace(MACHINE.link, host_to_device_bytes_per_s=1000))
     with pytest.raises(HardwareError, match=r"^link\.host_to_device_bytes_per_s: "):
         check_times(work(1000), costs(slow, size=1 << 40))
-    late = replace(MACHINE, overhead=replace(MACHINE.overhead, per_layer_ns=10**10))
+    late = MACHINE.with_engine(replace(MACHINE.engine, overhead=replace(MACHINE.overhead, per_layer_ns=10**10)))
     with pytest.raises(HardwareError, match=r"^overhead\.per_layer_ns: "):
         check_times(work(2 * 10**8), costs(late))
 

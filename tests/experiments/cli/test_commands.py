@@ -95,11 +95,18 @@ def test_unknown_keys_in_a_plan(call: Call, trace: Path, tmp_path: Path) -> None
 
 
 def test_replay_json_has_what_it_promises(call: Call, trace: Path) -> None:
-    code, out, _ = call(
-        "replay", trace, "--capacity", "2/layer", "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--json"
-    )
+    arguments = ["replay", trace, "--capacity", "2/layer", "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b"]
+    arguments += ["--weights", "hqq-4bit", "--json"]
+    assert_one_line(*call(*arguments), "top-2 of 6 experts", "mixtral-8x7b top-2 of 8", "--reshape sizes")
+    assert_one_line(*call(*arguments, "--reshape", "size"), "did you mean 'sizes'")
+    assert_one_line(*call("replay", trace, "--capacity", "2/layer", "--engine", "graph-fused"), "--hardware")
+    code, out, _ = call(*arguments, "--reshape", "sizes", "--engine", "graph-fused")
     assert code == 0
     found = json.loads(out)
+    assert (
+        found["time"]["engine"] == found["bounds"]["engine"] == found["provenance"]["engine"]["name"] == "graph-fused"
+    )
+    assert found["bounds"]["hardware"]["best_tokens_per_second"] >= found["bounds"]["best_tokens_per_second"]
     assert found["hits"] + found["misses"] == found["lookups"] > 0
     assert set(found["hits_by"]) == {"cache", "pinned", "prefetch"}
     assert {"prefill", "decode"} == set(found["phases"])
@@ -137,7 +144,8 @@ def test_policies_and_hardware_json(call: Call) -> None:
 
 def test_whole_model_capacities_do_not_fit_another_number_of_layers(call: Call, trace: Path) -> None:
     """3 layers recorded, 32 asked for: 8 GiB for all would be ten times as much per layer."""
-    arguments = ["replay", trace, "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--capacity"]
+    arguments = ["replay", trace, "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--reshape", "sizes"]
+    arguments += ["--capacity"]
     assert_one_line(*call(*arguments, "8GiB"), "8GiB", "/layer")
     assert_one_line(*call(*arguments, "12"), "/layer")
     assert call(*arguments, "50%")[0] == 0
@@ -145,7 +153,11 @@ def test_whole_model_capacities_do_not_fit_another_number_of_layers(call: Call, 
 
 def test_a_plan_that_cannot_fit_says_so(call: Call, trace: Path) -> None:
     arguments = ["replay", trace, "--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--capacity", "4/layer"]
+    arguments += ["--reshape", "sizes"]
     assert "does not fit" in call(*arguments)[1]
+    found = json.loads(call(*arguments, "--json")[1])["time"]
+    assert not found["fits"] and found["tokens_per_second"] is found["tpot_ms"] is found["ttft_ms"] is None
+    assert found["total_s"] > 0
     assert "does not fit" not in call(*arguments, "--weights", "hqq-2bit")[1]
 
 

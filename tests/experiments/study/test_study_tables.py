@@ -13,7 +13,16 @@ from experiments.study.study_folder import StudyFolder, parquet, read_study, sha
 from experiments.study.study_tables import read_table
 from tracekit.errors import StudyError
 
-BAR = {"hardware": "t4", "model_shape": None, "batch": 1, "plan": "lru", "trace": "a", "step": 3, "layer": 0}
+BAR = {
+    "hardware": "t4",
+    "engine": "graph-fused",
+    "model_shape": None,
+    "batch": 1,
+    "plan": "lru",
+    "trace": "a",
+    "step": 3,
+    "layer": 0,
+}
 BAR |= {"layers": 1, "of_layers": 1, "lane": "link", "kind": "copy", "label": "", "begin_ms": 0.0, "end_ms": 1.5}
 
 

@@ -102,7 +102,7 @@ def test_the_command_writes_a_profile_that_is_of_this_machine(
         assert any(line.startswith(figure["what"] + ": ") and "[" in line for line in profile.source)
     assert profile.overhead.per_layer_ns > 0 and profile.device.compute_flops_per_s > 10**6
     assert any(figure["what"].startswith("expanding hqq-4bit, an expert of 98304") for figure in found["figures"])
-    assert [one.bits for one in profile.device.expansions] == [2, 4]
+    assert [one.bits for one in profile.engine.expansions] == [2, 4]
     assert profile.cpu is not None and profile.disk is not None
     assert list(tmp_path.iterdir()) == [output]  # the file that was read is gone
     assert run(arguments) == 2
@@ -136,7 +136,7 @@ def test_what_expanding_takes_is_what_the_simulator_charges() -> None:
         Expansion(bits=4, weights_per_s=10**9, per_expert_ns=20_000),
         Expansion(bits=2, weights_per_s=5 * 10**8),
     ]
-    measured = msgspec.structs.replace(plain, device=msgspec.structs.replace(plain.device, expansions=expansions))
+    measured = plain.with_engine(msgspec.structs.replace(plain.engine, expansions=expansions))
     assert measured.expand_ns(4, 3_000_000, 1) == 3_020_000
     assert measured.expand_ns(3, 3_000_000, 1) == 6_000_000  # as near to 2 as to 4: the slower machine's word
     assert measured.expand_ns(8, 3_000_000, 1) == 3_020_000
@@ -144,7 +144,7 @@ def test_what_expanding_takes_is_what_the_simulator_charges() -> None:
     written = tomllib.loads(measured.to_toml())
     assert msgspec.convert(written, HardwareProfile) == measured
     with pytest.raises(ValueError, match="more than one for 4 bits"):
-        msgspec.structs.replace(plain.device, expansions=[expansions[0]] * 2)
+        msgspec.structs.replace(plain.engine, expansions=[expansions[0]] * 2)
 
 
 def counters(folder: Path, *microjoules: int) -> None:

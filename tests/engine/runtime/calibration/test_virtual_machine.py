@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 torch = pytest.importorskip("torch")
-from engine.hardware import Device, HardwareProfile, Link, Overhead  # noqa: E402
+from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Overhead  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
 from engine.runtime.calibration import engine_costs as calibration  # noqa: E402
 from engine.runtime.calibration.machine_profile import link_of  # noqa: E402
@@ -84,7 +84,7 @@ def test_a_profile_foresees_many_copies_in_a_row(machine: VirtualMachine) -> Non
             copy_engines=link.in_flight,
             rates=rates,
         ),
-        overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0),
+        engine=EngineProfile(name="test", overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0)),
     )
     for size in SIZES[1:]:
         engine, wire = [0] * profile.link.copy_engines, 0

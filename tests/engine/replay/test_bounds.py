@@ -1,0 +1,245 @@
+"""Bounds bound: no plan of a capacity is faster than the machine allows, whatever it decides and whoever computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.hardware import (
+    Cpu,
+    Device,
+    EngineProfile,
+    ExpertKernel,
+    HardwareProfile,
+    Link,
+    Overhead,
+    Rate,
+)
+from engine.plan.plan import Plan, plan_from_dict
+from engine.replay.passes import Steps, run
+from engine.replay.replay import replay
+from engine.replay.setting import Setting
+from engine.replay.speed_bounds import Fewest, least_times
+from engine.simulator.least_work import LeastWork, LeastWorks
+from engine.simulator.timeline import STALLS
+from tests.helpers.timelines import costs_of
+from tests.helpers.traces import make_trace, random_experts
+from tracekit.demand import iter_demand
+from tracekit.rows import DECODE
+from tracekit.trace import Trace
+
+BYTES = 1 << 20
+POLICIES = ["lru", "random", "static", "belady-bypass"]
+
+
+def random_trace(rng: np.random.Generator, folder: Path) -> Trace:
+    """One to three requests, decoded alone or together, with prompts or without, of few or many experts."""
+    layers, experts, top_k = int(rng.integers(1, 4)), int(rng.integers(2, 9)), 2
+    lengths = rng.integers(1, 12, int(rng.integers(1, 4)))
+    phase: list[int] = []
+    step: list[int] = []
+    for length in lengths.tolist():
+        prompt = int(rng.choice([0, 0, 1, 4]))
+        begin = step[-1] + 1 if step else 0
+        step += [begin] * prompt
+        phase += [0] * prompt
+        for number in range(length):
+            together = int(rng.choice([1, 1, 1, 3]))
+            step += [begin + (prompt > 0) + number] * together
+            phase += [1] * together
+    rows = len(step)
+    sizes = [BYTES] * layers if rng.random() < 0.7 else [int(s) for s in rng.integers(BYTES // 4, BYTES, layers)]
+    return make_trace(
+        folder / f"{rng.integers(1 << 40)}.trace",
+        random_experts(rng, rows, layers=layers, experts=experts, top_k=top_k),
+        num_experts=experts,
+        step=step,
+        phase=phase,
+        position=np.arange(rows),
+        lookahead={1: rng.normal(size=(rows, max(layers - 1, 1), experts)).astype(np.float16)} if layers > 1 else None,
+        expert_bytes=sizes,
+        expert_params=[size // 2 for size in sizes],
+    )
+
+
+def random_machine(rng: np.random.Generator) -> HardwareProfile:
+    """Links, devices and CPUs between much slower and much faster than each other; engines that take time, or none."""
+
+    def rate(low: float, high: float) -> int:
+        return int(10 ** rng.uniform(low, high))
+
+    def fixed(most: int) -> int:
+        return int(rng.integers(0, most)) if rng.random() < 0.5 else 0
+
+    fused = ExpertKernel(
+        memory_bandwidth_bytes_per_s=rate(9, 12),
+        compute_flops_per_s=rate(9, 13),
+        per_call_ns=fixed(100_000),
+        per_expert_ns=fixed(10_000),
+    )
+    rates = [Rate(bytes=BYTES // 8, bytes_per_s=2 * 10**10), Rate(bytes=BYTES, bytes_per_s=10**10)]
+    return HardwareProfile(
+        name="random",
+        description="",
+        calibrated=False,
+        source=[],
+        device=Device(memory_bytes=1 << 40, memory_bandwidth_bytes_per_s=rate(9, 12), compute_flops_per_s=rate(9, 13)),
+        link=Link(
+            host_to_device_bytes_per_s=rate(9, 11),
+            latency_ns=fixed(50_000),
+            copy_engines=int(rng.integers(1, 3)),
+            chunk_bytes=int(rng.choice([0, 1 << 18])),
+            rates=rates if rng.random() < 0.3 else [],
+        ),
+        cpu=Cpu(
+            memory_bandwidth_bytes_per_s=rate(9, 11),
+            compute_flops_per_s=rate(9, 12),
+            per_expert_ns=fixed(50_000),
+            transfer_ns=fixed(50_000),
+        ),
+        engine=EngineProfile(
+            name="random",
+            overhead=Overhead(
+                per_layer_ns=fixed(200_000),
+                per_step_ns=fixed(200_000),
+                gate_readback_ns=fixed(20_000),
+                per_copy_ns=fixed(50_000),
+                per_expert_ns=fixed(20_000),
+            ),
+            fused=fused if rng.random() < 0.5 else None,
+            quantised="expanded" if rng.random() < 0.5 else "as-stored",
+        ),
+    )
+
+
+def random_plan(rng: np.random.Generator, trace: Trace, capacity: str, lane: str) -> Plan:
+    policy = str(rng.choice(POLICIES))
+    predictor = str(
+        rng.choice(["none", "previous-token", "popular", "oracle", *(["gate"] if trace.layers > 1 else [])])
+    )
+    future = policy.startswith("belady")
+    target = "staging" if future else str(rng.choice(["staging", "cache"]))
+    return plan_from_dict(
+        {
+            "cache": {"capacity": capacity},
+            "eviction": {"policy": policy} | ({"profile": str(trace.path)} if policy == "static" else {}),
+            "prefetch": {
+                "predictor": predictor,
+                "count": int(rng.integers(1, 5)),
+                "target": target,
+                "staging": 2,
+            },
+            "compute": {"experts": str(rng.choice(["each", "fused"])), "cpu_experts": lane},
+        }
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_nobody_finds_a_plan_that_beats_its_bound(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """Nor another plan's bound: not under the same engine with the lane as that one has it, and the machine's own not
+    with any lane or engine."""
+    rng = np.random.default_rng(seed)
+    trace, machine = random_trace(rng, tmp_path_factory.mktemp("bounds")), random_machine(rng)
+    slots = int(rng.integers(0, min(6, trace.num_experts) + 1))
+    capacity = str(rng.choice([f"{slots}/layer", str(slots), f"{slots * BYTES // (1 << 20)}MiB", "30%"]))
+    found: dict[str, tuple[list[float], list[float]]] = {"never": ([], []), "auto": ([], [])}
+    alone: list[float] = []
+    for _ in range(4):
+        lane = str(rng.choice(["never", "auto"]))
+        result = replay(trace, random_plan(rng, trace, capacity, lane), machine)
+        assert result.time is not None and result.bounds is not None and result.bounds.hardware is not None
+        assert result.time.tokens_per_second is not None
+        speeds, bounds = found[lane]
+        speeds.append(result.time.tokens_per_second)
+        bounds.append(result.bounds.best_tokens_per_second or np.inf)
+        alone.append(result.bounds.hardware.best_tokens_per_second or np.inf)
+        for part in (result.bounds.link_tokens_per_second, result.bounds.compute_tokens_per_second):
+            assert (part or np.inf) >= bounds[-1] * (1 - 1e-9)
+    for speeds, bounds in found.values():
+        if speeds:
+            assert max(speeds) <= min(bounds) * (1 + 1e-9)
+    assert max(speed for speeds, _ in found.values() for speed in speeds) <= min(alone) * (1 + 1e-9)
+    with_lane, without = (min(found[lane][1], default=None) for lane in ("auto", "never"))
+    if with_lane is not None and without is not None:
+        assert without <= with_lane * (1 + 1e-9), "a lane can only help"
+    assert min(min(bounds) for _, bounds in found.values() if bounds) <= min(alone) * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), lane=st.sampled_from(["never", "auto"]))
+def test_a_larger_cache_never_has_a_lower_bound(tmp_path_factory: pytest.TempPathFactory, seed: int, lane: str) -> None:
+    rng = np.random.default_rng(seed)
+    trace, machine = random_trace(rng, tmp_path_factory.mktemp("bounds")), random_machine(rng)
+    before = (0.0, 0.0)
+    for slots in range(min(6, trace.num_experts) + 1):
+        plan = plan_from_dict({"cache": {"capacity": f"{slots}/layer"}, "compute": {"cpu_experts": lane}})
+        found = replay(trace, plan, machine).bounds
+        assert found is not None and found.hardware is not None
+        now = (found.best_tokens_per_second or np.inf, found.hardware.best_tokens_per_second or np.inf)
+        assert all(after >= earlier * (1 - 1e-9) for earlier, after in zip(before, now, strict=True))
+        before = now
+
+
+def test_a_lane_and_a_link_share_the_misses_by_hand() -> None:
+    """12 missing experts, 10 ns to copy, 5 ns on the CPU, 2 ns on the device; 20 lookups, 8 ns of fixed work.
+
+    Alone, missing ones are shared 8 to 4: 40 ns. Computing alone, 40 ns of experts are shared x = 40/7: 8 + 200/7.
+    Both: 8 + 5 x = 10 (12 - x) at x = 112/15.
+    """
+    fewest = Fewest(np.array([5, 7]), 0, mixed=False)
+    work = LeastWork(fixed=8, experts=40, calls=0, dearest=2)
+    lane = {"cpu": 1, "cpu_expert_ns": np.array([5, 6]), "cpu_overhead_ns": 0}
+    times = least_times(fewest, costs_of(2, copy=10, expert=2, **lane), work)
+    assert times == pytest.approx((40, 8 + 200 / 7, 8 + 5 * 112 / 15))
+    without = least_times(fewest, costs_of(2, copy=10, expert=2), work)
+    assert without == (120, 48, 120)
+    assert least_times(fewest._replace(spared=3), costs_of(2, copy=10, expert=2), work).link == 90
+
+
+def test_the_two_bounds_are_told_apart(tmp_path: Path) -> None:
+    """The machine's own is never below the engine's, and is the same under every engine."""
+    rng = np.random.default_rng(0)
+    trace = make_trace(
+        tmp_path / "t.trace",
+        random_experts(rng, 20, layers=2),
+        num_experts=8,
+        expert_bytes=[BYTES] * 2,
+        expert_params=[BYTES // 2] * 2,
+    )
+    found = {}
+    for engine in ("transformers-eager", "graph-fused"):
+        result = replay(trace, Plan("2/layer", weights=None), "rtx3060", engine=engine)
+        assert result.bounds is not None and result.bounds.hardware is not None and result.time is not None
+        assert result.time.engine == result.bounds.engine == result.provenance["engine"]["name"] == engine
+        assert "engine" not in result.provenance["hardware"]
+        assert result.bounds.best_tokens_per_second is not None
+        found[engine] = result.bounds
+        own = result.bounds.hardware.best_tokens_per_second
+        assert own is not None and own >= result.bounds.best_tokens_per_second
+    eager, graphs = found.values()
+    assert eager.hardware == graphs.hardware
+    assert (eager.best_tokens_per_second or 0) < (graphs.best_tokens_per_second or 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), way=st.sampled_from(["each", "fused"]))
+def test_the_least_work_is_what_a_timeline_books(tmp_path_factory: pytest.TempPathFactory, seed: int, way: str) -> None:
+    """Of a plan that keeps everything, whose copies cost the host nothing to ask for."""
+    rng = np.random.default_rng(seed)
+    trace, machine = random_trace(rng, tmp_path_factory.mktemp("work")), random_machine(rng)
+    overhead = msgspec.structs.replace(machine.overhead, per_copy_ns=0)
+    machine = machine.with_engine(msgspec.structs.replace(machine.engine, overhead=overhead))
+    setting = Setting.of(trace.manifest, Plan("100%", compute_experts=way), machine)
+    (done,) = run(trace, setting.spec, [setting.target])
+    assert setting.costs is not None and done.timeline is not None
+    works, context = LeastWorks([setting.costs]), Steps.of(trace).context
+    for demand in iter_demand(trace):
+        works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
+    (work,) = works.found
+    assert work.fixed + work.experts + work.calls == done.timeline.spent[DECODE, :STALLS].sum()
