@@ -9,7 +9,7 @@ import typer
 from experiments.cli import console, options
 
 if TYPE_CHECKING:
-    from experiments.study.grid import Study
+    from experiments.study.study_file import Study
     from experiments.study.study_json import Round, Summary
 
 
@@ -33,7 +33,7 @@ def command(
 
     Example: tracekit study study.toml --output study
     """
-    from experiments.study.grid import load_study
+    from experiments.study.study_file import load_study
 
     loaded = load_study(study)
     if dry_run:

@@ -12,8 +12,8 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
-from experiments.study.grid import Study
 from experiments.study.sources import policies_digest, sources_digest
+from experiments.study.study_file import Study
 from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import PlanError
 from tracekit.opening import read_file

@@ -9,9 +9,9 @@ from experiments.statistics.comparison import Comparison, Quantity, compare, jud
 from experiments.statistics.ranking import in_words, rank_plans
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import Contest, Contestant
-from experiments.study.grid import Objective, Study
 from experiments.study.notes import left_out, no_winner, notes, plans
 from experiments.study.search import told, words
+from experiments.study.study_file import Objective, Study
 from experiments.study.study_json import SettingSummary
 
 RUNNERS_UP = 5
@@ -92,7 +92,7 @@ def against(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> 
         )
         for toml, theirs in costs.items()
     ]
-    return judge(family, level=study.statistics.level)
+    return judge(family, **options)
 
 
 def ranking(study: Study, fitting: Sequence[Contestant]) -> list[str]:

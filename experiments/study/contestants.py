@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
-from experiments.study.grid import Objective, Study, plan_name
+from experiments.study.grid import plan_name
+from experiments.study.study_file import Objective, Study
 
 REQUEST_COLUMN: dict[Objective, str] = {
     "tokens_per_second": "request_ns",

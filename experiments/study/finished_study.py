@@ -14,8 +14,8 @@ from engine.plan.plan import Plan
 from experiments.study import study_folder as files
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import plan_of
-from experiments.study.grid import Study, load_study, study_from_dict
 from experiments.study.run_study import run_study
+from experiments.study.study_file import Study, load_study, study_from_dict
 from experiments.study.study_folder import read_study
 from experiments.study.workers import Say, Threads, Workers
 from tracekit.html_table import html_table

@@ -16,10 +16,10 @@ from experiments.study.cell_results import described, measure, setting_of
 from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
 from experiments.study.conclude import conclude
 from experiments.study.contestants import fitting_rows
-from experiments.study.grid import Study
 from experiments.study.schema import CURVES, REGRET, SCHEMA
 from experiments.study.search import search
 from experiments.study.shared import SharedRoutings
+from experiments.study.study_file import Study
 from experiments.study.study_folder import StudyFolder
 from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
 from experiments.study.winner_timelines import expert_rows, timeline_rows

@@ -13,8 +13,8 @@ import polars as pl
 
 from experiments.study.cells import Cell, Routing, cell_key
 from experiments.study.contestants import Contest
-from experiments.study.grid import Search, Study
 from experiments.study.schema import SEARCH
+from experiments.study.study_file import Search, Study
 from experiments.study.study_json import End, Round
 from tracekit.prefix import prefix_steps
 

@@ -22,7 +22,8 @@ from experiments.report.content import Setting as Drawn
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
-from experiments.study.grid import Statistics, eviction_name, prefetch_name
+from experiments.study.grid import eviction_name, prefetch_name
+from experiments.study.study_file import Statistics
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
@@ -164,7 +165,7 @@ def _intervals(plans: Sequence[pl.DataFrame], statistics: Statistics) -> np.ndar
         return None
     tokens = np.concatenate([row.to_numpy() for row in plans[0]["request_tokens"]])
     times = np.stack([np.concatenate([row.to_numpy() for row in part["request_ns"]]) for part in plans])
-    return rate_intervals(tokens, times.astype(np.float64), **msgspec.structs.asdict(statistics))
+    return rate_intervals(tokens, times.astype(np.float64), level=statistics.level)
 
 
 def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:

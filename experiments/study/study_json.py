@@ -7,7 +7,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
-from experiments.study.grid import Objective, Search, Statistics
+from experiments.study.study_file import Objective, Search, Statistics
 
 
 class End(msgspec.Struct, frozen=True):

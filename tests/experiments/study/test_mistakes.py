@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ({"max_device_bytes": "4/layer"}, 'give bytes, such as "12GiB"'),
         ({"baseline": "lfu"}, "not in grid.eviction"),
         ({"statistics": {"level": 2}}, "statistics.level"),
-        ({"statistics": {"seed": -1}}, "statistics.seed = -1"),
+        ({"statistics": {"least_effect": -1}}, "statistics.least_effect = -1"),
         ({"grid": {"capacity": "4/layer", "eviction": []}}, "grid.eviction is empty"),
         ({"grid": {"capacity": "4/layer", "eviction": {"policy": "lru-k", "k": []}}}, "grid.eviction: k is empty"),
         ({"grid": {"capacity": "4/layer", "eviction": "a\0b.py:Mine"}}, "holds a null byte"),

@@ -12,9 +12,10 @@ from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
 from experiments.study.conditions import Conditions
-from experiments.study.grid import plan_name, study_from_dict
+from experiments.study.grid import plan_name
 from experiments.study.notes import amount
 from experiments.study.study_content import report_content
+from experiments.study.study_file import study_from_dict
 from experiments.study.study_json import Summary
 from tests.helpers.traces import make_trace
 from tracekit.trace import Trace
