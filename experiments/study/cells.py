@@ -22,7 +22,7 @@ from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
-RESULTS = 1
+RESULTS = 2
 """Version of what a cell's row means."""
 
 

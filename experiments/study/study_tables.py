@@ -17,7 +17,7 @@ _OF_SOUND = (
     *("decode_lookups", "decode_hits"),
 )
 """Of rows without an error."""
-_BY_REQUEST = ("request_tokens", "request_ns", "request_p99_ns", "request_bytes")
+_BY_REQUEST = tuple(name for name in schema.SCHEMA if name.startswith("request_"))
 _MAY_MISS = {"hardware", "hardware_digest", "model_shape", "batch", "value", "place", "label"}
 """Of the tables beside the results."""
 
