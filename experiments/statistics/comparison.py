@@ -102,7 +102,7 @@ def compare(
     if effective < fewest_requests(level):
         return found
     low, high = (_effect(min(max(float(end), -1.0), 1.0), quantity) for end in interval(ratio, level))
-    more = _more_requests(ratio, quantity, count, (1 - level) / family, least_effect)
+    more = _more_requests(ratio, quantity, count, (1 - level) / max(1, family), least_effect)
     return replace(found, low=low, high=high, more_requests=more)
 
 
@@ -130,8 +130,8 @@ def judge(family: Sequence[Comparison], *, level: float = 0.95, least_effect: fl
     are level where it is smaller, or where the whole interval is.
     """
     corrected = holm([found.p for found in family])
-    least = fewest_requests(1 - (1 - level) / max(1, len(family)))
-    return [_judged(found, p, 1 - level, least, least_effect) for found, p in zip(family, corrected, strict=True)]
+    options = {"level": level, "least_effect": least_effect}
+    return [judged(found, p, family=len(family), **options) for found, p in zip(family, corrected, strict=True)]
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
@@ -170,8 +170,12 @@ def _effect(value: float, quantity: Quantity) -> float:
     return 2 * value / (1 + abs(value))
 
 
-def _judged(found: Comparison, corrected: float, alpha: float, least: float, least_effect: float) -> Comparison:
-    first, second = found.first, found.second
+def judged(
+    found: Comparison, corrected: float, *, family: int, level: float = 0.95, least_effect: float = LEAST_EFFECT
+) -> Comparison:
+    """One comparison of a `family` of so many, whose probability was corrected: its outcome and its verdict."""
+    alpha, first, second = 1 - level, found.first, found.second
+    least = fewest_requests(1 - alpha / max(1, family))
     if found.size is None and found.effect == 0 and found.p == 1.0:
         words = f"no difference: {first} and {second} cost the same on every request"
         return replace(found, corrected=corrected, outcome="identical", verdict=words)

@@ -12,6 +12,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
+from experiments.study.once import distinct
 from experiments.study.sources import policies_digest, sources_digest
 from experiments.study.study_file import Study
 from policies.learned.artefact import CARD, MOST_CARD_BYTES
@@ -60,10 +61,10 @@ class Cell:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Every cell of the grid, in the order of the file: traces, batches, machines, shapes, plans."""
+    """Every cell of the grid, in the order of the file: traces (the same twice only once), batches, machines, shapes,
+    plans."""
     found = []
-    for path in study.traces:
-        digest = Trace.open(path).digest
+    for path, digest in distinct(study.traces).items():
         for batch in study.batches:
             routing = Routing(path, batch, digest)
             for machine in study.machines:

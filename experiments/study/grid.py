@@ -73,10 +73,13 @@ def _brackets(values: Tables) -> str:
     return f" ({', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
 
 
-def plans_of(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
-    """Every plan of the grid, once, in the order of the file."""
+def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None) -> Iterator[Plan]:
+    """Every plan of the grid, once, in the order of the file; the `baseline`'s policy first where it is not there."""
     capacities = texts(label, grid, "capacity")
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
+    default = plan_from_dict({"cache": {"capacity": "1"}}).eviction.policy
+    if baseline is not None and baseline not in [table.get("policy", default) for table in evictions]:
+        evictions.insert(0, {"policy": baseline})
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     kernels = texts(label, grid, "compute_experts") or ["each"]

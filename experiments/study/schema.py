@@ -98,6 +98,35 @@ CURVES: Columns = {
 }
 """Hit ratio at every cache size; of the policies that need one pass for all."""
 
+EFFECT_COLUMNS: tuple[tuple[str, Type, str], ...] = (
+    ("hardware", TEXT, "as in results.parquet"),
+    ("model_shape", TEXT, "as in results.parquet"),
+    ("batch", INT, "as in results.parquet"),
+    ("capacity", TEXT, "cache.capacity, of both plans"),
+    ("weights", TEXT, "weights.experts, of both plans"),
+    ("policy", TEXT, "eviction and prefetching"),
+    ("plan", TEXT, "the plan in a few words"),
+    ("plan_toml", TEXT, "the plan as a file"),
+    ("baseline", TEXT, "eviction and prefetching of the plan it is compared with"),
+    ("needs_future", BOOL, "whether the plan is a bound: its effect is what is left to win"),
+    ("quantity", TEXT, "what is compared"),
+    ("unit", TEXT, "of value and baseline_value"),
+    ("value", REAL, "what the objective asks for"),
+    ("baseline_value", REAL, "the same of the baseline"),
+    ("effect", REAL, "how much better, as a share; of hit ratios the difference"),
+    ("low", REAL, "lower end of its interval; missing: too few requests for one that would hold"),
+    ("high", REAL, "upper end"),
+    ("requests", INT, "requests that both served"),
+    ("effective", REAL, "as how many equal requests, that differ, they count"),
+    ("wins", INT, "of these cheaper than with the baseline"),
+    ("p", REAL, "how often plans that are alike would differ as much"),
+    ("corrected", REAL, "the same for all comparisons of the setting together (Holm); missing for bounds"),
+    ("outcome", TEXT, "better, worse, level, none (not shown), identical, too few; bound for bounds"),
+    ("verdict", TEXT, "the same in words"),
+)
+EFFECTS: Columns = {name: kind for name, kind, _ in EFFECT_COLUMNS}
+"""Each plan against the baseline at its capacity (experiments.study.effects)."""
+
 REGRET: Columns = {"cell": TEXT, **{name: INT for name in Regret.__struct_fields__}}
 """Regret of the best cells (engine.replay.result.Regret)."""
 

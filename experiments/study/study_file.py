@@ -25,7 +25,6 @@ from engine.plan.plan import Plan
 from engine.shapes import ModelShape, load_shape
 from experiments.statistics.comparison import LEAST_EFFECT
 from experiments.study.grid import AXES, Tables, batches_of, check_names, choices, place, plans_of, texts
-from policies.registry import eviction_policy
 from tracekit.errors import StudyError, TracekitError, did_you_mean
 from tracekit.named_toml import convert, read_toml
 
@@ -78,7 +77,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     max_device_bytes: int | None
     bounds: bool | None
     regret: int
-    baseline: str | None
+    baseline: str
+    across_capacities: bool
     statistics: Statistics
     search: Search | None
     plans: tuple[Plan, ...]
@@ -99,8 +99,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     bounds: bool | None = None
     # of how many of the best plans per trace and machine it is said what hinders them
     regret: int = 3
-    # the eviction policy that the winner is also compared with; None: the first of the grid
+    # the eviction policy that all others are compared with at each capacity; None: the first of the grid
     baseline: str | None = None
+    # whether plans with caches of other sizes are rivals of the winner, too
+    across_capacities: bool = False
     statistics: Statistics = Statistics()
     # most plans on a beginning of the traces only; None: all at full length
     search: Search | None = None
@@ -135,7 +137,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         shapes = tuple(load_shape(place(name, folder)) for name in texts(label, file.grid, "model_shape"))
         check_names("hardware", machines)
         check_names("model_shape", shapes)
-        plans = tuple(plans_of(label, file.grid, folder))
+        baseline = None if file.baseline is None else place(file.baseline, folder)
+        plans = tuple(plans_of(label, file.grid, folder, baseline))
         limit = file.max_device_bytes
         if isinstance(limit, str):
             parsed = Capacity.parse(limit)
@@ -144,18 +147,15 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
             limit = int(parsed.amount)
         if limit is not None and limit < 1:
             raise StudyError(f'max_device_bytes = {limit}: give bytes, such as "12GiB"')
-        baseline = None if file.baseline is None else place(file.baseline, folder)
-        if baseline is not None:
-            eviction_policy(baseline)
-            named = [plan.eviction.policy for plan in plans]
-            if baseline not in named:
-                raise StudyError(f"baseline {baseline!r} is not in grid.eviction{did_you_mean(baseline, named)}")
     except TracekitError as error:
         text = str(error)
         raise (error if text.startswith(label) else type(error)(f"{label}: {text}")) from None
     objective = file.objective or ("tokens_per_second" if machines else "bytes")
-    if objective != "bytes" and not machines:
-        raise StudyError(f'{label}: objective = "{objective}" is about time: give grid.hardware')
+    if objective not in WITHOUT_TIME and not machines:
+        choice = " or ".join(f'"{name}"' for name in WITHOUT_TIME)
+        raise StudyError(
+            f'{label}: objective = "{objective}" is about time: give grid.hardware, or objective = {choice}'
+        )
     return Study(
         label=label,
         traces=tuple(dict.fromkeys(place(name, folder, always=True) for name in traces)),
@@ -163,7 +163,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         max_device_bytes=limit,
         bounds=file.bounds,
         regret=file.regret,
-        baseline=baseline,
+        baseline=baseline or plans[0].eviction.policy,
+        across_capacities=file.across_capacities,
         statistics=file.statistics,
         search=file.search,
         plans=plans,

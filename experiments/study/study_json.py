@@ -53,6 +53,8 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None
     share_of_bound: float | None = None
     statement: str
+    answers: list[str] = []
+    """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""
     comparisons: list[Comparison] = []
     ranking: list[str] = []
     notes: list[str]
@@ -86,12 +88,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. `files` holds the sha256 of each table beside it."""
 
     objective: Objective
+    baseline: str
     max_device_bytes: int | None
     cells: int
     failed: int
     errors: list[Failure]
     settings: list[SettingSummary]
     warnings: list[str]
+    counted_once: dict[str, list[int]]
+    """Requests of a trace, by its path, that another trace has as well, where they are counted."""
     statistics: Statistics
     search: Search | None
     provenance: Provenance

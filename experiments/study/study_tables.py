@@ -18,7 +18,10 @@ _OF_SOUND = (
 )
 """Of rows without an error."""
 _BY_REQUEST = tuple(name for name in schema.SCHEMA if name.startswith("request_"))
-_MAY_MISS = {"hardware", "hardware_digest", "model_shape", "batch", "value", "place", "label"}
+_MAY_MISS = {
+    *("hardware", "hardware_digest", "model_shape", "batch", "value", "place", "label"),
+    *("weights", "low", "high", "corrected"),
+}
 """Of the tables beside the results."""
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ({"grid": {"capacity": "4/layer", "prefetch": {"policy": "gate"}}}, "lacks predictor"),
         ({"grid": {"capacity": "4/layer", "batch": 0}}, "whole numbers from 1"),
         ({"max_device_bytes": "4/layer"}, 'give bytes, such as "12GiB"'),
-        ({"baseline": "lfu"}, "not in grid.eviction"),
+        ({"baseline": "lruu"}, "unknown eviction policy 'lruu'; did you mean 'lru'?"),
         ({"statistics": {"level": 2}}, "statistics.level"),
         ({"statistics": {"least_effect": -1}}, "statistics.least_effect = -1"),
         ({"grid": {"capacity": "4/layer", "eviction": []}}, "grid.eviction is empty"),
