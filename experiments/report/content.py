@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.report.effect import Effect
 from tracekit.errors import StudyError
 
 
@@ -205,11 +206,15 @@ class Setting:
     """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
 
     `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
-    kind: "speed", "memory", "fates", "regret", "timeline".
+    kind: "speed", "memory", "fates", "regret", "timeline". `effects` are against `baseline`; `answers`: the
+    same, a sentence for each policy.
     """
 
     title: str
     statement: str = ""
+    baseline: str = ""
+    answers: tuple[str, ...] = ()
+    effects: tuple[Effect, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     room: float | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -19,9 +20,11 @@ from experiments.report.content import (
     Work,
 )
 from experiments.report.content import Setting as Drawn
+from experiments.report.effect import Effect
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
+from experiments.study.effects import SAID
 from experiments.study.grid import eviction_name, prefetch_name
 from experiments.study.study_file import Statistics
 from experiments.study.study_folder import read_study
@@ -109,6 +112,8 @@ def _setting(
             Verdict(text=compared.verdict, shown=compared.outcome in ("better", "worse"))
             for compared in found.comparisons
         ),
+        **_effects(found.conditions.rows_of(tables[files.EFFECTS]), formats),
+        answers=tuple(found.answers),
         notes=tuple(found.notes),
         room=found.room_bytes,
         rows=tuple(
@@ -119,6 +124,28 @@ def _setting(
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
     )
+
+
+class _Effects(TypedDict):
+    baseline: str
+    effects: tuple[Effect, ...]
+
+
+def _effects(rows: pl.DataFrame, formats: bool) -> _Effects:
+    """Each plan against the baseline; `formats`: caches are told apart by how experts are stored, too."""
+    found = tuple(
+        Effect(
+            policy=eviction_name(plan_of(row["plan_toml"])),
+            label=row["policy"],
+            cache=row["capacity"] + (f", {row['weights']}" if formats and row["weights"] else ""),
+            points=row["quantity"] == "hit ratio",
+            is_bound=row["needs_future"],
+            outcome=SAID.get(row["outcome"], row["outcome"]),
+            **{name: row[name] for name in ("effect", "low", "high", "requests", "effective")},
+        )
+        for row in rows.iter_rows(named=True)
+    )
+    return {"baseline": rows["baseline"][0] if len(rows) else "", "effects": found}
 
 
 def _round(found: Round) -> SearchRound:
