@@ -57,19 +57,25 @@ class PolicyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One cache size of one policy's hit-ratio curve; `capacity` is how one asks for it ("8/layer")."""
+    """One cache size of one policy's hit-ratio curve; `capacity` is how one asks for it ("8/layer").
+
+    `low` to `high` is the interval of the hit ratio, where there is one.
+    """
 
     policy: str
     capacity: str
     share_held: float
     hit_ratio: float
     is_bound: bool = False
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         _named("a curve point", self.policy)
         where = f"curve of {self.policy!r} at {self.capacity!r}"
         _within(where, "share_held", self.share_held, 1.0)
-        _within(where, "hit_ratio", self.hit_ratio, 1.0)
+        for name in ("hit_ratio", "low", "high"):
+            _within(where, name, getattr(self, name), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,7 +15,11 @@ MOST_ROWS = 200
 
 
 def effects(rows: Sequence[Effect], baseline: str, look: dict[str, Look]) -> Chart:
-    """Effects against cache size, a mark with its interval for each policy; 0 is the baseline."""
+    """Effects against cache size, a mark with its interval for each policy; 0 is the baseline.
+
+    Bounds are in the table alone: beside what is left to win, what is won would hardly show.
+    """
+    rows = [row for row in rows if not row.is_bound] or rows
     best = sorted({row.label for row in rows}, key=lambda label: -max(r.effect for r in rows if r.label == label))
     drawn = [label for label in dict.fromkeys(row.label for row in rows) if label in best[:MOST_LINES]]
     chosen = [row for row in rows if row.label in drawn]
@@ -40,7 +44,8 @@ def effects(rows: Sequence[Effect], baseline: str, look: dict[str, Look]) -> Cha
         xOffset=alt.XOffset("label:N", sort=drawn),
         color=alt.Color("colour:N", scale=None),
     )
-    y = alt.Y("effect:Q", title=f"better than {baseline}, {unit}", axis=alt.Axis(tickCount=6))
+    axis, title = alt.Axis(tickCount=6), f"better than {baseline}, {unit}"
+    y = alt.Y("effect:Q", title=title, axis=axis)
     spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, aria=False)
     dots = base.mark_point(filled=True, size=56).encode(
         y=y,
@@ -55,12 +60,11 @@ def effects(rows: Sequence[Effect], baseline: str, look: dict[str, Look]) -> Cha
     )
     zero = alt.Chart(alt.InlineData(values=[{"effect": 0}])).mark_rule(strokeDash=[5, 4], style="muted", aria=False)
     sentence = f"How much better than {baseline} each policy is at each cache size; the line through a mark is the "
-    sentence += "interval that its requests leave open. Where it crosses zero, no difference is shown."
-    if any(row.is_bound for row in chosen):
-        sentence += " Grey marks know the future: what is left to win."
+    sentence += "interval that its requests leave open. Where it crosses zero, no difference is shown; what is left to "
+    sentence += "win, by policies that know the future, is among the numbers."
     if len(drawn) < len(best):
         sentence += f" The {len(drawn)} that gain most of {len(best)} are drawn."
-    layers = alt.layer(zero.encode(y=y), spans.encode(y=alt.Y("low:Q", title=None), y2="high:Q"), dots)
+    layers = alt.layer(zero.encode(y=y), spans.encode(y=alt.Y("low:Q", title=title, axis=axis), y2="high:Q"), dots)
     return finish(layers, 340, sentence, highlight=True)
 
 

@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import polars as pl
 
-from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
 from engine.replay.result import Regret
 from experiments.study import study_folder as files
 from experiments.study.cell_results import described, measure, setting_of
-from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
+from experiments.study.cells import RESULTS, Cell, cells_of, group_key, groups
 from experiments.study.conclude import conclude
 from experiments.study.contestants import fitting_rows
+from experiments.study.curve_tables import curve_table
 from experiments.study.once import repeated_requests, said_of_traces
-from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.schema import REGRET, SCHEMA
 from experiments.study.search import search
 from experiments.study.shared import SharedRoutings
 from experiments.study.study_file import Study
@@ -28,8 +27,6 @@ from experiments.study.winner_timelines import expert_rows, timeline_rows
 from experiments.study.workers import OnPiece, Say, Workers
 from tracekit.errors import StudyError, TracekitError
 from tracekit.version import own_version
-
-CURVE_POINTS = 64
 
 
 def run_study(
@@ -72,7 +69,7 @@ def run_study(
             files.RESULTS: rows,
             files.EFFECTS: effects,
             files.SEARCH: searched,
-            files.CURVES: _curves(cells, workers),
+            files.CURVES: curve_table(cells, study.statistics.level, workers),
             files.REGRET: _regrets(study, place, cells, rows, workers),
             files.EXPERTS: expert_rows(traces),
             files.TIMELINE: timeline_rows(cells, settings),
@@ -106,45 +103,6 @@ def _rows(place: StudyFolder, cells: Sequence[Cell], workers: Workers, progress:
     order = pl.DataFrame(named, schema={name: SCHEMA[name] for name in named[0]})
     found = order.join(done.drop(set(named[0]) - {"cell"}), on="cell", how="left", maintain_order="left")
     return found.select(list(SCHEMA)).rechunk()
-
-
-def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
-    """Hit ratio against cache size, of the policies that one pass tells all about; not of traces that take too long."""
-    asked: dict[tuple[Routing, Scope], bool | None] = {}
-    for cell in cells:
-        asked[cell.routing, "layer" if cell.plan.capacity.per_layer else "global"] = cell.bounds
-    tasks = [(routing, scope, bounds) for (routing, scope), bounds in asked.items()]
-    found = dict(workers.run(curve_rows, tasks))
-    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task] for task in tasks)]).rechunk()
-
-
-def curve_rows(
-    shared: SharedRoutings, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
-) -> pl.DataFrame:
-    """The curves of one routing (`CURVES`)."""
-    routing, scope, asked = task
-    known = shared.of(routing)
-    found = [pl.DataFrame(schema=CURVES)]
-    if known.bounded(asked) and known.trace.tokens:
-        per_layer = known.trace.manifest.experts_per_layer
-        most = max(per_layer) if scope == "layer" else sum(per_layer)
-        slots = np.unique(np.linspace(0, most, min(CURVE_POINTS, most) + 1).round().astype(np.int64))
-        held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
-        for policy in STACK_CURVES:
-            curve = known.curve(policy, scope)
-            hits, lookups = curve.hits[:, slots], curve.lookups
-            columns = {
-                "trace": routing.path,
-                "batch": routing.batch,
-                "scope": scope,
-                "policy": policy,
-                "slots": slots,
-                "share": np.minimum(1.0, held),
-                "hit_ratio": hits.sum(axis=0) / max(int(lookups.sum()), 1),
-                "decode_hit_ratio": hits[1] / max(int(lookups[1]), 1),
-            }
-            found.append(pl.DataFrame(columns, schema=CURVES))
-    return pl.concat(found)
 
 
 def _regrets(

@@ -91,12 +91,16 @@ CURVES: Columns = {
     "batch": INT,
     "scope": TEXT,
     "policy": TEXT,
+    "needs_future": BOOL,
     "slots": INT,
     "share": REAL,
     "hit_ratio": REAL,
     "decode_hit_ratio": REAL,
+    "low": REAL,
+    "high": REAL,
 }
-"""Hit ratio at every cache size; of the policies that need one pass for all."""
+"""Hit ratio against cache size, every policy without prefetching at the same sizes; `low` and `high` are the interval
+of `decode_hit_ratio` (of `hit_ratio`, where a trace decodes nothing)."""
 
 EFFECT_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("hardware", TEXT, "as in results.parquet"),

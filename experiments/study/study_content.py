@@ -66,7 +66,7 @@ def report_content(folder: Path, validation: Path | None = None) -> ReportConten
             ("cells", f"{summary.cells:,}, {summary.failed:,} failed"),
         ),
         settings=tuple(_setting(found, sound, tables, summary.statistics) for found in summary.settings),
-        curve_sets=tuple(curve_sets(tables[files.CURVES], sound)),
+        curve_sets=tuple(curve_sets(tables[files.CURVES], sound, summary.statistics.level)),
         heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
         validation=_validated(folder, validation),
         warnings=tuple(warnings),
