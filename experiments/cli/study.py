@@ -90,14 +90,12 @@ def command(
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
-    from experiments.study.search import shares, work
+    from experiments.study.search import shares
     from experiments.study.workers import cores
 
-    found_out = estimate(cells_of(study))
-    lengths, seconds = shares(study.search), found_out.seconds
-    if seconds is not None:
-        seconds *= work(study, found_out.cells) / max(found_out.cells, 1)
     threads = workers or cores()
+    found_out = estimate(study, cells_of(study), threads)
+    lengths, seconds = shares(study.search), found_out.seconds
     found = {
         "traces": len(study.traces),
         "plans": len(study.plans),
@@ -105,7 +103,8 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         "cells": found_out.cells,
         "passes": found_out.passes,
         "search": lengths,
-        "seconds": None if seconds is None else round(seconds / threads, 3),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "compiled_seconds": round(found_out.compiled, 3),
         "workers": threads,
     }
     if json:
@@ -123,7 +122,9 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         rows.append(
             ("search: rounds on this share of the traces first", ", ".join(f"{100 * s:.3g} %" for s in lengths))
         )
-    rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds / threads)))
+    rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds)))
+    if found_out.compiled >= 1:
+        rows.append(("compiled just now, kept for the study", duration(found_out.compiled)))
     console.table(study.label, ["what", "value"], rows)
 
 

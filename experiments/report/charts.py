@@ -96,8 +96,8 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     if any(point.is_bound for point in points):
         sentence += " Dashed lines are bounds: they know the future."
     if any(point.low is not None for point in points):
-        spans = base.transform_filter("isValid(datum.low)").mark_area(aria=False, line=False)
-        spans = spans.encode(y=alt.Y("low:Q", title="hit ratio", axis=ratio), y2="high:Q", opacity=alt.value(0.16))
+        spans = base.transform_filter("isValid(datum.low)").mark_area(aria=False, line=False, fillOpacity=0.16)
+        spans = spans.encode(y=alt.Y("low:Q", title="hit ratio", axis=ratio), y2="high:Q")
         sentence += " The bands are the intervals that the requests leave open."
         return finish(alt.layer(spans, lines, dots), 340, sentence, highlight=True)
     return finish(alt.layer(lines, dots), 340, sentence, highlight=True)

@@ -44,6 +44,13 @@ class Wanted(NamedTuple):
 
 def curve_table(cells: Sequence[Cell], level: float, workers: Workers) -> pl.DataFrame:
     """The curves of every routing (`CURVES`); none of traces that take too long, or where bounds are not asked for."""
+    tasks = wanted_curves(cells, level)
+    found = {task[:3]: rows for task, rows in workers.run(curve_rows, tasks)}
+    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task[:3]] for task in tasks)]).rechunk()
+
+
+def wanted_curves(cells: Sequence[Cell], level: float) -> list[Wanted]:
+    """What is to be drawn, by routing and scope."""
     asked: dict[tuple[Routing, Scope, bool | None], dict[str, Plan]] = {}
     sizes: dict[tuple[Routing, Scope, bool | None], set[int]] = {}
     for cell in cells:
@@ -58,11 +65,9 @@ def curve_table(cells: Sequence[Cell], level: float, workers: Workers) -> pl.Dat
             plans.setdefault(eviction_name(cell.plan), cell.plan)
             if capacity.unit == "slots":
                 sizes.setdefault(key, set()).add(int(capacity.amount))
-    tasks = [
+    return [
         Wanted(*key, tuple(plans.values()), tuple(sorted(sizes.get(key, ()))), level) for key, plans in asked.items()
     ]
-    found = {task[:3]: rows for task, rows in workers.run(curve_rows, tasks)}
-    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task[:3]] for task in tasks)]).rechunk()
 
 
 def curve_rows(shared: SharedRoutings, task: Wanted, on_piece: OnPiece | None = None) -> pl.DataFrame:
