@@ -15,7 +15,7 @@ import polars as pl
 from numba.core import event
 
 from engine.replay.bounds import clairvoyant
-from experiments.study.cell_results import measure, setting_of
+from experiments.study.cell_results import Row, measure, setting_of
 from experiments.study.cells import Cell, Routing, groups
 from experiments.study.curve_tables import Wanted, curve_rows, wanted_curves
 from experiments.study.run_study import cell_regret
@@ -24,6 +24,7 @@ from experiments.study.search import work
 from experiments.study.shared import SharedRoutings
 from experiments.study.study_file import Study
 from experiments.study.study_folder import parquet
+from experiments.study.study_tables import read_table
 from experiments.study.winner_timelines import drawn_step
 from tracekit.durable import write_synced
 from tracekit.errors import TracekitError
@@ -84,14 +85,16 @@ class _Trial:
         # What has been loaded so far, a study has to load as well.
         self.once, self.compiled = time.process_time(), 0.0
         self._lengths: dict[Routing, tuple[Routing, float]] = {}
+        self._rows: list[Row] = []
 
     def group(self, group: Sequence[Cell]) -> float | None:
         """Seconds of one group's decisions and times; None where it cannot be replayed."""
         short, longer = self._begun(group[0].routing)
         some = [replace(cell, routing=short, bounds=False) for cell in group]
         took = self._timed(lambda: measure(self.shared, some))
-        rows = measure(self.shared, some)
-        return None if all(row.get("error") for row in rows) else took.each * longer
+        sound = [row for row in measure(self.shared, some) if row.get("error") is None]
+        self._rows = sound or self._rows
+        return took.each * longer if sound else None
 
     def bounds(self, group_of: Sequence[Sequence[Cell]]) -> float:
         """Seconds of all clairvoyant decisions: once for each routing and capacity."""
@@ -137,11 +140,17 @@ class _Trial:
         return self._tried(lambda: curve_rows(SharedRoutings(), task._replace(routing=short))) * longer
 
     def write(self) -> float:
-        """Seconds of writing one group's rows."""
+        """Seconds of writing one group's rows, and of reading them again: what is there already, and what was made."""
+        rows = pl.DataFrame(self._rows, schema=SCHEMA)
         with tempfile.TemporaryDirectory() as folder:
-            data = parquet(pl.DataFrame(schema=SCHEMA))
             path = Path(folder) / "piece.parquet"
-            return self._timed(lambda: write_synced(path, lambda file: file.write(data))).each
+
+            def both() -> None:
+                data = parquet(rows)
+                write_synced(path, lambda file: file.write(data))
+                read_table(data, SCHEMA)
+
+            return self._timed(both).each
 
     def _tried(self, do: Callable[[], object]) -> float:
         """Seconds each time; 0 for what cannot be done."""

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.research import markdown
 from experiments.research.coverage.methods import TRIED, Method, used
 from experiments.research.coverage.recorded import Population, populations
-from experiments.research.coverage.samples import SAMPLES, Sample
+from experiments.research.coverage.samples import SAMPLES, UNSEEN, Sample
 from experiments.statistics.interval import fewest_requests, probability, ratio_of
 from tracekit.errors import TracekitError
 
@@ -63,8 +63,8 @@ def words(found: Held | None, wrong: bool = False) -> str:
 
 
 def simulated() -> Iterator[tuple[str, list[Held | None]]]:
-    """The method that is used, on every kind of sample."""
-    for place, (name, draw) in enumerate(SAMPLES.items()):
+    """The method that is used, on every kind of sample; last what it cannot do."""
+    for place, (name, draw) in enumerate((SAMPLES | UNSEEN).items()):
         rng = np.random.default_rng(place)
         yield name, [judged(draw(rng, TRIALS, count), used, rng) for count in COUNTS]
 

@@ -90,3 +90,13 @@ SAMPLES: dict[str, Draw] = {
     "5 % hold half, skewed (2)": long_and_skewed,
     "5 % hold half, long ones gain more": long_gain_more,
 }
+
+
+def rare(rng: np.random.Generator, trials: int, count: int) -> Sample:
+    """One request in ten gains 45 %, the others lose 5 %: what no method sees in a sample that has none of them."""
+    sizes = alike(rng, trials, count)
+    return sizes * np.where(rng.random((trials, count)) < 0.1, 0.45, -0.05), sizes
+
+
+UNSEEN: dict[str, Draw] = {"one in ten gains 45 %, nine lose 5 %": rare}
+"""Samples whose truth no interval holds often enough while requests are few."""
