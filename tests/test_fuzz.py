@@ -25,7 +25,7 @@ from engine.hardware import load_hardware
 from engine.plan.plan import load_plan
 from engine.shapes import load_shape
 from engine.simulator.costs import model_costs
-from experiments.study.grid import load_study
+from experiments.study.study_file import load_study
 from experiments.study.study_folder import TABLES, parquet
 from experiments.study.study_tables import read_table
 from policies.learned.artefact import CARD, TENSORS, load_artefact

@@ -91,20 +91,21 @@ def _next_uses(keys, recency, start, first_visit, upcoming, found, ranks, use): 
             use[i] = found[keys[i]]
 
 
-def belady_positions(stack: BeladyStack, demand: Demand, use: np.ndarray, hits: np.ndarray) -> None:
-    """Count every lookup of the next piece of demand at its position: `hits` [phases, positions] i64."""
+def belady_positions(stack: BeladyStack, demand: Demand, use: np.ndarray, hits: np.ndarray, rows: np.ndarray) -> None:
+    """Count every lookup of the next piece of demand at its position: `hits` [rows, positions]; `rows` [steps] says
+    which row each step counts in."""
     # Compiled twice: in a shallow stack even asking whether to skip costs an eighth of the speed.
     skip = SKIP if stack.room > DEEP else None
     first_visit = demand.first_step * demand.layers
-    _positions(stack, first_visit, demand.layer, demand.start, demand.keys, use, demand.phase, hits, skip)
+    _positions(stack, first_visit, demand.layer, demand.start, demand.keys, use, rows, hits, skip)
 
 
 @njit(cache=True, **OPTIONS)
-def _positions(stack, first_visit, layer, start, keys, use, phase, hits, skip):  # type: ignore[no-untyped-def]
+def _positions(stack, first_visit, layer, start, keys, use, rows, hits, skip):  # type: ignore[no-untyped-def]
     layers = len(stack.group_of)
     for visit in range(len(layer)):
         group = stack.group_of[layer[visit]]
-        found = hits[phase[visit // layers]]
+        found = hits[rows[visit // layers]]
         first, last = start[visit], start[visit + 1]
         base = np.uint64(group) * np.uint64(stack.room)
         depth = np.uint64(stack.depth[group])

@@ -53,22 +53,23 @@ def lru_stack(layers: int, experts: int, groups: int) -> LruStack:
     )
 
 
-def lru_positions(stack: LruStack, demand: Demand, hits: np.ndarray) -> None:
-    """Count every lookup of the next piece of demand at its position: `hits` [phases, positions] i64."""
+def lru_positions(stack: LruStack, demand: Demand, hits: np.ndarray, rows: np.ndarray) -> None:
+    """Count every lookup of the next piece of demand at its position: `hits` [rows, positions]; `rows` [steps] says
+    which row each step counts in."""
     # Compiled for each kind: what concerns None is left out.
     places = stack.recent if isinstance(stack.recent, Places) else None
     timeline = stack.recent if isinstance(stack.recent, Timeline) else None
-    arrays = (demand.layer, demand.start, demand.keys, demand.recency, demand.phase)
+    arrays = (demand.layer, demand.start, demand.keys, demand.recency, rows)
     _positions(stack._replace(recent=0), places, timeline, *arrays, hits)
 
 
 @njit(cache=True, **OPTIONS)
-def _positions(stack, places, timeline, layer, start, keys, recency, phase, hits):  # type: ignore[no-untyped-def]
+def _positions(stack, places, timeline, layer, start, keys, recency, rows, hits):  # type: ignore[no-untyped-def]
     layers = len(stack.group_of)
     nowhere = len(stack.at) - 1
     for visit in range(len(layer)):
         group = stack.group_of[layer[visit]]
-        found = hits[phase[visit // layers]]
+        found = hits[rows[visit // layers]]
         first, last = start[visit], start[visit + 1]
         demand = last - first
         near = False

@@ -1,5 +1,6 @@
 """`tracekit study`: many plans on many traces and machines, and what follows."""
 
+import sys
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,14 @@ import typer
 from experiments.cli import console, options
 
 if TYPE_CHECKING:
-    from experiments.study.grid import Study
-    from experiments.study.study_json import Round, Summary
+    import polars as pl
+
+    from experiments.study.finished_study import FinishedStudy
+    from experiments.study.study_file import Study
+    from experiments.study.study_json import Round
+
+MOST_EFFECTS = 60
+"""Rows of a table on the terminal."""
 
 
 def command(
@@ -22,6 +29,9 @@ def command(
     dask: Annotated[
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="go ahead where the folder holds another study's results")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
     json: options.Json = False,
 ) -> None:
@@ -33,7 +43,7 @@ def command(
 
     Example: tracekit study study.toml --output study
     """
-    from experiments.study.grid import load_study
+    from experiments.study.study_file import load_study
 
     loaded = load_study(study)
     if dry_run:
@@ -44,22 +54,31 @@ def command(
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
     from experiments.study.cells import cells_of
-    from experiments.study.finished_study import choose_workers
+    from experiments.study.finished_study import FinishedStudy, choose_workers
     from experiments.study.run_study import run_study
     from experiments.study.search import work
+    from experiments.study.study_folder import holds_another
 
-    total = round(work(loaded, len(cells_of(loaded))))
+    cells, text = cells_of(loaded), study.read_text("utf-8")
+    if not replace and sys.stdin.isatty() and holds_another(output, text, {cell.key for cell in cells}):
+        replace = typer.confirm(f"{output} holds the results of another study. Replace them?", err=True)
+    total = round(work(loaded, len(cells)))
     try:
         with console.progress("replaying", total) as advance:
             summary = run_study(
-                loaded, output, choose_workers(workers, dask), source=study.read_text("utf-8"), progress=advance
+                loaded,
+                output,
+                choose_workers(workers, dask),
+                source=text,
+                progress=advance,
+                replace=replace,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
     if json:
         console.emit_json(summary)
     else:
-        _show(summary, output)
+        _show(FinishedStudy(output), output)
     if summary.failed:
         console.say(f"warning: {summary.failed} of {summary.cells} cells could not be replayed")
         for found in summary.errors[:10]:
@@ -71,14 +90,12 @@ def command(
 def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
     from experiments.study.cells import cells_of
     from experiments.study.estimate import estimate
-    from experiments.study.search import shares, work
+    from experiments.study.search import shares
     from experiments.study.workers import cores
 
-    found_out = estimate(cells_of(study))
-    lengths, seconds = shares(study.search), found_out.seconds
-    if seconds is not None:
-        seconds *= work(study, found_out.cells) / max(found_out.cells, 1)
     threads = workers or cores()
+    found_out = estimate(study, cells_of(study), threads)
+    lengths, seconds = shares(study.search), found_out.seconds
     found = {
         "traces": len(study.traces),
         "plans": len(study.plans),
@@ -86,7 +103,8 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         "cells": found_out.cells,
         "passes": found_out.passes,
         "search": lengths,
-        "seconds": None if seconds is None else round(seconds / threads, 3),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "compiled_seconds": round(found_out.compiled, 3),
         "workers": threads,
     }
     if json:
@@ -104,7 +122,9 @@ def _dry_run(study: "Study", workers: int | None, json: bool) -> None:
         rows.append(
             ("search: rounds on this share of the traces first", ", ".join(f"{100 * s:.3g} %" for s in lengths))
         )
-    rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds / threads)))
+    rows.append((f"estimated time on {threads} threads", "-" if seconds is None else duration(seconds)))
+    if found_out.compiled >= 1:
+        rows.append(("compiled just now, kept for the study", duration(found_out.compiled)))
     console.table(study.label, ["what", "value"], rows)
 
 
@@ -128,19 +148,50 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _show(summary: "Summary", output: Path) -> None:
+def _show_effects(effects: "pl.DataFrame", output: Path) -> None:
+    """Each policy against the baseline at each cache size."""
+    from experiments.study.effects import SAID, effect_text, interval_text
+
+    if not len(effects):
+        return
+    formats = effects["weights"].n_unique() > 1
+    columns = ["cache", *(["weights"] if formats else []), "policy", "effect", "interval", "verdict"]
+    rows = [
+        [
+            row["capacity"],
+            *([row["weights"] or "-"] if formats else []),
+            row["policy"],
+            effect_text(row),
+            interval_text(row),
+            SAID[row["outcome"]],
+        ]
+        for row in effects.head(MOST_EFFECTS).iter_rows(named=True)
+    ]
+    first = effects.row(0, named=True)
+    console.table(f"Against {first['baseline']} at the same cache size, {first['quantity']}", columns, rows)
+    if len(effects) > MOST_EFFECTS:
+        console.tell(f"  ... and {len(effects) - MOST_EFFECTS:,} more: {output}/effects.parquet")
+
+
+def _show(study: "FinishedStudy", output: Path) -> None:
+    summary = study.summary
     for found in summary.settings:
         console.tell(f"{found.conditions}: {found.statement}")
         for compared in found.comparisons:
             console.tell(f"  {compared.verdict}")
         for line in found.ranking:
             console.tell(f"  {line}")
+        _show_effects(found.conditions.rows_of(study.effects), output)
+        for line in found.answers:
+            console.tell(f"  {line}")
         for note in found.notes:
             console.tell(f"  note: {note}")
         _show_search(found.search)
     console.warn(summary.warnings)
-    if any(found.winner is not None for found in summary.settings):
+    if study.winner_files:
         console.tell(f"winner: {output}/winner.plan.toml")
+    if len(study.winner_files) > 1:
+        console.tell(f"winners: {', '.join(str(place) for place in study.winner_files)}")
     console.tell(
         f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )

@@ -63,7 +63,11 @@ def looks(policies: dict[str, bool]) -> dict[str, Look]:
 
 def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     """Hit ratio against the share of experts held, a line per policy."""
-    rows = [{"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio} for p in points]
+    rows = [
+        {"policy": p.policy, "cache": p.capacity, "held": p.share_held, "hit": p.hit_ratio}
+        | ({} if p.low is None else {"low": p.low, "high": p.high})
+        for p in points
+    ]
     names = list(dict.fromkeys(point.policy for point in points))
     drawn = [look[name] for name in names]
     colour = alt.Color("policy:N", legend=None, sort=None).scale(domain=names, range=[one.colour for one in drawn])
@@ -91,6 +95,11 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
     sentence = "Hit ratio of each policy against the share of all experts that the cache holds."
     if any(point.is_bound for point in points):
         sentence += " Dashed lines are bounds: they know the future."
+    if any(point.low is not None for point in points):
+        spans = base.transform_filter("isValid(datum.low)").mark_area(aria=False, line=False, fillOpacity=0.16)
+        spans = spans.encode(y=alt.Y("low:Q", title="hit ratio", axis=ratio), y2="high:Q")
+        sentence += " The bands are the intervals that the requests leave open."
+        return finish(alt.layer(spans, lines, dots), 340, sentence, highlight=True)
     return finish(alt.layer(lines, dots), 340, sentence, highlight=True)
 
 

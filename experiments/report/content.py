@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.report.effect import Effect
 from tracekit.errors import StudyError
 
 
@@ -56,19 +57,25 @@ class PolicyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One cache size of one policy's hit-ratio curve; `capacity` is how one asks for it ("8/layer")."""
+    """One cache size of one policy's hit-ratio curve; `capacity` is how one asks for it ("8/layer").
+
+    `low` to `high` is the interval of the hit ratio, where there is one.
+    """
 
     policy: str
     capacity: str
     share_held: float
     hit_ratio: float
     is_bound: bool = False
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         _named("a curve point", self.policy)
         where = f"curve of {self.policy!r} at {self.capacity!r}"
         _within(where, "share_held", self.share_held, 1.0)
-        _within(where, "hit_ratio", self.hit_ratio, 1.0)
+        for name in ("hit_ratio", "low", "high"):
+            _within(where, name, getattr(self, name), 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,11 +212,15 @@ class Setting:
     """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
 
     `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
-    kind: "speed", "memory", "fates", "regret", "timeline".
+    kind: "speed", "memory", "fates", "regret", "timeline". `effects` are against `baseline`; `answers`: the
+    same, a sentence for each policy.
     """
 
     title: str
     statement: str = ""
+    baseline: str = ""
+    answers: tuple[str, ...] = ()
+    effects: tuple[Effect, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     room: float | None = None

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from experiments.report import charts, html_tables, study_charts
+from experiments.report import charts, effect_chart, html_tables, study_charts
 from experiments.report.charts import Chart, Look
 from experiments.report.content import Setting
 from experiments.report.parts import chart_of, legend, section
@@ -20,6 +20,11 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
         inner = chart_of(f"{kind}-{index}", chart, numbers, drawn, legend, again)
         found.append(section("", "", f"<h3>{heading}</h3>{inner}"))
 
+    if setting.effects:
+        chart = effect_chart.effects(setting.effects, setting.baseline, look)
+        told = "".join(f"<li>{escape(answer)}</li>" for answer in setting.answers)
+        found.append(section("", "", f"<h3>Against {escape(setting.baseline)} at each cache size</h3><ul>{told}</ul>"))
+        figure("effects", "Effects", chart, effect_chart.effect_table(setting.effects, setting.baseline))
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
         key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),

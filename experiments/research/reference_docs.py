@@ -20,7 +20,7 @@ from engine.hardware.economy import Power, Price
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS
-from experiments.study.grid import Search, Statistics
+from experiments.study.study_file import Search, Statistics
 
 Tables = Mapping[str, type[msgspec.Struct]]
 MADE = "<!-- Made by: python -m experiments.research.reference_docs docs/reference -->\n\n"

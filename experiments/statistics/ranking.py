@@ -1,12 +1,12 @@
 """A ranking that admits ties: who is beaten by whom, and who cannot be told apart."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.statistics.comparison import Comparison, Quantity, compare, judge
+from experiments.statistics.comparison import LEAST_EFFECT, Comparison, Quantity, compare, judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +28,27 @@ def rank_plans(
     quantity: Quantity,
     *,
     level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    least_effect: float = LEAST_EFFECT,
 ) -> tuple[list[Place], list[Comparison]]:
     """Places of plans by the costs of each request, [requests] each, and the comparisons of all pairs they follow from.
 
-    All pairs are one family (Holm), so the chance that any of the beatings is an error is at most 1 - `level`. Places
-    come by rank, then by total. Raises StudyError when the costs are not of the same requests.
+    All pairs are one family (Holm), so the chance that any of the beatings is an error is at most 1 - `level`. Raises
+    StudyError when the costs are not of the same requests.
     """
-    names = sorted(costs, key=lambda name: float(np.sum(costs[name])))  # stable: equals stay in the order given
-    pairs = list(itertools.combinations(names, 2))
+    totals = {name: float(np.sum(costs[name])) for name in costs}
+    pairs = list(itertools.combinations(sorted(totals, key=totals.__getitem__), 2))
     found = [
-        compare(
-            (a, costs[a]),
-            (b, costs[b]),
-            quantity,
-            level=level,
-            resamples=resamples,
-            seed=seed,
-            family=len(pairs),
-        )
+        compare((a, costs[a]), (b, costs[b]), quantity, level=level, least_effect=least_effect, family=len(pairs))
         for a, b in pairs
     ]
-    judged = judge(found, level=level)
-    beaten: dict[str, list[str]] = {name: [] for name in names}
-    ties: dict[str, list[str]] = {name: [] for name in names}
+    judged = judge(found, level=level, least_effect=least_effect)
+    return places(totals, judged), judged
+
+
+def places(totals: Mapping[str, float], judged: Iterable[Comparison]) -> list[Place]:
+    """The places of plans that cost so much in total, by comparisons of all their pairs: by rank, then by total."""
+    beaten: dict[str, list[str]] = {name: [] for name in totals}
+    ties: dict[str, list[str]] = {name: [] for name in totals}
     for one in judged:
         if one.outcome == "better":
             beaten[one.second].append(one.first)
@@ -61,11 +57,11 @@ def rank_plans(
         else:
             ties[one.first].append(one.second)
             ties[one.second].append(one.first)
-    places = [
-        Place(name, 1 + len(beaten[name]), float(np.sum(costs[name])), tuple(beaten[name]), tuple(ties[name]))
-        for name in names
+    found = [
+        Place(name, 1 + len(beaten[name]), total, tuple(beaten[name]), tuple(ties[name]))
+        for name, total in totals.items()
     ]
-    return sorted(places, key=lambda place: (place.rank, place.total)), judged
+    return sorted(found, key=lambda place: (place.rank, place.total))
 
 
 def in_words(places: list[Place]) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
@@ -19,6 +20,7 @@ from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
+from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.caution import Caution
 from tracekit.errors import TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
@@ -43,7 +45,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
     for found in together.values():
         spec = found[0][1].spec
         try:
-            if scope := stack_scope([setting for _, setting in found]):
+            if (scope := stack_scope([setting for _, setting in found])) and routing.tells_requests(scope):
                 for cell, setting in found:
                     rows[cell.key] |= stacked(routing, cell, setting, scope)
                 continue
@@ -110,6 +112,7 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "decode_bytes_loaded": decode.bytes_loaded,
         "request": requests.requests.tolist(),
         "request_tokens": requests.tokens.tolist(),
+        **by_request(routing, done),
         "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
         "device_bytes": device_memory(setting).total if sized else None,
     }
@@ -138,6 +141,17 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         if time.tpot_ms is not None:
             row |= {f"tpot_{name}_ms": getattr(time.tpot_ms, name) for name in ("p50", "p95", "p99")}
     return row | bound(routing, cell, setting, done) | warned(warnings)
+
+
+def by_request(routing: SharedRouting, done: Replayed) -> Row:
+    """Lookups, misses and loads of each request, of decode steps."""
+    kinds, each = done.step_kinds, routing.requests.of_each
+    missed = kinds[:, LOAD] + kinds[:, BYPASS]
+    return {
+        "request_lookups": each(kinds[:, : BYPASS + 1].sum(axis=1)).tolist(),
+        "request_misses": each(missed).tolist(),
+        "request_loads": each(missed + kinds[:, PREFETCH]).tolist(),
+    }
 
 
 def warned(found: Sequence[Caution]) -> Row:
@@ -181,17 +195,28 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
 
 def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) -> Row:
     """The counts of a cell from the pass that finds all sizes at once."""
-    found = routing.curve(setting.plan.eviction.policy, scope)
-    hits = found.hits[:, min(setting.spec.capacity[0], found.hits.shape[1] - 1)]
+    found, requests = routing.curve(setting.plan.eviction.policy, scope), routing.requests
+    slots = min(setting.spec.capacity[0], found.hits.shape[1] - 1)
+    hits = found.hits[:, slots]
     size = setting.sizes[0] if len(set(setting.sizes)) == 1 else None
+    own = found.by_request
+    assert own is not None  # `tells_requests`
+    missed = own.lookups - own.hits[:, slots]
+    misses = np.rint(missed).astype(np.int64).tolist()
     row: Row = {
         "tokens": routing.trace.tokens,
-        "decode_tokens": len(routing.requests.step),
+        "decode_tokens": int((requests.steps.phase[requests.step] == DECODE).sum()),
         "hits_cache": int(hits.sum()),
         "hits_pinned": 0,
         "hits_prefetch": 0,
         "prefetches": 0,
         "misses": int((found.lookups - hits).sum()),
+        "request": requests.requests.tolist(),
+        "request_tokens": requests.tokens.tolist(),
+        "request_lookups": np.rint(own.lookups).astype(np.int64).tolist(),
+        "request_misses": misses,
+        "request_loads": misses,
+        "request_bytes": None if size is None else np.rint(missed * size).astype(np.int64).tolist(),
         "device_bytes": device_memory(setting).total if setting.sizes else None,
     }
     for prefix, phases in (("", [PREFILL, DECODE]), ("decode_", [DECODE])):

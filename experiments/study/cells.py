@@ -12,8 +12,9 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
-from experiments.study.grid import Study
+from experiments.study.once import distinct
 from experiments.study.sources import policies_digest, sources_digest
+from experiments.study.study_file import Study
 from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import PlanError
 from tracekit.opening import read_file
@@ -22,7 +23,7 @@ from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
-RESULTS = 1
+RESULTS = 2
 """Version of what a cell's row means."""
 
 
@@ -61,10 +62,10 @@ class Cell:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """Every cell of the grid, in the order of the file: traces, batches, machines, shapes, plans."""
+    """Every cell of the grid, in the order of the file: traces (the same twice only once), batches, machines, shapes,
+    plans."""
     found = []
-    for path in study.traces:
-        digest = Trace.open(path).digest
+    for path, digest in distinct(study.traces).items():
         for batch in study.batches:
             routing = Routing(path, batch, digest)
             for machine in study.machines:

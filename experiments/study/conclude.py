@@ -1,58 +1,70 @@
 """What a study's rows say: in each setting a winner, and by how much it wins."""
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
 import polars as pl
 
-from experiments.statistics.comparison import Comparison, Quantity, compare, judge
-from experiments.statistics.ranking import in_words, rank_plans
+from experiments.statistics.ranking import in_words, places
 from experiments.study.conditions import Conditions
-from experiments.study.contestants import Contest, Contestant
-from experiments.study.grid import Objective, Study
+from experiments.study.contestants import NOT_TWICE, Contest, Contestant, Once
+from experiments.study.effects import Family, Pair, against_baseline, answers, effect_rows
 from experiments.study.notes import left_out, no_winner, notes, plans
+from experiments.study.schema import EFFECTS
 from experiments.study.search import told, words
+from experiments.study.study_file import Study
 from experiments.study.study_json import SettingSummary
 
 RUNNERS_UP = 5
-QUANTITY: dict[Objective, Quantity] = {
-    "tokens_per_second": "tokens/s",
-    "p99": "p99 time per token",
-    "bytes": "bytes loaded",
-}
 
 
-def conclude(study: Study, rows: pl.DataFrame, searched: pl.DataFrame) -> list[SettingSummary]:
-    """A summary of each setting, in the order of the study's file.
+def conclude(
+    study: Study, rows: pl.DataFrame, searched: pl.DataFrame, once: Once = NOT_TWICE
+) -> tuple[list[SettingSummary], pl.DataFrame]:
+    """A summary of each setting, in the order of the study's file, and each plan against the baseline (`EFFECTS`).
 
-    `rows` are of the traces' full length; `searched` is what a search did before (`SEARCH`).
+    `rows` are of the traces' full length; `searched` is what a search did before (`SEARCH`); `once` are requests that
+    another trace has as well.
     """
-    found = []
+    found, effects = [], [pl.DataFrame(schema=EFFECTS)]
     for (_, shape, batch), part in rows.group_by("hardware_digest", "model_shape", "batch", maintain_order=True):
         setting = Conditions(part["hardware"][0], shape, batch, part["engine"][0])
-        found.append(_summary(study, setting, part, setting.rows_of(searched)))
-    return found
+        summary, table = _concluded(study, setting, Contest.of(study, part, once), setting.rows_of(searched))
+        found.append(summary)
+        effects.append(table)
+    return found, pl.concat(effects).rechunk()
 
 
-def _summary(study: Study, setting: Conditions, rows: pl.DataFrame, searched: pl.DataFrame) -> SettingSummary:
-    contest, rounds = Contest.of(study, rows), told(searched)
+def _concluded(
+    study: Study, setting: Conditions, contest: Contest, searched: pl.DataFrame
+) -> tuple[SettingSummary, pl.DataFrame]:
+    rounds = told(searched)
     real, fitting, room = contest.real, contest.fitting, contest.room
     said = left_out([one.device_bytes for one in real if one not in fitting], room)
     large = sum(found.too_large for found in rounds)
     of_search = left_out([0] * large, room) + ([note] if (note := words(rounds)) else [])
+    asked = against_baseline(study, contest)
+    effects = [pair for pair in asked if not pair.first.needs_future]
+    winner = min(fitting, key=lambda one: one.rank, default=None)
+    rivals = [] if winner is None else rivals_of(study, winner, fitting)
+    leading = [] if winner is None else _leading(study, winner, fitting)
+    pairs = [*effects, *(Pair(winner, one) for one in rivals if winner is not None)]
+    pairs += [Pair(*pair) for pair in itertools.combinations(leading, 2)]
+    family = Family(pairs, study.statistics, _names(contest.everyone))
+    table = effect_rows(setting, asked, family)
     summary = SettingSummary(
         **setting._asdict(),
         room_bytes=room,
         contestants=len(fitting),
         too_large=len(real) - len(fitting),
         statement=no_winner(real, room),
+        answers=answers(table),
         notes=said + of_search,
         search=rounds,
     )
-    if not fitting:
-        return summary
-    winner = min(fitting, key=lambda one: one.rank)
-    comparisons = against(study, winner, fitting)
+    if winner is None:
+        return summary, table
     return msgspec.structs.replace(
         summary,
         winner=winner.name,
@@ -62,54 +74,43 @@ def _summary(study: Study, setting: Conditions, rows: pl.DataFrame, searched: pl
         device_bytes=winner.device_bytes,
         share_of_bound=winner.share_of_bound,
         statement=statement(winner, len(fitting), searched=study.search is not None),
-        comparisons=comparisons,
-        # Without the winner the order of the others would mislead.
-        ranking=[] if winner.costs is None else ranking(study, fitting),
-        notes=said + notes(study, fitting, len(comparisons)) + of_search,
-    )
+        comparisons=[family.of(winner, one) for one in rivals],
+        ranking=_ranking(leading, family, _names(contest.everyone)),
+        notes=said + notes(study, fitting, len(family)) + of_search,
+    ), table
 
 
-def against(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> list[Comparison]:
-    """The winner against those that tell most, all as one family: the baseline, the plans that differ from the winner
-    in eviction or in prefetching alone, and the runners-up."""
+def rivals_of(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> list[Contestant]:
+    """Those that tell most beside the winner: the baseline, the plans that differ from it in eviction or in prefetching
+    alone, and the runners-up. Caches of other sizes are no rivals, unless the study asks for them."""
     if winner.costs is None:
         return []
-    kept = [one for one in fitting if (one.plan.cache, one.stored) == (winner.plan.cache, winner.stored)]
-    rivals = [one for one in [*kept, *fitting] if study.baseline in (None, one.policy)][:1]
-    rivals += [one for one in kept if one.plan.prefetch == winner.plan.prefetch]
-    rivals += [one for one in kept if one.plan.eviction == winner.plan.eviction]
-    rivals += _leading(fitting)
-    chosen = {one.toml: one for one in rivals if one is not winner}
-    options, named = msgspec.structs.asdict(study.statistics), _names(fitting)
-    costs = {toml: one.costs for toml, one in chosen.items() if one.costs is not None}
-    family = [
-        compare(
-            (named[winner.toml], winner.costs),
-            (named[toml], theirs),
-            QUANTITY[study.objective],
-            **options,
-            family=len(costs),
-        )
-        for toml, theirs in costs.items()
-    ]
-    return judge(family, level=study.statistics.level)
+    own = [one for one in fitting if one.kind == winner.kind]
+    able = fitting if study.across_capacities else [one for one in fitting if one.plan.cache == winner.plan.cache]
+    found = [one for one in [*own, *able] if one.policy == study.baseline][:1]
+    found += [one for one in own if one.plan.prefetch == winner.plan.prefetch]
+    found += [one for one in own if one.plan.eviction == winner.plan.eviction]
+    found += _leading(study, winner, fitting)
+    return list({one.toml: one for one in found if one is not winner and one.costs is not None}.values())
 
 
-def ranking(study: Study, fitting: Sequence[Contestant]) -> list[str]:
-    """The best plans in order, those that cannot be told apart level with each other, a line each; [] without requests.
+def _ranking(leading: Sequence[Contestant], family: Family, named: dict[str, str]) -> list[str]:
+    """The best plans in order, those that cannot be told apart level with each other, a line each; [] of one.
 
     They were chosen on the requests that rank them: like the winner, they look a little better than they are.
     """
-    named = _names(fitting)
-    costs = {named[one.toml]: one.costs for one in _leading(fitting) if one.costs is not None}
-    if len(costs) < 2:
+    if len(leading) < 2:
         return []
-    places, _ = rank_plans(costs, QUANTITY[study.objective], **msgspec.structs.asdict(study.statistics))
-    return in_words(places)
+    totals = {named[one.toml]: -one.score for one in leading}
+    return in_words(places(totals, [family.of(*pair) for pair in itertools.combinations(leading, 2)]))
 
 
-def _leading(fitting: Sequence[Contestant]) -> list[Contestant]:
-    return sorted(fitting, key=lambda one: -one.score)[: RUNNERS_UP + 1]
+def _leading(study: Study, winner: Contestant, fitting: Sequence[Contestant]) -> list[Contestant]:
+    """The best plans whose requests' costs are known; with a cache as the winner's, unless the study asks for all."""
+    if winner.costs is None:
+        return []  # Without the winner the order of the others would mislead.
+    able = [one for one in fitting if study.across_capacities or one.plan.cache == winner.plan.cache]
+    return sorted((one for one in able if one.costs is not None), key=lambda one: -one.score)[: RUNNERS_UP + 1]
 
 
 def _names(fitting: Sequence[Contestant]) -> dict[str, str]:

@@ -1,19 +1,28 @@
 """Contestants: the plans of one setting that were replayed on every trace, and which of them fit into the device."""
 
 import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
-from experiments.study.grid import Objective, Study, plan_name
+from experiments.statistics.comparison import Quantity
+from experiments.study.grid import plan_name
+from experiments.study.study_file import Objective, Study
 
-REQUEST_COLUMN: dict[Objective, str] = {
-    "tokens_per_second": "request_ns",
-    "p99": "request_p99_ns",
-    "bytes": "request_bytes",
+REQUEST_COLUMNS: dict[Objective, tuple[tuple[str, Quantity], ...]] = {
+    "tokens_per_second": (("request_ns", "tokens/s"),),
+    "p99": (("request_p99_ns", "p99 time per token"),),
+    "bytes": (("request_bytes", "bytes loaded"), ("request_loads", "experts loaded")),
+    "hit_ratio": (("request_misses", "hit ratio"),),
 }
+"""What a request costs, by objective; the second where sizes, and so the first, are unknown."""
+Once = Mapping[str, Collection[int]]
+"""Requests of a trace, by its path, that another trace has as well: they are counted there."""
+NOT_TWICE: Once = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +42,11 @@ class Contestant:
     unit: str
     device_bytes: int | None
     share_of_bound: float | None
+    quantity: Quantity
     costs: np.ndarray | None
     """What each request cost, over all traces in order; None where that is unknown."""
+    lookups: np.ndarray | None
+    """Where misses are compared, of how many lookups they are."""
 
     @property
     def policy(self) -> str:
@@ -45,6 +57,12 @@ class Contestant:
     def rank(self) -> tuple[float, int]:
         """The best by the objective comes first; of equals the smaller."""
         return -self.score, self.device_bytes or 0
+
+    @property
+    def kind(self) -> bytes:
+        """Equal for plans with as large a cache, whose experts are stored and computed alike."""
+        plan = self.plan
+        return msgspec.json.encode((plan.cache, plan.weights, plan.compute), order="deterministic")
 
     @property
     def stored(self) -> tuple[WeightsPlan, ComputePlan]:
@@ -65,9 +83,9 @@ class Contest:
     room: int | None
 
     @classmethod
-    def of(cls, study: Study, rows: pl.DataFrame) -> "Contest":
+    def of(cls, study: Study, rows: pl.DataFrame, once: Once = NOT_TWICE) -> "Contest":
         """`rows` are of one setting."""
-        everyone = contestants(study, rows)
+        everyone = contestants(study, rows, once)
         real = [one for one in everyone if not one.needs_future]
         memory = memories(study).get(rows["hardware"][0])
         limits = [size for size in (study.max_device_bytes, memory) if size is not None]
@@ -75,19 +93,19 @@ class Contest:
         return cls(everyone, real, fitting, min(limits, default=None))
 
 
-def contestants(study: Study, rows: pl.DataFrame) -> list[Contestant]:
+def contestants(study: Study, rows: pl.DataFrame, once: Once) -> list[Contestant]:
     """The plans of one setting that were replayed on every trace, in the order of the file."""
     digests = dict(rows.select("trace", "trace_digest").iter_rows())
-    traces = tuple(digests[path] for path in study.traces)
+    traces = tuple(digests[path] for path in study.traces if path in digests)
     found = []
     # The same requests in the same order for every plan: traces come in the order of the file.
     for part in rows.partition_by("plan_toml", maintain_order=True):
         if tuple(part["trace_digest"]) == traces and part["error"].null_count() == len(part):
-            found.append(_contestant(study.objective, part))
+            found.append(_contestant(study.objective, part, once))
     return [one for one in found if one is not None]
 
 
-def _contestant(objective: Objective, part: pl.DataFrame) -> Contestant | None:
+def _contestant(objective: Objective, part: pl.DataFrame, once: Once) -> Contestant | None:
     numbers = {name: part[name].to_numpy() for name in part.columns if part[name].dtype.is_numeric()}
     tokens = int(numbers["decode_tokens"].sum())
     bound = None
@@ -106,14 +124,19 @@ def _contestant(objective: Objective, part: pl.DataFrame) -> Contestant | None:
         if part["tpot_p99_ms"].null_count():
             value = max(cell.to_numpy().max(initial=0) for cell in part["request_p99_ns"]) / 1e6
         score, unit = -value, "ms per token at the 99th percentile"
+    elif objective == "hit_ratio":
+        phase = "decode_" if numbers["decode_lookups"].sum() else ""
+        value = float(numbers[f"{phase}hits"].sum() / max(numbers[f"{phase}lookups"].sum(), 1))
+        score, unit = value, f"of {'decode ' if phase else ''}lookups hit"
     elif not part["decode_bytes_loaded"].null_count():
         value = float(numbers["decode_bytes_loaded"].sum() / max(tokens, 1))
         score, unit = -value, "bytes loaded per decode token"
     else:
-        value = float((numbers["misses"].sum() + numbers["prefetches"].sum()) / max(tokens, 1))
-        score, unit = -value, "experts loaded per decode token, prefill included"
-    column = part[REQUEST_COLUMN[objective]]
-    costs = None if column.null_count() else np.concatenate([cell.to_numpy() for cell in column])
+        loads, served = (sum(cell.sum() for cell in part[name]) for name in ("request_loads", "request_tokens"))
+        value = float(loads / max(served, 1))
+        score, unit = -value, "experts loaded per decode token"
+    columns = REQUEST_COLUMNS[objective]
+    column, quantity = next((one for one in columns if not part[one[0]].null_count()), columns[0])
     plan = plan_of(part["plan_toml"][0])
     return Contestant(
         name=part["plan"][0],
@@ -127,8 +150,22 @@ def _contestant(objective: Objective, part: pl.DataFrame) -> Contestant | None:
         unit=unit,
         device_bytes=None if part["device_bytes"].null_count() else int(numbers["device_bytes"].max()),
         share_of_bound=bound,
-        costs=None if costs is None or len(costs) == 0 else costs,
+        quantity=quantity,
+        costs=_by_request(part, column, once),
+        lookups=_by_request(part, "request_lookups", once) if quantity == "hit ratio" else None,
     )
+
+
+def _by_request(part: pl.DataFrame, column: str, once: Once) -> np.ndarray | None:
+    """One plan's costs of all requests that count, traces one after the other; None where they are unknown, or none."""
+    if part[column].null_count():
+        return None
+    found = []
+    for trace, requests, costs in part.select("trace", "request", column).iter_rows():
+        twice = once.get(trace, ())
+        found.append(np.array(costs)[~np.isin(requests, list(twice))] if twice else np.array(costs))
+    whole = np.concatenate(found)
+    return whole if len(whole) else None
 
 
 def overall(part: pl.DataFrame, speed: str) -> float:

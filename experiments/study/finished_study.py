@@ -14,9 +14,10 @@ from engine.plan.plan import Plan
 from experiments.study import study_folder as files
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import plan_of
-from experiments.study.grid import Study, load_study, study_from_dict
 from experiments.study.run_study import run_study
+from experiments.study.study_file import Study, load_study, study_from_dict
 from experiments.study.study_folder import read_study
+from experiments.study.winner_plans import winner_names
 from experiments.study.workers import Say, Threads, Workers
 from tracekit.html_table import html_table
 
@@ -37,6 +38,11 @@ class FinishedStudy:
         """A row for each plan on each trace and machine (`experiments.study.schema.COLUMNS`)."""
         return self._tables[files.RESULTS]
 
+    @property
+    def effects(self) -> pl.DataFrame:
+        """Each plan against the baseline at its capacity (`experiments.study.schema.EFFECT_COLUMNS`)."""
+        return self._tables[files.EFFECTS]
+
     @cached_property
     def comparisons(self) -> pl.DataFrame:
         """The winners against other plans: a row for each, its setting and an `experiments.statistics` comparison."""
@@ -54,6 +60,11 @@ class FinishedStudy:
         """The best plan of each setting that has one."""
         return {found.conditions: plan_of(found.plan_toml) for found in self.summary.settings if found.plan_toml}
 
+    @property
+    def winner_files(self) -> list[Path]:
+        """The plans of all winners, in the order of settings."""
+        return [self.folder / files.WINNERS / name for name in winner_names(self.summary.settings)]
+
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Draw the study as one HTML file; returns its path. Raises TracekitError, too where it lacks altair."""
         from experiments.report import write_report
@@ -66,8 +77,9 @@ class FinishedStudy:
         parts = []
         for found in self.summary.settings:
             verdicts = [("compared", compared.verdict) for compared in found.comparisons]
+            told = [("against the baseline", answer) for answer in found.answers]
             notes = [("note", note) for note in found.notes]
-            parts.append(html_table(str(found.conditions), [("winner", found.statement), *verdicts, *notes]))
+            parts.append(html_table(str(found.conditions), [("winner", found.statement), *told, *verdicts, *notes]))
         limits = [html_table("Limits", [("warning", text) for text in self.summary.warnings])]
         return "".join(parts + (limits if self.summary.warnings else []))
 
@@ -79,6 +91,7 @@ def study(
     workers: int | None = None,
     dask: str | None = None,
     progress: Say | None = None,
+    replace: bool = False,
 ) -> FinishedStudy:
     """Replay a grid of plans on traces and machines, name the best, and say how sure that is: `tracekit study`.
 
@@ -89,6 +102,7 @@ def study(
         workers: threads, or processes of a Dask cluster of our own; None: one for each core.
         dask: compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own.
         progress: called with the number of cells just finished.
+        replace: go ahead where `output` holds another study's results.
 
     Raises TracekitError when the study as a whole is impossible; a plan that is has an `error` in its row.
     """
@@ -102,7 +116,7 @@ def study(
     if output is None:
         temporary = TemporaryDirectory(prefix="tracekit-study-")
         output = temporary.name
-    run_study(loaded, Path(output), computing, source=text, progress=progress)
+    run_study(loaded, Path(output), computing, source=text, progress=progress, replace=replace)
     return FinishedStudy(output, temporary)
 
 

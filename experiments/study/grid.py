@@ -1,122 +1,24 @@
-"""A study's file: what is to be compared, and the cells that follow from it.
-
-traces = ["a.trace", "b.trace"]
-objective = "tokens_per_second"        # or "p99", "bytes"
-
-[grid]                                 # every key: a value or a list of values; a table's lists multiply, too
-capacity = ["2/layer", "4/layer"]
-eviction = ["lru", "lfu", {policy = "lru-k", k = [2, 3]}]
-prefetch = ["none", {predictor = "gate", count = [1, 2]}]
-weights = "hqq-2bit"
-hardware = ["rtx3060", "./mine.toml"]
-model_shape = "mixtral-8x7b"
-"""
+"""A study's grid: the axes of its file, and the plans, machines and shapes that follow from them."""
 
 import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
 
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
-from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan, PrefetchPlan, plan_from_dict
-from engine.shapes import ModelShape, load_shape
+from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
 from policies.registry import eviction_policy, prefetcher
-from tracekit.errors import StudyError, TracekitError, did_you_mean
-from tracekit.named_toml import convert, read_toml
+from tracekit.errors import StudyError, did_you_mean
 
-MOST_CELLS = 1_000_000
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
-Objective = Literal["tokens_per_second", "p99", "bytes"]
-
-
-class Statistics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`statistics`: how plans are compared (experiments.statistics.comparison)."""
-
-    level: float = 0.95
-    resamples: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.5 <= self.level < 1:
-            raise ValueError(f"statistics.level = {self.level}: give 0.5 or more, and less than 1")
-        if not 100 <= self.resamples <= 1_000_000:
-            raise ValueError(f"statistics.resamples = {self.resamples}: give 100 to 1000000")
-        if self.seed < 0:
-            raise ValueError(f"statistics.seed = {self.seed}: give 0 or more")
-
-
-class Search(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`search`: successive halving: most plans are replayed on a beginning of each trace only (`.search`)."""
-
-    # how many rounds on ever longer beginnings come before the full length
-    rounds: int = 2
-    # the share of plans that goes on after each round; a beginning is this share of the next round's
-    keep: float = 0.25
-    # in each setting so many plans go on at least
-    least: int = 8
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= 8:
-            raise ValueError(f"search.rounds = {self.rounds}: give 1 to 8")
-        if not 0.01 <= self.keep <= 0.9:
-            raise ValueError(f"search.keep = {self.keep}: give 0.01 to 0.9")
-        if not 1 <= self.least <= MOST_CELLS:
-            raise ValueError(f"search.least = {self.least}: give 1 or more")
-
-
-class Study(msgspec.Struct, frozen=True, kw_only=True):
-    """A study's file, validated. `grid` holds the axes as lists of values."""
-
-    label: str
-    traces: tuple[str, ...]
-    objective: Objective
-    max_device_bytes: int | None
-    reshape: str | None
-    bounds: bool | None
-    regret: int
-    baseline: str | None
-    statistics: Statistics
-    search: Search | None
-    plans: tuple[Plan, ...]
-    machines: tuple[HardwareProfile | None, ...]
-    shapes: tuple[ModelShape | None, ...]
-    batches: tuple[int | None, ...]
-
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A study as it stands in its file."""
-
-    traces: str | list[str]
-    grid: dict[str, object]
-    objective: Objective | None = None
-    # "12GiB": winners take no more of the device; bytes are numbers too
-    max_device_bytes: str | int | None = None
-    # "sizes": a shape that routes otherwise than a trace sizes its experts; None: such cells fail
-    reshape: Literal["sizes"] | None = None
-    # Belady's bounds beside every cell; None: up to 20 M lookups
-    bounds: bool | None = None
-    # of how many of the best plans per trace and machine it is said what hinders them
-    regret: int = 3
-    # the eviction policy that the winner is also compared with; None: the first of the grid
-    baseline: str | None = None
-    statistics: Statistics = Statistics()
-    # most plans on a beginning of the traces only; None: all at full length
-    search: Search | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.regret <= 1000:
-            raise ValueError(f"regret = {self.regret}: give 0 to 1000")
-
-
 AXES = (
     *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
     *("hardware", "engine", "model_shape", "batch"),
@@ -125,69 +27,6 @@ TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 IDLE = ("distance", "count", "target", "staging")
 """What is left out of a plan that prefetches nothing."""
-
-
-def load_study(path: str | os.PathLike[str]) -> Study:
-    """Read a study's file. Paths in it are relative to its folder. Raises StudyError or another TracekitError."""
-    label = f"study {os.fspath(path)}"
-    return study_from_dict(read_toml(path, "study", StudyError), label, Path(path).parent)
-
-
-def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path()) -> Study:
-    """Validate the tables of a study's file. Raises TracekitError naming `label`, the key and the mend."""
-    file = convert(dict(tables), _File, label=label, error=StudyError)
-    for key in file.grid:
-        if key not in AXES:
-            raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
-    if "capacity" not in file.grid:
-        raise StudyError(f'{label}: grid.capacity says how many experts the device holds, such as "4/layer"')
-    traces = [file.traces] if isinstance(file.traces, str) else file.traces
-    if not traces:
-        raise StudyError(f"{label}: traces is empty")
-    count = len(traces) * math.prod(_choices(label, axis, file.grid[axis]) for axis in file.grid)
-    if count > MOST_CELLS:
-        raise StudyError(f"{label}: the grid has {count} cells, more than {MOST_CELLS}: make two studies of it")
-    try:
-        machines = tuple(_machines(label, file.grid, folder))
-        shapes = tuple(load_shape(_place(name, folder)) for name in _texts(label, file.grid, "model_shape"))
-        _check_names("model_shape", shapes)
-        plans = tuple(_plans(label, file.grid, folder))
-        limit = file.max_device_bytes
-        if isinstance(limit, str):
-            parsed = Capacity.parse(limit)
-            if parsed.unit != "bytes" or parsed.per_layer:
-                raise StudyError(f'max_device_bytes = {limit!r}: give bytes, such as "12GiB"')
-            limit = int(parsed.amount)
-        if limit is not None and limit < 1:
-            raise StudyError(f'max_device_bytes = {limit}: give bytes, such as "12GiB"')
-        baseline = None if file.baseline is None else _place(file.baseline, folder)
-        if baseline is not None:
-            eviction_policy(baseline)
-            named = [plan.eviction.policy for plan in plans]
-            if baseline not in named:
-                raise StudyError(f"baseline {baseline!r} is not in grid.eviction{did_you_mean(baseline, named)}")
-    except TracekitError as error:
-        text = str(error)
-        raise (error if text.startswith(label) else type(error)(f"{label}: {text}")) from None
-    objective = file.objective or ("tokens_per_second" if machines else "bytes")
-    if objective != "bytes" and not machines:
-        raise StudyError(f'{label}: objective = "{objective}" is about time: give grid.hardware')
-    return Study(
-        label=label,
-        traces=tuple(dict.fromkeys(_place(name, folder, always=True) for name in traces)),
-        objective=objective,
-        max_device_bytes=limit,
-        reshape=file.reshape,
-        bounds=file.bounds,
-        regret=file.regret,
-        baseline=baseline,
-        statistics=file.statistics,
-        search=file.search,
-        plans=plans,
-        machines=machines or (None,),
-        shapes=shapes or (None,),
-        batches=_batches(label, file.grid),
-    )
 
 
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
@@ -241,14 +80,17 @@ def _brackets(values: Tables) -> str:
     return f" ({', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
 
 
-def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
-    """Every plan of the grid, once, in the order of the file."""
-    capacities = _texts(label, grid, "capacity")
+def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None) -> Iterator[Plan]:
+    """Every plan of the grid, once, in the order of the file; the `baseline`'s policy first where it is not there."""
+    capacities = texts(label, grid, "capacity")
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
+    default = plan_from_dict({"cache": {"capacity": "1"}}).eviction.policy
+    if baseline is not None and baseline not in [table.get("policy", default) for table in evictions]:
+        evictions.insert(0, {"policy": baseline})
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
-    kernels = _texts(label, grid, "compute_experts") or ["each"]
-    lanes = _texts(label, grid, "cpu_experts") or ["never"]
+    kernels = texts(label, grid, "compute_experts") or ["each"]
+    lanes = texts(label, grid, "cpu_experts") or ["never"]
     seen: set[bytes] = set()
     for capacity, eviction, prefetch, stored, kernel, lane in itertools.product(
         capacities, evictions, prefetches, weights, kernels, lanes
@@ -270,7 +112,7 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
             yield plan
 
 
-def _choices(label: str, axis: str, given: object) -> int:
+def choices(label: str, axis: str, given: object) -> int:
     """How many values an axis has, before any is made. An empty list would leave out what it is meant to vary."""
     if given == []:
         raise StudyError(f"{label}: grid.{axis} is empty")
@@ -283,21 +125,19 @@ def _choices(label: str, axis: str, given: object) -> int:
     return count
 
 
-def _machines(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProfile]:
+def machines_of(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProfile]:
     """Every machine under every engine, each under its own where none is given."""
-    machines, engines = (
-        [_place(name, folder) for name in _texts(label, grid, axis)] for axis in ("hardware", "engine")
-    )
+    machines, engines = ([place(name, folder) for name in texts(label, grid, axis)] for axis in ("hardware", "engine"))
     if engines and not machines:
         raise StudyError(f"{label}: grid.engine is about time: give grid.hardware")
     found = [[load_hardware(machine, engine) for engine in engines or [None]] for machine in machines]
-    _check_names("hardware", [first for first, *_ in found])
+    check_names("hardware", [first for first, *_ in found])
     for of_machine in found:
-        _check_names("engine", [one.engine for one in of_machine])
+        check_names("engine", [one.engine for one in of_machine])
         yield from of_machine
 
 
-def _check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | ModelShape]) -> None:
+def check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | ModelShape]) -> None:
     """Results are told apart by these names."""
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -326,11 +166,11 @@ def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[
             table = dict(zip(value, chosen, strict=True))
             for key in ("profile", "artefact", "policy", "predictor"):
                 if isinstance(name := table.get(key), str):
-                    table[key] = _place(name, folder, always=key in ("profile", "artefact"))
+                    table[key] = place(name, folder, always=key in ("profile", "artefact"))
             yield table
 
 
-def _texts(label: str, grid: Tables, axis: str) -> list[str]:
+def texts(label: str, grid: Tables, axis: str) -> list[str]:
     found: dict[str, None] = {}
     for value in _values(grid.get(axis, [])):
         if not isinstance(value, str):
@@ -339,7 +179,7 @@ def _texts(label: str, grid: Tables, axis: str) -> list[str]:
     return list(found)
 
 
-def _batches(label: str, grid: Tables) -> tuple[int | None, ...]:
+def batches_of(label: str, grid: Tables) -> tuple[int | None, ...]:
     found: dict[int | None, None] = {}
     for value in _values(grid.get("batch", [])) or [None]:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -352,7 +192,7 @@ def _values(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _place(name: str, folder: Path, *, always: bool = False) -> str:
+def place(name: str, folder: Path, *, always: bool = False) -> str:
     """A path in the study's file, as seen from here; names of shipped things stay names."""
     if "\0" in name:
         raise StudyError(f"{name!r} is no path: it holds a null byte")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.study.contestants import Contestant
-from experiments.study.grid import Study
+from experiments.study.study_file import Study
 
 MEND = "give grid.model_shape, or leave out max_device_bytes"
 

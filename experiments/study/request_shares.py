@@ -1,9 +1,10 @@
-"""What each request of a routing has of the steps' times and bytes: requests share a step's by their tokens in it."""
+"""What each request of a routing has of the steps' times, bytes and loads: requests share a step's by their tokens."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.curves.stack_curve import Sharing
 from engine.replay.passes import Steps
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -11,10 +12,9 @@ from tracekit.trace import Trace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestShares:
-    """The tokens of a routing's decode steps, by request.
+    """The tokens of a routing's decode steps, by request; of all steps where the routing decodes nothing.
 
-    `step` and `who` [decode tokens]: the step and the place of the request in `requests`; `tokens` [requests] counts
-    them.
+    `step` and `who` [tokens]: the step and the place of the request in `requests`; `tokens` [requests] counts them.
     """
 
     steps: Steps
@@ -27,9 +27,16 @@ class RequestShares:
     def of(cls, trace: Trace) -> "RequestShares":
         steps = Steps.of(trace)
         step = np.repeat(np.arange(len(steps.phase)), np.diff(steps.starts))
-        decode = steps.phase[step] == DECODE
-        requests, who = np.unique(trace.request[decode], return_inverse=True)
-        return cls(steps, step[decode], who, requests, np.bincount(who))
+        own = steps.phase[step] == DECODE
+        if not own.any():
+            own = np.ones(len(step), np.bool_)
+        requests, who = np.unique(trace.request[own], return_inverse=True)
+        return cls(steps, step[own], who, requests, np.bincount(who))
+
+    @property
+    def sharing(self) -> Sharing:
+        """The same, for passes that count as they go."""
+        return Sharing(self.step, self.who, 1 / np.diff(self.steps.starts), len(self.requests))
 
     def of_each(self, of_step: np.ndarray, scale: float = 1.0) -> np.ndarray:
         """What each request has of `of_step` [steps], the tokens of a step sharing evenly: i64 [requests], rounded."""

@@ -4,48 +4,56 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import polars as pl
 
-from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
 from engine.replay.result import Regret
 from experiments.study import study_folder as files
 from experiments.study.cell_results import described, measure, setting_of
-from experiments.study.cells import RESULTS, Cell, Routing, cells_of, group_key, groups
+from experiments.study.cells import RESULTS, Cell, cells_of, group_key, groups
 from experiments.study.conclude import conclude
 from experiments.study.contestants import fitting_rows
-from experiments.study.grid import Study
-from experiments.study.schema import CURVES, REGRET, SCHEMA
+from experiments.study.curve_tables import curve_table
+from experiments.study.once import repeated_requests, said_of_traces
+from experiments.study.schema import REGRET, SCHEMA
 from experiments.study.search import search
 from experiments.study.shared import SharedRoutings
+from experiments.study.study_file import Study
 from experiments.study.study_folder import StudyFolder
 from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
+from experiments.study.winner_plans import write_winners
 from experiments.study.winner_timelines import expert_rows, timeline_rows
 from experiments.study.workers import OnPiece, Say, Workers
-from tracekit.errors import TracekitError
+from tracekit.errors import StudyError, TracekitError
 from tracekit.version import own_version
-
-CURVE_POINTS = 64
 
 
 def run_study(
-    study: Study, folder: Path, workers: Workers, *, source: str = "", progress: Say | None = None
+    study: Study,
+    folder: Path,
+    workers: Workers,
+    *,
+    source: str = "",
+    progress: Say | None = None,
+    replace: bool = False,
 ) -> Summary:
     """Run `study` into `folder`, or go on with what is there; returns what study.json says.
 
     Whatever was interrupted and resumed, and whoever computed it, the same study leaves the same bytes in
-    study.json, winner.plan.toml and every .parquet file (experiments.study.schema).
+    study.json, the winners' plans and every .parquet file (experiments.study.schema).
 
     Args:
         source: the study's file as text, kept in the folder.
         progress: called with the number of cells just finished, those found finished included; a cell on a beginning of
             the traces counts as that share of one.
+        replace: go ahead where the folder holds another study's results.
 
     Raises TracekitError when the study as a whole is impossible; a plan that is becomes a row with an `error`.
     """
     cells = cells_of(study)
+    if not replace and files.holds_another(folder, source, {cell.key for cell in cells}):
+        raise StudyError(f"{folder} holds the results of another study: choose another --output, or give --replace")
     with StudyFolder(folder) as place:
         place.write(files.COPY, source.encode())
 
@@ -54,23 +62,22 @@ def run_study(
 
         cells, searched = search(study, cells, replay)
         rows = replay(cells, 1.0)
-        settings = conclude(study, rows, searched)
+        traces = list(dict.fromkeys(cell.routing.path for cell in cells))
+        once = repeated_requests(traces)
+        settings, effects = conclude(study, rows, searched, once)
         tables = {
             files.RESULTS: rows,
+            files.EFFECTS: effects,
             files.SEARCH: searched,
-            files.CURVES: _curves(cells, workers),
+            files.CURVES: curve_table(cells, study.statistics.level, workers),
             files.REGRET: _regrets(study, place, cells, rows, workers),
-            files.EXPERTS: expert_rows(study.traces),
+            files.EXPERTS: expert_rows(traces),
             files.TIMELINE: timeline_rows(cells, settings),
         }
         digests = {name: place.write(name, files.parquet(table)) for name, table in tables.items()}
-        summary = summarise(study, cells, rows, settings, digests)
+        summary = summarise(study, cells, rows, settings, once, digests)
         place.write(files.SUMMARY, summary.to_json().encode())
-        winner = next((setting for setting in settings if setting.plan_toml is not None), None)
-        if winner is None:
-            place.remove(files.WINNER)
-        else:
-            place.write(files.WINNER, winning_plan(winner).encode())
+        write_winners(place, settings)
     return summary
 
 
@@ -96,45 +103,6 @@ def _rows(place: StudyFolder, cells: Sequence[Cell], workers: Workers, progress:
     order = pl.DataFrame(named, schema={name: SCHEMA[name] for name in named[0]})
     found = order.join(done.drop(set(named[0]) - {"cell"}), on="cell", how="left", maintain_order="left")
     return found.select(list(SCHEMA)).rechunk()
-
-
-def _curves(cells: Sequence[Cell], workers: Workers) -> pl.DataFrame:
-    """Hit ratio against cache size, of the policies that one pass tells all about; not of traces that take too long."""
-    asked: dict[tuple[Routing, Scope], bool | None] = {}
-    for cell in cells:
-        asked[cell.routing, "layer" if cell.plan.capacity.per_layer else "global"] = cell.bounds
-    tasks = [(routing, scope, bounds) for (routing, scope), bounds in asked.items()]
-    found = dict(workers.run(curve_rows, tasks))
-    return pl.concat([pl.DataFrame(schema=CURVES), *(found[task] for task in tasks)]).rechunk()
-
-
-def curve_rows(
-    shared: SharedRoutings, task: tuple[Routing, Scope, bool | None], on_piece: OnPiece | None = None
-) -> pl.DataFrame:
-    """The curves of one routing (`CURVES`)."""
-    routing, scope, asked = task
-    known = shared.of(routing)
-    found = [pl.DataFrame(schema=CURVES)]
-    if known.bounded(asked) and known.trace.tokens:
-        per_layer = known.trace.manifest.experts_per_layer
-        most = max(per_layer) if scope == "layer" else sum(per_layer)
-        slots = np.unique(np.linspace(0, most, min(CURVE_POINTS, most) + 1).round().astype(np.int64))
-        held = slots * (len(per_layer) if scope == "layer" else 1) / sum(per_layer)
-        for policy in STACK_CURVES:
-            curve = known.curve(policy, scope)
-            hits, lookups = curve.hits[:, slots], curve.lookups
-            columns = {
-                "trace": routing.path,
-                "batch": routing.batch,
-                "scope": scope,
-                "policy": policy,
-                "slots": slots,
-                "share": np.minimum(1.0, held),
-                "hit_ratio": hits.sum(axis=0) / max(int(lookups.sum()), 1),
-                "decode_hit_ratio": hits[1] / max(int(lookups[1]), 1),
-            }
-            found.append(pl.DataFrame(columns, schema=CURVES))
-    return pl.concat(found)
 
 
 def _regrets(
@@ -179,7 +147,12 @@ def cell_regret(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = N
 
 
 def summarise(
-    study: Study, cells: Sequence[Cell], rows: pl.DataFrame, settings: list[SettingSummary], digests: dict[str, str]
+    study: Study,
+    cells: Sequence[Cell],
+    rows: pl.DataFrame,
+    settings: list[SettingSummary],
+    once: dict[str, list[int]],
+    digests: dict[str, str],
 ) -> Summary:
     """study.json: who won, what failed, and what it all was made from; `digests` of the tables by file name."""
     failed = rows.filter(pl.col("error").is_not_null())
@@ -191,12 +164,14 @@ def summarise(
     warnings = told.filter(pl.col("warning_codes") != "does not fit")["warnings"]
     return Summary(
         objective=study.objective,
+        baseline=study.baseline,
         max_device_bytes=study.max_device_bytes,
         cells=len(cells),
         failed=len(failed),
         errors=[Failure(error=error, cells=count, first_plan=plan) for error, count, plan in reasons.iter_rows()],
         settings=settings,
-        warnings=warnings.unique(maintain_order=True).to_list(),
+        warnings=[*said_of_traces(study.traces, once), *warnings.unique(maintain_order=True)],
+        counted_once=once,
         statistics=study.statistics,
         search=study.search,
         provenance=Provenance(
@@ -208,8 +183,3 @@ def summarise(
         ),
         files=digests,
     )
-
-
-def winning_plan(won: SettingSummary) -> str:
-    """winner.plan.toml: the plan, and what it won."""
-    return f"# {won.statement}\n# {won.conditions}\n{won.plan_toml}"

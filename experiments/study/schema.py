@@ -79,15 +79,14 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
         REAL,
         "no plan of that capacity is faster under any engine, CPU helping",
     ),
-    ("request", pl.List(INT), "requests with decode tokens, ascending"),
+    ("request", pl.List(INT), "requests with decode tokens, ascending; all of a trace that decodes nothing"),
     ("request_tokens", pl.List(INT), "decode tokens of each"),
     ("request_ns", pl.List(INT), "decode time of each: a step's time is shared by its tokens evenly"),
     ("request_p99_ns", pl.List(INT), "99th percentile of the times of each request's decode steps"),
-    (
-        "request_bytes",
-        pl.List(INT),
-        "bytes loaded for each, shared as time is; missing as loads are, or sizes unknown",
-    ),
+    ("request_bytes", pl.List(INT), "bytes loaded for each, shared as time is; missing if sizes are unknown"),
+    ("request_lookups", pl.List(INT), "demanded experts of each, shared as time is"),
+    ("request_misses", pl.List(INT), "of these, not found on the device"),
+    ("request_loads", pl.List(INT), "experts loaded for each, ahead or on demand"),
     ("warnings", pl.List(TEXT), "what to know before believing the row"),
     ("warning_codes", pl.List(TEXT), "what kind each of these is: tracekit.caution"),
 )
@@ -98,12 +97,45 @@ CURVES: Columns = {
     "batch": INT,
     "scope": TEXT,
     "policy": TEXT,
+    "needs_future": BOOL,
     "slots": INT,
     "share": REAL,
     "hit_ratio": REAL,
     "decode_hit_ratio": REAL,
+    "low": REAL,
+    "high": REAL,
 }
-"""Hit ratio at every cache size; of the policies that need one pass for all."""
+"""Hit ratio against cache size, every policy without prefetching at the same sizes; `low` and `high` are the interval
+of `decode_hit_ratio` (of `hit_ratio`, where a trace decodes nothing)."""
+
+EFFECT_COLUMNS: tuple[tuple[str, Type, str], ...] = (
+    ("hardware", TEXT, "as in results.parquet"),
+    ("model_shape", TEXT, "as in results.parquet"),
+    ("batch", INT, "as in results.parquet"),
+    ("capacity", TEXT, "cache.capacity, of both plans"),
+    ("weights", TEXT, "weights.experts, of both plans"),
+    ("policy", TEXT, "eviction and prefetching"),
+    ("plan", TEXT, "the plan in a few words"),
+    ("plan_toml", TEXT, "the plan as a file"),
+    ("baseline", TEXT, "eviction and prefetching of the plan it is compared with"),
+    ("needs_future", BOOL, "whether the plan is a bound: its effect is what is left to win"),
+    ("quantity", TEXT, "what is compared"),
+    ("unit", TEXT, "of value and baseline_value"),
+    ("value", REAL, "what the objective asks for"),
+    ("baseline_value", REAL, "the same of the baseline"),
+    ("effect", REAL, "how much better, as a share; of hit ratios the difference"),
+    ("low", REAL, "lower end of its interval; missing: too few requests for one that would hold"),
+    ("high", REAL, "upper end"),
+    ("requests", INT, "requests that both served"),
+    ("effective", REAL, "as how many equal requests, that differ, they count"),
+    ("wins", INT, "of these cheaper than with the baseline"),
+    ("p", REAL, "how often plans that are alike would differ as much"),
+    ("corrected", REAL, "the same for all comparisons of the setting together (Holm); missing for bounds"),
+    ("outcome", TEXT, "better, worse, level, none (not shown), identical, too few; bound for bounds"),
+    ("verdict", TEXT, "the same in words"),
+)
+EFFECTS: Columns = {name: kind for name, kind, _ in EFFECT_COLUMNS}
+"""Each plan against the baseline at its capacity (experiments.study.effects)."""
 
 REGRET: Columns = {"cell": TEXT, **{name: INT for name in Regret.__struct_fields__}}
 """Regret of the best cells (engine.replay.result.Regret)."""

@@ -2,7 +2,7 @@
 
 Every plan is replayed on a beginning of each trace. In each setting (machine, shape, batch) the best share goes on to a
 beginning so much longer, and after the last round to the full length. Only what was replayed at full length is
-concluded from. With the plans that are kept go the bounds, and the best plan of the policy to compare with.
+concluded from. With the plans that are kept go the bounds, and the plans of the baseline's policy to compare them with.
 """
 
 import math
@@ -13,8 +13,8 @@ import polars as pl
 
 from experiments.study.cells import Cell, Routing, cell_key
 from experiments.study.contestants import Contest
-from experiments.study.grid import Search, Study
 from experiments.study.schema import SEARCH
+from experiments.study.study_file import Search, Study
 from experiments.study.study_json import End, Round
 from tracekit.prefix import prefix_steps
 
@@ -86,10 +86,13 @@ def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
     count = max(study.search.least, math.ceil(study.search.keep * len(ranked)))
     outcome = {one.toml: "kept" if place < count else "pruned" for place, one in enumerate(ranked)}
     outcome |= {one.toml: "bound" for one in contest.everyone if one.needs_future}
-    baseline = study.baseline or study.plans[0].eviction.policy
-    rival = next((one for one in ranked if one.policy == baseline), None)
-    if rival is not None and outcome[rival.toml] == "pruned":
-        outcome[rival.toml] = "baseline"
+    # Whoever goes on is compared with somebody at its capacity and in its format; and with the best of them all.
+    kinds = {one.kind for one in ranked[:count]}
+    rivals = [one for one in ranked if one.policy == study.baseline]
+    first = {one.kind: one for one in reversed(contest.everyone) if one in rivals}
+    for one in [*rivals[:1], *(one for kind, one in first.items() if kind in kinds)]:
+        if outcome[one.toml] == "pruned":
+            outcome[one.toml] = "baseline"
     values = {one.toml: one.value for one in contest.everyone}
     places = {one.toml: place for place, one in enumerate(ranked, 1)}
     failed = set(rows.filter(pl.col("error").is_not_null())["plan_toml"])

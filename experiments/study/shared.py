@@ -29,6 +29,8 @@ from tracekit.trace import Trace
 
 SHARED_LOOKUPS = 64_000_000
 """Up to this many chosen experts a routing's demand stays in memory, 12 bytes each, for all plans."""
+REQUEST_COUNTS = 1 << 24
+"""Up to this many numbers, 16 bytes each, a curve keeps what each request has of it."""
 T = TypeVar("T")
 
 
@@ -143,9 +145,15 @@ class SharedRouting:
             works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
         return works.found
 
+    def tells_requests(self, scope: Scope) -> bool:
+        """Whether a curve of this routing has room for what each request has of it."""
+        experts = self.trace.num_experts * (self.trace.layers if scope == "global" else 1)
+        return len(self.requests.requests) * experts <= REQUEST_COUNTS
+
     def curve(self, policy: str, scope: Scope) -> StackCurve:
-        """Hits of `lru` or `belady` at every cache size."""
-        return self._shared.get((self.routing, policy, scope), lambda: STACK_CURVES[policy](self.trace, scope))
+        """Hits of `lru` or `belady` at every cache size; of each request, too, where there is room for that."""
+        sharing = self.requests.sharing if self.tells_requests(scope) else None
+        return self._shared.get((self.routing, policy, scope), lambda: STACK_CURVES[policy](self.trace, scope, sharing))
 
 
 def compact(demand: Demand) -> Demand:

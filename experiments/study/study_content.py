@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -19,10 +20,13 @@ from experiments.report.content import (
     Work,
 )
 from experiments.report.content import Setting as Drawn
+from experiments.report.effect import Effect
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
-from experiments.study.grid import Statistics, computed_name, eviction_name, prefetch_name, stored_name
+from experiments.study.effects import SAID
+from experiments.study.grid import computed_name, eviction_name, prefetch_name, stored_name
+from experiments.study.study_file import Statistics
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
@@ -62,7 +66,7 @@ def report_content(folder: Path, validation: Path | None = None) -> ReportConten
             ("cells", f"{summary.cells:,}, {summary.failed:,} failed"),
         ),
         settings=tuple(_setting(found, sound, tables, summary.statistics) for found in summary.settings),
-        curve_sets=tuple(curve_sets(tables[files.CURVES], sound)),
+        curve_sets=tuple(curve_sets(tables[files.CURVES], sound, summary.statistics.level)),
         heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
         validation=_validated(folder, validation),
         warnings=tuple(warnings),
@@ -109,6 +113,8 @@ def _setting(
             Verdict(text=compared.verdict, shown=compared.outcome in ("better", "worse"))
             for compared in found.comparisons
         ),
+        **_effects(found.conditions.rows_of(tables[files.EFFECTS]), formats),
+        answers=tuple(found.answers),
         notes=tuple(found.notes),
         room=found.room_bytes,
         rows=tuple(
@@ -119,6 +125,28 @@ def _setting(
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
     )
+
+
+class _Effects(TypedDict):
+    baseline: str
+    effects: tuple[Effect, ...]
+
+
+def _effects(rows: pl.DataFrame, formats: bool) -> _Effects:
+    """Each plan against the baseline; `formats`: caches are told apart by how experts are stored, too."""
+    found = tuple(
+        Effect(
+            policy=eviction_name(plan_of(row["plan_toml"])),
+            label=row["policy"],
+            cache=row["capacity"] + (f", {row['weights']}" if formats and row["weights"] else ""),
+            points=row["quantity"] == "hit ratio",
+            is_bound=row["needs_future"],
+            outcome=SAID.get(row["outcome"], row["outcome"]),
+            **{name: row[name] for name in ("effect", "low", "high", "requests", "effective")},
+        )
+        for row in rows.iter_rows(named=True)
+    )
+    return {"baseline": rows["baseline"][0] if len(rows) else "", "effects": found}
 
 
 def _round(found: Round) -> SearchRound:
@@ -165,7 +193,7 @@ def _intervals(plans: Sequence[pl.DataFrame], statistics: Statistics) -> np.ndar
         return None
     tokens = np.concatenate([row.to_numpy() for row in plans[0]["request_tokens"]])
     times = np.stack([np.concatenate([row.to_numpy() for row in part["request_ns"]]) for part in plans])
-    return rate_intervals(tokens, times.astype(np.float64), **msgspec.structs.asdict(statistics))
+    return rate_intervals(tokens, times.astype(np.float64), level=statistics.level)
 
 
 def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:

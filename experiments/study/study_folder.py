@@ -1,8 +1,10 @@
 """What a study leaves in its folder. Every file is there whole or not at all, so a killed study resumes."""
 
+import contextlib
 import hashlib
 import io
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,9 +18,10 @@ from tracekit.durable import TEMPORARY, check_place, lock_directory, reporting, 
 from tracekit.errors import StudyError
 from tracekit.opening import read_file
 
-PIECES, REGRETS = "cells", "regrets"
-RESULTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
+PIECES, REGRETS, WINNERS = "cells", "regrets", "winners"
+RESULTS, EFFECTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
     "results.parquet",
+    "effects.parquet",
     "curves.parquet",
     "regret.parquet",
     "search.parquet",
@@ -30,9 +33,10 @@ RESULTS, CURVES, REGRET, SEARCH, EXPERTS, TIMELINE, SUMMARY, WINNER, COPY = (
 )
 VALIDATION = "validation.json"
 """Not written by a study: what `tracekit validate --json` printed of its winner, where somebody put it there."""
-MOST_BYTES, MOST_SUMMARY_BYTES = 4 << 30, 256 << 20
+MOST_BYTES, MOST_SUMMARY_BYTES, MOST_SOURCE_BYTES = 4 << 30, 256 << 20, 16 << 20
 TABLES = {
     RESULTS: schema.SCHEMA,
+    EFFECTS: schema.EFFECTS,
     CURVES: schema.CURVES,
     REGRET: schema.REGRET,
     SEARCH: schema.SEARCH,
@@ -77,6 +81,17 @@ class StudyFolder:
                 continue
         return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=columns)
 
+    @staticmethod
+    def finished(folder: Path) -> set[str]:
+        """The cells of every finished piece."""
+        found = set()
+        for path in (folder / PIECES).glob("*.parquet"):
+            with contextlib.suppress(OSError, ValueError, pl.exceptions.PolarsError):
+                data = read_file(path, MOST_BYTES)
+                if path.name.split(".")[1] == sha256(data)[:32]:
+                    found.update(pl.read_parquet(io.BytesIO(data), columns=["cell"])["cell"])
+        return found
+
     def add(self, kind: str, name: str, rows: pl.DataFrame) -> None:
         """Write a finished piece. Its name ends with what it holds: polars may crash on a damaged file."""
         data = parquet(rows)
@@ -94,6 +109,27 @@ class StudyFolder:
         """A file of an earlier study that this one does not write."""
         with reporting(self.folder / name):
             (self.folder / name).unlink(missing_ok=True)
+
+    def write_winners(self, files: Mapping[str, bytes]) -> None:
+        """The winners' plans and the policies that they name, by file; those of an earlier study go."""
+        with reporting(self.folder / WINNERS):
+            (self.folder / WINNERS).mkdir(exist_ok=True)
+            for path in (self.folder / WINNERS).iterdir():
+                if path.is_file() and path.name not in files:
+                    path.unlink()
+        for name, data in files.items():
+            self.write(f"{WINNERS}/{name}", data)
+
+
+def holds_another(folder: Path, source: str, keys: Collection[str]) -> bool:
+    """Whether `folder` holds what another study left: its file is another one, and none of its results is of `keys`."""
+    if not (folder / PIECES).is_dir() or not (folder / COPY).is_file():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if source and read_file(folder / COPY, MOST_SOURCE_BYTES) == source.encode():
+            return False
+    done = StudyFolder.finished(folder)
+    return bool(done) and not done.intersection(keys)
 
 
 def sha256(data: bytes) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
-from experiments.study.grid import Objective, Search, Statistics
+from experiments.study.study_file import Objective, Search, Statistics
 
 
 class End(msgspec.Struct, frozen=True):
@@ -54,6 +54,8 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None
     share_of_bound: float | None = None
     statement: str
+    answers: list[str] = []
+    """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""
     comparisons: list[Comparison] = []
     ranking: list[str] = []
     notes: list[str]
@@ -87,12 +89,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file. `files` holds the sha256 of each table beside it."""
 
     objective: Objective
+    baseline: str
     max_device_bytes: int | None
     cells: int
     failed: int
     errors: list[Failure]
     settings: list[SettingSummary]
     warnings: list[str]
+    counted_once: dict[str, list[int]]
+    """Requests of a trace, by its path, that another trace has as well, where they are counted."""
     statistics: Statistics
     search: Search | None
     provenance: Provenance

@@ -17,8 +17,11 @@ _OF_SOUND = (
     *("decode_lookups", "decode_hits"),
 )
 """Of rows without an error."""
-_BY_REQUEST = ("request_tokens", "request_ns", "request_p99_ns", "request_bytes")
-_MAY_MISS = {"hardware", "engine", "hardware_digest", "model_shape", "batch", "value", "place", "label"}
+_BY_REQUEST = tuple(name for name in schema.SCHEMA if name.startswith("request_"))
+_MAY_MISS = {
+    *("hardware", "engine", "hardware_digest", "model_shape", "batch", "value", "place", "label"),
+    *("weights", "low", "high", "corrected"),
+}
 """Of the tables beside the results."""
 
 

@@ -17,7 +17,7 @@ from experiments.research.benchmarks.alternating import Row, medians
 from experiments.research.benchmarks.load import EXPERTS, LAYERS, TOP_K, manifest, routing
 from experiments.study.cell_results import measure
 from experiments.study.cells import Cell, cells_of, groups
-from experiments.study.grid import study_from_dict
+from experiments.study.study_file import study_from_dict
 from experiments.study.workers import Threads, Workers
 from tracekit.writer import TraceWriter
 

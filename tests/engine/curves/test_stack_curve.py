@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.curves import belady, lru, stack_curve
-from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve, belady_curve, lru_curve
+from engine.curves.stack_curve import STACK_CURVES, Scope, Sharing, StackCurve, belady_curve, lru_curve
 from engine.decisions.run import iter_decisions
 from engine.plan.plan import plan_from_dict
+from engine.replay.passes import run
 from engine.replay.replay import replay
 from policies.cache import CacheSpec
-from policies.events import BYPASS, LOAD
+from policies.events import BYPASS, HIT_PREFETCHED, LOAD
 from tests.helpers.scenarios import memory_trace
-from tracekit.demand import iter_demand
+from tracekit.demand import iter_demand, step_starts
 from tracekit.importers import import_trace
 from tracekit.trace import Trace
 
@@ -176,3 +177,37 @@ def test_a_real_trace_hits_as_replay_does(policy: str, scope: str, sizes: tuple[
         plan = plan_from_dict({"cache": {"capacity": capacity}, "eviction": {"policy": policy}})
         result = replay(qwen, plan, bounds=False)
         assert curve.hits[:, slots].tolist() == [result.phases.prefill.hits, result.phases.decode.hits], slots
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_requests_share_the_hits_of_their_steps(way: str, scope: Scope, seed: int) -> None:
+    """Against replaying at each size and sharing each step's counts in plain loops; the curve itself stays as it is."""
+    trace = random_trace(seed)
+    policy, _, many = way.partition(", ")
+    starts = step_starts(trace.step)
+    whose = np.random.default_rng(seed).integers(0, 4, trace.tokens)
+    step = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    kept = np.random.default_rng(seed + 1).random(trace.tokens) < 0.8
+    sharing = Sharing(step[kept], whose[kept], 1 / np.diff(starts), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lru, "MOST", 0 if many else 10**6)
+        patch.setattr(belady, "DEEP", 0 if many else 10**6)
+        patch.setattr(stack_curve, "iter_demand", partial(iter_demand, chunk=29))
+        shared = STACK_CURVES[policy](trace, scope, sharing)
+    plain = find(way, trace, scope)
+    assert shared.hits.tolist() == plain.hits.tolist() and shared.lookups.tolist() == plain.lookups.tolist()
+    assert shared.by_request is not None and plain.by_request is None
+    for slots in {0, 1, most_slots(trace, scope) // 2, most_slots(trace, scope)}:
+        groups, keys = (trace.layers if scope == "layer" else 1), trace.layers * trace.num_experts
+        spec = CacheSpec(trace.layers, trace.num_experts, (slots,) * groups, np.ones(keys, np.int64), policy)
+        (done,) = run(trace, spec)
+        hits, lookups = np.zeros(4), np.zeros(4)
+        for token in np.flatnonzero(kept):
+            counted = done.step_kinds[step[token]] / (starts[step[token] + 1] - starts[step[token]])
+            hits[whose[token]] += counted[: HIT_PREFETCHED + 1].sum()
+            lookups[whose[token]] += counted[: BYPASS + 1].sum()
+        assert shared.by_request.hits[:, slots].tolist() == pytest.approx(hits.tolist())
+        assert shared.by_request.lookups.tolist() == pytest.approx(lookups.tolist())

@@ -359,8 +359,8 @@ def test_the_page_s_example_is_a_predictor(tmp_path: Path) -> None:
 
 
 def test_studies_refuse_what_was_fitted_on_and_rank_the_rest(tmp_path: Path) -> None:
-    from experiments.study.grid import study_from_dict
     from experiments.study.run_study import run_study
+    from experiments.study.study_file import study_from_dict
     from experiments.study.workers import Threads
 
     trace = predictable(tmp_path / "t.trace", requests=24)

@@ -49,7 +49,8 @@ def test_python_and_the_command_line_leave_the_same(
 
 def test_what_was_found_is_at_hand(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    found = study(tomllib.loads(TOML) | {"search": None, "grid": tomllib.loads(TOML)["grid"] | {"batch": [None, 2]}})
+    tables = tomllib.loads(TOML) | {"across_capacities": True, "statistics": {"level": 0.9}}
+    found = study(tables | {"search": None, "grid": tables["grid"] | {"batch": [None, 2]}})
     assert set(found.winners) == {
         Conditions(machine, "mixtral-8x7b", batch, "transformers-eager")
         for machine in ("rtx3060", "t4")
@@ -60,6 +61,8 @@ def test_what_was_found_is_at_hand(folder: Path, tmp_path: Path, monkeypatch: py
     beaten = found.comparisons.filter(pl.col("outcome") == "better")
     assert len(found.comparisons) == sum(len(one.comparisons) for one in found.summary.settings) > len(beaten) > 0
     assert (beaten["low"] > 0).all() and {"hardware", "batch", "verdict"} <= set(beaten.columns)
+    assert set(found.effects["policy"]) == {"fifo"} and set(found.effects["baseline"]) == {"lru"}
+    assert len(found.effects) == 2 * 2 * 2  # machines, capacities, batches
     page = found._repr_html_()
     assert (
         "t4 under transformers-eager at mixtral-8x7b&#x27;s shape, batches of 2" in page

@@ -80,7 +80,7 @@ def test_every_module_that_a_replay_and_a_cell_load_is_in_the_key(folder: Path) 
 import sys
 from pathlib import Path
 from experiments.study.cells import cells_of
-from experiments.study.grid import study_from_dict
+from experiments.study.study_file import study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.shared import SharedRoutings
 from experiments.study.sources import ENTRIES, PACKAGES, import_closure, policies_digest

@@ -13,8 +13,8 @@ from experiments.report.charts import Chart
 from experiments.report.content import Setting
 from experiments.report.setting_sections import sections
 from experiments.study import Threads, run_study
-from experiments.study.grid import study_from_dict
 from experiments.study.study_content import report_content
+from experiments.study.study_file import study_from_dict
 from tracekit.caution import Code
 
 

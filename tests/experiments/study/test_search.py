@@ -106,7 +106,7 @@ def test_a_beginning_holds_its_share_of_decode_steps(folder: Path) -> None:
 
 
 def test_every_round_is_what_a_sort_of_replays_says(folder: Path, searched: Path) -> None:
-    """Halving by hand: replays of sliced traces, a sort, the best share, the bounds and the baseline's best."""
+    """Halving by hand: replays of sliced traces, a sort, the best share, the bounds and the baseline's."""
     found = pl.read_parquet(searched / "search.parquet")
     assert found["round"].unique().sort().to_list() == [1, 2]
     study = load_study(folder / "study.toml")
@@ -130,7 +130,13 @@ def test_every_round_is_what_a_sort_of_replays_says(folder: Path, searched: Path
             kept = ranked[: max(5, int(np.ceil(0.3 * len(real))))]
             rival = next(plan for plan in ranked if plan.eviction.policy == "fifo")
             bounds = [plan for plan in left if plan.eviction.policy == "belady"]
-            on = {plan.to_toml() for plan in [*kept, rival, *bounds]}
+            beside = [
+                next(
+                    p for p in left if p.eviction.policy == "fifo" and (p.cache, p.weights) == (one.cache, one.weights)
+                )
+                for one in kept
+            ]
+            on = {plan.to_toml() for plan in [*kept, rival, *beside, *bounds]}
             said = set(own.filter(pl.col("outcome").is_in(["kept", "baseline", "bound"]))["plan_toml"])
             # Equally fast plans go by memory: as fast as the last is as good as the last.
             last = speeds[kept[-1].to_toml()]

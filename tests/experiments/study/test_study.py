@@ -13,7 +13,7 @@ from experiments.cli.main import run as cli
 from experiments.study import Threads, load_study, run_study, study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.schema import COLUMNS, SCHEMA
+from experiments.study.schema import COLUMNS, EFFECT_COLUMNS, SCHEMA, SEARCH_COLUMNS
 from tracekit.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -118,5 +118,5 @@ def test_a_dry_run_counts_and_writes_nothing(folder: Path, capsys: pytest.Captur
 
 def test_the_page_lists_every_column() -> None:
     page = (ROOT / "docs" / "studies.md").read_text()
-    for name, _, words in COLUMNS:
+    for name, _, words in (*COLUMNS, *EFFECT_COLUMNS, *SEARCH_COLUMNS):
         assert f"| `{name}` | {words} |" in page, name

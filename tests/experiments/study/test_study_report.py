@@ -65,7 +65,7 @@ def specs(page: Path) -> dict[str, Any]:
 
 def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
     drawn = specs(page)
-    kinds = ("speed", "memory", "fates", "regret", "timeline")
+    kinds = ("effects", "speed", "memory", "fates", "regret", "timeline")
     assert set(drawn) == {f"chart-{kind}-{place}" for kind in kinds for place in (0, 1)} | {
         "chart-curves-0",
         "chart-heat-0",
@@ -77,6 +77,7 @@ def test_everything_is_drawn_and_said(page: Path, studied: Path) -> None:
         assert setting["statement"][1:] in said
         for compared in setting["comparisons"]:
             assert compared["verdict"] in said
+        assert setting["answers"] and all(answer in said for answer in setting["answers"])
     assert "tracekit study study.toml --output" in said and "winner.plan.toml" in said
     assert "no such" not in said
     own = text.replace(re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0], "")
@@ -111,7 +112,7 @@ def test_a_study_of_hits_alone_has_a_page_too(studied: Path, tmp_path: Path) -> 
     (tmp_path / "s.toml").write_text(text)
     assert cli(["study", str(tmp_path / "s.toml"), "--output", str(tmp_path / "out")]) == 0
     assert cli(["report", str(tmp_path / "out"), "--output", str(tmp_path / "r.html")]) == 0
-    assert set(specs(tmp_path / "r.html")) == {"chart-curves-0", "chart-curves-1", "chart-heat-0"}
+    assert set(specs(tmp_path / "r.html")) == {*("chart-effects-0", "chart-curves-0", "chart-curves-1", "chart-heat-0")}
 
 
 def test_what_is_no_study_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,8 +135,11 @@ def test_a_known_answer_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
     grid = {"capacity": ["3/layer", "6/layer"], "eviction": ["lru", "./copy.py:Lru"], "hardware": "t4"}
     grid |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
     tables = {"traces": "t.trace", "regret": 0, "bounds": False, "grid": grid}
-    summary = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))
-    (setting,) = summary.settings
+    (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1)).settings
+    # Capacities are no rivals of policies, unless they are asked for.
+    assert all(", 6/layer" in found.second for found in setting.comparisons)
+    tables["across_capacities"] = True
+    (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1)).settings
     # Of equals the first of the file.
     assert setting.winner == "lru, 6/layer, hqq-2bit"
     same, dominated = (

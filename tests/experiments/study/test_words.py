@@ -12,9 +12,10 @@ from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
 from experiments.study.conditions import Conditions
-from experiments.study.grid import plan_name, study_from_dict
+from experiments.study.grid import plan_name
 from experiments.study.notes import amount
 from experiments.study.study_content import report_content
+from experiments.study.study_file import study_from_dict
 from experiments.study.study_json import Summary
 from tests.helpers.traces import make_trace
 from tracekit.trace import Trace
@@ -25,18 +26,18 @@ def studied(folder: Path, out: Path, **tables: Any) -> Summary:
     return run_study(study_from_dict({"traces": "a.trace", **tables}, folder=folder), out, Threads(1))
 
 
-def test_without_the_winner_nobody_is_ranked(folder: Path, tmp_path: Path) -> None:
-    """One pass counts all cache sizes of LRU, and tells nothing of single requests. The others are as good."""
+def test_one_pass_compares_request_by_request(folder: Path, tmp_path: Path) -> None:
+    """One pass counts all cache sizes of LRU; the others, which decide alike, are replayed: no request differs."""
     (tmp_path / "again.py").write_text("from policies.eviction.lru import Lru\n\n\nclass Again(Lru):\n    pass\n")
     grid = {"capacity": "4/layer", "eviction": ["lru", {"policy": "lru-k", "k": 1}, f"{tmp_path}/again.py:Again"]}
     grid |= {"model_shape": "mixtral-8x7b"}
-    (setting,) = studied(folder, tmp_path / "one", grid=grid).settings
-    assert "lru, 4/layer" in setting.statement
-    assert setting.ranking == [] and setting.comparisons == []
-    assert any("not compared request by request: 1 of 3 plans" in note for note in setting.notes)
+    for place, objective in enumerate(("bytes", "hit_ratio")):
+        (setting,) = studied(folder, tmp_path / f"{place}", grid=grid, objective=objective).settings
+        assert "lru, 4/layer" in setting.statement and "level with" in setting.ranking[0]
+        assert {found.outcome for found in setting.comparisons} == {"identical"}
+        assert setting.answers[0] == "lru-k (k 1) against lru: the same at 4/layer"
     (setting,) = studied(folder, tmp_path / "two", grid=grid | {"hardware": "h100"}).settings
     assert "lru, 4/layer" in setting.statement and "lru" in setting.ranking[0]
-    assert not any("request by request" in note for note in setting.notes)
 
 
 def test_one_pass_warns_as_a_replay_does(folder: Path, tmp_path: Path) -> None:
