@@ -3,6 +3,7 @@
 from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import (
     EngineProfile,
+    Expanded,
     Expansion,
     ExpertKernel,
     Overhead,
@@ -16,6 +17,7 @@ __all__ = [
     "Device",
     "Disk",
     "EngineProfile",
+    "Expanded",
     "Expansion",
     "ExpertKernel",
     "HardwareProfile",

@@ -218,12 +218,15 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             ceil_ns(bytes_read, self.device.memory_bandwidth_bytes_per_s),
         )
 
-    def expand_ns(self, bits: int, weights: int, moved_bytes: int) -> int:
-        """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up."""
+    def expand_ns(self, bits: int, weights: int, moved_bytes: int, *, meta: bool = False) -> int:
+        """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up.
+
+        `meta`: scales are stored in codes of their own.
+        """
         if not self.engine.expansions:
             return self.compute_ns(0, moved_bytes)
-        nearest = min(self.engine.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
-        return nearest.per_expert_ns + ceil_ns(weights, nearest.weights_per_s)
+        nearest = min(self.engine.expansions, key=lambda one: (abs(one.bits - bits), one.bits, one.meta != meta))
+        return nearest.ns(weights)
 
     def expert_kernel(self, *, fused: bool) -> ExpertKernel:
         """What computes experts: all of a visit in one call, or each by itself, at the device's rates."""
@@ -238,7 +241,13 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         )
 
     def expert(
-        self, stored_bytes: int, params: int, quantised_bits: int | None, kernel: ExpertKernel | None = None
+        self,
+        stored_bytes: int,
+        params: int,
+        quantised_bits: int | None,
+        kernel: ExpertKernel | None = None,
+        *,
+        meta: bool = False,
     ) -> Roofline:
         """An expert of so many bytes and parameters on the device, by `kernel` (None: each by itself); no call's cost.
 
@@ -249,7 +258,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         read, expand = stored_bytes, 0
         if quantised_bits is not None and self.engine.quantised == "expanded":
             read = 2 * params
-            expand = self.expand_ns(quantised_bits, params, stored_bytes + read)
+            expand = self.expand_ns(quantised_bits, params, stored_bytes + read, meta=meta)
         kernel = kernel or self.expert_kernel(fused=False)
         arithmetic = token_ps(params, kernel.compute_flops_per_s)
         return Roofline(ceil_ns(read, kernel.memory_bandwidth_bytes_per_s), arithmetic, expand, kernel.per_expert_ns)

@@ -197,7 +197,8 @@ def model_costs(
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
     kernel = hardware.expert_kernel(fused=compute_experts == "fused")
-    experts = [hardware.expert(size, params, bits, kernel) for size, params in sizes]
+    meta = weight_format is not None and weight_format.meta_group > 0
+    experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -39,9 +40,7 @@ def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[li
         handed = Figure.of("CPU lane, handing an expert over", probes.sample(host, hand_over, 10 * repeats))
         there = probes.sample(device, lambda _: rows.cpu().to(device), 10 * repeats)
     way = Figure.of("CPU lane, activations there and back", there)
-    alone, many = (
-        Figure(f"CPU lane, {one.what}", one.ns, one.low_ns, one.high_ns, one.samples) for one in (alone, many)
-    )
+    alone, many = (replace(one, what=f"CPU lane, {one.what}") for one in (alone, many))
     params = probes.expert_params()
     return [alone, many, handed, way], Cpu(
         memory_bandwidth_bytes_per_s=clamp(alone.rate(params * dtype.itemsize), 1_000, 10**15),

@@ -61,7 +61,10 @@ def test_what_was_found_is_at_hand(folder: Path, tmp_path: Path, monkeypatch: py
     assert len(found.comparisons) == sum(len(one.comparisons) for one in found.summary.settings) > len(beaten) > 0
     assert (beaten["low"] > 0).all() and {"hardware", "batch", "verdict"} <= set(beaten.columns)
     page = found._repr_html_()
-    assert "t4 under transformers-eager at mixtral-8x7b&#x27;s shape, batches of 2" in page and beaten["verdict"][0] in page
+    assert (
+        "t4 under transformers-eager at mixtral-8x7b&#x27;s shape, batches of 2" in page
+        and beaten["verdict"][0] in page
+    )
     pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
     assert "</html>" in found.report(tmp_path / "r.html").read_text("utf-8")
 
