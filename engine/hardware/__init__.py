@@ -10,6 +10,7 @@ from engine.hardware.engine_profile import (
     engine_names,
     load_engine,
 )
+from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate, hardware_names, load_hardware
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Expansion",
     "ExpertKernel",
     "HardwareProfile",
+    "Host",
+    "Lanes",
     "Link",
     "Overhead",
     "Power",

@@ -40,6 +40,10 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Fixed cost of asking a fitted predictor at one visit: Python and a few small array operations on the host."""
     per_lookahead_ns: Nanoseconds = 0
     """Cost of asking the gate of a later layer at one visit, and of ranking what it says (prefetching by `gate`)."""
+    per_lookup_ns: Nanoseconds = 0
+    """Host time to look one demanded expert up in the cache, before anything of a visit is asked for."""
+    per_insert_ns: Nanoseconds = 0
+    """Host time to find room for one expert in the cache (victim, tables, slots), likewise; prefetches included."""
 
 
 class Expanded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -6,7 +6,8 @@ from engine.decisions.evidence import artefacts_of
 from engine.hardware import HardwareProfile
 from engine.hardware.roofline import SECOND, ceil_ns
 from engine.plan.plan import Plan
-from engine.simulator.costs import Costs, fitting
+from engine.simulator.costs import Costs
+from engine.simulator.fits import fitting
 from policies.learned.artefact import Card
 from policies.registry import prefetcher
 

@@ -47,7 +47,7 @@ class CpuLane:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         assert hardware.cpu is not None
-        self.hardware, self.cpu, self.store = hardware, hardware.cpu, store
+        self.hardware, self.cpu, self.store = hardware.sustained(), hardware.cpu, store
         self._forward = [expert_forward(layer.experts, "cpu") for layer in layers]
         self.timeout_s = timeout_s
         self.computed = 0
