@@ -249,3 +249,14 @@ def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(HardwareError, match="cannot be measured") as caught:
         host_probes.disk(tmp_path / "no", 3, 1 << 20)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_has_as_many_lanes_as_gain_anything() -> None:
+    """By hand: alone 1 GB/s; 2 together 1.6, 4 together 2.4, 8 no more than that. Nothing is faster than its parts."""
+    found = host_probes.lanes_of(
+        10**9, 0.0, [(2, 2 * 10**6, 1.25e6), (4, 4 * 10**6, 4e6 / 2.4), (8, 8 * 10**6, 8e6 / 2.41)]
+    )
+    assert [(one.reads, round(one.bytes_per_s, -6)) for one in found] == [(2, 1_600_000_000), (4, 2_400_000_000)]
+    noise = host_probes.lanes_of(10**9, 0.0, [(2, 2 * 10**6, 1e5)])
+    assert [(one.reads, one.bytes_per_s) for one in noise] == [(2, 2 * 10**9)]
+    assert host_probes.lanes_of(10**9, 0.0, [(2, 2 * 10**6, 2e6)]) == []
