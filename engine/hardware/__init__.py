@@ -3,12 +3,14 @@
 from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import (
     EngineProfile,
+    Expanded,
     Expansion,
     ExpertKernel,
     Overhead,
     engine_names,
     load_engine,
 )
+from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate, hardware_names, load_hardware
 
 __all__ = [
@@ -16,9 +18,12 @@ __all__ = [
     "Device",
     "Disk",
     "EngineProfile",
+    "Expanded",
     "Expansion",
     "ExpertKernel",
     "HardwareProfile",
+    "Host",
+    "Lanes",
     "Link",
     "Overhead",
     "Power",

@@ -5,11 +5,13 @@ the engine that runs on it. What one engine takes is no bound of the machine.
 """
 
 import os
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import msgspec
 
 from engine.hardware.quantities import BytesPerSecond, FlopsPerSecond, Name, Nanoseconds
+from engine.hardware.roofline import ceil_ns
 from tracekit import named_toml
 from tracekit.errors import HardwareError
 
@@ -36,6 +38,20 @@ class Overhead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Fixed cost of running one expert at one visit (kernel launches), where it is not in per_layer_ns."""
     per_prediction_ns: Nanoseconds = 120_000
     """Fixed cost of asking a fitted predictor at one visit: Python and a few small array operations on the host."""
+    per_lookahead_ns: Nanoseconds = 0
+    """Cost of asking the gate of a later layer at one visit, and of ranking what it says (prefetching by `gate`)."""
+    per_lookup_ns: Nanoseconds = 0
+    """Host time to look one demanded expert up in the cache, before anything of a visit is asked for."""
+    per_insert_ns: Nanoseconds = 0
+    """Host time to find room for one expert in the cache (victim, tables, slots), likewise; prefetches included."""
+
+
+class Expanded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What expanding an expert of one size was found to take."""
+
+    weights: Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
+    """Of the expert."""
+    ns: Annotated[int, msgspec.Meta(ge=1, le=10_000_000_000)]
 
 
 class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +63,29 @@ class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Weights that are expanded per second."""
     per_expert_ns: Nanoseconds = 0
     """Fixed time of expanding one expert (kernel launches)."""
+    meta: bool = False
+    """Whether scales and zeros are stored in codes of their own, which takes kernels of their own."""
+    points: list[Expanded] = []
+    """Measured times, sizes ascending: between two of them time is linear in size. Below the first its time holds,
+    since launches do not shrink; above the last its rate. Without points a fixed time and a rate hold for all sizes."""
+
+    def __post_init__(self) -> None:
+        for small, large in pairwise(self.points):
+            if small.weights >= large.weights or small.ns > large.ns:
+                raise ValueError(f"engine.expansions: sizes and times must ascend, but {large} follows {small}")
+
+    def ns(self, weights: int) -> int:
+        """Nanoseconds of expanding an expert of so many weights, rounded up."""
+        if not self.points:
+            return self.per_expert_ns + ceil_ns(weights, self.weights_per_s)
+        first, last = self.points[0], self.points[-1]
+        if weights <= first.weights:
+            return first.ns
+        for small, large in pairwise(self.points):
+            if weights <= large.weights:
+                wide = large.weights - small.weights
+                return small.ns - (-(large.ns - small.ns) * (weights - small.weights) // wide)
+        return -(-last.ns * weights // last.weights)
 
 
 class ExpertKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,15 +127,15 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How quantised experts are computed: expanded to 16 bits by a kernel of its own first, as HQQ does, or by kernels
     that read them as they are stored."""
     expansions: list[Expansion] = []
-    """Measured expansion by bits; where there is none of a format's bits, the nearest counts. Empty: it is taken to
-    read and write memory at the device's bandwidth."""
+    """Measured expansion by bits and kind of scales; where there is none of a format's, the nearest counts. Empty: it
+    is taken to read and write memory at the device's bandwidth."""
     fused: ExpertKernel | None = None
     """Without it a fused call reaches the device's rates and takes what launching one expert takes."""
 
     def __post_init__(self) -> None:
-        bits = [one.bits for one in self.expansions]
-        if len(set(bits)) < len(bits):
-            raise ValueError(f"engine.expansions: more than one for {max(bits, key=bits.count)} bits")
+        kinds = [(one.bits, one.meta) for one in self.expansions]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"engine.expansions: more than one for {max(kinds, key=kinds.count)[0]} bits")
         named = [machine for one in self.on for machine in one.machines]
         if len(set(named)) < len(named):
             raise ValueError(f"engine.on: more than one for {max(named, key=named.count)}")

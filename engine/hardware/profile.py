@@ -21,6 +21,7 @@ from engine.hardware.engine_profile import (
     engine_names,
     load_engine,
 )
+from engine.hardware.host import Host, Lanes, check_lanes, total_rate
 from engine.hardware.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Name, Nanoseconds
 from engine.hardware.roofline import SECOND, Amount, Roofline, ceil_ns, token_ps
 from tracekit import named_toml
@@ -44,6 +45,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Rate at which the device reads its own memory."""
     compute_flops_per_s: FlopsPerSecond
     """Dense fp16 or bf16 matrix rate with fp32 accumulation; a multiply-add is two operations."""
+    sustained_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 100
+    """Both rates in lasting work as a share of these, where heat or power limits bring clocks down; 100: they last."""
 
 
 class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,10 +124,21 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Host memory for experts: the most recently used stay, and at the beginning it is empty, as with mapped files."""
     link_slowdown_percent: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
     """How much longer a copy's bytes take that begins during a read: both need the host's memory."""
+    lanes: list[Lanes] = []
+    """Rates of several reads together, numbers ascending; the last says how many there may be. Empty: one at a time."""
 
-    def read_ns(self, size_bytes: int) -> int:
-        """Nanoseconds of reading so many bytes: latency + size / rate, rounded up."""
-        return self.latency_ns + ceil_ns(size_bytes, self.read_bytes_per_s)
+    def __post_init__(self) -> None:
+        check_lanes(self.lanes)
+
+    @property
+    def most_reads(self) -> int:
+        """How many reads may be under way together."""
+        return self.lanes[-1].reads if self.lanes else 1
+
+    def read_ns(self, size_bytes: int, reads: int = 1) -> int:
+        """Nanoseconds of reading so many bytes as one of so many reads: latency + size / its part of the rate, rounded
+        up."""
+        return self.latency_ns + ceil_ns(size_bytes * reads, total_rate(self.lanes, self.read_bytes_per_s, reads))
 
 
 class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,6 +175,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     engine: EngineProfile
     """What the software takes. A file may leave it out: then another file says it (engine.hardware.engine_profile)."""
     disk: Disk | None = None
+    host: Host | None = None
     cpu: Cpu | None = None
     power: Power | None = None
     price: Price | None = None
@@ -191,6 +206,19 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         cpu = self.cpu and msgspec.structs.replace(self.cpu, per_expert_ns=0, transfer_ns=0)
         engine = EngineProfile(name="none", overhead=NOTHING, quantised="as-stored", fused=kernel)
         return msgspec.structs.replace(self, cpu=cpu, engine=engine)
+
+    def sustained(self) -> "HardwareProfile":
+        """The machine as it is after minutes of work: the device at the rates that last."""
+        device, percent = self.device, self.device.sustained_percent
+        if percent == 100:
+            return self
+        lasting = msgspec.structs.replace(
+            device,
+            memory_bandwidth_bytes_per_s=max(device.memory_bandwidth_bytes_per_s * percent // 100, 1),
+            compute_flops_per_s=max(device.compute_flops_per_s * percent // 100, 1),
+            sustained_percent=100,
+        )
+        return msgspec.structs.replace(self, device=lasting)
 
     def copy_ns(self, size_bytes: int) -> int:
         """Nanoseconds of one copy to the device, alone on the link: latency + size / rate, rounded up."""
@@ -232,12 +260,15 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             ceil_ns(bytes_read, self.device.memory_bandwidth_bytes_per_s),
         )
 
-    def expand_ns(self, bits: int, weights: int, moved_bytes: int) -> int:
-        """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up."""
+    def expand_ns(self, bits: int, weights: int, moved_bytes: int, *, meta: bool = False) -> int:
+        """Nanoseconds of expanding an expert of so many weights, which reads and writes `moved_bytes`; rounded up.
+
+        `meta`: scales are stored in codes of their own.
+        """
         if not self.engine.expansions:
             return self.compute_ns(0, moved_bytes)
-        nearest = min(self.engine.expansions, key=lambda one: (abs(one.bits - bits), one.bits))
-        return nearest.per_expert_ns + ceil_ns(weights, nearest.weights_per_s)
+        nearest = min(self.engine.expansions, key=lambda one: (abs(one.bits - bits), one.bits, one.meta != meta))
+        return nearest.ns(weights)
 
     def expert_kernel(self, *, fused: bool) -> ExpertKernel:
         """What computes experts: all of a visit in one call, or each by itself, at the device's rates."""
@@ -252,7 +283,13 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         )
 
     def expert(
-        self, stored_bytes: int, params: int, quantised_bits: int | None, kernel: ExpertKernel | None = None
+        self,
+        stored_bytes: int,
+        params: int,
+        quantised_bits: int | None,
+        kernel: ExpertKernel | None = None,
+        *,
+        meta: bool = False,
     ) -> Roofline:
         """An expert of so many bytes and parameters on the device, by `kernel` (None: each by itself); no call's cost.
 
@@ -263,7 +300,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         read, expand = stored_bytes, 0
         if quantised_bits is not None and self.engine.quantised == "expanded":
             read = 2 * params
-            expand = self.expand_ns(quantised_bits, params, stored_bytes + read)
+            expand = self.expand_ns(quantised_bits, params, stored_bytes + read, meta=meta)
         kernel = kernel or self.expert_kernel(fused=False)
         arithmetic = token_ps(params, kernel.compute_flops_per_s)
         return Roofline(ceil_ns(read, kernel.memory_bandwidth_bytes_per_s), arithmetic, expand, kernel.per_expert_ns)

@@ -47,7 +47,7 @@ class CpuLane:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         assert hardware.cpu is not None
-        self.hardware, self.cpu, self.store = hardware, hardware.cpu, store
+        self.hardware, self.cpu, self.store = hardware.sustained(), hardware.cpu, store
         self._forward = [expert_forward(layer.experts, "cpu") for layer in layers]
         self.timeout_s = timeout_s
         self.computed = 0
@@ -65,8 +65,9 @@ class CpuLane:
         to copy first. An expert is the lane's if that ends strictly sooner than its copy and the device.
         """
         now, layout, params = perf_counter_ns(), self.store.layouts[layer], self._params[layer]
-        bits = layout.format.bits if isinstance(layout, QuantisedLayout) else None
-        device_roofline = self.hardware.expert(layout.bytes, params, bits)
+        stored = layout.format if isinstance(layout, QuantisedLayout) else None
+        bits, meta = (None, False) if stored is None else (stored.bits, stored.meta_group > 0)
+        device_roofline = self.hardware.expert(layout.bytes, params, bits, meta=meta)
         cpu_roofline = self.cpu.expert(layout.bytes, params)
         device = now + sum(device_roofline.ns(tokens) for tokens in resident)
         link, cpu = now + self.hardware.wire_ns(backlog), max(now, self._free_at)

@@ -10,7 +10,8 @@ from engine.hardware.roofline import Roofline, ceil_ns, token_ps
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
 from engine.shapes.sizes import STATED, head_bytes, kv_bytes_per_token, layer_bytes
-from engine.simulator.options import MOST_NS
+from engine.simulator.fits import each, fitting
+from engine.simulator.host import host_memory, lanes_ns
 from tracekit.errors import HardwareError, PlanError
 from tracekit.manifest import Manifest
 
@@ -44,6 +45,10 @@ class Costs(NamedTuple):
     """Memory read in a dense part per context token."""
     copy_overhead_ns: int
     """The host asks for one copy."""
+    lookup_ns: int
+    """The cache looks one demanded expert up, before the visit's copies are asked for."""
+    insert_ns: int
+    """The cache finds room for one expert, likewise."""
     layer_overhead_ns: int
     readback_ns: int
     predict_ns: np.ndarray
@@ -67,7 +72,9 @@ class Costs(NamedTuple):
     expert_bytes: tuple[int, ...]
     host_bytes: int
     read_ns: np.ndarray
-    """One expert from disk."""
+    """One expert from disk, alone."""
+    lanes_ns: np.ndarray
+    """[layers, lanes]: the same if so many reads (1, 2, ...) are under way when it begins, itself included."""
     slowdown_percent: int
     """How much longer a copy is on the wire if it begins during a read."""
 
@@ -84,6 +91,11 @@ class Costs(NamedTuple):
     notes: tuple[str, ...]
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
+
+    @property
+    def disk_lanes(self) -> int:
+        """How many reads may be under way together."""
+        return int(self.lanes_ns.shape[1])
 
     def for_kernel(self) -> "Costs":
         """The same without tuples: a tuple's length is part of its type, for which the kernel is compiled."""
@@ -187,6 +199,7 @@ def model_costs(
     format that the trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises
     PlanError, HardwareError.
     """
+    hardware = hardware.sustained()
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != len(manifest.experts_per_layer):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
@@ -202,13 +215,15 @@ def model_costs(
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
     kernel = hardware.expert_kernel(fused=compute_experts == "fused")
-    experts = [hardware.expert(size, params, bits, kernel) for size, params in sizes]
+    meta = weight_format is not None and weight_format.meta_group > 0
+    experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
+    memory = host_memory(hardware, model.scale, expert_bytes, manifest, model.dense_bytes, model.head_bytes)
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
     return Costs(
-        dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) for size in model.dense_bytes]),
+        dense_ns=each(BANDWIDTH, [hardware.compute_ns(0, size) + memory.fault_ns(size) for size in model.dense_bytes]),
         expert_ns=each(BANDWIDTH, [one.read_ns for one in experts]),
         dequant_ns=each("engine.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
@@ -217,43 +232,36 @@ def model_costs(
         dense_token_ps=fitting(FLOPS, token_ps(model.dense_params, hardware.device.compute_flops_per_s)),
         context_ps=fitting(BANDWIDTH, ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s)),
         copy_overhead_ns=overhead.per_copy_ns,
+        lookup_ns=overhead.per_lookup_ns,
+        insert_ns=overhead.per_insert_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
         predict_ns=np.zeros(len(expert_bytes), np.int64),
         predict_token_ps=0,
-        step_ns=fitting(BANDWIDTH, int(overhead.per_step_ns / model.scale) + hardware.compute_ns(0, model.head_bytes)),
+        step_ns=fitting(
+            BANDWIDTH,
+            int(overhead.per_step_ns / model.scale)
+            + hardware.compute_ns(0, model.head_bytes)
+            + memory.fault_ns(model.head_bytes),
+        ),
         copy_engines=hardware.link.copy_engines,
         setup_ns=hardware.link.latency_ns,
         chunks=chunks,
         chunk_ns=chunk_ns,
         rest_ns=rest_ns,
         expert_bytes=tuple(expert_bytes),
-        host_bytes=-1 if disk is None else int(disk.host_cache_bytes / model.scale),
+        host_bytes=memory.experts,
         read_ns=each("disk.read_bytes_per_s", [0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
+        lanes_ns=lanes_ns(disk, expert_bytes),
         slowdown_percent=0 if disk is None else disk.link_slowdown_percent,
         cpu=int(cpu is not None),
         cpu_expert_ns=each("cpu.memory_bandwidth_bytes_per_s", [one.read_ns for one in on_cpu]),
         cpu_token_ps=fitting("cpu.compute_flops_per_s", max(one.token_ps for one in on_cpu)),
         cpu_overhead_ns=on_cpu[0].fixed_ns,
         scale=model.scale,
-        notes=model.notes,
+        notes=(*model.notes, *memory.notes),
         paced_by=(hardware.link.rate_field,),
     )
-
-
-def fitting(field: str, time: int) -> int:
-    """`time`, of one piece of work, if the kernel can count it; else HardwareError, naming what makes it so long."""
-    if time >= MOST_NS:
-        raise HardwareError(
-            f"{field}: one piece of work would take {time:.3g} ns or ps, and {MOST_NS:.3g} is the most that can be "
-            "counted; correct the hardware profile or the sizes"
-        )
-    return time
-
-
-def each(field: str, times: list[int]) -> np.ndarray:
-    """Times of each layer, i64, all `fitting`."""
-    return np.array([fitting(field, time) for time in times], np.int64)
 
 
 def _chunked(hardware: HardwareProfile, expert_bytes: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

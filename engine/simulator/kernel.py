@@ -21,7 +21,7 @@ from engine.simulator.lanes import (
 )
 from engine.simulator.link import advance, enqueue, forget, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
-from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Machine
+from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Host, Machine
 from engine.simulator.options import compiled
 from engine.simulator.plain import FIRST_MISS, FIRST_PREFETCHED, count, plain_visit, undisturbed
 from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
@@ -40,6 +40,7 @@ def run(
     first_visit: int,
     log: Log | None,
     call_ns: int | None,
+    host: Host | None,
     visit_end: np.ndarray,
     spent: np.ndarray,
     totals: np.ndarray,
@@ -47,7 +48,9 @@ def run(
 ) -> None:
     """Time whole steps. Writes visit_end [visits], adds to spent [steps, causes], totals [2, causes] and prefetches.
 
-    `call_ns`: where experts are fused, what a call takes whatever it computes; else None (engine.simulator.fused).
+    Each is None where the machine has no such thing, and then no code for it is compiled: `call_ns`, where experts are
+    fused, what a call takes whatever it computes (engine.simulator.fused); `host`, where the cache's own work takes
+    time or the disk makes several reads at a time.
     """
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
@@ -71,6 +74,8 @@ def run(
                 dense += costs.step_ns
             predicting = costs.predict_ns[layer] + step_tokens[step] * costs.predict_token_ps // 1000
             overhead = costs.layer_overhead_ns + costs.readback_ns + predicting
+            if host is not None:
+                overhead += manage(code, e, end, host)
             routed = now + dense + overhead
             visit = Visit(number, layer, routed, several, expert_ns(costs, layer, 1), booked, log)
             booked[DENSE] += dense
@@ -87,7 +92,7 @@ def run(
                 advance(machine, costs, routed, log)
             blocked = max(0, machine.link[AHEAD] - routed)
             if costs.host_bytes >= 0:
-                read_all(machine, costs, visit, code, e, end)
+                read_all(machine, costs, visit, code, e, end, host)
             now = routed
             if costs.copy_overhead_ns > 0:
                 now = ask(costs, visit, code, e, end)
@@ -166,6 +171,17 @@ def run(
         for cause in range(len(booked)):
             totals[phases[step], cause] += booked[cause]
     machine.other[NOW] = now
+
+
+@compiled()
+def manage(code: np.ndarray, e: int, end: int, host: Host) -> int:
+    """What the cache takes of a visit: each demanded expert is looked up, room is found for each load and prefetch."""
+    lookups = inserts = 0
+    for i in range(e, end):
+        kind = code[i] >> KIND_SHIFT
+        lookups += kind <= BYPASS
+        inserts += kind in (LOAD, PREFETCH)
+    return lookups * host.lookup_ns + inserts * host.insert_ns
 
 
 @compiled()

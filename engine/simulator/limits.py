@@ -86,6 +86,7 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
     reading = work.steps * _sum(costs.dense_ns) + work.demanded * _sum(costs.expert_ns)
     arithmetic = work.tokens * layers * (costs.dense_token_ps + work.top_k * costs.expert_token_ps)
     computed = work.demanded if costs.cpu else 0
+    reading_ns = costs.read_ns if costs.disk_lanes == 1 else costs.lanes_ns.max(axis=1)
     return {
         ", ".join(costs.paced_by): wire + wire * costs.slowdown_percent // 100,
         "link.latency_ns": setups * costs.setup_ns,
@@ -100,7 +101,9 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
         "overhead.per_copy_ns": copies * layers * costs.copy_overhead_ns,
         "overhead.per_prediction_ns": work.steps * _sum(costs.predict_ns)
         + work.tokens * layers * costs.predict_token_ps // 1000,
-        "disk.read_bytes_per_s": copies * _sum(costs.read_ns) if costs.host_bytes >= 0 else 0,
+        "overhead.per_lookup_ns": work.demanded * layers * costs.lookup_ns,
+        "overhead.per_insert_ns": copies * layers * costs.insert_ns,
+        "disk.read_bytes_per_s": copies * _sum(reading_ns) if costs.host_bytes >= 0 else 0,
         "cpu.memory_bandwidth_bytes_per_s": computed * _sum(costs.cpu_expert_ns),
         "cpu.compute_flops_per_s": (work.tokens * work.top_k * layers * costs.cpu_token_ps // 1000) * bool(computed),
         "cpu.per_expert_ns": computed * layers * costs.cpu_overhead_ns,

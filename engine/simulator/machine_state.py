@@ -51,6 +51,21 @@ class Machine(NamedTuple):
     host: np.ndarray  # i64 [keys + 1, 2]: the host cache's list, PREV and NEXT, -1 if not in it; then its TAIL and HEAD
 
 
+class Host(NamedTuple):
+    """What the host does beside reading one expert at a time; a machine without it has none, and no code for it."""
+
+    lookup_ns: int
+    insert_ns: int
+    lanes: np.ndarray  # i64 [lanes]: when each of the disk's lanes is free
+
+
+def make_host(costs: Costs) -> Host | None:
+    """A host at rest, where it does any such thing."""
+    if costs.lookup_ns == 0 and costs.insert_ns == 0 and costs.disk_lanes == 1:
+        return None
+    return Host(costs.lookup_ns, costs.insert_ns, np.zeros(costs.disk_lanes, np.int64))
+
+
 def make_state(costs: Costs, slots: int, experts: int) -> Machine:
     """A machine at rest with `slots` slots."""
     keys = len(costs.expert_bytes) * experts

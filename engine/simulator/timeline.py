@@ -2,8 +2,8 @@
 
 All times are integer nanoseconds. The rules, in the order a visit meets them (docs/design.md draws them):
 
-1. The dense part runs on the compute stream, then the layer's overhead, and the gate's choice is read back: that
-   instant is `routed`.
+1. The dense part runs on the compute stream, then the layer's overhead, the gate's choice is read back, and the cache
+   takes its time for each lookup and each insert: that instant is `routed`.
 2. Up to `routed` the link begins queued prefetches, first in first out, each in its chunks; at `routed` itself demand
    goes first. A copy or chunk that has begun is never aborted.
 3. Demanded experts whose prefetch is still queued (what is left of them, as one copy), then the visit's demand loads,
@@ -22,9 +22,10 @@ over, and its expert is in host memory. Setup comes first, then the wire, which 
 wire are free at the end. Chunks of one expert do not wait for each other.
 
 With a disk, host memory holds the experts of the most recent copies asked for, up to its size. Asking for one that is
-not there (at `routed`) puts a read in the disk's queue, first in first out, never taken back. A copy that begins while
-the disk reads something that the copy's own visit or an earlier one asked for is slower on the wire (the visit at whose
-`routed` it was demanded; for what is copied ahead, any read counts).
+not there (at `routed`) puts a read in the disk's queue, first in first out, never taken back. With several lanes as
+many reads run together; each takes as long as the number under way when it begins makes it, itself included. A copy
+that begins while the disk reads something that the copy's own visit or an earlier one asked for is slower on the wire
+(the visit at whose `routed` it was demanded; for what is copied ahead, any read counts).
 
 With a CPU lane, a missing expert is computed there, first in first out, if that ends strictly sooner than copying it
 and computing it on the device would. The CPU begins when the host has asked for the visit's copies, and reads the
@@ -45,7 +46,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.kernel import LATE, USEFUL, WASTED, run
 from engine.simulator.lanes import CAUSES, STALLS
 from engine.simulator.log import COLUMNS, make_log
-from engine.simulator.machine_state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, make_state
+from engine.simulator.machine_state import CPU_BUSY, DISK_BUSY, LINK_BUSY, WAITING, make_host, make_state
 from policies.events import Events
 from tracekit.demand import Demand
 
@@ -78,6 +79,7 @@ class Timeline:
         self._costs = costs.for_kernel()
         self._call_ns = costs.call_ns if costs.call_ns >= 0 else None
         self._state = make_state(costs, slots, experts)
+        self._host = make_host(costs)
         self._logged = log or range(0)
         self._log: list[np.ndarray] = [np.empty((0, COLUMNS), np.int64)]
         self.spent = np.zeros((2, len(CAUSES)), np.int64)
@@ -145,6 +147,7 @@ class Timeline:
             demand.first_step * demand.layers + first,
             log,
             self._call_ns,
+            self._host,
             timed.visit_end[first:last],
             timed.spent[begin:end],
             self.spent,

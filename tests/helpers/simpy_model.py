@@ -1,8 +1,8 @@
 """The timeline as SimPy processes: compute stream, CPU, link, disk, talking through events.
 
 Written from the rules in engine.simulator.timeline's docstring, for comparison event by event, to the nanosecond.
-Everything that happens at one instant happens in this order: copies, reads and computations end, and reads begin; the
-gate's choice is known; the link decides what to copy next.
+Everything that happens at one instant happens in this order: copies, reads and computations end; reads begin; the
+gate's choice is known, and reads it asks for begin; the link decides what to copy next.
 
 Which missing experts the CPU computes is told, not found out: the model can then be asked what would have been.
 """
@@ -31,7 +31,7 @@ from engine.simulator.log import (
 )
 from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH
 
-CHOICE_KNOWN, LINK_DECIDES = 2, 3  # simpy.events.NORMAL is 1
+READS_BEGIN, CHOICE_KNOWN, LINK_DECIDES = 2, 3, 4  # simpy.events.NORMAL is 1
 Process = Generator[simpy.Event, Any, None]
 Row = tuple[int, ...]
 
@@ -98,8 +98,9 @@ class Machine:
         self.free_since = [0] * self.costs.copy_engines
         self.engines = set(range(self.costs.copy_engines))
         self.wire = simpy.Resource(self.env)
-        self.disk: simpy.Store = simpy.Store(self.env)
-        self.reading = -1  # the visit that asked for what the disk reads
+        self.to_read: list[tuple[int, int, int, int, simpy.Event]] = []
+        self.reading: list[int] = []  # by lane that is busy: the visit that asked for what it reads
+        self.disk_changed = self.env.event()
         self.host: OrderedDict[int, int] = OrderedDict()
         self.read_of: dict[int, simpy.Event] = {}
         self.last_choice = 0
@@ -148,7 +149,7 @@ class Machine:
                 wire_ns, last = int(self.costs.rest_ns[copy.layer, chunk]), True
             else:
                 wire_ns = int(self.costs.chunk_ns[copy.layer, chunk])
-            if self.reading >= 0 and (queue is self.ahead or self.reading <= copy.demanded):
+            if self.reading and (queue is self.ahead or min(self.reading) <= copy.demanded):
                 wire_ns += wire_ns * self.costs.slowdown_percent // 100
             copy.chunk += 1
             copy.moving = copy.done if last else self.env.event()
@@ -171,14 +172,28 @@ class Machine:
         self.notify()
 
     def read(self) -> Process:
+        """The disk: whatever waits begins while a lane is free."""
         while True:
-            visit, key, slot, kind, done = yield self.disk.get()
-            begin, self.reading = self.now, visit
-            yield self.env.timeout(int(self.costs.read_ns[key // self.experts]))
-            self.note(DISK_READ, begin, visit, key, slot, kind)
-            self.reading = -1
-            done.succeed()
-            self.notify()
+            yield self.at_this_instant(READS_BEGIN)
+            if not self.to_read or len(self.reading) == self.costs.disk_lanes:
+                yield self.disk_changed
+                continue
+            visit, key, slot, kind, done = self.to_read.pop(0)
+            self.reading.append(visit)
+            layer, others = key // self.experts, len(self.reading) - 1
+            alone = self.costs.disk_lanes == 1
+            read_ns = int(self.costs.read_ns[layer] if alone else self.costs.lanes_ns[layer, others])
+            self.env.process(self.one_read(visit, key, slot, kind, done, read_ns))
+
+    def one_read(self, visit: int, key: int, slot: int, kind: int, done: simpy.Event, read_ns: int) -> Process:
+        begin = self.now
+        yield self.env.timeout(read_ns)
+        self.note(DISK_READ, begin, visit, key, slot, kind)
+        self.reading.remove(visit)
+        done.succeed()
+        self.notify()
+        self.disk_changed.succeed()
+        self.disk_changed = self.env.event()
 
     def ask_disk(self, visit: Visit, kind: int, key: int, slot: int) -> None:
         """The host cache, most recent last; what is pushed out keeps the copies that were asked for."""
@@ -186,7 +201,9 @@ class Machine:
             return
         if key not in self.host:
             self.read_of[key] = self.env.event()
-            self.disk.put((visit.number, key, slot, kind, self.read_of[key]))
+            self.to_read.append((visit.number, key, slot, kind, self.read_of[key]))
+            self.disk_changed.succeed()
+            self.disk_changed = self.env.event()
         self.host[key] = self.costs.expert_bytes[key // self.experts]
         self.host.move_to_end(key)
         while sum(self.host.values()) > self.costs.host_bytes:
@@ -202,7 +219,10 @@ class Machine:
             self.note(DENSE_PART, begin, visit.number)
             begin = self.now
             predicting = int(costs.predict_ns[visit.layer]) + visit.step_tokens * costs.predict_token_ps // 1000
-            yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns + predicting)
+            looked_up = sum(kind <= BYPASS for kind, _, _ in visit.events)
+            inserted = sum(kind in (LOAD, PREFETCH) for kind, _, _ in visit.events)
+            managing = looked_up * costs.lookup_ns + inserted * costs.insert_ns
+            yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns + predicting + managing)
             self.note(OVERHEAD_PART, begin, visit.number)
             self.last_choice = self.now
             yield self.at_this_instant(CHOICE_KNOWN)

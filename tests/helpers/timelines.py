@@ -40,7 +40,8 @@ def costs_of(layers: int, copy: int = 10, expert: int = 3, dense: int = 5, **fie
         "scale": 1.0,
         "notes": (),
     }
-    return Costs(**(settings | fields))
+    settings |= fields
+    return Costs(**(settings | {"lanes_ns": fields.get("lanes_ns", settings["read_ns"].reshape(layers, 1))}))
 
 
 class Script:
@@ -71,7 +72,8 @@ class Script:
         return {cause: ns for cause, ns in total.items() if ns}
 
 
-FEATURES = ("engines", "chunks", "disk", "cpu", "dequantisation", "fused")
+FEATURES = ("engines", "chunks", "disk", "lanes", "cpu", "dequantisation", "fused", "managing")
+"""`lanes` are of a disk."""
 
 
 def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Costs:
@@ -111,6 +113,8 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
         fields |= {"dequant_ns": ns(5)}
     if "fused" in features:
         fields |= {"call_ns": spread(20)}
+    if "managing" in features:
+        fields |= {"lookup_ns": spread(4), "insert_ns": spread(6)}
     if "disk" in features:
         fields |= {
             "expert_bytes": tuple(rng.integers(1, 4, layers).tolist()),
@@ -118,6 +122,9 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
             "read_ns": ns(int(rng.choice([3, 60]))),
             "slowdown_percent": int(rng.choice([0, 50, 100])),
         }
+    if {"disk", "lanes"} <= features:  # every read takes some time, longer or shorter with others beside it
+        lanes_ns = 1 + ns(int(rng.choice([3, 60])), int(rng.integers(2, 6)))
+        fields |= {"lanes_ns": lanes_ns, "read_ns": lanes_ns[:, 0].copy()}
     if "cpu" in features:
         fields |= {
             "cpu": 1,

@@ -1,4 +1,4 @@
-"""The engine's own costs on this machine, by least squares over the visits of a running model.
+"""The engine's own costs on this machine, by least squares over the visits of running models.
 
 `machine_profile` takes the overheads from here and measures all else apart. `calibrate` makes a profile of the running
 engine alone, with its link, emulated or not, and wherever its experts lie: quick, and for that model only.
@@ -11,17 +11,17 @@ from functools import partial
 from statistics import median
 
 import numpy as np
-from scipy.optimize import nnls
 from transformers import PreTrainedModel
 
 from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Overhead
 from engine.hardware.engine_profile import CALIBRATED
 from engine.hardware.roofline import SECOND
-from engine.runtime.calibration.probes import burst, clamp, copies_at_once, timed
+from engine.runtime.calibration.probes import Figure, burst, clamp, copies_at_once, timed
+from engine.runtime.calibration.repeated import repeated
+from engine.runtime.calibration.visits import Visits, fit_gaps, fit_visits
 from engine.runtime.clocks.device_time import DeviceTime, device_time
 from engine.runtime.clocks.timing import Timings
 from engine.runtime.offload_state import OffloadState, offloaded
-from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.errors import HardwareError
 from tracekit.recorder.generation import Decoding
 
@@ -29,50 +29,88 @@ REPEATS = 31
 UNLIMITED = 10**15
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Workload:
+    """An offloaded model and what it continues, `tokens` at most for each prompt (token ids).
+
+    `dense_ns` and `expert_ns` are what the simulator will count for a layer's dense weights and for an expert anyway,
+    so that no overhead holds it.
+    """
+
+    model: PreTrainedModel
+    prompts: Sequence[Sequence[int]]
+    tokens: int
+    dense_ns: float = 0.0
+    expert_ns: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
-    """What the engine takes beside copies, its layers' dense part included; `visits` decode visits were measured."""
+    """What the engine takes beside copies and what workloads count; `visits` decode visits were measured.
+
+    `steps` says how long the decode steps of one round took, by workload: medians, and how well they are known.
+    """
 
     overhead: Overhead
     per_pair_ns: float
     """A further token of an expert."""
     visits: int
+    steps: tuple[Figure, ...]
 
 
 def engine_costs(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    time: Callable[[], DeviceTime] | None = None,
+    workloads: Sequence[Workload], rounds: int = 1, time: Callable[[], DeviceTime] | None = None
 ) -> EngineCosts:
-    """Measure an offloaded model while it decodes `prompts` (token ids), by the clock of its device or by `time`.
+    """Measure offloaded models while they decode, in turns, by the clock of their device or by `time`.
 
-    They are decoded twice. The second pass gives the median time between two visits (dense part and overhead), and by
-    least squares what a visit takes, waiting left out, per visit, per expert, per (token, expert) and per copy. All by
-    the device's own clock: on a GPU the host's tells only when work was handed over.
+    One round warms up. Then `rounds` rounds or more (engine.runtime.calibration.repeated), of which every visit and
+    step has its median. All by the device's own clock: on a GPU the host's tells only when work was handed over.
+
+    By least squares over visits: what a visit takes, waiting left out, per expert, per (token, expert), per copy and
+    where a later gate is asked. The median time between two visits is the dense part's. Medians of parts do not add up
+    to the median of the whole, since parts are skewed: what whole decode steps take beyond the parts is per layer, too.
     """
-    state = offloaded(model)
-    for _ in range(2):
-        state.time_by(time or partial(device_time, state.device))
-        run_prompts(model, prompts, max_new_tokens)
-    timings = state.timings
-    experts, pairs, copies = _work(state)
-    duration = (timings.visit_end - timings.visit_start - timings.visit_waited).astype(float)
-    decode = timings.step_tokens[timings.visit_step] == 1
-    per_expert, per_pair, per_copy = _fit(duration, experts, pairs, copies)
-    gap = _gaps(timings, decode)
+    states = [offloaded(one.model) for one in workloads]
+    timings: list[list[Timings]] = [[] for _ in workloads]
+
+    def turn(number: int) -> list[float]:
+        found = []
+        for state, one, kept in zip(states, workloads, timings, strict=True):
+            state.time_by(time or partial(device_time, state.device))
+            run_prompts(one.model, one.prompts, one.tokens)
+            kept.append(state.timings)
+            last = kept[-1]
+            found.append(float((last.step_end - last.step_start)[last.step_tokens == 1].sum()))
+        return found
+
+    samples = repeated(turn, rounds)
+    visits = [
+        Visits.of(state, kept[1:], one.dense_ns, one.expert_ns)
+        for state, one, kept in zip(states, workloads, timings, strict=True)
+    ]
+    work = fit_visits(visits)
+    gap, ahead = fit_gaps(visits)
+    per_step = float(np.mean([one.step_rest(gap) for one in visits]))
     # The median visit of decode steps is hit exactly; the fit only says how time grows with experts and tokens.
-    typical = float(np.median((duration - per_expert * experts - per_copy * copies)[decode]))
+    typical = float(np.median(np.concatenate([(one.duration - one.explained(work))[one.decode] for one in visits])))
+    per_layer = gap + max(typical, 0.0)
+    lookahead = ahead + work.lookahead
+    beyond = [one.beyond(work, per_layer, per_step, ahead) for one in visits]
     overhead = Overhead(
-        per_layer_ns=clamp(gap + max(typical, 0.0), 0, 10**10),
-        per_step_ns=clamp(_step_rest(timings, gap), 0, 10**10),
+        per_layer_ns=clamp(per_layer + float(np.mean(beyond)), 0, 10**10),
+        per_step_ns=clamp(per_step, 0, 10**10),
         gate_readback_ns=0,
-        per_copy_ns=clamp(per_copy, 0, 10**10),
-        per_expert_ns=clamp(per_expert, 0, 10**10),
+        per_copy_ns=clamp(work.copy, 0, 10**10),
+        per_expert_ns=clamp(work.expert, 0, 10**10),
+        per_lookahead_ns=clamp(lookahead, 0, 10**10),
         # Where the plan has a predictor it ran in what was measured; elsewhere its cost stays an assumption.
-        **({"per_prediction_ns": 0} if state.predicts else {}),
+        **({"per_prediction_ns": 0} if any(state.predicts for state in states) else {}),
     )
-    return EngineCosts(overhead, per_pair, int(decode.sum()))
+    steps = tuple(
+        Figure.of(f"decode steps of {type(one.model).__name__}, {state.spec.prefetch} prefetching", found)
+        for one, state, found in zip(workloads, states, samples, strict=True)
+    )
+    return EngineCosts(overhead, work.pair, sum(int(one.decode.sum()) for one in visits), steps)
 
 
 def calibrate(
@@ -82,7 +120,7 @@ def calibrate(
 
     Raises HardwareError when the measurements make no sense, as on a machine too busy to measure.
     """
-    state, costs = offloaded(model), engine_costs(model, prompts, max_new_tokens)
+    state, costs = offloaded(model), engine_costs([Workload(model, prompts, max_new_tokens)])
     latency, rate = measure_link(state)
     arithmetic = 2 * state.layers[0].expert_params * SECOND / max(costs.per_pair_ns, 1.0)
     return HardwareProfile(
@@ -146,42 +184,3 @@ def measure_link(state: OffloadState, time: Callable[[], DeviceTime] | None = No
         return round(whole), float(UNLIMITED)
     rate = (size - small) * SECOND / (whole - part)
     return max(0, round(part - small * SECOND / rate)), rate
-
-
-def _work(state: OffloadState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Experts, (token, expert) pairs and copies asked for, of each visit."""
-    log, timings = state.log, state.timings
-    experts = np.bincount(log.visit[log.kind <= BYPASS], minlength=len(timings.visit_layer))
-    pairs = timings.step_tokens[timings.visit_step] * state.top_k
-    asked = np.isin(log.kind, (LOAD, BYPASS, PREFETCH))
-    copies = np.bincount(log.visit[asked], minlength=len(timings.visit_layer))
-    return experts.astype(float), pairs.astype(float), copies.astype(float)
-
-
-def _fit(
-    duration: np.ndarray, experts: np.ndarray, pairs: np.ndarray, copies: np.ndarray
-) -> tuple[float, float, float]:
-    """Time of a visit per expert, pair and copy, by least squares, none negative; relative errors count."""
-    weight = 1 / np.maximum(duration, 1.0)
-    columns = np.stack([np.ones_like(experts), experts, pairs, copies], axis=1)
-    fitted, _ = nnls(columns * weight[:, None], duration * weight)
-    _, per_expert, per_pair, per_copy = (float(value) for value in fitted)
-    return per_expert, per_pair, per_copy
-
-
-def _gaps(timings: Timings, decode: np.ndarray) -> float:
-    """Median time from the end of a visit to the start of the next of the same decode step."""
-    same = (np.diff(timings.visit_step) == 0) & decode[1:]
-    gaps = (timings.visit_start[1:] - timings.visit_end[:-1])[same]
-    return float(np.median(gaps)) if len(gaps) else 0.0
-
-
-def _step_rest(timings: Timings, gap: float) -> float:
-    """Median time of a decode step outside its visits and the gaps between them."""
-    found = []
-    for step in np.flatnonzero(timings.step_tokens == 1):
-        mine = timings.visit_step == step
-        if mine.any():
-            inside = int(timings.visit_end[mine][-1] - timings.visit_start[mine][0])
-            found.append(int(timings.step_end[step] - timings.step_start[step]) - inside - gap)
-    return max(0.0, float(np.median(found))) if found else 0.0

@@ -2,9 +2,10 @@
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -12,14 +13,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from engine.hardware import Cpu, Disk
+from engine.hardware import Cpu, Disk, Lanes
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.calibration.repeated import repeated
 from engine.runtime.memory import meminfo
 from tracekit.errors import HardwareError
 
 DISK_BYTES = 1 << 29
+LANES = (2, 4, 8)
+"""Numbers of reads together that a disk is measured with, beside one alone."""
 READ_BYTES = 1 << 24  # about one expert
 PAGE = 4096
 MANY = 64  # tokens of an expert that has enough to compute
@@ -39,9 +43,7 @@ def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[li
         handed = Figure.of("CPU lane, handing an expert over", probes.sample(host, hand_over, 10 * repeats))
         there = probes.sample(device, lambda _: rows.cpu().to(device), 10 * repeats)
     way = Figure.of("CPU lane, activations there and back", there)
-    alone, many = (
-        Figure(f"CPU lane, {one.what}", one.ns, one.low_ns, one.high_ns, one.samples) for one in (alone, many)
-    )
+    alone, many = (replace(one, what=f"CPU lane, {one.what}") for one in (alone, many))
     params = probes.expert_params()
     return [alone, many, handed, way], Cpu(
         memory_bandwidth_bytes_per_s=clamp(alone.rate(params * dtype.itemsize), 1_000, 10**15),
@@ -52,39 +54,74 @@ def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[li
 
 
 def disk(folder: Path, repeats: int, size: int = DISK_BYTES) -> tuple[list[Figure], Disk, str]:
-    """Reading from the disk that holds `folder`: large pieces, single pages, and how caches were kept out of it.
+    """Reading from the disk that holds `folder`: large pieces, alone and several together, single pages, and how caches
+    were kept out of it.
 
     A file of `size` bytes is written there and removed. HardwareError when that cannot be done.
     """
     piece = min(READ_BYTES, size // 4)
     rng = np.random.default_rng(0)
     try:
-        with _file(folder, size) as path, _unbuffered(path) as (descriptor, how):
-            samples: dict[int, list[float]] = {piece: [], PAGE: []}
-            for _ in range(repeats):
-                for length, found in samples.items():
-                    place = int(rng.integers(0, size // length)) * length
-                    if how != DIRECT:
-                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                    with mmap.mmap(-1, length) as target:  # on a page's boundary, as reads past all caches must be
-                        start = perf_counter_ns()
-                        done = os.preadv(descriptor, [target], place)
-                        found.append(float(perf_counter_ns() - start))
-                    if done != length:
-                        raise HardwareError(f"{path} was read in part: {done} of {length} bytes")
+        with (
+            _file(folder, size) as path,
+            _unbuffered(path) as (descriptor, how),
+            ThreadPoolExecutor(max(LANES)) as pool,
+        ):
+
+            def one(length: int, place: int) -> None:
+                with mmap.mmap(-1, length) as target:  # on a page's boundary, as reads past all caches must be
+                    done = os.preadv(descriptor, [target], place)
+                if done != length:
+                    raise HardwareError(f"{path} was read in part: {done} of {length} bytes")
+
+            def together(length: int, reads: int) -> float:
+                places = (rng.integers(0, size // length, reads) * length).tolist()
+                if how != DIRECT:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                start = perf_counter_ns()
+                if reads == 1:
+                    one(length, places[0])
+                else:
+                    for read in [pool.submit(one, length, place) for place in places]:
+                        read.result()
+                return float(perf_counter_ns() - start)
+
+            asked = ((piece, 1), (PAGE, 1), *((piece, reads) for reads in LANES))
+            samples = repeated(lambda _: [together(*each) for each in asked], repeats)
     except OSError as error:
         raise HardwareError(f"the disk of {folder} cannot be measured: {error.strerror or error}") from None
-    large, page = (Figure.of(f"disk, reading {length} bytes", samples[length]) for length in (piece, PAGE))
-    moved = max(large.ns - page.ns, large.ns / 100)
+    names = [f"disk, reading {length} bytes{'' if reads == 1 else f', {reads} together'}" for length, reads in asked]
+    large, page, *lanes = (Figure.of(name, found) for name, found in zip(names, samples, strict=True))
+    rate = clamp(piece * SECOND / max(large.ns - page.ns, large.ns / 100), 1_000, 10**15)
     return (
-        [large, page],
+        [large, page, *lanes],
         Disk(
-            read_bytes_per_s=clamp(piece * SECOND / moved, 1_000, 10**15),
+            read_bytes_per_s=rate,
+            lanes=lanes_of(
+                rate, page.ns, [(reads, reads * piece, figure.ns) for reads, figure in zip(LANES, lanes, strict=True)]
+            ),
             latency_ns=clamp(page.ns, 0, 10**10),
             host_cache_bytes=clamp(meminfo("MemAvailable"), 1 << 20, 1 << 50),
         ),
         f"disk: {how}; what the disk or the host below caches itself is not kept out",
     )
+
+
+def lanes_of(alone: int, latency_ns: float, found: Sequence[tuple[int, int, float]]) -> list[Lanes]:
+    """Rates by number of reads together, from (reads, bytes of all, nanoseconds); `alone` in bytes/s is one read's.
+
+    As far as more together is more: from the first number on that gains less than a twentieth there are no more lanes.
+    """
+    lanes: list[Lanes] = []
+    best, few = alone, 1
+    for reads, size, ns in found:
+        # A disk reads no more than so many times what fewer reads do: what is above is noise.
+        rate = min(clamp(size * SECOND / max(ns - latency_ns, ns / 100), 1_000, 10**15), best * reads // few)
+        if rate < best + best // 20:
+            break
+        lanes.append(Lanes(reads=reads, bytes_per_s=rate))
+        best, few = rate, reads
+    return lanes
 
 
 DIRECT, DROPPED = "read past the system's cache (O_DIRECT)", "the system's cache was asked to drop the file first"

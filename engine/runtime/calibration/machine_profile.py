@@ -1,5 +1,6 @@
 """A machine is measured into a profile: copies, memory and compute by probes, the engine's overhead on a model."""
 
+import dataclasses
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -9,17 +10,18 @@ from pathlib import Path
 
 import torch
 import transformers
+from msgspec.structs import replace
 from torch import nn
-from transformers import PreTrainedModel
 
-from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Overhead, Rate
+from engine.hardware import Device, EngineProfile, HardwareProfile, Link, Rate
 from engine.hardware.engine_profile import CALIBRATED
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import host_probes, probes
-from engine.runtime.calibration.engine_costs import engine_costs
-from engine.runtime.calibration.expansion import by_bits, check_formats, measure_expansion
+from engine.runtime.calibration.engine_costs import Workload, engine_costs
+from engine.runtime.calibration.expansion import by_kind, check_formats, measure_expansion
 from engine.runtime.calibration.power import power
 from engine.runtime.calibration.probes import Figure, clamp
+from engine.runtime.calibration.repeated import WIDTH, ascending
 from engine.runtime.memory import meminfo
 from engine.runtime.offload_state import offloaded
 from tracekit.errors import HardwareError
@@ -33,7 +35,6 @@ ON_CPU = (
     "the link is a thread that copies with memcpy",
     "the CPU lane was measured alone: here it shares its cores with the device",
 )
-OVERHEADS = ("per_layer_ns", "per_step_ns", "per_expert_ns", "per_copy_ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +46,28 @@ class Calibration:
 
 
 def calibrate_machine(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    workloads: Sequence[Workload],
     *,
     dtype: torch.dtype,
     formats: Sequence[str] = (),
     disk: Path | None = None,
     name: str = "this-machine",
-    rounds: int = 3,
+    rounds: int = 5,
     repeats: int = 21,
-    max_new_tokens: int = 32,
     copy_sizes: Sequence[int] = COPY_SIZES,
     tokens: Sequence[int] = TOKENS,
     advance: Callable[[], object] = lambda: None,
 ) -> Calibration:
-    """Measure this machine; overheads on `model`, which is offloaded (its device is what is measured).
+    """Measure this machine; overheads on models that are offloaded to one device, which is what is measured.
 
-    Every probe is repeated `repeats` times, the model's overhead `rounds` times; figures are medians. `formats` are
-    quantised weight formats whose expansion is measured too, `disk` a directory whose disk is. `advance` is called
-    after each of `STAGES` stages.
+    Every probe is repeated `repeats` times, the models run `rounds` times in turns, and both up to `repeated.MOST`
+    times as often where medians are not yet known; figures are medians, and say how well they are known. `formats`
+    are quantised weight formats whose expansion is measured too, `disk` a directory whose disk is. `advance` is
+    called after each of `STAGES` stages.
 
     Raises HardwareError when a measurement makes no sense, PlanError for an unknown format.
     """
-    state = offloaded(model)
+    state = offloaded(workloads[0].model)
     device = state.device
     check_formats(formats)  # before minutes of measuring
     link_figures = probes.copies(device, copy_sizes, repeats)
@@ -90,31 +90,26 @@ def calibrate_machine(
     matrix = torch.randn(probes.WIDTH, probes.WIDTH, device=device, dtype=dtype)
     watts, power_note = power(device, lambda: matrix @ matrix)
     advance()
-    found = [engine_costs(model, prompts, max_new_tokens).overhead for _ in range(rounds)]
-    overheads = {
-        field: Figure.of(f"overhead.{field}", [float(getattr(one, field)) for one in found]) for field in OVERHEADS
-    }
+    bandwidth = dense[0].rate(probes.WIDTH**2 * dtype.itemsize)
+    found = engine_costs([counted(one, bandwidth) for one in workloads], rounds)
     advance()
 
     latency, rates = link_of(copy_sizes, [figure.ns for figure in link_figures])
-    bandwidth = dense[0].rate(probes.WIDTH**2 * dtype.itemsize)
     flops = experts[-1].rate(2 * probes.expert_params() * tokens[-1])
-    # What the model's weights themselves take is not overhead: the simulator adds it for each shape anew.
-    layer = state.layers[0]
-    dense_bytes = sum(p.numel() * p.element_size() for p in _layer_of(model, layer.name).parameters() if not p.is_meta)
-    per_layer = overheads["per_layer_ns"].ns - dense_bytes * SECOND / bandwidth
     gate_readback = readback.ns if device.type == "cuda" else 0.0
-    per_layer -= gate_readback  # it is between two visits, too
-    per_expert = overheads["per_expert_ns"].ns - layer.expert_bytes * SECOND / bandwidth
+    per_layer = found.overhead.per_layer_ns - gate_readback  # it is between two visits, too
     figures = (*link_figures, *([pageable] if pageable else []), reading, *dense, *experts)
-    figures = (*figures, *(figure for large, small, _ in expanded for figure in (large, small)))
-    figures = (*figures, *lane_figures, *disk_figures, readback, *overheads.values())
+    figures = (*figures, *(figure for each, _ in expanded for figure in each))
+    figures = (*figures, *lane_figures, *disk_figures, readback, *found.steps)
+    unknown = sum(not figure.known for figure in figures)
+    models = dict.fromkeys(type(one.model).__name__ for one in workloads)
     profile = HardwareProfile(
         name=name,
         description=f"{describe_device(device)}, measured {datetime.now(UTC):%Y-%m-%d} with {versions()}",
         calibrated=True,
         source=[
-            "every figure is a median, with its quartiles in brackets",
+            "every figure is a median, with its quartiles in brackets and half its 95 % interval behind",
+            f"{unknown} of {len(figures)} medians are NOT known within {100 * WIDTH:g} %",
             f"compute in {str(dtype).removeprefix('torch.')}; weights and copies from memory that no cache holds",
             *(ON_CPU if device.type == "cpu" else ()),
             disk_note,
@@ -140,17 +135,15 @@ def calibrate_machine(
             name=CALIBRATED,
             description=f"this project's runtime, measured with {versions()}",
             source=[
-                f"overheads: {type(model).__name__} of {len(state.layers)} MoE layers, {len(prompts)} prompts, less "
-                "what its weights take at the measured bandwidth",
+                f"overheads: {', '.join(models)}, less what their weights take at the measured bandwidth; "
+                f"{found.visits} decode visits, each the median of {found.steps[0].samples} rounds",
             ],
-            overhead=Overhead(
+            overhead=replace(
+                found.overhead,
                 per_layer_ns=clamp(per_layer, 0, 10**10),
-                per_step_ns=clamp(overheads["per_step_ns"].ns, 0, 10**10),
                 gate_readback_ns=clamp(gate_readback, 0, 10**10),
-                per_copy_ns=clamp(overheads["per_copy_ns"].ns, 0, 10**10),
-                per_expert_ns=clamp(per_expert, 0, 10**10),
             ),
-            expansions=by_bits([expansion for _, _, expansion in expanded]),
+            expansions=by_kind([expansion for _, expansion in expanded]),
         ),
     )
     return Calibration(profile, figures)
@@ -177,15 +170,14 @@ def link_of(sizes: Sequence[int], times: Sequence[float]) -> tuple[int, list[Rat
     return round(latency), rates
 
 
-def ascending(values: Sequence[float]) -> list[float]:
-    """The ascending sequence nearest to `values` by least squares: neighbours in the wrong order are pooled."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (low, few), (high, more) = pools.pop(), pools.pop()
-            pools.append(((low * few + high * more) / (few + more), few + more))
-    return [value for value, count in pools for _ in range(count)]
+def counted(workload: Workload, bandwidth: float) -> Workload:
+    """With what the simulator counts of it at this bandwidth (bytes/s): the dense part of a layer, and an expert."""
+    layer = offloaded(workload.model).layers[0]
+    inside = _layer_of(workload.model, layer.name).parameters()
+    dense_bytes = sum(p.numel() * p.element_size() for p in inside if not p.is_meta)
+    return dataclasses.replace(
+        workload, dense_ns=dense_bytes * SECOND / bandwidth, expert_ns=layer.expert_bytes * SECOND / bandwidth
+    )
 
 
 def describe_device(device: torch.device) -> str:
@@ -223,6 +215,9 @@ def summary(calibration: Calibration) -> list[tuple[str, str]]:
         size = re.fullmatch(r"(?:copy of|reading|disk, reading) (\d+) bytes.*", figure.what)
         rows.append((figure.what, figure.time if size is None else figure.gigabytes(int(size[1]))))
     device = calibration.profile.device
+    overhead = calibration.profile.overhead
+    for name in ("per_layer_ns", "per_step_ns", "per_expert_ns", "per_copy_ns", "per_lookahead_ns"):
+        rows.append((f"overhead.{name}", probes.time_text(getattr(overhead, name))))
     rows.append(("memory bandwidth", f"{device.memory_bandwidth_bytes_per_s / 1e9:.2f} GB/s (dense, 1 tokens)"))
     rows.append(("arithmetic", f"{device.compute_flops_per_s / 1e9:.1f} GFLOP/s (expert, {TOKENS[-1]} tokens)"))
     return rows

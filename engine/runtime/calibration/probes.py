@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.hardware.roofline import SECOND
+from engine.runtime.calibration.repeated import WIDTH as WIDTH_SHARE
+from engine.runtime.calibration.repeated import margin, repeated
 from engine.runtime.clocks.device_time import DeviceTime, device_time
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Link, QueuedLink, Source
@@ -23,26 +25,36 @@ WIDTH = 2048  # of the matrices that compute is measured with
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured time: the median and the quartiles of `samples` repetitions (ns)."""
+    """A measured time: the median and the quartiles of `samples` repetitions (ns).
+
+    `margin`: half the width of the median's 95 % interval, as a share of it (engine.runtime.calibration.repeated).
+    """
 
     what: str
     ns: float
     low_ns: float
     high_ns: float
     samples: int
+    margin: float = 0.0
 
     @classmethod
     def of(cls, what: str, samples: Sequence[float]) -> "Figure":
         """The figure of these samples (ns)."""
         low, middle, high = np.percentile(samples, (25, 50, 75)).tolist()
-        return cls(what, middle, low, high, len(samples))
+        return cls(what, middle, low, high, len(samples), margin(samples))
 
     def rate(self, amount: float) -> float:
         """`amount` per second."""
         return amount * SECOND / max(self.ns, 1.0)
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.time} ({self.samples} samples)"
+        known = "" if self.known else f", NOT within {100 * WIDTH_SHARE:g} %"
+        return f"{self.what}: {self.time} ({self.samples} samples, +-{100 * self.margin:.1f} %{known})"
+
+    @property
+    def known(self) -> bool:
+        """Whether the median's interval is as narrow as it should be."""
+        return self.margin <= WIDTH_SHARE
 
     @property
     def time(self) -> str:
@@ -70,8 +82,11 @@ def sample(
 
     `ahead`: without the host's time of handing it over, where the device can be kept busy meanwhile.
     """
-    works = (partial(work, number) for number in range(repeats + warm_up))
-    return [timed(device_time(device), one, ahead=ahead) for one in works][warm_up:]
+
+    def turn(number: int) -> list[float]:
+        return [timed(device_time(device), partial(work, number), ahead=ahead)]
+
+    return repeated(turn, repeats, warm_up=warm_up)[0]
 
 
 def timed(time: DeviceTime, work: Callable[[], object], *, ahead: bool = False) -> float:
@@ -127,7 +142,6 @@ def copies_on(
     where the device can be kept busy meanwhile: it is the engine's (`per_copy_ns`), not the link's.
     """
     count = copies_at_once(link)
-    samples: dict[int, list[float]] = {size: [] for size in sizes}
     at = 0
 
     def pieces(size: int) -> list[tuple[Source, Tensor]]:
@@ -139,12 +153,11 @@ def copies_on(
             at += size
         return found
 
-    for number in range(repeats + 1):  # all sizes each time, so that a drift of the machine's speed falls on all
-        for size in sizes:
-            ns = timed(time(), partial(burst, link, pieces(size)), ahead=True)
-            if number:
-                samples[size].append(ns / count)
-    return [Figure.of(f"copy of {size} bytes", samples[size]) for size in sizes]
+    def turn(_: int) -> list[float]:
+        return [timed(time(), partial(burst, link, pieces(size)), ahead=True) / count for size in sizes]
+
+    samples = repeated(turn, repeats)
+    return [Figure.of(f"copy of {size} bytes", found) for size, found in zip(sizes, samples, strict=True)]
 
 
 def copies_at_once(link: Link) -> int:
@@ -198,15 +211,14 @@ def _by_tokens(
     repeats: int,
     run: Callable[[int, Tensor], Tensor],
 ) -> list[Figure]:
-    samples: dict[int, list[float]] = {count: [] for count in tokens}
     with torch.inference_mode():
-        rows = {count: torch.randn(count, WIDTH, device=device, dtype=dtype) for count in tokens}
-        for number in range(repeats + 1):
-            for count in tokens:
-                ns = timed(device_time(device), partial(run, number, rows[count]), ahead=True)
-                if number:
-                    samples[count].append(ns)
-    return [Figure.of(f"{what}, {count} tokens", samples[count]) for count in tokens]
+        rows = [torch.randn(count, WIDTH, device=device, dtype=dtype) for count in tokens]
+
+        def turn(number: int) -> list[float]:
+            return [timed(device_time(device), partial(run, number, some), ahead=True) for some in rows]
+
+        samples = repeated(turn, repeats)
+    return [Figure.of(f"{what}, {count} tokens", found) for count, found in zip(tokens, samples, strict=True)]
 
 
 def readback(device: torch.device, repeats: int) -> Figure:

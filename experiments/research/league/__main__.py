@@ -17,6 +17,7 @@ def league(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
     write: Annotated[Path | None, typer.Option("--write", help="also write the page to this file")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="also draw the errors, to this PNG file")] = None,
 ) -> None:
     """Published measurements of expert offloading, fitted on a few rows and predicted on all others.
 
@@ -25,18 +26,23 @@ def league(
     import msgspec
 
     from experiments.cli import console
-    from experiments.research.league.batched_h100 import batched_h100
+    from experiments.research.league.all_sources import all_sources
     from experiments.research.league.page import COLUMNS, SUMMARY_COLUMNS, missing, page, rows, summary
-    from experiments.research.league.table2 import table2
     from tracekit.durable import write_synced
     from tracekit.errors import StudyError
 
     named = os.environ.get("TRACEKIT_SHARED") if data is None else str(data)
     if not named:
         raise StudyError("the league's figures lie in the folder of reference data: name it with --data")
-    sources = [batched_h100(Path(named)), table2()]
+    sources = all_sources(Path(named))
     if write is not None:
         write_synced(write, lambda file: file.write(page(sources).encode()))
+    if picture is not None:
+        from experiments.research.league.chart import errors
+        from experiments.research.paper.charts import png
+
+        image = png(errors(sources))
+        write_synced(picture, lambda file: file.write(image))
     if json:
         console.emit_json([msgspec.to_builtins(source) for source in sources])
         return

@@ -12,7 +12,9 @@ HEAD = """\
 Published measurements that a simulator of expert offloading should predict, and what this one says of them. Two numbers
 at most are fitted for a machine, or one for each size of its cache, on the rows marked so; every other row is
 predicted. Misses stay in, with what is missing. This page is written by
-`python -m experiments.research.league --data FOLDER --write docs/league.md`.
+`python -m experiments.research.league --data FOLDER --write docs/league.md --picture docs/pictures/league.png`.
+
+![errors of all predicted rows by source](pictures/league.png)
 """
 
 
@@ -37,8 +39,8 @@ def summary(sources: Sequence[Source]) -> list[list[str]]:
         [
             source.title,
             str(len(source.errors())),
-            f"{100 * source.median_error:.2f} %",
-            _percent(source.worst_error),
+            f"{100 * source.median_error:.2f} %" if source.errors() else "-",
+            _percent(source.worst_error) if source.errors() else "-",
             str(source.unanswered),
         ]
         for source in sources

@@ -15,6 +15,7 @@ from engine.hardware import (
     Disk,
     EngineProfile,
     HardwareProfile,
+    Lanes,
     Link,
     Overhead,
     Rate,
@@ -248,3 +249,16 @@ def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, dat
     with pytest.raises(HardwareError) as caught:
         load_hardware(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_with_lanes_is_physical() -> None:
+    def of(*lanes: tuple[int, int]) -> Disk:
+        found = [Lanes(reads=reads, bytes_per_s=rate) for reads, rate in lanes]
+        return Disk(read_bytes_per_s=10**9, latency_ns=0, host_cache_bytes=1 << 30, lanes=found)
+
+    assert of().most_reads == 1 and of((8, 3 * 10**9)).most_reads == 8
+    assert of((1, 10**9), (3, 2 * 10**9)).read_ns(10**6, 2) == -(-2 * 10**6 * 10**9 // (15 * 10**8))
+    with pytest.raises(ValueError, match="must ascend"):
+        of((4, 10**9), (2, 2 * 10**9))
+    with pytest.raises(ValueError, match="would be faster than one of 2"):
+        of((2, 10**9), (4, 3 * 10**9))

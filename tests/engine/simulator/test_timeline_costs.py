@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from engine.hardware import Disk, ExpertKernel, HardwareProfile, load_hardware
+from engine.hardware import Disk, ExpertKernel, HardwareProfile, Host, Lanes, load_hardware
+from engine.plan.weights import WeightFormat
 from engine.shapes import load_shape
 from engine.simulator.costs import Costs, model_costs
 from tracekit.errors import HardwareError
@@ -96,6 +97,49 @@ def test_host_memory_shrinks_with_the_layers_that_are_timed() -> None:
     assert costs(machine).read_ns[0] == 100 + -(-3 * MIB * 10**9 // 10**9)
     # Mixtral has 32 layers, the trace 2: host memory holds a sixteenth for them.
     assert model_costs(manifest(), machine, load_shape("mixtral-8x7b"), None, None).host_bytes == 20 * MIB
+
+
+def test_reads_take_what_their_number_leaves_of_the_disk() -> None:
+    """Two together read 1.5 GB/s: 3 MiB take 2 * 3 MiB / 1.5 GB/s and the latency; three are between two and four."""
+    lanes = [Lanes(reads=2, bytes_per_s=15 * 10**8), Lanes(reads=4, bytes_per_s=2 * 10**9)]
+    disk = Disk(read_bytes_per_s=10**9, latency_ns=100, host_cache_bytes=320 * MIB, lanes=lanes)
+    found = costs(replace(MACHINE, disk=disk))
+    rates = (10**9, 15 * 10**8, 175 * 10**7, 2 * 10**9)
+    each = [100 + -(-reads * 3 * MIB * 10**9 // rate) for reads, rate in enumerate(rates, 1)]
+    assert found.lanes_ns.tolist() == [each, each] and found.read_ns.tolist() == [each[0]] * 2
+    assert found.disk_lanes == 4 and costs().disk_lanes == 1
+
+
+def test_experts_take_the_room_of_dense_weights_which_then_come_from_disk() -> None:
+    """Of 64 GiB 2 are taken: beside 60 GiB of experts 2 are left, and what dense weights there are above comes anew."""
+    shape = load_shape("mixtral-8x7b")
+    disk = Disk(read_bytes_per_s=10**9, latency_ns=100, host_cache_bytes=60 << 30)
+    machine = replace(MACHINE, disk=disk, host=Host(memory_bytes=64 << 30, reserved_bytes=2 << 30, holds_dense=True))
+    free = model_costs(manifest(), replace(machine, host=None), shape, None, None)
+    tight = model_costs(manifest(), machine, shape, None, None)
+    assert free.notes == tuple(note for note in tight.notes if "host memory" not in note)
+    (said,) = (note for note in tight.notes if "host memory" in note)
+    assert "read from disk again at every step; give the experts' cache less" in said
+    slower = (tight.dense_ns - free.dense_ns).sum() + tight.step_ns - free.step_ns
+    dense = sum(layer_bytes(shape, layer, STATED, STATED) for layer in range(32)) + head_bytes(shape, STATED)
+    short = (60 << 30) + dense - (62 << 30)
+    assert 0 < short < dense
+    assert 16 * slower == pytest.approx(short * 10**9 / 10**9, rel=1e-3), "the trace has a sixteenth of the layers"
+    roomy = replace(machine, host=Host(memory_bytes=128 << 30, holds_dense=True))
+    assert model_costs(manifest(), roomy, shape, None, None).dense_ns.tolist() == free.dense_ns.tolist()
+    elsewhere = replace(machine, host=Host(memory_bytes=62 << 30))
+    assert model_costs(manifest(), elsewhere, shape, None, None).notes == free.notes, "dense weights on the device"
+    small = replace(machine, host=Host(memory_bytes=16 << 30))
+    cut = model_costs(manifest(), small, shape, None, None)
+    assert cut.host_bytes == 1 << 30 and "experts get 16.00 GiB" in cut.notes[-1]
+
+
+def test_lasting_clocks_slow_the_device_alone() -> None:
+    hot = replace(MACHINE, device=replace(MACHINE.device, sustained_percent=50))
+    burst, lasting = costs(), costs(hot)
+    assert lasting.expert_token_ps == pytest.approx(2 * burst.expert_token_ps, abs=2)
+    assert lasting.expert_ns.tolist() == pytest.approx([2 * ns for ns in burst.expert_ns.tolist()], abs=2)
+    assert lasting.rest_ns.tolist() == burst.rest_ns.tolist()
 
 
 def test_the_cpu_takes_part_when_the_plan_says_so() -> None:

@@ -95,6 +95,36 @@ def test_a_missing_expert_comes_from_disk_first() -> None:
     assert script.spent == {"dense": 10, "experts": 3, "disk": 20, "demand": 10}
 
 
+def test_reads_in_lanes_run_together_and_slow_each_other() -> None:
+    """Alone a read takes 20, as one of two 30. C waits until A's lane is free, and is then one of two again.
+
+    disk      5-25 A, 5-35 B, 25-55 C
+    link      25-35 A, 35-45 B, 55-65 C
+    """
+    lanes_ns = np.array([[20, 30], [20, 30]])
+    events = [(LOAD, 0, 0), (LOAD, 1, 1), (LOAD, 2, 2)]
+    script = Script([events, []], read_ns=20 * EACH, lanes_ns=lanes_ns, host_bytes=9)
+    rows = script.timeline.log.tolist()
+    assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == DISK_READ] == [[5, 25], [5, 35], [25, 55]]
+    assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == COPY] == [[25, 35], [35, 45], [55, 65]]
+    assert script.timeline.disk_busy_ns == 50, "it reads from 5 to 55, however many at a time"
+
+
+def test_the_cache_takes_its_time_before_anything_is_asked_for() -> None:
+    """Two lookups at 2 and one insert at 3: the copy that would begin at 5 begins at 12.
+
+    compute   0-5 dense, 5-12 overhead, 12-15 A, 15-22 demand, 22-25 B | 25-30 dense, 30-33 the prefetch's insert
+    link      12-22 B
+    """
+    bypass = Script([[(HIT, 0, 0), (BYPASS, 1, 1)], []], lookup_ns=2, insert_ns=3)
+    assert bypass.end == [22, 27], "it is looked up and not inserted"
+    script = Script([[(HIT, 0, 0), (LOAD, 1, 1)], [(PREFETCH, 2, 2)]], lookup_ns=2, insert_ns=3)
+    rows = script.timeline.log.tolist()
+    assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == COPY] == [[12, 22]]
+    assert script.end == [25, 33]
+    assert script.spent["overhead"] == 7 + 3
+
+
 @pytest.mark.parametrize(("host_bytes", "reads"), [(0, 3), (1, 3), (2, 2), (3, 2)])
 def test_host_memory_keeps_what_was_copied_last(host_bytes: int, reads: int) -> None:
     """A, B and A again pass through one slot; the second time A is still in host memory if that holds two."""

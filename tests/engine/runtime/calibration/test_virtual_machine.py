@@ -36,7 +36,7 @@ def test_overheads_are_the_devices_and_not_the_hosts(machine: VirtualMachine, ma
     costs = machine.costs
     model = offload(make_model("mixtral"), plan_of("6/layer"))
     with offloaded(model) as state, running_on(machine, model, state):
-        found = calibration.engine_costs(model, PROMPTS, 12, machine.time)
+        found = calibration.engine_costs([calibration.Workload(model, PROMPTS, 12)], 1, machine.time)
     overhead = found.overhead
     assert overhead.per_expert_ns == pytest.approx(costs.expert, rel=0.05)
     assert overhead.per_copy_ns == pytest.approx(costs.ask, rel=0.05)
@@ -51,7 +51,9 @@ def test_the_hosts_clock_would_say_otherwise(machine: VirtualMachine, make_model
     """Which is why it is not asked: by it an expert takes its launch, and what it computes is taken for dense part."""
     model = offload(make_model("mixtral"), plan_of("6/layer"))
     with offloaded(model) as state, running_on(machine, model, state):
-        found = calibration.engine_costs(model, PROMPTS, 12, lambda: HandedOver(machine)).overhead
+        found = calibration.engine_costs(
+            [calibration.Workload(model, PROMPTS, 12)], 1, lambda: HandedOver(machine)
+        ).overhead
     assert found.per_expert_ns < machine.costs.expert / 4
     assert found.per_layer_ns > 1.3 * machine.costs.dense
 
