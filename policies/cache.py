@@ -67,13 +67,11 @@ class ExpertCache:
         # subtract, where unsigned numbers would wrap around and compiled ones do not.
         self._index = np.uint32 if compiled else np.int64
         group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
-        members = np.bincount(group_of, minlength=groups) * spec.experts
-        smallest = np.array([spec.size[np.repeat(group_of == g, spec.experts)].min() for g in range(groups)])
         capacity = np.array(spec.capacity, np.int64)
-        most = np.minimum(capacity // np.maximum(smallest, 1), members)
+        most = most_residents(spec)
         staging = max(spec.staging, 1)
         self.spec = spec
-        self.slots = int(most.sum()) + staging
+        self.slots = slots_of(spec)
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
         sizes = spec.size.astype(np.int64)
@@ -192,6 +190,18 @@ class ExpertCache:
 
     def _keys(self, base: int, experts: Sequence[int]) -> np.ndarray:
         return np.array([base + expert for expert in experts], self._index)
+
+
+def most_residents(spec: CacheSpec) -> np.ndarray:
+    """How many experts each capacity group can hold at most, as many of its smallest as fit: i64 [groups]."""
+    smallest = spec.size.reshape(len(spec.capacity), -1).min(axis=1)
+    members = spec.size.size // len(spec.capacity)
+    return np.minimum(np.array(spec.capacity, np.int64) // np.maximum(smallest, 1), members)
+
+
+def slots_of(spec: CacheSpec) -> int:
+    """The physical slots of such a cache, staging buffers included."""
+    return int(most_residents(spec).sum()) + max(spec.staging, 1)
 
 
 def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:

@@ -11,7 +11,7 @@ from engine.plan.capacity import Capacity
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
 from tracekit.html_table import html_table
-from tracekit.named_toml import convert, read_toml
+from tracekit.named_toml import convert, decode, read_toml
 
 Scalar = str | int | float | bool
 
@@ -179,6 +179,11 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
 def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan file. Raises PlanError."""
     return plan_from_dict(read_toml(path, "plan", PlanError), str(path))
+
+
+def plan_from_toml(text: str, label: str) -> Plan:
+    """The plan in the text of a plan file. Raises PlanError, naming `label`."""
+    return plan_from_dict(decode(text.encode(), label=label, error=PlanError), label)
 
 
 PlanLike = Plan | Mapping[str, object] | str | os.PathLike[str]

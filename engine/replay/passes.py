@@ -5,13 +5,14 @@ studies and validations call the same function.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from engine.decisions.run import iter_decisions
+from engine.replay.given_decisions import GivenDecisions
 from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, Timeline
@@ -101,6 +102,7 @@ def run(
     hints: Iterable[np.ndarray] | None = None,
     reshape: Callable[[Demand], Demand] | None = None,
     rewrite: Callable[[Events], Events] | None = None,
+    given: GivenDecisions | None = None,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
     keep: bool = False,
@@ -112,6 +114,7 @@ def run(
         steps: the trace's, where they are at hand already.
         demands, hints, reshape: as `iter_decisions` takes them.
         rewrite: replaces each piece's decisions before they are counted and timed (for regret).
+        given: decisions that somebody else made on the trace, in place of those by `spec`.
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
         keep: keep times by visit, and their causes by step: memory for every machine.
@@ -119,11 +122,12 @@ def run(
     """
     steps = steps or Steps.of(trace)
     count = len(steps.phase)
-    check_targets(trace, spec, targets, steps)
+    check_targets(trace, spec, targets, steps, None if given is None else given.rows)
     kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
     loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
     timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
-    for demand, events in iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints):
+    decided = iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints)
+    for demand, events in decided if given is None else given.pieces(spec):
         if rewrite is not None:
             events = rewrite(events)
         piece = slice(demand.first_step, demand.first_step + demand.steps)
@@ -154,10 +158,17 @@ def run(
     ]
 
 
-def check_targets(trace: Trace, spec: CacheSpec, targets: Sequence[Target], steps: Steps) -> None:
-    """Raise HardwareError or TraceError if the bytes or nanoseconds of a target could exceed what can be counted."""
+def check_targets(
+    trace: Trace, spec: CacheSpec, targets: Sequence[Target], steps: Steps, prefetched: int | None = None
+) -> None:
+    """Raise HardwareError or TraceError if the bytes or nanoseconds of a target could exceed what can be counted.
+
+    `prefetched` is the most experts of a layer that are prefetched, where the `spec` does not say.
+    """
     suggested = 0 if spec.prefetch == "none" else spec.count
     work = Work.of(np.diff(steps.starts), steps.context, trace.top_k, spec.experts, suggested)
+    if prefetched is not None:
+        work = replace(work, prefetched=prefetched)
     for target in targets:
         check_bytes(work, target.sizes)
         if target.costs is not None:

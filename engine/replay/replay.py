@@ -13,6 +13,7 @@ from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
+from engine.replay.given_decisions import GivenDecisions
 from engine.replay.passes import Replayed, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
@@ -21,7 +22,7 @@ from engine.replay.summary import counts_of, time_of
 from engine.shapes import ModelShape, load_shape
 from policies.events import Events
 from tracekit.demand import Demand
-from tracekit.errors import TraceError
+from tracekit.errors import PlanError, TraceError
 from tracekit.progress import reporting
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -30,12 +31,13 @@ from tracekit.version import own_version
 
 def replay(
     trace: Trace | str | os.PathLike[str],
-    plan: PlanLike,
+    plan: PlanLike | None,
     hardware: HardwareProfile | str | os.PathLike[str] | None = None,
     *,
     model_shape: ModelShape | str | os.PathLike[str] | None = None,
     bounds: bool | None = None,
     allow_fitted: bool = False,
+    decisions: GivenDecisions | str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
@@ -45,12 +47,14 @@ def replay(
 
     Args:
         trace: a trace, or the path of one.
-        plan: a plan, its tables, or the path of its file.
+        plan: a plan, its tables, or the path of its file; None, with `decisions`, is the one that their file names.
         hardware: a profile, the name of a shipped one or the path of its file; None counts hits and bytes only.
         model_shape: time (and size) experts as those of this model; None uses the trace's own model.
         bounds: also replay Belady's decisions at the same capacity, to say how far from the best the plan is. They need
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
+        decisions: decisions that somebody else made, a file as `--events` writes it: they are counted and timed instead
+            of the plan's, which then only says how they are carried out. There is no regret.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
@@ -60,23 +64,40 @@ def replay(
         TracekitError: the trace, the plan and the hardware do not fit together.
     """
     trace = trace if isinstance(trace, Trace) else Trace.open(Path(trace))
+    if isinstance(decisions, GivenDecisions | None):
+        given = decisions
+    else:
+        given = GivenDecisions(decisions, trace, None if plan is None else as_plan(plan))
+    if given is not None:
+        plan = given.plan
+    elif plan is None:
+        raise PlanError("replay what? give a plan, or decisions")
     plan = as_plan(plan)
     machine = hardware if isinstance(hardware, HardwareProfile | None) else load_hardware(hardware)
     shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
     if trace.tokens == 0:
         raise TraceError(f"{trace.path} holds no tokens: nothing to replay")
     seen = check_evidence(trace, plan, allow_fitted=allow_fitted)
-    setting = Setting.of(trace.manifest, plan, machine, shape)
+    setting = Setting.of(trace.manifest, plan, machine, shape, given=given)
     bounded, timed = is_bounded(trace, bounds), machine is not None
-    passes = replay_passes(trace, plan, timed=timed, bounds=bounds)
+    passes = replay_passes(trace, plan, timed=timed, bounds=bounds, given=given is not None)
     best = regret = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
-        (done,) = run(trace, setting.spec, [setting.target], progress=report, on_events=on_events, keep=timed, log=log)
+        (done,) = run(
+            trace,
+            setting.spec,
+            [setting.target],
+            given=given,
+            progress=report,
+            on_events=on_events,
+            keep=timed,
+            log=log,
+        )
         if on_done is not None:
             on_done(done)
         if bounded:
             best = find_bounds(trace, setting, done, report)
-            regret = find_regret(trace, setting, done, report) if timed else None
+            regret = find_regret(trace, setting, done, report) if timed and given is None else None
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
@@ -97,15 +118,18 @@ def replay(
         regret=regret,
         estimates=estimates,
         warnings=warnings,
-        provenance=_provenance(trace, setting),
+        provenance=_provenance(trace, setting) | ({} if given is None else {"decisions": given.about}),
     )
 
 
-def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None) -> int:
-    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret."""
+def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None, given: bool = False) -> int:
+    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret.
+
+    There is no regret of decisions that are `given`.
+    """
     if not is_bounded(trace, bounds):
         return 1
-    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed else 0)
+    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
 
 
 def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:

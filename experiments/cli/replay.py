@@ -49,6 +49,10 @@ def command(
     counts: Annotated[
         Path | None, typer.Option(help="instead of a trace: a CSV file of cells of which only counts are known")
     ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(help="time the decisions in this Parquet file, as --events writes it, instead of a plan's"),
+    ] = None,
     spread: Annotated[str, typer.Option(help="of --counts: which lookups miss, even or random")] = "even",
     events: Annotated[Path | None, typer.Option(help="also write every decision to this Parquet file")] = None,
     steps: Annotated[
@@ -80,22 +84,24 @@ def command(
     --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
     ui.perfetto.dev or chrome://tracing.
 
+    --decisions times what another engine, or another run, decided; docs/simulator.md says what the file holds.
+
     --counts times published counts whose routing is not known; docs/simulator.md says how they are spread over visits.
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
     if counts is not None:
-        given = {
+        asked = {
             **{"a trace": trace, "--policy": policy, "--profile": profile, "--capacity": capacity, "--steps": steps},
             **{"--prefetch": prefetch, "--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count},
             **{"--staging": staging, "--batch": batch, "--events": events, "--timeline": timeline, "--bounds": bounds},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
-            **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
+            **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
             "--against-recorded": against_recorded or None,
         }
+        options.refuse_decided("--counts", asked)
         replay_cells(
             counts,
-            ignored=[name for name, value in given.items() if value is not None],
             plan=plan,
             weights=weights,
             hardware=hardware,
@@ -110,7 +116,7 @@ def command(
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay
     from engine.replay.step_log import write_steps
-    from experiments.cli.plans import plan_from_options
+    from experiments.cli.plans import given_decisions, plan_from_options
     from experiments.cli.results import agreement_rows, result_rows
     from tracekit.batched import batched
     from tracekit.demand import step_starts
@@ -124,25 +130,37 @@ def command(
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
     if seed is not None and arrival_rate is None:
         raise PlanError("--seed is of the arrivals: give --arrival-rate too")
-    chosen = plan_from_options(
-        plan,
-        capacity=capacity,
-        policy=policy,
-        profile=profile,
-        eviction_artefact=eviction_artefact,
-        prefetch_artefact=prefetch_artefact,
-        prefetch=prefetch,
-        prefetch_distance=prefetch_distance,
-        prefetch_count=prefetch_count,
-        staging=staging,
-        weights=weights,
-    )
+    if decisions is None:
+        chosen = plan_from_options(
+            plan,
+            capacity=capacity,
+            policy=policy,
+            profile=profile,
+            eviction_artefact=eviction_artefact,
+            prefetch_artefact=prefetch_artefact,
+            prefetch=prefetch,
+            prefetch_distance=prefetch_distance,
+            prefetch_count=prefetch_count,
+            staging=staging,
+            weights=weights,
+        )
+    else:
+        asked = {
+            **{"--policy": policy, "--profile": profile, "--capacity": capacity, "--prefetch": prefetch},
+            **{"--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count, "--staging": staging},
+            **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
+        }
+        options.refuse_decided("--decisions", asked)
     for path in (steps, timeline):
         if path is not None:
             check_place(path)
     opened = Trace.open(trace)
     if batch is not None:
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
+    given = None
+    if decisions is not None:
+        given = given_decisions(decisions, opened, plan, weights)
+        chosen = given.plan
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
@@ -172,6 +190,7 @@ def command(
             model_shape=model_shape,
             bounds=bounds,
             allow_fitted=allow_fitted,
+            decisions=given,
             progress=True,
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,
