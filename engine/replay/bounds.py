@@ -1,7 +1,8 @@
 """Bounds: what clairvoyant decisions would allow at a plan's capacity."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.timeline import STALLS
 from policies.cache import CacheSpec
 from tracekit.demand import Demand
-from tracekit.rows import DECODE
+from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 
 BOUNDED_LOOKUPS = 20_000_000
@@ -30,15 +31,22 @@ def bounds_passes(*, timed: bool) -> int:
 
 
 def find_bounds(
-    trace: Trace, setting: Setting, done: Replayed, progress: Callable[[int], object] | None = None
+    trace: Trace,
+    setting: Setting,
+    done: Replayed,
+    progress: Callable[[int], object] | None = None,
+    *,
+    warm_up: int = 0,
 ) -> Bounds:
-    """The bounds beside `done`, the finished pass of the setting's plan."""
+    """The bounds beside `done`, what the finished pass of the setting's plan counts behind `warm_up` steps."""
     best = clairvoyant(setting.spec)
-    (found,) = run(trace, best, progress=progress)
+    # What is not counted is free, lest Belady spare there what it could win later.
+    free = partial(free_steps, first=warm_up, phases=()) if warm_up else None
+    (found,) = run(trace, best, reshape=free, progress=progress)
     loads = None
     if setting.costs is not None and done.tokens[DECODE]:
-        loads = fewest_decode_loads(trace, best, progress=progress)
-    return bounds_of(found.hit_ratio, loads, setting.costs, done)
+        loads = fewest_decode_loads(trace, best, warm_up=warm_up, progress=progress)
+    return bounds_of(found.counted(warm_up).hit_ratio, loads, setting.costs, done)
 
 
 def clairvoyant(spec: CacheSpec) -> CacheSpec:
@@ -50,7 +58,14 @@ def clairvoyant(spec: CacheSpec) -> CacheSpec:
 def without_prefetching(spec: CacheSpec) -> CacheSpec:
     """The same cache, in which nothing is prefetched."""
     return replace(
-        spec, prefetch="none", prefetch_parameters=None, predictor=None, distance=1, count=2, into_cache=False
+        spec,
+        prefetch="none",
+        prefetch_parameters=None,
+        predictor=None,
+        distance=1,
+        count=2,
+        into_cache=False,
+        wrap=False,
     )
 
 
@@ -60,14 +75,16 @@ def fewest_decode_loads(
     *,
     steps: Steps | None = None,
     demands: Iterable[Demand] | None = None,
+    warm_up: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """The fewest demand loads of decode steps in each layer under clairvoyant decisions: i64 [layers].
 
-    The fewest copies in all are not the fewest copies in decode steps: this pass is one in which prefill is free (see
-    `free_prefill`), and no plan copies fewer experts between one prefill and the next.
+    The fewest copies in all are not the fewest copies in decode steps: this pass is one in which prefill, and the first
+    `warm_up` steps, are free (see `free_steps`), and no plan copies fewer experts between one prefill and the next.
     """
-    (free,) = run(trace, best, steps=steps, demands=demands, reshape=free_prefill, progress=progress)
+    free_ones = partial(free_steps, first=warm_up)
+    (free,) = run(trace, best, steps=steps, demands=demands, reshape=free_ones, warm_up=warm_up, progress=progress)
     loads: np.ndarray = free.demand_loads[DECODE]
     return loads
 
@@ -93,13 +110,15 @@ def bounds_of(hit_ratio: float, decode_loads: np.ndarray | None, costs: Costs | 
     )
 
 
-def free_prefill(demand: Demand) -> Demand:
-    """The demand with every prefill visit demanding all experts of its layer.
+def free_steps(demand: Demand, first: int = 0, phases: Sequence[int] = (PREFILL,)) -> Demand:
+    """The demand with every visit of these `phases`, and of the `first` steps, demanding all experts of its layer.
 
-    What a prefill loads is not counted towards decode, so a clairvoyant cache may leave it with whatever it wants.
+    What such a step loads is not counted, so a clairvoyant cache may leave it with whatever it wants.
     """
     counts = np.diff(demand.start)
-    prefill = np.repeat(demand.phase != DECODE, demand.layers)
+    free = np.isin(demand.phase, phases)
+    free[: max(0, first - demand.first_step)] = True
+    prefill = np.repeat(free, demand.layers)
     new_counts = np.where(prefill, demand.experts, counts)
     start = np.concatenate([[0], np.cumsum(new_counts)]).astype(np.int64)
     keys = np.empty(start[-1], np.uint32)

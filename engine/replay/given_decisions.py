@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import EvictionPlan, Plan, PrefetchPlan, plan_from_toml
+from engine.plan.plan import CachePlan, EvictionPlan, Plan, PrefetchPlan, plan_from_toml
 from engine.replay.given_checks import FINE, MISSING, WORDS, Held, nothing_held, settle
 from policies.cache import CacheSpec, slots_of
 from policies.events import KIND_NAMES, Events
@@ -62,7 +63,7 @@ class GivenDecisions:
                 trace.layers, trace.num_experts, (min(used, keys),), size, staging=max(1, used - keys)
             )
         self.plan = chosen
-        self.warm = False
+        self.warm = (told or chosen).cache.warm is not None
 
     @property
     def about(self) -> dict[str, str]:
@@ -75,8 +76,10 @@ class GivenDecisions:
             return self.spec
         # Nothing of the plan's policies: the file may come from anywhere, and naming code is not running it.
         prefetch = PrefetchPlan(staging=self.plan.prefetch.staging)
-        neutral = self.plan.replace(eviction=EvictionPlan(), prefetch=prefetch)
-        return cache_spec(self.trace.manifest.experts_per_layer, sizes, neutral)
+        cache = CachePlan(capacity=self.plan.cache.capacity)
+        neutral = self.plan.replace(cache=cache, eviction=EvictionPlan(), prefetch=prefetch)
+        spec = cache_spec(self.trace.manifest.experts_per_layer, sizes, neutral)
+        return replace(spec, wrap=self.plan.prefetch.wrap)
 
     def pieces(self, spec: CacheSpec) -> Iterator[tuple[Demand, Events]]:
         """The trace's demand and the decisions on it, as `iter_decisions` gives those of a plan.

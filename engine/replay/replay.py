@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from engine.decisions.evidence import check_evidence
 from engine.hardware import HardwareProfile, load_hardware
@@ -14,7 +15,7 @@ from engine.replay.advice import DecodeWork, advice, fit_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.given_decisions import GivenDecisions
-from engine.replay.passes import Replayed, run
+from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result
 from engine.replay.setting import Setting
@@ -38,6 +39,7 @@ def replay(
     bounds: bool | None = None,
     allow_fitted: bool = False,
     decisions: GivenDecisions | str | os.PathLike[str] | None = None,
+    warm_up: int = 0,
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
@@ -55,6 +57,7 @@ def replay(
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
         decisions: decisions that somebody else made, a file as `--events` writes it: they are counted and timed instead
             of the plan's, which then only says how they are carried out. There is no regret.
+        warm_up: tokens that fill the cache: steps that begin within them are not counted, in hits, loads or times.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
@@ -81,13 +84,17 @@ def replay(
     setting = Setting.of(trace.manifest, plan, machine, shape, given=given)
     bounded, timed = is_bounded(trace, bounds), machine is not None
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds, given=given is not None)
+    steps = Steps.of(trace)
+    uncounted = warm_up_steps(trace, steps, warm_up)
     best = regret = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
         (done,) = run(
             trace,
             setting.spec,
             [setting.target],
+            steps=steps,
             given=given,
+            warm_up=uncounted,
             progress=report,
             on_events=on_events,
             keep=timed,
@@ -95,9 +102,11 @@ def replay(
         )
         if on_done is not None:
             on_done(done)
+        if bounded and timed and given is None:
+            regret = find_regret(trace, setting, done, report, warm_up=uncounted)
+        done = done.counted(uncounted)
         if bounded:
-            best = find_bounds(trace, setting, done, report)
-            regret = find_regret(trace, setting, done, report) if timed and given is None else None
+            best = find_bounds(trace, setting, done, report, warm_up=uncounted)
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
@@ -118,7 +127,9 @@ def replay(
         regret=regret,
         estimates=estimates,
         warnings=warnings,
-        provenance=_provenance(trace, setting) | ({} if given is None else {"decisions": given.about}),
+        provenance=_provenance(trace, setting)
+        | {"decisions": None if given is None else given.about}
+        | {"warm_up": {"tokens": warm_up, "steps": uncounted}},
     )
 
 
@@ -130,6 +141,16 @@ def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None,
     if not is_bounded(trace, bounds):
         return 1
     return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
+
+
+def warm_up_steps(trace: Trace, steps: Steps, tokens: int) -> int:
+    """How many steps begin within the first `tokens`. Raises PlanError where none is left to count."""
+    if tokens < 0:
+        raise PlanError(f"a warm-up of {tokens} tokens: give 0 or more")
+    found = int(np.searchsorted(steps.starts[:-1], tokens))
+    if found == len(steps.phase):
+        raise PlanError(f"a warm-up of {tokens} tokens leaves nothing to count: {trace.path} holds {trace.tokens}")
+    return found
 
 
 def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:

@@ -26,6 +26,9 @@ def plan_from_options(
     prefetch_count: int | None = None,
     staging: int | None = None,
     weights: str | None = None,
+    prefetch_wrap: bool | None = None,
+    reset: str | None = None,
+    warm: Path | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -34,12 +37,13 @@ def plan_from_options(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
     options: dict[str, dict[str, str | int | Path | None]] = {
-        "cache": {"capacity": capacity},
+        "cache": {"capacity": capacity, "reset": reset, "warm": warm},
         "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
         "prefetch": {
             "predictor": prefetch,
             "distance": prefetch_distance,
             "count": prefetch_count,
+            "wrap": prefetch_wrap,
             "staging": staging,
             "artefact": prefetch_artefact,
         },

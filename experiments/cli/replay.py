@@ -35,6 +35,10 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
     prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
+    prefetch_wrap: Annotated[
+        bool | None,
+        typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),
+    ] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
@@ -46,6 +50,15 @@ def command(
         float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate and --spread; 0 without")] = None,
+    reset: Annotated[
+        str | None, typer.Option(help="request: the cache is emptied when the next request begins; over the plan's")
+    ] = None,
+    warm: Annotated[
+        Path | None, typer.Option(help="a trace: begin with the cache as this plan leaves it there; over the plan's")
+    ] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(min=0, help="this many tokens fill the cache and are not counted")
+    ] = None,
     counts: Annotated[
         Path | None, typer.Option(help="instead of a trace: a CSV file of cells of which only counts are known")
     ] = None,
@@ -81,6 +94,8 @@ def command(
     --batch asks what continuous batching would do: at most N requests in flight, first come first served, each prompt
     in a step of its own; docs/design.md says what that assumes.
 
+    --reset request, --warm and --warm-up are the protocols of published simulators (docs/howto.md).
+
     --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
     ui.perfetto.dev or chrome://tracing.
 
@@ -97,6 +112,7 @@ def command(
             **{"--staging": staging, "--batch": batch, "--events": events, "--timeline": timeline, "--bounds": bounds},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
+            **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
             "--against-recorded": against_recorded or None,
         }
         options.refuse_decided("--counts", asked)
@@ -143,12 +159,16 @@ def command(
             prefetch_count=prefetch_count,
             staging=staging,
             weights=weights,
+            prefetch_wrap=prefetch_wrap,
+            reset=reset,
+            warm=warm,
         )
     else:
         asked = {
             **{"--policy": policy, "--profile": profile, "--capacity": capacity, "--prefetch": prefetch},
             **{"--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count, "--staging": staging},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
+            **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm},
         }
         options.refuse_decided("--decisions", asked)
     for path in (steps, timeline):
@@ -191,6 +211,7 @@ def command(
             bounds=bounds,
             allow_fitted=allow_fitted,
             decisions=given,
+            warm_up=warm_up or 0,
             progress=True,
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,

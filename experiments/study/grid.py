@@ -115,12 +115,12 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 AXES = (
-    *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
+    *("capacity", "reset", "warm", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
     *("hardware", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
-IDLE = ("distance", "count", "target", "staging")
+IDLE = ("distance", "wrap", "count", "target", "staging")
 """What is left out of a plan that prefetches nothing."""
 
 
@@ -190,6 +190,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
     """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
     words = f"{eviction_name(plan)}, {plan.cache.capacity}"
+    words += ", reset by request" if plan.cache.reset == "request" else ""
+    words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
     if stored and plan.weights.experts is not None:
@@ -211,6 +213,8 @@ def prefetch_name(plan: Plan) -> str:
     if prefetch.predictor == "none":
         return ""
     told: dict[str, object] = {"distance": prefetch.distance, "count": prefetch.count}
+    if prefetch.wrap:
+        told["wrap"] = "on"
     if prefetch.target != "staging":
         told["into"] = prefetch.target
     if prefetch.staging != PrefetchPlan().staging:
@@ -239,14 +243,16 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     kernels = _texts(label, grid, "compute_experts") or ["each"]
     lanes = _texts(label, grid, "cpu_experts") or ["never"]
+    resets = _texts(label, grid, "reset") or ["never"]
+    warmed = [_place(name, folder, always=True) for name in _texts(label, grid, "warm")] or [None]
     seen: set[bytes] = set()
-    for capacity, eviction, prefetch, stored, kernel, lane in itertools.product(
-        capacities, evictions, prefetches, weights, kernels, lanes
+    for capacity, reset, warm, eviction, prefetch, stored, kernel, lane in itertools.product(
+        capacities, resets, warmed, evictions, prefetches, weights, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
         tables = {
-            "cache": {"capacity": capacity},
+            "cache": {"capacity": capacity, "reset": reset, "warm": warm},
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,
