@@ -20,17 +20,16 @@ class Markov(Prefetcher):
     score = per_expert(np.int64)
 
     def observe(self, layer: int, demand: np.ndarray) -> None:
-        remember(self.demand, layer, self.experts, demand)
         # What went with the first layers is what the last ones demanded a step before, still remembered.
         source = layer - self.distance + (self.layers if layer < self.distance else 0)
-        if source < 0:
-            return
-        for i in range(source * self.experts, (source + 1) * self.experts):
-            key = self.demand[i]
-            if key < 0:
-                break
-            for j in range(len(demand)):
-                self.pairs[key * self.experts + demand[j] % self.experts] += 1
+        if source >= 0:
+            for i in range(source * self.experts, (source + 1) * self.experts):
+                key = self.demand[i]
+                if key < 0:
+                    break
+                for j in range(len(demand)):
+                    self.pairs[key * self.experts + demand[j] % self.experts] += 1
+        remember(self.demand, layer, self.experts, demand)
 
     def suggest(self, target: int, hint: np.ndarray, out: np.ndarray) -> int:
         base = target * self.experts
