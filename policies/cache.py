@@ -1,16 +1,16 @@
 """`ExpertCache`: the state machine that simulator and engine share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import MOST_VISITS, PINNED, VISITS, Batch, CacheState, allocate_slot, insert
+from policies.cache_state import MOST_VISITS, PINNED, RESIDENT, SLOT, VISITS, Batch, CacheState, allocate_slot, insert
 from policies.compiled import Decide, compiled_decide, mentions, one_line
 from policies.decide import decide
-from policies.events import MOST_SLOTS, Events, event_buffer
+from policies.events import DROP, EVICT, HIT_PREFETCHED, MOST_SLOTS, Events, event_buffer, pack
 from policies.fields import Layout, Policy, Value
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
@@ -18,6 +18,7 @@ from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
 NO_SIGNAL = np.empty(0, np.float64)
+NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class CacheSpec:
     `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
     for all layers. `pinned` keys are resident from the start and never evicted. `predictor` and `estimator` are the
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
+    `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
+    request. `warm` is the trace that it is warmed with. Who says when a request begins, and reads that trace, is
+    engine.decisions.
     """
 
     layers: int
@@ -44,6 +48,9 @@ class CacheSpec:
     pinned: tuple[int, ...] = ()
     predictor: str | None = None
     estimator: str | None = None
+    reset: bool = False
+    warm: str | None = None
+    wrap: bool = False
 
 
 class ExpertCache:
@@ -59,35 +66,52 @@ class ExpertCache:
         suggester = prefetcher(spec.prefetch)
         if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
             raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
-        keys = spec.layers * spec.experts
         groups = len(spec.capacity)
         if groups not in (1, spec.layers):
             raise CapacityError(f"capacity has {groups} groups: give one, or one per layer ({spec.layers})")
+        if spec.wrap and not suggester.wraps:
+            raise PolicyError(
+                f"prefetcher {spec.prefetch!r} knows nothing of the next step: without prefetch.wrap, or another one"
+            )
+        if spec.wrap and spec.distance > spec.layers:
+            raise PolicyError(
+                f"prefetch.distance = {spec.distance} with prefetch.wrap looks past the next step: the model has "
+                f"{spec.layers} MoE layers"
+            )
         # Compiled code need not ask whether an unsigned index counts from the end. Plain Python on a policy's keys may
         # subtract, where unsigned numbers would wrap around and compiled ones do not.
         self._index = np.uint32 if compiled else np.int64
-        group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
-        members = np.bincount(group_of, minlength=groups) * spec.experts
-        smallest = np.array([spec.size[np.repeat(group_of == g, spec.experts)].min() for g in range(groups)])
-        capacity = np.array(spec.capacity, np.int64)
-        most = np.minimum(capacity // np.maximum(smallest, 1), members)
-        staging = max(spec.staging, 1)
         self.spec = spec
-        self.slots = int(most.sum()) + staging
+        self.slots = slots_of(spec)
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
-        sizes = spec.size.astype(np.int64)
+        self.eviction_class, self.prefetch_class = eviction, suggester
+        self._compiled, self._keeps_order = compiled, mentions(eviction, "last_use")
+        self._decide: Decide = compiled_decide(eviction, suggester) if compiled else decide
+        self._begun = 0  # visits before the state was new
+        self._leaving = NOTHING
+        self._begin()
+        # What one visit hands to the kernel is small: making it anew would take longer than deciding.
+        self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
+        self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
+
+    def _begin(self) -> None:
+        """A cache that is empty but for what is pinned, and policies that know nothing."""
+        spec, eviction, suggester = self.spec, self.eviction_class, self.prefetch_class
+        keys, groups, staging = spec.layers * spec.experts, len(spec.capacity), max(spec.staging, 1)
+        group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
+        most, sizes = most_residents(spec), spec.size.astype(np.int64)
         self.state = CacheState(
             experts=spec.experts,
             group_of=group_of.astype(self._index),
             size=sizes,
             unit=int(sizes[0]) if (sizes == sizes[0]).all() else 0,
             clairvoyant=eviction.bound,
-            capacity=capacity,
+            capacity=np.array(spec.capacity, np.int64),
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.int32),
             seen=np.zeros(keys, np.uint32),
-            last_use=np.zeros(keys if mentions(eviction, "last_use") else 0, np.int64),
+            last_use=np.zeros(keys if self._keeps_order else 0, np.int64),
             first=np.concatenate([[0], np.cumsum(most)]).astype(np.int64),
             resident=np.zeros(int(most.sum()) + 1, self._index),
             resident_count=np.zeros(groups, np.int64),
@@ -98,7 +122,7 @@ class ExpertCache:
             staged_count=np.zeros(1, np.int64),
             clock=np.zeros(2, np.int64),
             into_cache=spec.into_cache,
-            distance=spec.distance,
+            target=targets_of(spec),
             suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
             fault=np.zeros(2, np.int64),
             missing=np.zeros(spec.experts + 1, np.int64),
@@ -106,19 +130,30 @@ class ExpertCache:
         layout = Layout(spec.layers, spec.experts, groups, spec.distance, self.state.size, self.state.last_use)
         for key in spec.pinned:
             self._pin(key)
-        self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
-        self._decide: Decide = decide
-        if compiled:
-            self._decide = compiled_decide(eviction, suggester)
-        else:
+        if not self._compiled:
             self._eviction = eviction.interpreted(self._eviction)
             suggesting = suggester.interpreted(suggesting)
         self._prefetcher = None if suggester is NoPrefetch else suggesting
-        # What one visit hands to the kernel is small: making it anew would take longer than deciding.
-        self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
-        self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
+
+    def restart(self) -> None:
+        """Start anew: an empty cache, and policies that know nothing.
+
+        What was there leaves with the next visit, in order of slots, behind that visit's hits (which are of what is
+        pinned). Visits go on being counted.
+        """
+        place = self.state.place
+        keys = np.flatnonzero((place != 0) & (place & PINNED == 0))
+        keys = keys[np.argsort(place[keys] >> SLOT)]
+        gone = [pack(EVICT if place[key] & RESIDENT else DROP, int(key), int(place[key] >> SLOT)) for key in keys]
+        self._leaving = np.concatenate([self._leaving, np.array(gone, np.int64)])
+        self._begun += int(self.state.clock[VISITS])
+        self._begin()
+
+    def count_from_here(self) -> None:
+        """The visits that follow are counted from 0: what was decided so far was to fill the cache."""
+        self._begun = -int(self.state.clock[VISITS])
 
     def _pin(self, key: int) -> None:
         group = int(self.state.group_of[key // self.spec.experts])
@@ -155,7 +190,10 @@ class ExpertCache:
                 raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
         # One visit's events are kept by the engine for long: not as a view of room for the worst case.
         code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
-        return Events(code, buffer.start, first, not self.state.clairvoyant)
+        events = Events(code, buffer.start, self._begun + first, not self.state.clairvoyant)
+        if len(self._leaving) and len(batch.layer):
+            events, self._leaving = led_by(self._leaving, events), NOTHING
+        return events
 
     def visit(
         self,
@@ -181,7 +219,7 @@ class ExpertCache:
         if len(hint):
             ranked = np.array(hint[: hints.shape[1]], np.int32)
             hints = hints.copy()
-            hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
+            hints[0, : len(ranked)] = ranked + np.int32(self.state.target[layer] * self.spec.experts)
         by_demand = by_recency = NO_SIGNAL
         if len(signal):
             by_demand = np.array(signal, np.float64)
@@ -192,6 +230,33 @@ class ExpertCache:
 
     def _keys(self, base: int, experts: Sequence[int]) -> np.ndarray:
         return np.array([base + expert for expert in experts], self._index)
+
+
+def targets_of(spec: CacheSpec) -> np.ndarray:
+    """The layer that is prefetched for at each layer, of the next step where the distance wraps; -1 for none: i64."""
+    target = np.arange(spec.layers) + spec.distance
+    past = target >= spec.layers
+    return np.where(past, target - spec.layers if spec.wrap else -1, target)
+
+
+def led_by(leaving: np.ndarray, events: Events) -> Events:
+    """The events with others in their first visit, behind its hits."""
+    hits = int(np.argmax(np.append(events.kind[: events.start[1]] > HIT_PREFETCHED, True)))
+    start = events.start.copy()
+    start[1:] += len(leaving)
+    return replace(events, code=np.concatenate([events.code[:hits], leaving, events.code[hits:]]), start=start)
+
+
+def most_residents(spec: CacheSpec) -> np.ndarray:
+    """How many experts each capacity group can hold at most, as many of its smallest as fit: i64 [groups]."""
+    smallest = spec.size.reshape(len(spec.capacity), -1).min(axis=1)
+    members = spec.size.size // len(spec.capacity)
+    return np.minimum(np.array(spec.capacity, np.int64) // np.maximum(smallest, 1), members)
+
+
+def slots_of(spec: CacheSpec) -> int:
+    """The physical slots of such a cache, staging buffers included."""
+    return int(most_residents(spec).sum()) + max(spec.staging, 1)
 
 
 def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:

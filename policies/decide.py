@@ -6,7 +6,8 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
 2. staged experts of this layer are adopted into the cache if demanded, dropped if not;
 3. each missing expert is loaded into the cache if room can be made, else into a staging buffer and not kept (a bypass);
 4. recency is refreshed in (token, slot) order of last reference;
-5. the prefetcher suggests experts of layer `layer + distance`; each that is neither resident nor staged is loaded into
+5. the prefetcher suggests experts of layer `layer + distance` (past the last one, where that is asked for, of the next
+   step's); each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.
 
 A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Nothing here looks at
@@ -122,8 +123,8 @@ def decide(
 
         if prefetcher is not None:
             prefetcher.observe(layer, batch.demand[start:stop])
-            target = layer + cache.distance
-            if target < len(cache.group_of):
+            target = cache.target[layer]
+            if target >= 0:
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
                 n = prefetch(cache, eviction, target, now, group, held, events, n, count)
         events.start[visit + 1] = n

@@ -83,6 +83,11 @@ class Events:
         """Kind, expert and slot of each event: for few events the quickest way to read them."""
         return [(code >> KIND_SHIFT, code & KEY_MASK, code >> SLOT_SHIFT & SLOT_MASK) for code in self.code.tolist()]
 
+    def part(self, first: int, last: int) -> "Events":
+        """The events of the visits from number `first` of these up to `last`."""
+        start = self.start[first : last + 1]
+        return Events(self.code[start[0] : start[-1]], start - start[0], self.first_visit + first, self.orderly)
+
     def rows(self) -> list[tuple[int, int, int, int]]:
         """Visit, kind, expert and slot of each event."""
         columns = (self.visit, self.kind, self.expert, self.slot)

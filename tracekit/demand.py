@@ -1,7 +1,7 @@
 """Demand: the distinct experts of each visit, in the orders that decisions need."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -43,6 +43,24 @@ class Demand:
     @property
     def visits(self) -> int:
         return len(self.layer)
+
+    def part(self, first: int, last: int) -> "Demand":
+        """The steps from number `first` of these up to `last`."""
+        visits = slice(first * self.layers, last * self.layers + 1)
+        start = self.start[visits]
+        lookups = slice(int(start[0]), int(start[-1]))
+        keys = self.keys[lookups]
+        return replace(
+            self,
+            first_step=self.first_step + first,
+            layer=self.layer[visits.start : visits.stop - 1],
+            start=start - start[0],
+            keys=keys,
+            recency=keys if self.recency is self.keys else self.recency[lookups],
+            tokens=self.tokens[lookups],
+            step_tokens=self.step_tokens[first:last],
+            phase=self.phase[first:last],
+        )
 
 
 def step_starts(step: I32) -> I64:

@@ -38,6 +38,10 @@ class Scores:
         if by_token and not (trace.token_id >= 0).any():
             raise PlanError(f"predictor {artefact.path} reads token ids, which {trace.path} does not hold")
 
+    def forget(self) -> None:
+        """Nothing is remembered of earlier steps."""
+        self._memory = np.zeros_like(self._memory)
+
     def piece(self, first_step: int, last_step: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Scores of these steps, [rows, experts] of each source layer (for eviction [steps, experts]), and row starts.
 

@@ -1,16 +1,25 @@
 """Decisions on a trace: its demand, what the policies know of it, and what they decide, piece by piece."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 
 from engine.decisions.hints import Hints
-from engine.decisions.signals import with_signals
+from engine.decisions.requests import request_steps
+from engine.decisions.signals import Signal, with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import Batch
 from policies.events import Events
-from tracekit.demand import CHUNK, Demand, iter_demand
+from tracekit.demand import CHUNK, Demand, demand_of, iter_demand
+from tracekit.errors import PlanError
+from tracekit.rows import PREFILL
 from tracekit.trace import Trace
+
+Piece = tuple[Demand, Events]
+Told = tuple[Demand, Signal]
 
 
 def iter_decisions(
@@ -22,31 +31,110 @@ def iter_decisions(
     reshape: Callable[[Demand], Demand] | None = None,
     demands: Iterable[Demand] | None = None,
     hints: Iterable[np.ndarray] | None = None,
-) -> Iterator[tuple[Demand, Events]]:
+) -> Iterator[Piece]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
     `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand from
     its first step on, where it is at hand already, and `hints` what `iter_hints` makes of these for `count` or more.
-    Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads.
+    Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads, or its requests
+    do not follow one another and the cache starts anew with each.
     """
-    cache = ExpertCache(spec, compiled=compiled)
-    known = Hints(trace, spec, cache.prefetch_class.reads)
-    ranked = None if hints is None else iter(hints)
+    cache = first_cache(spec, compiled=compiled)
     if spec.prefetch != "none":
         # Room for hints and events grows with what may be suggested.
         chunk = max(1, chunk * trace.top_k // max(trace.top_k, min(spec.count, spec.experts)))
     pieces = iter_demand(trace, chunk) if demands is None else iter(demands)
     if reshape is not None:
         pieces = map(reshape, pieces)
-    for demand, (signal, signal_recency) in with_signals(cache.eviction_class.reads, trace, pieces, spec):
-        hint = known.of(demand) if ranked is None else np.ascontiguousarray(next(ranked)[:, : known.count])
-        batch = Batch(
-            demand.layer,
-            demand.start,
-            demand.keys,
-            demand.recency,
-            signal,
-            signal_recency,
-            hint,
-        )
-        yield demand, cache.run(batch)
+    yield from _decisions(cache, trace, pieces, hints)
+
+
+def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
+    """The cache before the first visit: empty, or as these decisions leave it at the end of the trace `spec.warm`.
+
+    What a fitted predictor remembers of that trace's last steps is not part of the cache. A clairvoyant cache is not
+    warmed here: it begins with what it wants, which it knows only with the trace at hand. Raises PlanError.
+    """
+    cache = ExpertCache(spec, compiled=compiled)
+    if spec.warm is not None and cache.eviction_class.reads != "next-use":
+        trace = Trace.open(Path(spec.warm))
+        if (trace.layers, trace.num_experts) != (spec.layers, spec.experts):
+            raise PlanError(
+                f"cache.warm: {trace.path} is of {trace.layers} MoE layers of {trace.num_experts} experts, the plan's "
+                f"model has {spec.layers} of {spec.experts}: give a trace of that model"
+            )
+        for _ in _decisions(cache, trace, iter_demand(trace), None):
+            pass
+        cache.count_from_here()
+    return cache
+
+
+def _decisions(
+    cache: ExpertCache, trace: Trace, pieces: Iterator[Demand], ranked: Iterable[np.ndarray] | None
+) -> Iterator[Piece]:
+    spec, reads = cache.spec, cache.eviction_class.reads
+    known = Hints(trace, spec, cache.prefetch_class.reads)
+    given = None if ranked is None else iter(ranked)
+    restarts = frozenset[int]()
+    if spec.reset:
+        steps = request_steps(trace)
+        restarts = frozenset(steps.tolist())
+        kept: deque[np.ndarray] = deque()
+        pieces = _cut(pieces, steps, given, kept)
+        given = None if given is None else _drained(kept)
+    if spec.warm is not None and reads == "next-use":
+        pieces = chain([_everything(spec)], pieces)
+    told = with_signals(reads, trace, pieces, spec, restarts)
+    for (demand, (signal, signal_recency)), following in _followed(told, known.looks_on):
+        if demand.first_step in restarts:
+            cache.restart()
+            known.forget()
+        if demand.first_step < 0:
+            hint = known.none(demand)
+        elif given is not None:
+            hint = np.ascontiguousarray(next(given)[:, : known.count])
+        else:
+            hint = known.of(demand, following)
+        batch = Batch(demand.layer, demand.start, demand.keys, demand.recency, signal, signal_recency, hint)
+        events = cache.run(batch)
+        if demand.first_step < 0:
+            cache.count_from_here()
+        else:
+            yield demand, events
+
+
+def _cut(
+    pieces: Iterator[Demand], steps: np.ndarray, given: Iterator[np.ndarray] | None, kept: deque[np.ndarray]
+) -> Iterator[Demand]:
+    """The pieces, cut before these steps; what is given for each piece is cut alike and put into `kept`."""
+    for demand in pieces:
+        hint = None if given is None else next(given)
+        inside = steps[(steps > demand.first_step) & (steps < demand.first_step + demand.steps)] - demand.first_step
+        for first, last in pairwise([0, *inside.tolist(), demand.steps]):
+            if hint is not None:
+                kept.append(hint[first * demand.layers : last * demand.layers])
+            yield demand.part(first, last) if len(inside) else demand
+
+
+def _drained(kept: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    while True:
+        yield kept.popleft()
+
+
+def _followed(told: Iterator[Told], looks_on: bool) -> Iterator[tuple[Told, Demand | None]]:
+    """Each piece with the demand of the next, where somebody looks on to it."""
+    before: Told | None = None
+    for piece in told:
+        if not looks_on:
+            yield piece, None
+        elif before is not None:
+            yield before, piece[0]
+        before = piece
+    if looks_on and before is not None:
+        yield before, None
+
+
+def _everything(spec: CacheSpec) -> Demand:
+    """A step before the first in which every expert is demanded: a clairvoyant cache keeps of them what it wants."""
+    experts = np.tile(np.arange(spec.experts, dtype=np.uint16), (1, spec.layers, 1))
+    return demand_of(experts, spec.experts, np.array([0, 1]), np.array([PREFILL], np.uint8), -1)

@@ -1,6 +1,6 @@
 """Signals: what an eviction policy may know of each lookup, computed for a whole trace."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 from numba import njit
@@ -19,11 +19,12 @@ NOTHING = np.empty(0, np.float64)
 
 
 def with_signals(
-    reads: str, trace: Trace, demands: Iterator[Demand], spec: CacheSpec
+    reads: str, trace: Trace, demands: Iterator[Demand], spec: CacheSpec, restarts: Set[int] = frozenset()
 ) -> Iterator[tuple[Demand, Signal]]:
     """Each piece of demand with the signal that a policy `reads`.
 
     "nothing", "next-use" (needs all pieces at once), "gate-weight" or "predicted-use" (of the `spec`'s estimator).
+    At the steps `restarts`, where pieces begin, the cache starts anew: nothing is known across them.
     Raises PlanError when the trace lacks it, PolicyError when the estimator is not for this trace's model.
     """
     if reads == "nothing":
@@ -31,7 +32,7 @@ def with_signals(
             yield demand, (NOTHING, NOTHING)
     elif reads == "next-use":
         kept = list(demands)
-        yield from zip(kept, next_use(kept), strict=True)
+        yield from zip(kept, next_use(kept, restarts), strict=True)
     elif reads == "gate-weight":
         if not trace.has_weights:
             raise PlanError(f"{trace.path} holds no gate weights: choose an eviction policy that does not read them")
@@ -41,6 +42,8 @@ def with_signals(
     elif reads == "predicted-use":
         estimate = ReuseEstimate(trace, spec)
         for demand in demands:
+            if demand.first_step in restarts:
+                estimate.scores.forget()
             yield demand, estimate.signal(demand)
     else:
         raise PlanError(
@@ -48,8 +51,8 @@ def with_signals(
         )
 
 
-def next_use(demands: Sequence[Demand]) -> list[Signal]:
-    """The visit at which each demanded expert is demanded again, infinity if never."""
+def next_use(demands: Sequence[Demand], restarts: Set[int] = frozenset()) -> list[Signal]:
+    """The visit at which each demanded expert is demanded again, infinity if never before one of the `restarts`."""
     if not demands:
         return []
     upcoming = np.full(demands[0].layers * demands[0].experts, np.inf)
@@ -62,6 +65,8 @@ def next_use(demands: Sequence[Demand]) -> list[Signal]:
         first_visit = demand.first_step * demand.layers
         _next_use(demand.keys, demand.recency, demand.start, first_visit, upcoming, scratch, by_demand, by_recency)
         signals.append((by_demand, by_recency))
+        if demand.first_step in restarts:
+            upcoming[:] = np.inf
     return signals[::-1]
 
 

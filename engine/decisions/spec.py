@@ -41,6 +41,9 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         count=plan.prefetch.count,
         staging=plan.prefetch.staging,
         into_cache=plan.prefetch.target == "cache",
+        reset=plan.cache.reset == "request",
+        warm=plan.cache.warm,
+        wrap=plan.prefetch.wrap,
     )
 
 

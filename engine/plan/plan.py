@@ -13,7 +13,7 @@ from engine.plan.carried import resolved
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
 from tracekit.html_table import html_table
-from tracekit.named_toml import convert, read_toml
+from tracekit.named_toml import convert, decode, read_toml
 
 Scalar = str | int | float | bool
 
@@ -23,6 +23,10 @@ class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     # "4/layer", "512", "2000MiB", "25%": see engine.plan.capacity
     capacity: str
+    # "request": when the next request begins the cache is emptied, and its policies forget what they know
+    reset: Literal["never", "request"] = "never"
+    # a trace: the cache begins as this plan leaves it at that trace's end
+    warm: str | None = None
 
 
 class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +50,8 @@ class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
     # MoE layers to look ahead
     distance: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    # whether the last layers prefetch for the first ones of the next step
+    wrap: bool = False
     # how many suggested experts are considered per visit; those already on the device are not loaded again
     count: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 2
     # where a prefetched expert goes
@@ -133,9 +139,11 @@ class Plan:
         cpu_experts: str = "never",
         compute_experts: str = "each",
         serve: Mapping[str, object] | None = None,
+        reset: str = "never",
+        warm: str | None = None,
     ) -> None:
         tables = {
-            "cache": {"capacity": capacity},
+            "cache": {"capacity": capacity, "reset": reset, "warm": warm},
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
@@ -190,6 +198,10 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
             given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
     file = convert(given, _File, label=label, error=PlanError)
     Capacity.parse(file.cache.capacity)
+    if file.cache.warm is not None and file.cache.reset != "never":
+        raise PlanError(
+            f'{label}: cache.warm fills the cache once, cache.reset = "{file.cache.reset}" empties it: give one of them'
+        )
     for text in (file.weights.experts, file.weights.attention):
         if text is not None:
             WeightFormat.parse(text)
@@ -204,6 +216,11 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan file, and find the policies that lie beside it (`engine.plan.carried`). Raises PlanError."""
     plan = plan_from_dict(read_toml(path, "plan", PlanError), str(path))
     return resolved(plan, Path(path).parent, str(path))
+
+
+def plan_from_toml(text: str, label: str) -> Plan:
+    """The plan in the text of a plan file. Raises PlanError, naming `label`."""
+    return plan_from_dict(decode(text.encode(), label=label, error=PlanError), label)
 
 
 PlanLike = Plan | Mapping[str, object] | str | os.PathLike[str]

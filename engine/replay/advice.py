@@ -62,10 +62,13 @@ def advice(
     return warnings
 
 
-def prefetch_warnings(trace: Trace, setting: Setting, done: Replayed, time: Time, **how: Any) -> list[Caution]:
+def prefetch_warnings(
+    trace: Trace, setting: Setting, done: Replayed, time: Time, *, warm_up: int = 0, **how: Any
+) -> list[Caution]:
     """Whether prefetching makes a plan slower whose link is busy nearly always: the same plan is replayed without it.
 
-    `done` is the plan's own pass; `how` is handed to `engine.replay.passes.run`: steps, demands.
+    `done` is the plan's own pass, without the `warm_up` steps that do not count; `how` is handed to
+    `engine.replay.passes.run`: steps, demands.
     """
     if setting.plan.prefetch.predictor == "none" or time.link_utilisation <= SATURATED:
         return []
@@ -73,7 +76,7 @@ def prefetch_warnings(trace: Trace, setting: Setting, done: Replayed, time: Time
     bare = Setting.of(
         setting.manifest, plan, setting.machine, setting.shape, stored=setting.stored, reshape=setting.reshape
     )
-    (without,) = run(trace, bare.spec, [bare.target], **how)
+    (without,) = (one.counted(warm_up) for one in run(trace, bare.spec, [bare.target], warm_up=warm_up, **how))
     chosen = done.phase == DECODE if (done.phase == DECODE).any() else np.ones(len(done.phase), bool)
     slower = float(done.step_ns[chosen].sum()) / float(without.step_ns[chosen].sum()) - 1
     if slower <= 0:

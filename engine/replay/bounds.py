@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from typing import Literal
 
@@ -20,7 +20,7 @@ from engine.simulator.least_work import LeastWork, LeastWorks
 from policies.cache import CacheSpec
 from policies.events import KINDS
 from tracekit.demand import Demand, iter_demand
-from tracekit.rows import DECODE
+from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 
 BOUNDED_LOOKUPS = 20_000_000
@@ -38,21 +38,29 @@ def bounds_passes(*, timed: bool) -> int:
 
 
 def find_bounds(
-    trace: Trace, setting: Setting, done: Replayed, progress: Callable[[int], object] | None = None
+    trace: Trace,
+    setting: Setting,
+    done: Replayed,
+    progress: Callable[[int], object] | None = None,
+    *,
+    warm_up: int = 0,
 ) -> Bounds:
-    """The bounds beside `done`, the finished pass of the setting's plan."""
+    """The bounds beside `done`, what the finished pass of the setting's plan counts behind `warm_up` steps."""
     best = clairvoyant(setting.spec)
-    (found,) = run(trace, best, progress=progress)
+    # What is not counted is free, lest Belady spare there what it could win later.
+    free = partial(free_steps, first=warm_up, phases=()) if warm_up else None
+    (found,) = run(trace, best, reshape=free, progress=progress)
+    hit_ratio = found.counted(warm_up).hit_ratio
     if setting.costs is None or not done.tokens[DECODE]:
-        return Bounds(hit_ratio=found.hit_ratio)
+        return Bounds(hit_ratio=hit_ratio)
     works = LeastWorks(bounding_costs(setting))
     context = Steps.of(trace).context
 
     def add(demand: Demand) -> None:
         works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
 
-    fewest = fewest_decode_loads(trace, best, on_demand=add, progress=progress)
-    return bounds_of(found.hit_ratio, fewest, setting, works.found, int(done.tokens[DECODE]))
+    fewest = fewest_decode_loads(trace, best, warm_up=warm_up, on_demand=add, progress=progress)
+    return bounds_of(hit_ratio, fewest, setting, works.found, int(done.tokens[DECODE]))
 
 
 def clairvoyant(spec: CacheSpec) -> CacheSpec:
@@ -64,7 +72,14 @@ def clairvoyant(spec: CacheSpec) -> CacheSpec:
 def without_prefetching(spec: CacheSpec) -> CacheSpec:
     """The same cache, in which nothing is prefetched."""
     return replace(
-        spec, prefetch="none", prefetch_parameters=None, predictor=None, distance=1, count=2, into_cache=False
+        spec,
+        prefetch="none",
+        prefetch_parameters=None,
+        predictor=None,
+        distance=1,
+        count=2,
+        into_cache=False,
+        wrap=False,
     )
 
 
@@ -88,6 +103,7 @@ def fewest_decode_loads(
     best: CacheSpec,
     *,
     demands: Iterable[Demand] | None = None,
+    warm_up: int = 0,
     on_demand: Callable[[Demand], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Fewest:
@@ -95,10 +111,9 @@ def fewest_decode_loads(
     how clairvoyant decisions are taken.
 
     The fewest copies in all are not the fewest copies in decode steps: this pass is one in which prefill is free (see
-    `free_prefill`), and so is what lies in the cache before the trace begins, for plans may pin. A plan with
-    prefetching may bring as many experts into decode as it has staging buffers, each time.
-
-    `demands`: the trace's, where it is at hand already. `on_demand` is called with each piece.
+    `free_steps`), and so is what lies in the cache before the trace begins, for plans may pin. A plan with prefetching
+    may bring as many experts into decode as it has staging buffers, each time. The first `warm_up` steps are free like
+    a prefill. `demands`: the trace's, where it is at hand already. `on_demand` is called with each piece.
     """
     sizes = best.size[best.size > 0]
     mixed = len(best.capacity) == 1 and len(set(sizes.tolist())) > 1
@@ -107,8 +122,10 @@ def fewest_decode_loads(
         best = replace(best, size=np.full_like(best.size, sizes.min()))
     unsized = np.zeros(best.layers, np.int64)
     loads, last, entered = np.zeros((2, best.layers), np.int64), DECODE, 0
-    pieces = chain([everything(best)], map(free_prefill, iter_demand(trace) if demands is None else demands))
-    for demand, events in iter_decisions(trace, best, demands=pieces):
+    given = iter_demand(trace) if demands is None else demands
+    if warm_up:
+        given = (uncounted(demand, warm_up) for demand in given)
+    for demand, events in iter_decisions(trace, best, demands=chain([everything(best)], map(free_steps, given))):
         if demand.first_step < 0:
             continue
         kinds, loaded = np.zeros((demand.steps, KINDS), np.int64), np.zeros(demand.steps, np.int64)
@@ -164,13 +181,15 @@ def everything(spec: CacheSpec) -> Demand:
     )
 
 
-def free_prefill(demand: Demand) -> Demand:
-    """The demand with every prefill visit demanding all experts of its layer.
+def free_steps(demand: Demand, first: int = 0, phases: Sequence[int] = (PREFILL,)) -> Demand:
+    """The demand with every visit of these `phases`, and of the `first` steps, demanding all experts of its layer.
 
-    What a prefill loads is not counted towards decode, so a clairvoyant cache may leave it with whatever it wants.
+    What such a step loads is not counted, so a clairvoyant cache may leave it with whatever it wants.
     """
     counts = np.diff(demand.start)
-    prefill = np.repeat(demand.phase != DECODE, demand.layers)
+    free = np.isin(demand.phase, phases)
+    free[: max(0, first - demand.first_step)] = True
+    prefill = np.repeat(free, demand.layers)
     new_counts = np.where(prefill, demand.experts, counts)
     start = np.concatenate([[0], np.cumsum(new_counts)]).astype(np.int64)
     keys = np.empty(start[-1], np.uint32)
@@ -184,3 +203,10 @@ def free_prefill(demand: Demand) -> Demand:
     kept = np.repeat(~prefill, counts)
     keys[decode], recency[decode], tokens[decode] = demand.keys[kept], demand.recency[kept], demand.tokens[kept]
     return replace(demand, start=start, keys=keys, recency=recency, tokens=tokens)
+
+
+def uncounted(demand: Demand, first: int) -> Demand:
+    """The demand with the `first` steps of the trace as prefill, which no bound counts."""
+    phase = demand.phase.copy()
+    phase[: max(0, first - demand.first_step)] = PREFILL
+    return replace(demand, phase=phase)

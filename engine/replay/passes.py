@@ -5,16 +5,17 @@ studies and validations call the same function.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from engine.decisions.run import iter_decisions
+from engine.replay.given_decisions import GivenDecisions
 from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
-from engine.simulator.timeline import CAUSES, Timeline
+from engine.simulator.timeline import CAUSES, WASTED, Timeline
 from policies.cache import CacheSpec
 from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit.demand import Demand, step_starts
@@ -106,6 +107,21 @@ class Replayed:
         hits, lookups = (int(self.step_kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
         return hits / lookups if lookups else 0.0
 
+    def counted(self, warm_up: int) -> "Replayed":
+        """The same of the steps behind the first `warm_up`: what `run` with that warm-up counts."""
+        rest = slice(warm_up, None)
+        layers = self.demand_loads.shape[1]
+        return replace(
+            self,
+            phase=self.phase[rest],
+            step_tokens=self.step_tokens[rest],
+            step_kinds=self.step_kinds[rest],
+            step_bytes=self.step_bytes[rest],
+            step_ns=self.step_ns[rest],
+            spent=self.spent[rest],
+            visit_end=self.visit_end[warm_up * layers :],
+        )
+
     def _by_phase(self, of_step: np.ndarray) -> np.ndarray:
         decode = self.phase == DECODE
         return np.stack([of_step[~decode].sum(axis=0, dtype=np.int64), of_step[decode].sum(axis=0, dtype=np.int64)])
@@ -121,6 +137,8 @@ def run(
     hints: Iterable[np.ndarray] | None = None,
     reshape: Callable[[Demand], Demand] | None = None,
     rewrite: Callable[[Events], Events] | None = None,
+    given: GivenDecisions | None = None,
+    warm_up: int = 0,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
     keep: bool = False,
@@ -132,6 +150,9 @@ def run(
         steps: the trace's, where they are at hand already.
         demands, hints, reshape: as `iter_decisions` takes them.
         rewrite: replaces each piece's decisions before they are counted and timed (for regret).
+        given: decisions that somebody else made on the trace, in place of those by `spec`.
+        warm_up: so many steps are decided and timed, but in no sum: not in `demand_loads`, nor in the timelines'. What
+            is by step has them still; `Replayed.counted` leaves them out there, too.
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
         keep: keep times by visit, and their causes by step: memory for every machine.
@@ -139,22 +160,30 @@ def run(
     """
     steps = steps or Steps.of(trace)
     count = len(steps.phase)
-    check_targets(trace, spec, targets, steps)
+    check_targets(trace, spec, targets, steps, None if given is None else given.rows)
     kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
     loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
     timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
-    for demand, events in iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints):
+    decided = iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints)
+    for demand, events in decided if given is None else given.pieces(spec):
         if rewrite is not None:
             events = rewrite(events)
-        piece = slice(demand.first_step, demand.first_step + demand.steps)
-        counted, by_layer = kinds[piece], loads
-        for sizes, of_step in loaded.items():
-            bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
-            tally(events.code, events.start, demand.phase, spec.experts, bytes_of, counted, by_layer, of_step[piece])
-            counted, by_layer = np.zeros_like(counted), np.zeros_like(loads)  # the same whatever the sizes
-        for timing in timings:
-            if timing is not None:
-                timing.add(demand, events, steps.context[piece])
+        for part, of_part in _halves(demand, events, warm_up):
+            if part.first_step == warm_up > 0:
+                loads[:] = 0
+                for timing in timings:
+                    if timing is not None:
+                        timing.count_from_here()
+            piece = slice(part.first_step, part.first_step + part.steps)
+            counted, by_layer = kinds[piece], loads
+            for sizes, of_step in loaded.items():
+                bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
+                events_of = (of_part.code, of_part.start, part.phase)
+                tally(*events_of, spec.experts, bytes_of, counted, by_layer, of_step[piece])
+                counted, by_layer = np.zeros_like(counted), np.zeros_like(loads)  # the same whatever the sizes
+            for timing in timings:
+                if timing is not None:
+                    timing.add(part, of_part, steps.context[piece])
         if on_events is not None:
             on_events(demand, events)
         if progress is not None:
@@ -174,10 +203,29 @@ def run(
     ]
 
 
-def check_targets(trace: Trace, spec: CacheSpec, targets: Sequence[Target], steps: Steps) -> None:
-    """Raise HardwareError or TraceError if the bytes or nanoseconds of a target could exceed what can be counted."""
+def _halves(demand: Demand, events: Events, step: int) -> list[tuple[Demand, Events]]:
+    """The piece, cut before `step` where that is inside it."""
+    at = step - demand.first_step
+    if not 0 < at < demand.steps:
+        return [(demand, events)]
+    visit = at * demand.layers
+    return [
+        (demand.part(0, at), events.part(0, visit)),
+        (demand.part(at, demand.steps), events.part(visit, demand.visits)),
+    ]
+
+
+def check_targets(
+    trace: Trace, spec: CacheSpec, targets: Sequence[Target], steps: Steps, prefetched: int | None = None
+) -> None:
+    """Raise HardwareError or TraceError if the bytes or nanoseconds of a target could exceed what can be counted.
+
+    `prefetched` is the most experts of a layer that are prefetched, where the `spec` does not say.
+    """
     suggested = 0 if spec.prefetch == "none" else spec.count
     work = Work.of(np.diff(steps.starts), steps.context, trace.top_k, spec.experts, suggested)
+    if prefetched is not None:
+        work = replace(work, prefetched=prefetched)
     for target in targets:
         check_bytes(work, target.sizes)
         if target.costs is not None:
@@ -192,7 +240,7 @@ class Timing:
 
     def __init__(self, costs: Costs, spec: CacheSpec, steps: int, keep: bool, log: range | None) -> None:
         self._timeline = Timeline(costs, timed_slots(spec), spec.experts, log)
-        self._layers, self._keep = spec.layers, keep
+        self._layers, self._keep, self._wrap = spec.layers, keep, spec.wrap
         self._step_end = np.zeros(steps, np.int64)
         self._spent = np.zeros((steps, len(CAUSES)), np.int64) if keep else NO_CAUSES
         self._visit_end = np.zeros(steps * spec.layers, np.int64) if keep else NO_TIMES
@@ -206,9 +254,15 @@ class Timing:
             self._spent[first:last] = timed.spent
             self._visit_end[first * self._layers : last * self._layers] = timed.visit_end
 
+    def count_from_here(self) -> None:
+        """Sums begin here."""
+        self._timeline.count_from_here()
+
     def times(self) -> dict[str, Any]:
         """The fields of `Replayed` that only a timed pass has."""
         step_ns = np.diff(self._step_end, prepend=0)
+        if self._wrap:  # for a step that never came
+            self._timeline.prefetches[WASTED] += self._timeline.unused
         return {"step_ns": step_ns, "spent": self._spent, "visit_end": self._visit_end, "timeline": self._timeline}
 
 

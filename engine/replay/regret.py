@@ -41,16 +41,23 @@ def regret_passes(plan: Plan) -> int:
 
 
 def find_regret(
-    trace: Trace, setting: Setting, done: Replayed, progress: Callable[[int], object] | None = None
+    trace: Trace,
+    setting: Setting,
+    done: Replayed,
+    progress: Callable[[int], object] | None = None,
+    *,
+    warm_up: int = 0,
 ) -> Regret:
     """The regret of the setting's plan on its machine, over its decode steps (all steps if none is).
 
-    `done` is the plan's own pass, timed and kept.
+    `done` is the plan's own pass, timed and kept, all of it; its first `warm_up` steps do not count.
     """
     plan, spec, machine = setting.plan, setting.spec, setting.machine
     assert setting.costs is not None and machine is not None
     costs = setting.costs._replace(cpu=0)
-    chosen = done.phase == DECODE if (done.phase == DECODE).any() else np.ones(len(done.phase), bool)
+    counted = np.arange(len(done.phase)) >= warm_up
+    decoding = counted & (done.phase == DECODE)
+    chosen = decoding if decoding.any() else counted
 
     def scaled(nanoseconds: int) -> int:
         return round(nanoseconds * costs.scale)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from engine.decisions.evidence import check_evidence
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
@@ -13,6 +14,7 @@ from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
+from engine.replay.given_decisions import GivenDecisions
 from engine.replay.memory import fit_capacity, load_of
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
@@ -32,7 +34,7 @@ from tracekit.version import own_version
 
 def replay(
     trace: Trace | str | os.PathLike[str],
-    plan: PlanLike,
+    plan: PlanLike | None,
     hardware: HardwareProfile | str | os.PathLike[str] | None = None,
     *,
     engine: EngineProfile | str | os.PathLike[str] | None = None,
@@ -41,6 +43,8 @@ def replay(
     bounds: bool | None = None,
     sensitivities: bool = False,
     allow_fitted: bool = False,
+    decisions: GivenDecisions | str | os.PathLike[str] | None = None,
+    warm_up: int = 0,
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
@@ -50,7 +54,7 @@ def replay(
 
     Args:
         trace: a trace, or the path of one.
-        plan: a plan, its tables, or the path of its file.
+        plan: a plan, its tables, or the path of its file; None, with `decisions`, is the one that their file names.
         hardware: a profile, the name of a shipped one or the path of its file; None counts hits and bytes only.
         engine: what software takes of the machine's time: a profile, the name of a shipped one or the path of its file;
             None: the one that the machine's profile carries, or transformers-eager.
@@ -61,6 +65,9 @@ def replay(
             the whole trace's demand in memory, so None leaves them out beyond `BOUNDED_LOOKUPS`.
         sensitivities: also find how fast the plan would be on a machine of which one part is better: three more passes.
         allow_fitted: replay also requests that a fitted predictor of the plan has learned from; the result says so.
+        decisions: decisions that somebody else made, a file as `--events` writes it: they are counted and timed instead
+            of the plan's, which then only says how they are carried out. There is no regret.
+        warm_up: tokens that fill the cache: steps that begin within them are not counted, in hits, loads or times.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
@@ -70,6 +77,14 @@ def replay(
         TracekitError: the trace, the plan and the hardware do not fit together.
     """
     trace = trace if isinstance(trace, Trace) else Trace.open(Path(trace))
+    if isinstance(decisions, GivenDecisions | None):
+        given = decisions
+    else:
+        given = GivenDecisions(decisions, trace, None if plan is None else as_plan(plan))
+    if given is not None:
+        plan = given.plan
+    elif plan is None:
+        raise PlanError("replay what? give a plan, or decisions")
     plan = as_plan(plan)
     machine = None if hardware is None else load_hardware(hardware, engine)
     shape = model_shape if isinstance(model_shape, ModelShape | None) else load_shape(model_shape)
@@ -82,9 +97,10 @@ def replay(
     load = load_of(plan, steps)
     if machine is not None:
         plan = fit_capacity(plan, trace.manifest, machine, shape, load, reshape=reshape)
-    setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape, load=load)
+    setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape, load=load, given=given)
     bounded, timed = is_bounded(trace, bounds), machine is not None
-    passes = replay_passes(trace, plan, timed=timed, bounds=bounds) + sensitivities * PASSES
+    passes = replay_passes(trace, plan, timed=timed, bounds=bounds, given=given is not None) + sensitivities * PASSES
+    uncounted = warm_up_steps(trace, steps, warm_up)
     best = regret = better = estimates = None
     with reporting(progress, "replaying", passes * trace.tokens) as report:
         (done,) = run(
@@ -92,6 +108,8 @@ def replay(
             setting.spec,
             [setting.target],
             steps=steps,
+            given=given,
+            warm_up=uncounted,
             progress=report,
             on_events=on_events,
             keep=timed,
@@ -99,11 +117,13 @@ def replay(
         )
         if on_done is not None:
             on_done(done)
+        if bounded and timed and given is None:
+            regret = find_regret(trace, setting, done, report, warm_up=uncounted)
+        done = done.counted(uncounted)
         if bounded:
-            best = find_bounds(trace, setting, done, report)
-            regret = find_regret(trace, setting, done, report) if timed else None
-        if sensitivities:
-            better = find_sensitivities(trace, setting, report)
+            best = find_bounds(trace, setting, done, report, warm_up=uncounted)
+        if sensitivities and given is None:
+            better = find_sensitivities(trace, setting, report, warm_up=uncounted)
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
@@ -112,7 +132,9 @@ def replay(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
     if time is not None:
-        warnings += [found.text for found in prefetch_warnings(trace, setting, done, time)]
+        if given is None:
+            found = prefetch_warnings(trace, setting, done, time, warm_up=uncounted)
+            warnings += [one.text for one in found]
         estimates = find_estimates(setting, done)
         warnings += [found.text for found in fit_warnings(setting)]
     return Result(
@@ -126,15 +148,30 @@ def replay(
         sensitivities=better,
         estimates=estimates,
         warnings=warnings,
-        provenance=_provenance(trace, setting),
+        provenance=_provenance(trace, setting)
+        | {"decisions": None if given is None else given.about}
+        | {"warm_up": {"tokens": warm_up, "steps": uncounted}},
     )
 
 
-def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None) -> int:
-    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret."""
+def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None, given: bool = False) -> int:
+    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret.
+
+    There is no regret of decisions that are `given`.
+    """
     if not is_bounded(trace, bounds):
         return 1
-    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed else 0)
+    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
+
+
+def warm_up_steps(trace: Trace, steps: Steps, tokens: int) -> int:
+    """How many steps begin within the first `tokens`. Raises PlanError where none is left to count."""
+    if tokens < 0:
+        raise PlanError(f"a warm-up of {tokens} tokens: give 0 or more")
+    found = int(np.searchsorted(steps.starts[:-1], tokens))
+    if found == len(steps.phase):
+        raise PlanError(f"a warm-up of {tokens} tokens leaves nothing to count: {trace.path} holds {trace.tokens}")
+    return found
 
 
 def _provenance(trace: Trace, setting: Setting) -> dict[str, Any]:

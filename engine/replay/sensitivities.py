@@ -28,11 +28,17 @@ PASSES = 1 + len(TIMES)
 
 
 def find_sensitivities(
-    trace: Trace, setting: Setting, progress: Callable[[int], object] | None = None, **how: Any
+    trace: Trace,
+    setting: Setting,
+    progress: Callable[[int], object] | None = None,
+    *,
+    warm_up: int = 0,
+    **how: Any,
 ) -> list[Sensitivity]:
     """The speed of decoding with each part of the machine better, in the order of `PARTS` and `TIMES`.
 
-    Empty without decode steps, and for a plan that does not fit. `how` is handed to `engine.replay.passes.run`: steps, demands.
+    Empty without decode steps, and for a plan that does not fit. The first `warm_up` steps do not count. `how` is
+    handed to `engine.replay.passes.run`: steps, demands.
     """
     machine = setting.machine
     assert machine is not None
@@ -40,15 +46,17 @@ def find_sensitivities(
         return []
     better = [(part, times) for part in PARTS if part != MEMORY for times in TIMES]
     settings = [_on(setting, setting.plan, improved(machine, part, times)) for part, times in better]
-    now, *found = run(trace, setting.spec, [one.target for one in [setting, *settings]], progress=progress, **how)
+    targets = [one.target for one in [setting, *settings]]
+    passes = run(trace, setting.spec, targets, warm_up=warm_up, progress=progress, **how)
+    now, *found = (done.counted(warm_up) for done in passes)
     before = _speed(now, setting)
     if before is None:
         return []
     speeds = {place: _speed(done, one) for place, done, one in zip(better, found, settings, strict=True)}
     for times in TIMES:
         larger = _on(setting, enlarged(setting.plan, times, setting.manifest.experts_per_layer), machine)
-        (done,) = run(trace, larger.spec, [larger.target], progress=progress, **how)
-        speeds[MEMORY, times] = _speed(done, larger)
+        (done,) = run(trace, larger.spec, [larger.target], warm_up=warm_up, progress=progress, **how)
+        speeds[MEMORY, times] = _speed(done.counted(warm_up), larger)
     return [
         Sensitivity(part=part, times=float(times), tokens_per_second=speed, gain=speed / before - 1)
         for (part, times), speed in speeds.items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from engine.decisions.spec import cache_spec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
+from engine.replay.given_decisions import GivenDecisions
 from engine.replay.passes import Target
 from engine.replay.predictor_costs import with_predictors
 from engine.shapes import ModelShape
@@ -49,19 +50,20 @@ class Setting:
         stored: str | None = None,
         reshape: str | None = None,
         load: Load | None = None,
+        given: GivenDecisions | None = None,
     ) -> "Setting":
         """What `plan` means for a trace's model, at the sizes of `shape` if that is given.
 
         `stored` is the format that the manifest's sizes are in already; `reshape` is one of RESHAPES; `load` is what
-        device memory holds beside weights, one token if it is not given. Raises CapacityError where a capacity for all
-        layers cannot be told, PlanError where trace and shape route otherwise and `reshape` does not say what that
-        means, PolicyError, HardwareError.
+        device memory holds beside weights, one token if it is not given. Of decisions that are `given`, the plan says
+        how they are carried out. Raises CapacityError where a capacity for all layers cannot be told, PlanError where
+        trace and shape route otherwise and `reshape` does not say what that means, PolicyError, HardwareError.
         """
         if shape is not None:
             check_shape(manifest, shape, reshape)
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
-        spec = cache_spec(manifest.experts_per_layer, sizes, plan)
-        absolute = not plan.capacity.per_layer and plan.capacity.unit != "share"
+        spec = cache_spec(manifest.experts_per_layer, sizes, plan) if given is None else given.spec_of(sizes)
+        absolute = given is None and not plan.capacity.per_layer and plan.capacity.unit != "share"
         if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
             raise CapacityError(
                 f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {spec.layers} MoE layers and "

@@ -88,6 +88,11 @@ class Loader:
         asked = (*self._abandoned, *(ticket for ticket, _ in self._tickets.values()))
         return sum(ticket.source.numel() for ticket in asked if _ahead(ticket))
 
+    @property
+    def unused(self) -> int:
+        """Experts that were prefetched, and neither demanded nor given up so far."""
+        return len(self._unused)
+
     def slot(self, key: int) -> int:
         """Where a demanded expert is, between `begin` and `done`."""
         return self._slot[key]

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.storage.attention import attention_format_bytes, projections
 from engine.runtime.storage.host_store import stored_dtype
@@ -147,7 +148,7 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool
                 f"{where} has {room} bytes for the model: not even {need.staging} staging buffers of {need.slot} bytes "
                 f"fit beside the {need.always} bytes that always stay there and a reserve of 1/{RESERVE}"
             )
-        return plan.replace(cache=CachePlan(capacity=capacity))
+        return plan.replace(cache=msgspec.structs.replace(plan.cache, capacity=capacity))
     slots = slots_of(model, plan)
     if need.device(slots) > room:
         largest = need.largest(room)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from engine.decisions.run import first_cache
 from engine.runtime.clocks.device_time import DeviceTime, HostTime
 from engine.runtime.clocks.timing import Clock, Timings
 from engine.runtime.cpu_lane import CpuLane
@@ -21,7 +22,7 @@ from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
-from engine.runtime.step_rows import StepRows, rows_of
+from engine.runtime.step_rows import StepRows, begins_request, rows_of
 from engine.runtime.storage.store import Store
 from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
@@ -63,7 +64,8 @@ class OffloadState:
         self.store, self.pool, self.link, self.lane = store, pool, link, lane
         self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
-        self.cache = check_policies(spec)
+        check_policies(spec)
+        self.cache = first_cache(spec)
         self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
         self._rows = StepRows()
         self._loader = Loader(store, pool, link)
@@ -102,7 +104,9 @@ class OffloadState:
     @property
     def prefetches(self) -> dict[str, int]:
         """How many prefetches were "useful" (copied when demanded), "late" (on their way) and "wasted" (given up)."""
-        return dict(self._loader.prefetches)
+        fates = dict(self._loader.prefetches)
+        fates["wasted"] += self._loader.unused if self.spec.wrap else 0  # for a step that never came
+        return fates
 
     @property
     def expert_bytes(self) -> list[int]:
@@ -114,7 +118,7 @@ class OffloadState:
         self._loader.forget()
         if self.lane is not None:
             self.lane.forget()
-        self.cache = check_policies(self.spec)
+        self.cache = first_cache(self.spec)
         self._clock = Clock(self._timed_by())
         self._events = []
         self._rows, self._failure = StepRows(), None
@@ -146,8 +150,8 @@ class OffloadState:
         self.close()
 
     def _fill(self) -> None:
-        """Copy the experts that are resident before the first visit."""
-        for key in self.spec.pinned:
+        """Copy the experts that are there before the first visit: what is pinned, and what a warm cache holds."""
+        for key in np.flatnonzero(self.cache.state.place).tolist():
             source = self.store.slab(key)
             ticket = self.link.copy(
                 source, self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel()), demand=True
@@ -266,6 +270,9 @@ class OffloadState:
         ids = args[0] if ids is None and args else ids
         with_ids = self._foresight.works and self.forced is None
         self._rows = rows_of(ids, kwargs.get("attention_mask"), with_ids=with_ids)
+        if self.spec.reset and begins_request(ids, kwargs.get("past_key_values")):
+            self.cache.restart()
+            self._foresight.reset()
         self._clock.begin_step(self._rows.tokens)
 
     def _end_step(self, *_: object) -> None:

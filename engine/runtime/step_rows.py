@@ -7,6 +7,9 @@ time.
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Cache
+
+from tracekit.errors import PlanError
 
 
 class StepRows:
@@ -60,3 +63,12 @@ def rows_of(inputs: object, mask: object, *, with_ids: bool) -> StepRows:
     ids = inputs.reshape(-1) if with_ids and not inputs.is_floating_point() else None
     real = mask[:, -tokens:].reshape(-1).bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
     return StepRows(inputs.shape[0] * tokens, ids, real)
+
+
+def begins_request(inputs: object, past: object) -> bool:
+    """Whether a forward pass is a request's first: no keys and values of earlier tokens. PlanError for a batch."""
+    if isinstance(inputs, Tensor) and len(inputs) > 1:
+        raise PlanError(
+            f'cache.reset = "request": {len(inputs)} requests of a step share a cache; give them one by one'
+        )
+    return not isinstance(past, Cache) or past.get_seq_length() == 0

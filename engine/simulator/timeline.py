@@ -91,6 +91,11 @@ class Timeline:
         return int(self._state.link[LINK_BUSY])
 
     @property
+    def unused(self) -> int:
+        """Experts that were prefetched, and neither demanded nor given up so far."""
+        return int(self._state.unused.sum())
+
+    @property
     def disk_busy_ns(self) -> int:
         """Total time in which the disk was reading."""
         return int(self._state.other[DISK_BUSY])
@@ -104,6 +109,12 @@ class Timeline:
     def log(self) -> np.ndarray:
         """i64 [rows, COLUMNS]: what was logged so far (engine.simulator.log)."""
         return np.concatenate(self._log)
+
+    def count_from_here(self) -> None:
+        """Sums and busy times begin at nothing; the machine stays as it is."""
+        self.spent[:] = 0
+        self.prefetches[:] = 0
+        self._state.link[LINK_BUSY] = self._state.other[DISK_BUSY] = self._state.other[CPU_BUSY] = 0
 
     def run(self, demand: Demand, events: Events, context: np.ndarray) -> Timed:
         """Time one piece. `context` [steps] i64: context tokens that the step's attention reads, over its tokens."""

@@ -1,6 +1,5 @@
 """`tracekit replay --counts`: cells of which counts are known, and no routing."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 def replay_cells(
     path: Path,
     *,
-    ignored: Sequence[str],
     plan: Path | None,
     weights: str | None,
     hardware: str | None,
@@ -33,8 +31,6 @@ def replay_cells(
     from engine.shapes import load_shape
     from tracekit.errors import PlanError
 
-    if ignored:
-        raise PlanError(f"--counts holds what was decided already: leave out {', '.join(ignored)}")
     if hardware is None or model_shape is None:
         raise PlanError("--counts has no model and no machine of its own: give --model-shape and --hardware")
     if spread not in ("even", "random"):

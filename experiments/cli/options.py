@@ -1,11 +1,12 @@
 """Arguments and options that several commands take, each said once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracekit.errors import HardwareError
+from tracekit.errors import HardwareError, PlanError
 
 if TYPE_CHECKING:
     from engine.runtime.links.thread_link import EmulatedLink as Link
@@ -58,3 +59,9 @@ def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
     if not gigabytes_per_s > 0:
         raise HardwareError(f"--emulate-link {gigabytes_per_s:g} is no speed: give GB/s above 0")
     return EmulatedLink(gigabytes_per_s * 1e9)
+
+
+def refuse_decided(option: str, asked: Mapping[str, object]) -> None:
+    """Raise PlanError if anything is asked for that what `option` names has decided already; None is not asked for."""
+    if given := [name for name, value in asked.items() if value is not None]:
+        raise PlanError(f"{option} holds what was decided already: leave out {', '.join(given)}")

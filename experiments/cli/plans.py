@@ -1,9 +1,16 @@
 """Options that describe a plan on the command line, and the plan they make."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from engine.plan.plan import Plan, load_plan, plan_from_dict
 from tracekit.errors import PlanError
+
+if TYPE_CHECKING:
+    from engine.replay.given_decisions import GivenDecisions
+    from tracekit.trace import Trace
 
 
 def plan_from_options(
@@ -19,6 +26,9 @@ def plan_from_options(
     prefetch_count: int | None = None,
     staging: int | None = None,
     weights: str | None = None,
+    prefetch_wrap: bool | None = None,
+    reset: str | None = None,
+    warm: Path | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -27,12 +37,13 @@ def plan_from_options(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
     options: dict[str, dict[str, str | int | Path | None]] = {
-        "cache": {"capacity": capacity},
+        "cache": {"capacity": capacity, "reset": reset, "warm": warm},
         "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
         "prefetch": {
             "predictor": prefetch,
             "distance": prefetch_distance,
             "count": prefetch_count,
+            "wrap": prefetch_wrap,
             "staging": staging,
             "artefact": prefetch_artefact,
         },
@@ -45,3 +56,14 @@ def plan_from_options(
         if given:
             tables[name] = {**tables.get(name, {}), **given}
     return plan_from_dict(tables, str(file) if file is not None else "plan")
+
+
+def given_decisions(path: Path, trace: "Trace", plan: Path | None, weights: str | None) -> "GivenDecisions":
+    """The decisions of a file, carried out as `plan` (if None, the file's own) says, with experts as `weights`."""
+    from engine.replay.given_decisions import GivenDecisions
+
+    given = GivenDecisions(path, trace, None if plan is None else load_plan(plan))
+    if weights is not None:
+        stored = msgspec.structs.replace(given.plan.weights, experts=weights)
+        given.plan = given.plan.replace(weights=stored)
+    return given

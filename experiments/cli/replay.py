@@ -35,6 +35,10 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
     prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
+    prefetch_wrap: Annotated[
+        bool | None,
+        typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),
+    ] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
@@ -51,8 +55,21 @@ def command(
         float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate and --spread; 0 without")] = None,
+    reset: Annotated[
+        str | None, typer.Option(help="request: the cache is emptied when the next request begins; over the plan's")
+    ] = None,
+    warm: Annotated[
+        Path | None, typer.Option(help="a trace: begin with the cache as this plan leaves it there; over the plan's")
+    ] = None,
+    warm_up: Annotated[
+        int | None, typer.Option(min=0, help="this many tokens fill the cache and are not counted")
+    ] = None,
     counts: Annotated[
         Path | None, typer.Option(help="instead of a trace: a CSV file of cells of which only counts are known")
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(help="time the decisions in this Parquet file, as --events writes it, instead of a plan's"),
     ] = None,
     spread: Annotated[str, typer.Option(help="of --counts: which lookups miss, even or random")] = "even",
     events: Annotated[Path | None, typer.Option(help="also write every decision to this Parquet file")] = None,
@@ -85,27 +102,32 @@ def command(
     --batch asks what continuous batching would do: at most N requests in flight, first come first served, each prompt
     in a step of its own; docs/design.md says what that assumes.
 
+    --reset request, --warm and --warm-up are the protocols of published simulators (docs/howto.md).
+
     --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
     ui.perfetto.dev or chrome://tracing.
+
+    --decisions times what another engine, or another run, decided; docs/simulator.md says what the file holds.
 
     --counts times published counts whose routing is not known; docs/simulator.md says how they are spread over visits.
 
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
     if counts is not None:
-        given = {
+        asked = {
             **{"a trace": trace, "--policy": policy, "--profile": profile, "--capacity": capacity, "--steps": steps},
             **{"--prefetch": prefetch, "--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count},
             **{"--staging": staging, "--batch": batch, "--events": events, "--timeline": timeline, "--bounds": bounds},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
-            **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate},
+            **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
+            **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             "--reshape": reshape,
         }
+        options.refuse_decided("--counts", asked)
         replay_cells(
             counts,
-            ignored=[name for name, value in given.items() if value is not None],
             plan=plan,
             weights=weights,
             hardware=hardware,
@@ -121,7 +143,7 @@ def command(
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay
     from engine.replay.step_log import write_steps
-    from experiments.cli.plans import plan_from_options
+    from experiments.cli.plans import given_decisions, plan_from_options
     from experiments.cli.results import agreement_rows, result_rows
     from tracekit.batched import batched
     from tracekit.demand import step_starts
@@ -135,19 +157,31 @@ def command(
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
     if seed is not None and arrival_rate is None:
         raise PlanError("--seed is of the arrivals: give --arrival-rate too")
-    chosen = plan_from_options(
-        plan,
-        capacity=capacity,
-        policy=policy,
-        profile=profile,
-        eviction_artefact=eviction_artefact,
-        prefetch_artefact=prefetch_artefact,
-        prefetch=prefetch,
-        prefetch_distance=prefetch_distance,
-        prefetch_count=prefetch_count,
-        staging=staging,
-        weights=weights,
-    )
+    if decisions is None:
+        chosen = plan_from_options(
+            plan,
+            capacity=capacity,
+            policy=policy,
+            profile=profile,
+            eviction_artefact=eviction_artefact,
+            prefetch_artefact=prefetch_artefact,
+            prefetch=prefetch,
+            prefetch_distance=prefetch_distance,
+            prefetch_count=prefetch_count,
+            staging=staging,
+            weights=weights,
+            prefetch_wrap=prefetch_wrap,
+            reset=reset,
+            warm=warm,
+        )
+    else:
+        asked = {
+            **{"--policy": policy, "--profile": profile, "--capacity": capacity, "--prefetch": prefetch},
+            **{"--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count, "--staging": staging},
+            **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
+            **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm},
+        }
+        options.refuse_decided("--decisions", asked)
     for path in (steps, timeline):
         if path is not None:
             check_place(path)
@@ -156,6 +190,10 @@ def command(
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
     if engine is not None and hardware is None:
         raise PlanError("--engine says what time a machine's software takes: give --hardware too")
+    given = None
+    if decisions is not None:
+        given = given_decisions(decisions, opened, plan, weights)
+        chosen = given.plan
     if timeline is not None and hardware is None:
         raise PlanError("--timeline shows time: give --hardware too")
     if timeline_steps is not None and timeline is None:
@@ -188,6 +226,8 @@ def command(
             bounds=bounds,
             sensitivities=sensitivities,
             allow_fitted=allow_fitted,
+            decisions=given,
+            warm_up=warm_up or 0,
             progress=True,
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,

@@ -86,6 +86,8 @@ def cell_key(
 ) -> str:
     """sha256 of what a cell's row follows from: not where the files lie, but what they hold."""
     tables = plan.to_dict()
+    if plan.cache.warm is not None:
+        tables["cache"]["warm"] = Trace.open(plan.cache.warm).digest
     if plan.eviction.profile is not None:
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):

@@ -20,18 +20,20 @@ from tracekit.errors import StudyError, did_you_mean
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
+    *("capacity", "reset", "warm", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
     *("hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
-IDLE = ("distance", "count", "target", "staging")
+IDLE = ("distance", "wrap", "count", "target", "staging")
 """What is left out of a plan that prefetches nothing."""
 
 
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
     """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
     words = f"{eviction_name(plan)}, {plan.cache.capacity}"
+    words += ", reset by request" if plan.cache.reset == "request" else ""
+    words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
     return words + (stored_name(plan) if stored else "") + computed_name(plan)
@@ -60,6 +62,8 @@ def prefetch_name(plan: Plan) -> str:
     if prefetch.predictor == "none":
         return ""
     told: dict[str, object] = {"distance": prefetch.distance, "count": prefetch.count}
+    if prefetch.wrap:
+        told["wrap"] = "on"
     if prefetch.target != "staging":
         told["into"] = prefetch.target
     if prefetch.staging != PrefetchPlan().staging:
@@ -91,14 +95,16 @@ def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     kernels = texts(label, grid, "compute_experts") or ["each"]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
+    resets = texts(label, grid, "reset") or ["never"]
+    warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")] or [None]
     seen: set[bytes] = set()
-    for capacity, eviction, prefetch, stored, kernel, lane in itertools.product(
-        capacities, evictions, prefetches, weights, kernels, lanes
+    for capacity, reset, warm, eviction, prefetch, stored, kernel, lane in itertools.product(
+        capacities, resets, warmed, evictions, prefetches, weights, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
         tables = {
-            "cache": {"capacity": capacity},
+            "cache": {"capacity": capacity, "reset": reset, "warm": warm},
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,

@@ -20,6 +20,7 @@ from policies.registry import hook_problem, hooks
 from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
+WRAPPED = 24  # scenarios in which it prefetches past the last layer
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
 
@@ -66,7 +67,7 @@ class Trial:
             yield Outcome("deterministic", FAIL, message)
             yield Outcome("compiled", NOT_RUN, "mend the other rules first")
             return
-        for scenario in scenarios():
+        for scenario in self._scenarios():
             try:
                 problem = self._compiled_differs(scenario)
             except PolicyError as error:
@@ -80,7 +81,13 @@ class Trial:
 
     def digest(self) -> str:
         """A digest of the interpreted decisions on every scenario."""
-        return hashlib.sha256(repr([self._decide(s) for s in scenarios()]).encode()).hexdigest()
+        return hashlib.sha256(repr([self._decide(s) for s in self._scenarios()]).encode()).hexdigest()
+
+    def _scenarios(self) -> Iterator[Scenario]:
+        """The routings it is tried on; who says that it can is also asked for the next step."""
+        yield from scenarios()
+        if issubclass(self.policy, Prefetcher) and self.policy.wraps:
+            yield from (scenario.past_the_end() for scenario in scenarios(WRAPPED))
 
     def _signatures(self) -> str:
         base = BASES[self.kind]
@@ -95,14 +102,14 @@ class Trial:
         return ""
 
     def _watched(self) -> None:
-        for scenario in scenarios():
+        for scenario in self._scenarios():
             found = self._violation(scenario)
             if found is not None and found.rule not in self.outcomes:
                 smaller = shrink(scenario, partial(self._breaks, found.rule))
                 self._fail(found.rule, str(self._violation(smaller)), smaller)
 
     def _deterministic(self) -> None:
-        for scenario in scenarios():
+        for scenario in self._scenarios():
             if self._decide(scenario) != self._decide(scenario):
                 message = "two runs differ: no clock, no unseeded numbers, no state outside the declared arrays"
                 self._fail("deterministic", message, scenario)
@@ -111,7 +118,7 @@ class Trial:
     def _no_peeking(self) -> None:
         if self.policy.bound:
             return
-        for scenario in scenarios():
+        for scenario in self._scenarios():
             visits = len(scenario.visits)
             for cut in np.random.default_rng([20260103, visits]).integers(1, visits, CUTS).tolist():
                 if self._peeks(scenario, cut):

@@ -40,6 +40,7 @@ class Scenario:
     staging: int
     into_cache: bool
     visits: tuple[Visit, ...]
+    wrap: bool = False
 
     def spec(self, eviction: str, prefetch: str) -> CacheSpec:
         """The cache, deciding by these policies."""
@@ -54,6 +55,7 @@ class Scenario:
             count=self.count,
             staging=self.staging,
             into_cache=self.into_cache,
+            wrap=self.wrap,
         )
 
     def batch(self, signal: str, hint: str) -> Batch:
@@ -67,9 +69,11 @@ class Scenario:
         if hint != "nothing":
             for index, visit in enumerate(self.visits):
                 target = visit.layer + self.distance
-                if target < self.layers:
+                reached = target < self.layers or (self.wrap and index + self.distance < len(self.visits))
+                if reached and (hint == "future" or target < self.layers):
                     known = self.visits[index + self.distance].demand if hint == "future" else visit.hint
                     ranked = known[: self.count]
+                    target %= self.layers
                     hints[index, : len(ranked)] = [target * self.experts + e for e in ranked]
         read = signal != "nothing"
         return Batch(
@@ -84,6 +88,14 @@ class Scenario:
             hint=hints,
         )
 
+    @property
+    def _prefetches(self) -> bool:
+        return self.wrap or self.layers > self.distance
+
+    def past_the_end(self) -> "Scenario":
+        """The same with prefetching from the last layers for the next step's first ones."""
+        return replace(self, wrap=True, distance=min(self.distance, self.layers))
+
     def __str__(self) -> str:
         """The scenario in words, short enough for a message."""
         unit = "slot(s)" if set(self.size) == {1} else f"bytes of experts that take {spaced(self.size)}"
@@ -97,8 +109,9 @@ class Scenario:
         layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
         return (
             f"{layers} of {self.experts} experts, {spaced(self.capacity)} {unit}"
-            + (f", prefetching {self.count} for {self.distance} ahead" if self.layers > self.distance else "")
-            + (" into the cache" if self.layers > self.distance and self.into_cache else "")
+            + (f", prefetching {self.count} for {self.distance} ahead" if self._prefetches else "")
+            + (", past the last layer too" if self.wrap else "")
+            + (" into the cache" if self._prefetches and self.into_cache else "")
             + f"; {', '.join(visits)}{more}"
         )
 

@@ -15,10 +15,14 @@ class Prefetcher(Policy):
     `reads` declares what `hint` holds, best first and padded with -1: "nothing" (all -1), "lookahead" (the target
     layer's experts as ranked by its gate on this layer's input), "predicted" (as ranked by the plan's fitted
     predictor) or "future" (what the target layer will demand: only bounds may).
+
+    `wraps` declares that it can be asked, at the last layers, for the first layers of the next step
+    (`prefetch.wrap`): `target` is then at most the layer just observed.
     """
 
     READABLE: ClassVar[tuple[str, ...]] = ("nothing", "lookahead", "predicted", "future")
     reads: ClassVar[str] = "nothing"
+    wraps: ClassVar[bool] = False
 
     def observe(self, layer: int, demand: np.ndarray) -> None:
         """The experts (keys, in order of first reference) that the current visit demands."""

@@ -9,7 +9,8 @@ STEPS = 64
 
 
 class History(Prefetcher):
-    """Remembers the last 64 steps' routes; suggests what the most similar one demanded at the target layer.
+    """Remembers the last 64 steps' routes; suggests what the most similar one demanded at the target layer, or, for a
+    layer of the next step, what the step after it demanded.
 
     Similarity is the number of experts that both demanded at the layers this step has seen. MoE-Infinity matches the
     activation counts of whole sequences; a policy here sees steps, not requests, so it matches steps.
@@ -18,12 +19,15 @@ class History(Prefetcher):
     name = "history"
     summary = "the route of the most similar of the last 64 steps"
     source = "after Xue et al. 2024, MoE-Infinity, arXiv 2401.14361 (activation matrices, matched per sequence there)"
+    wraps = True
 
     routes = per_expert(np.uint64)  # bit i of an expert: step i of the memory demanded it
     similarity = scalar(np.int64, 0, width=STEPS)
     steps = scalar(np.int64)
+    reached = scalar(np.int64)  # the layer observed last
 
     def observe(self, layer: int, demand: np.ndarray) -> None:
+        self.reached[0] = layer
         if layer == 0:
             self.steps[0] += 1
             for i in range(STEPS):
@@ -50,6 +54,8 @@ class History(Prefetcher):
                 nearest = step
         if nearest < 0:
             return 0
+        if target <= self.reached[0]:
+            nearest = (nearest + 1) % STEPS
         count = 0
         base = target * self.experts
         for key in range(base, base + self.experts):

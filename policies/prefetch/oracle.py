@@ -13,6 +13,7 @@ class OraclePrefetch(Prefetcher):
     summary = "the true demand of a later layer (bound: reads the future)"
     reads = "future"
     bound = True
+    wraps = True
 
     def suggest(self, target: int, hint: np.ndarray, out: np.ndarray) -> int:
         return copy_ranked(hint, out)

@@ -12,6 +12,7 @@ class Popular(Prefetcher):
 
     name = "popular"
     summary = "the target layer's most demanded experts so far"
+    wraps = True
 
     count = per_expert(np.int64)
     score = per_expert(np.int64)

@@ -8,11 +8,12 @@ from policies.prefetch.memory import recall, remember
 
 
 class PreviousToken(Prefetcher):
-    """Suggests what the target layer demanded at the previous step, in order of first reference."""
+    """Suggests what the target layer demanded last, in order of first reference: at the step before the target's."""
 
     name = "previous-token"
     summary = "the target layer's demand of the previous step"
     source = "consecutive tokens share experts: Eliseev & Mazur 2023, arXiv 2312.17238, section 3.1"
+    wraps = True
 
     demand = per_expert(np.int32, -1)
 

@@ -40,13 +40,14 @@ class ReferenceCache:
         into_cache: bool = False,
         distance: int = 1,
         count: int = 0,
+        wrap: bool = False,
         future: Sequence[Collection[int]] = (),
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.layers, self.experts = layers, experts
         self.capacity, self.size = list(capacity), list(size)
         self.staging, self.into_cache, self.distance, self.count = staging, into_cache, distance, count
-        self.future = future
+        self.future, self.wrap = future, wrap
         self.kept: list[int] = []  # resident keys, least recently used first
         self.staged: list[int] = []  # oldest first
         self.fresh: set[int] = set()  # loaded ahead, not demanded since
@@ -67,7 +68,7 @@ class ReferenceCache:
         return min(self.capacity[group] // smallest, len(self.members(group)))
 
     def visit(self, layer: int, references: References, hint: Sequence[int] = ()) -> list[Event]:
-        """`hint`: ranked experts of layer `layer + distance`, best first."""
+        """`hint`: ranked experts of layer `layer + distance`, best first; with `wrap` the layer after the last is 0."""
         now = self.visits
         self.visits += 1
         self.vanished.append(set())
@@ -114,9 +115,9 @@ class ReferenceCache:
                 self.kept.append(key)
                 self.policy.reference(key, now)
 
-        if layer + self.distance < self.layers:
+        if layer + self.distance < self.layers or self.wrap:
             for expert in hint[: self.count]:
-                self.prefetch((layer + self.distance) * self.experts + expert, demand, now, events)
+                self.prefetch((layer + self.distance) % self.layers * self.experts + expert, demand, now, events)
         return events
 
     def prefetch(self, key: int, demand: list[int], now: int, events: list[Event]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from engine.decisions.run import iter_decisions
 from policies.cache import CacheSpec
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
-from tests.helpers.traces import MemoryRows, make_manifest
+from tests.helpers.traces import MemoryRows, make_manifest, make_trace
 from tracekit.rows import UNUSED, Columns
 from tracekit.trace import Trace
 
@@ -44,7 +44,7 @@ class Scenario:
         if spec.prefetch == "oracle":
             return [
                 list(dict.fromkeys(visits[visit + spec.distance][1]))[: spec.count]
-                if layer + spec.distance < spec.layers
+                if layer + spec.distance < spec.layers or (spec.wrap and visit + spec.distance < len(visits))
                 else []
                 for visit, (layer, _) in enumerate(visits)
             ]
@@ -74,6 +74,7 @@ class Scenario:
             into_cache=spec.into_cache,
             distance=spec.distance,
             count=spec.count,
+            wrap=spec.wrap,
             future=[{layer * spec.experts + expert for expert in chosen} for layer, chosen in visits],
             parameters={**(spec.eviction_parameters or {}), **parameters},
         )
@@ -89,8 +90,9 @@ def memory_trace(
     step: np.ndarray | None = None,
     lookahead: dict[int, np.ndarray] | None = None,
     phase: np.ndarray | None = None,
+    request: np.ndarray | None = None,
 ) -> Trace:
-    """A trace without a file. The first step is prefill, unless `phase` [tokens] says otherwise."""
+    """A trace without a file. The first step is prefill, unless `phase` [tokens] says otherwise; one `request`."""
     tokens, layers, top_k = experts.shape
     number = np.arange(tokens, dtype=np.int32)
     steps = number if step is None else step
@@ -98,7 +100,10 @@ def memory_trace(
     weights = ((experts % 7 + 1) / 8).astype(np.float16)
     ahead = {f"lookahead-{distance}": values for distance, values in (lookahead or {}).items()}
     rows = MemoryRows(
-        Columns(steps, np.zeros_like(number), number, phases, np.full_like(number, -1)), experts, weights, ahead
+        Columns(steps, np.zeros_like(number) if request is None else request, number, phases, np.full_like(number, -1)),
+        experts,
+        weights,
+        ahead,
     )
     return Trace(Path("memory"), make_manifest(layers, per_layer, top_k, tokens=tokens), rows)
 
@@ -143,6 +148,38 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
         staging=int(rng.integers(1, 4)),
     )
     return Scenario(trace, replace(spec, **fixed))
+
+
+def with_requests(scenario: Scenario, seed: int) -> tuple[Scenario, list[Scenario]]:
+    """The scenario as if its steps were of several requests, one after the other; and each request by itself."""
+    trace, rng = scenario.trace, np.random.default_rng(seed)
+    begins = np.diff(trace.step, prepend=trace.step[0]) > 0
+    request = np.cumsum(begins & (rng.random(len(begins)) < rng.choice([0.1, 0.5, 1.0]))).astype(np.int32)
+    ahead = {distance: trace.lookahead(distance) for distance in trace.lookahead_distances}
+
+    def part(rows: np.ndarray) -> Scenario:
+        of_rows = {distance: logits[rows] for distance, logits in ahead.items() if logits is not None}
+        per_layer = trace.manifest.experts_per_layer
+        made = memory_trace(trace.experts[rows], per_layer, trace.step[rows], of_rows, trace.phase[rows], request[rows])
+        return replace(scenario, trace=made)
+
+    whole = np.ones(len(request), bool)
+    return part(whole), [part(request == number) for number in range(int(request[-1]) + 1)]
+
+
+def on_disk(scenario: Scenario, path: Path) -> Trace:
+    """The scenario's trace as a directory."""
+    trace = scenario.trace
+    ahead = {distance: trace.lookahead(distance) for distance in trace.lookahead_distances}
+    return make_trace(
+        path,
+        trace.experts,
+        num_experts=trace.manifest.experts_per_layer,
+        step=trace.step,
+        phase=trace.phase,
+        weights=trace.weights,
+        lookahead={distance: logits for distance, logits in ahead.items() if logits is not None and logits.size},
+    )
 
 
 def slots_of(scenario: Scenario, capacity: int, *, per_layer: bool = False) -> CacheSpec:

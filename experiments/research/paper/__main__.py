@@ -1,4 +1,4 @@
-"""`python -m experiments.research.paper table2 [--json] [--write docs/paper.md]` and `... figures TRACE`."""
+"""`python -m experiments.research.paper table2 [--trace T] [--json] [--write PAGE]` and `... figures TRACE`."""
 
 import sys
 from pathlib import Path
@@ -18,9 +18,14 @@ app = typer.Typer(
 def table2(
     json: Annotated[bool, typer.Option("--json", help="print JSON for machines")] = False,
     picture: Annotated[Path | None, typer.Option("--picture", help="also draw the table, to this PNG file")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Mixtral's own routing, recorded with --lookahead 1; else synthetic")
+    ] = None,
     write: Annotated[Path | None, typer.Option("--write", help="also fill in the numbers of this page")] = None,
 ) -> None:
     """Fit two terms per GPU to two rows of Table 2, predict the others, and compare with what was published.
+
+    With --trace hit ratios and recall are those of the trace, and so is what the simulator routes.
 
     Example: python -m experiments.research.paper table2
     """
@@ -31,8 +36,12 @@ def table2(
     from experiments.research.paper.page_numbers import numbers
     from experiments.research.paper.table2 import reproduce
     from experiments.research.paper.text_tables import TABLES
+    from tracekit.errors import StudyError
+    from tracekit.trace import Trace
 
-    result = reproduce()
+    if trace is not None and write is not None:
+        raise StudyError("--write fills in the page of the synthetic routing: leave out --trace")
+    result = reproduce(None if trace is None else Trace.open(trace))
     if picture is not None:
         from experiments.research.paper import charts
 
@@ -40,7 +49,8 @@ def table2(
     if write is not None:
         write.write_text(filled(write, result), encoding="utf-8")
     if json:
-        console.emit_json(msgspec.to_builtins(result, str_keys=True) | {"numbers": numbers(result)})
+        said = {"numbers": numbers(result)} if trace is None else {}
+        console.emit_json(msgspec.to_builtins(result, str_keys=True) | said)
         return
     for build in TABLES.values():
         table = build(result)

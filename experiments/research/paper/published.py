@@ -57,11 +57,6 @@ class Machine:
     pcie: Literal[3, 4]
 
     @property
-    def expected_hits(self) -> float:
-        """LRU hit ratio of the machine's cache size."""
-        return HIT_RATIO[self.cache]
-
-    @property
     def raw_link(self) -> float:
         return {3: 15.754e9, 4: 31.508e9}[self.pcie]
 

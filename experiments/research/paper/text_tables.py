@@ -75,9 +75,9 @@ def full(result: Table2) -> Table:
     for bits in BITS:
         for cell in _cells(result, bits, "full"):
             shown = [_shown(cell.of(model, f"{n} guessed")) for model, _ in _MODELS for n in result.recall]
-            low, high = (p.tokens_per_second for p in cell.predictions if p.variant.startswith("recall"))
+            ends = [f"{p.tokens_per_second:.3f}" for p in cell.predictions if p.variant.startswith("recall")]
             name = f"{bits}-bit, {ROW_TITLES[cell.row]}"
-            rows.append([name, _title(cell), f"{cell.published:.3f}", *shown, f"{low:.3f} to {high:.3f}"])
+            rows.append([name, _title(cell), f"{cell.published:.3f}", *shown, " to ".join(ends) or "-"])
     columns = [
         "row", "GPU", "published", "two terms, 1 guess", "two terms, 2 guesses", "simulator, 1 guess",
         "simulator, 2 guesses", "at recall 0.70 to 0.90",
@@ -108,7 +108,7 @@ def saving(result: Table2, bits: Bits, machine: Machine) -> Saving:
         - 1 / after.of("simulator", f"{guesses} guessed").tokens_per_second
         for guesses in result.recall
     }
-    loads = loads_per_token("no-preload", machine.expected_hits)
+    loads = loads_per_token("no-preload", result.hit_ratio[machine.cache])
     remaining = loads * expert_bytes(result, bits) / result.fitted(machine.name).link
     return Saving(1 / before.published - 1 / after.published, remaining, simulated)
 

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from engine.hardware import Disk, ExpertKernel, HardwareProfile, Host, Lanes, load_hardware
-from engine.plan.weights import WeightFormat
 from engine.shapes import load_shape
+from engine.shapes.sizes import STATED, head_bytes, layer_bytes
 from engine.simulator.costs import Costs, model_costs
 from tracekit.errors import HardwareError
 from tracekit.manifest import Manifest

@@ -1,5 +1,7 @@
 """The timeline against an independent SimPy model: every event of random scenarios, to the nanosecond."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,28 +9,45 @@ from hypothesis import strategies as st
 
 from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
 from tests.helpers.reference_cache import LOAD
-from tests.helpers.scenarios import random_scenario
+from tests.helpers.scenarios import random_scenario, with_requests
 from tests.helpers.simpy_model import Machine
 from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
 
 SEEDS = st.integers(0, 2**32 - 1)
 ALWAYS = range(1 << 40)
-VARIANTS = [
+SHORT = [
     ("lru", "gate", False),
     ("lru", "gate", True),
     ("lru", "oracle", False),
     ("lru", "none", False),
     ("belady-bypass", "none", False),  # may evict what its visit demands
+    ("lru", "oracle", False, True),  # prefetched for the next step
+    ("lru", "markov", True, True),
+    ("lru", "none", False, False, True),  # emptied when a request begins
+    ("lru", "previous-token", True, True, True),
 ]
+VARIANTS = [(*variant, False, False)[:5] for variant in SHORT]
 
 
-@pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
+@pytest.mark.parametrize(("eviction", "prefetch", "into_cache", "wrap", "reset"), VARIANTS)
 @settings(max_examples=600, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 def test_every_event_is_at_its_time(
-    eviction: str, prefetch: str, into_cache: bool, seed: int, chunk: int, features: set[str]
+    eviction: str,
+    prefetch: str,
+    into_cache: bool,
+    wrap: bool,
+    reset: bool,
+    seed: int,
+    chunk: int,
+    features: set[str],
 ) -> None:
-    scenario = random_scenario(seed, eviction, prefetch, into_cache=into_cache)
+    scenario = random_scenario(seed, eviction, prefetch, into_cache=into_cache, wrap=wrap, reset=reset)
+    if wrap:
+        spec = scenario.spec
+        scenario = replace(scenario, spec=replace(spec, distance=min(spec.distance, spec.layers)))
+    if reset:
+        scenario, _ = with_requests(scenario, seed)
     costs = random_costs(scenario.spec.layers, seed, features)
     run = timed(scenario, costs, chunk, ALWAYS)
     rows = [tuple(row) for row in run.timeline.log.tolist()]

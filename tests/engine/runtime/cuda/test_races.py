@@ -23,6 +23,7 @@ from tests.helpers.emulated_cuda.device import LATE, SCHEDULES, EmulatedCuda, Ra
 from tracekit.recorder.generation import Decoding  # noqa: E402
 
 GATE = {"predictor": "gate", "count": 2, "staging": 2}
+NEXT = {"predictor": "previous-token", "count": 2, "staging": 2, "wrap": True}
 PLANS: dict[str, dict[str, Any]] = {
     "one slot a layer": {"capacity": "1/layer"},
     "everything bypasses": {"capacity": "0"},
@@ -33,6 +34,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "staging": {"capacity": "2/layer", "prefetch": GATE},
     "into the cache": {"capacity": "3/layer", "prefetch": GATE | {"target": "cache", "count": 4}},
     "two layers ahead": {"capacity": "25%", "prefetch": GATE | {"distance": 2}},
+    "past the last layer": {"capacity": "2/layer", "prefetch": NEXT},
+    "past it, into the cache": {"capacity": "3/layer", "prefetch": NEXT | {"target": "cache"}},
+    "emptied": {"capacity": "2/layer", "cache": {"capacity": "2/layer", "reset": "request"}, "prefetch": NEXT},
 }
 
 
@@ -48,6 +52,7 @@ def test_capacities_policies_and_prefetchers(family: str, plan: str, schedule: s
         model, state = served(plan_of(**PLANS[plan]), family)
         with state:
             assert same(says(model), expected(family))
+            assert same(says(model), expected(family))  # another request
             state.reset()
             assert same(says(model), expected(family))
 
