@@ -13,7 +13,7 @@ from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.runtime.cpu_lane import CpuLane, check_lane
-from engine.runtime.experts import register
+from engine.runtime.experts.eager import register
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
@@ -166,7 +166,7 @@ def _fitted(
 ) -> Plan:
     """The plan, if it fits; its capacity chosen if it is `auto`. On the CPU free memory is no hard limit."""
     if memory is not None:
-        return fit(model, plan, memory, f"the given memory on {target}", quantising=quantising)
+        return fit(model, plan, memory, f"the given memory on {target}", device=target, quantising=quantising)
     if plan.capacity.unit != "auto":
         return plan
     here = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")).type == target.type
@@ -174,7 +174,7 @@ def _fitted(
     # Where the model is already, its rest need not be found room for; where experts stay, they need theirs.
     room = free_bytes(target) + (need.rest if here else 0)
     room -= need.host if target.type == "cpu" and not on_disk else 0
-    return fit(model, plan, room, str(target), quantising=quantising)
+    return fit(model, plan, room, str(target), device=target, quantising=quantising)
 
 
 def _slabs(host: str, slabs: str | Path | None) -> Path | None:

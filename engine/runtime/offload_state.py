@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from engine.runtime.clocks.device_time import DeviceTime, HostTime
 from engine.runtime.clocks.timing import Clock, Timings
 from engine.runtime.cpu_lane import CpuLane
-from engine.runtime.experts import compute, expert_forward, serve_experts
+from engine.runtime.experts.eager import compute, expert_forward, serve_experts
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink

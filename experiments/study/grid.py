@@ -115,7 +115,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 AXES = (
-    *("capacity", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
+    *("capacity", "eviction", "prefetch", "weights", "compute_experts", "kernels", "cpu_experts"),
     *("hardware", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
@@ -196,7 +196,7 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
         words += f", {plan.weights.experts}"
     if stored and plan.weights.attention is not None:
         words += f" (attention {plan.weights.attention})"
-    words += ", fused" if plan.compute.experts == "fused" else ""
+    words += ", fused" if plan.compute.experts == "fused" else ", grouped" if plan.compute.grouped else ""
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
 
 
@@ -237,11 +237,12 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
-    kernels = _texts(label, grid, "compute_experts") or ["each"]
+    together = _texts(label, grid, "compute_experts") or ["each"]
+    kernels = _texts(label, grid, "kernels") or [None]
     lanes = _texts(label, grid, "cpu_experts") or ["never"]
     seen: set[bytes] = set()
-    for capacity, eviction, prefetch, stored, kernel, lane in itertools.product(
-        capacities, evictions, prefetches, weights, kernels, lanes
+    for capacity, eviction, prefetch, stored, experts, kernel, lane in itertools.product(
+        capacities, evictions, prefetches, weights, together, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
@@ -250,7 +251,7 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,
-            "compute": {"experts": kernel, "cpu_experts": lane},
+            "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
         }
         plan = plan_from_dict(tables, "grid")
         known = msgspec.json.encode(plan, order="deterministic")
