@@ -18,7 +18,7 @@ from tracekit.errors import PlanError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Argument = Tensor | int | float | bool | torch.dtype | tuple[int, ...]
+Argument = Tensor | int | tuple[object, ...] | object
 Touched = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
 """() -> (the tensors that a launch reads, those that it writes), where somebody asks"""
 
@@ -78,3 +78,10 @@ def check_kernels(device: torch.device) -> None:
         raise PlanError(f'{wanted} needs Triton, which is not installed: pip install "moe-tracekit[kernels]"')
     if not compiles_for(device):
         raise PlanError(f'{wanted} runs on a CUDA device, not on {device}: leave the key out, or use "eager"')
+
+
+def triton_type(dtype: torch.dtype) -> object:
+    """Triton's word for a type."""
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
