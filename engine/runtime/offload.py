@@ -13,7 +13,9 @@ from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.runtime.cpu_lane import CpuLane, check_lane
-from engine.runtime.experts.eager import register
+from engine.runtime.experts import eager, grouped
+from engine.runtime.experts.launching import check_kernels
+from engine.runtime.experts.visits import GroupedVisits
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
@@ -104,12 +106,14 @@ def offload(
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
     plan = as_plan(plan)
-    if plan.compute.experts == "fused":
-        raise PlanError('compute.experts = "fused" can be replayed only: the engine computes "each" expert by itself')
     with_lane = plan.compute.cpu_experts != "never"
     if with_lane:
         check_lane(hardware)
     target = _device(model, device)
+    if plan.compute.grouped:
+        check_kernels(target)
+        if with_lane:
+            raise PlanError('compute.cpu_experts = "auto" computes experts one by one: leave it out, or kernels = "grouped"')
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
     path = _slabs(host, slabs)
@@ -145,7 +149,8 @@ def offload(
         sizes = expert_bytes(layers, formats[0])
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
-        register()
+        eager.register()
+        grouped.register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
         store, accumulate = _stored(loaded, layers, formats, origin or LoadedExperts(), path, host, target)
@@ -156,7 +161,10 @@ def offload(
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
-        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane)
+        visits = None
+        if plan.compute.grouped:
+            visits = GroupedVisits(layers, store.layouts, pool, fused=plan.compute.experts == "fused")
+        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane, visits)
     setattr(loaded, STATE, state)
     return loaded
 

@@ -59,29 +59,23 @@ def weights(
     inside = live[:, None] & (col < M[COLS])
     if M[BITS] == 0:
         return tl.load(typed(base, M[AT], DTYPE) + row[:, None] * M[ROW] + col * M[COL], mask=inside, other=0.0)
-    value = tl.where(inside, row[:, None] * M[COLS] + col, 0)
-    group = value // M[GROUP]
-    place = (group % M[WORDS]) * M[GROUP] + value % M[GROUP]
-    if M[BITS] == 3:
-        words = tl.load(typed(base, M[AT], tl.int32) + place, mask=inside, other=0)
-    else:
-        words = tl.load(base + M[AT] + place, mask=inside, other=0)
-    found = codes(words, group // M[WORDS], M[BITS])
-    if M[COLS] % K == 0 and K % M[GROUP] == 0:
-        # One scale for each group instead of one for each value. The same numbers.
-        several: tl.constexpr = K // M[GROUP]
-        first = (row * M[COLS] + start) // M[GROUP]
-        mine = first[:, None] + tl.arange(0, several)[None, :]
+    if M[COLS] % K == 0 and M[WORDS] * M[GROUP] % K == 0 and (K % M[GROUP] == 0 or M[GROUP] % K == 0):
+        # A row's K values stand side by side and are the same codes of their words: read as one, a scale for each group.
+        value = tl.where(live, row * M[COLS] + start, 0)
+        place = tl.multiple_of(value % (M[WORDS] * M[GROUP]), K)[:, None] + tl.arange(0, K)[None, :]
+        nth = (value // (M[WORDS] * M[GROUP]))[:, None]
+        several: tl.constexpr = max(K // M[GROUP], 1)
+        group = (value // M[GROUP])[:, None] + tl.arange(0, several)[None, :]
         there = tl.broadcast_to(live[:, None], (N, several))
-        zero = spread(scales(base, mine, there, M, ZERO), N, several, K)
-        scale = spread(scales(base, mine, there, M, SCALE), N, several, K)
-    elif M[COLS] % K == 0 and M[GROUP] % K == 0:
-        mine = ((row * M[COLS] + start) // M[GROUP])[:, None]
-        zero = scales(base, mine, live[:, None], M, ZERO)
-        scale = scales(base, mine, live[:, None], M, SCALE)
+        zero = spread(scales(base, group, there, M, ZERO), N, several, K)
+        scale = spread(scales(base, group, there, M, SCALE), N, several, K)
     else:
-        zero = scales(base, group, inside, M, ZERO)
-        scale = scales(base, group, inside, M, SCALE)
+        value = tl.where(inside, row[:, None] * M[COLS] + col, 0)
+        place, nth = value % (M[WORDS] * M[GROUP]), value // (M[WORDS] * M[GROUP])
+        zero = scales(base, value // M[GROUP], inside, M, ZERO)
+        scale = scales(base, value // M[GROUP], inside, M, SCALE)
+    packed = typed(base, M[AT], tl.int32 if M[BITS] == 3 else tl.uint8)
+    found = codes(tl.load(packed + place, mask=inside, other=0), nth, M[BITS])
     return rounded(tl.where(inside, (found - zero) * scale, 0.0), DTYPE)
 
 
