@@ -82,4 +82,5 @@ def costs_without_predictors(
         compute.cpu_experts,
         stored=stored,
         compute_experts=compute.experts,
+        grouped=compute.grouped,
     )

@@ -71,7 +71,7 @@ class Script:
         return {cause: ns for cause, ns in total.items() if ns}
 
 
-FEATURES = ("engines", "chunks", "disk", "cpu", "dequantisation", "fused")
+FEATURES = ("engines", "chunks", "disk", "cpu", "dequantisation", "fused", "overlapped")
 
 
 def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Costs:
@@ -111,6 +111,7 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
         fields |= {"dequant_ns": ns(5)}
     if "fused" in features:
         fields |= {"call_ns": spread(20)}
+        fields |= {"overlapped": int("overlapped" in features)}
     if "disk" in features:
         fields |= {
             "expert_bytes": tuple(rng.integers(1, 4, layers).tolist()),
