@@ -107,13 +107,13 @@ def offload(
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
     plan = as_plan(plan)
     with_lane = plan.compute.cpu_experts != "never"
+    if with_lane and plan.compute.grouped:
+        raise PlanError('compute.cpu_experts = "auto" needs kernels = "eager" in the engine: it takes single experts')
     if with_lane:
         check_lane(hardware)
     target = _device(model, device)
     if plan.compute.grouped:
         check_kernels(target)
-        if with_lane:
-            raise PlanError('compute.cpu_experts = "auto" computes experts one by one: leave it out, or kernels = "grouped"')
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
     path = _slabs(host, slabs)

@@ -8,8 +8,8 @@ belong to which expert says a table, made on the host:
     assignments  4 each, experts ascending: token, choice (of all tokens' choices), tile, unused
     by token     the assignments of token 0 in ascending order, of token 1, ...; then where each token's begin, and end
 
-Products add up in float32 along rows cut the same way for every number of tokens; nothing is added by atomics, split
-over programs, or tuned: the same inputs give the same bits, whichever call an expert is computed in.
+Products add up in float32, inputs cut the same way for every expert; nothing is added by atomics, split over programs,
+or tuned: the same rows give the same bits, whichever call an expert is computed in.
 """
 
 import triton.language as tl

@@ -18,7 +18,7 @@ from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.slab_layout import Layout
 from engine.runtime.visit_routing import Routing, TokenRouting
-from policies.events import Events
+from policies.events import HIT_PREFETCHED, Events
 from tracekit.recorder.seam import MoeLayer
 
 
@@ -46,7 +46,9 @@ class GroupedVisits:
         """
         keys = loader.begin(events)
         slots = {key: loader.slot(key) for key in keys}
-        groups = list(self._groups(keys, slots, loader, alone=len(hidden) == 1))
+        hits = {key for kind, key, _ in events.unpacked() if kind <= HIT_PREFETCHED}
+        here = [] if self.fused else list(takewhile(lambda key: key in hits and loader.is_there(key), keys))
+        groups = list(self._groups(here, keys[len(here) :], slots, alone=len(hidden) == 1))
         places = {key - base: slot for key, slot in slots.items()}
         by_expert = [[key - base for key in group] for group in groups]
         call = Call(self._stacks[layer], by_expert, places, routing, hidden, factors)
@@ -62,19 +64,20 @@ class GroupedVisits:
                 loader.done(key)
         return call.out
 
-    def _groups(self, keys: list[int], slots: dict[int, int], loader: Loader, *, alone: bool) -> Iterator[list[int]]:
+    def _groups(
+        self, here: list[int], others: list[int], slots: dict[int, int], *, alone: bool
+    ) -> Iterator[list[int]]:
         """The keys of each call, in the order in which copies leave. There is at least one call, if of nothing."""
-        here = [] if self.fused else list(takewhile(loader.is_there, keys))
         if here:
             yield here
         group, taken = list[int](), set[int]()
-        for key in keys[len(here) :]:
+        for key in others:
             if slots[key] in taken or (group and not alone and not self.fused):
                 yield group
                 group, taken = [], set()
             group.append(key)
             taken.add(slots[key])
-        if group or not keys:
+        if group or not here:
             yield group
 
 

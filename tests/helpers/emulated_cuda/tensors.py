@@ -143,6 +143,9 @@ class Dispatch:
             with torch.inference_mode(), _disable_current_modes():
                 kernel[grid](**inner)
 
+        if not any(isinstance(x, DeviceTensor) for x in arguments.values()):
+            work()  # on the host
+            return
         self.streams.launch(f"kernel {kernel.fn.__name__}", self._touched((*reads, *writes), writes), work)
 
     def _on_host(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
