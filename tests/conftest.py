@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Without a GPU, Triton's kernels are interpreted on the CPU: asked for here, before any module that defines one is read.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure() -> None:
     """Tests press Ctrl-C in processes of their own, which would ignore it where a shell had pytest ignore it."""

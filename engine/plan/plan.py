@@ -73,10 +73,22 @@ class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`compute`: how a visit's experts are computed, and by what."""
 
-    # each by itself, while others are still on their way; or all in one call, which begins when the last is there
+    # each as it arrives, while others are still on their way; or all in one call, which begins when the last is there
     experts: Literal["each", "fused"] = "each"
+    # what computes them: transformers' own operations, an expert at a time, or kernels over several at once, which also
+    # expand quantised weights; None: what `experts` asks for, since only the latter can compute all in one call
+    kernels: Literal["eager", "grouped"] | None = None
     # whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it
     cpu_experts: Literal["never", "auto"] = "never"
+
+    def __post_init__(self) -> None:
+        if self.experts == "fused" and self.kernels == "eager":
+            raise ValueError('compute.kernels = "eager" computes one expert at a time: "fused" experts need "grouped"')
+
+    @property
+    def grouped(self) -> bool:
+        """Whether kernels compute several experts at once."""
+        return self.kernels == "grouped" or self.experts == "fused"
 
 
 class ServePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,13 +153,14 @@ class Plan:
         serve: Mapping[str, object] | None = None,
         reset: str = "never",
         warm: str | None = None,
+        kernels: str | None = None,
     ) -> None:
         tables = {
             "cache": {"capacity": capacity, "reset": reset, "warm": warm},
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
-            "compute": {"experts": compute_experts, "cpu_experts": cpu_experts},
+            "compute": {"experts": compute_experts, "kernels": kernels, "cpu_experts": cpu_experts},
             "serve": serve or {},
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)

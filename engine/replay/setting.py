@@ -99,6 +99,7 @@ def costs_without_predictors(
         compute.cpu_experts,
         stored=stored,
         compute_experts=compute.experts,
+        grouped=compute.grouped,
     )
 
 

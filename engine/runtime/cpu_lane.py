@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.hardware import HardwareProfile
-from engine.runtime.experts import expert_forward
+from engine.runtime.experts.eager import expert_forward
 from engine.runtime.links.queued_link import TIMEOUT_S
 from engine.runtime.storage.slab_layout import QuantisedLayout
 from engine.runtime.storage.store import Store

@@ -74,6 +74,10 @@ class Loader:
             self._ask()
         return arrived + arriving + missing
 
+    def is_there(self, key: int) -> bool:
+        """Whether an expert that was demanded and had been decided on before can be computed without a wait."""
+        return key not in self._tickets or self._tickets[key][0].arrived
+
     def awaits(self, key: int) -> bool:
         """Whether the copy of a demanded expert has still to be waited for."""
         return key in self._tickets

@@ -30,6 +30,7 @@ from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
+CPU = torch.device("cpu")
 CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 1 << 60  # a system that does not tell refuses nothing
 RESERVE = 10
@@ -70,8 +71,8 @@ class Footprint:
         return str(slots) if slots > 0 else ""
 
 
-def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Footprint:
-    """The footprint of `model` (which may be on the meta device) under `plan`, whatever the plan's capacity.
+def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False, device: torch.device = CPU) -> Footprint:
+    """The footprint of `model` (which may be on the meta device) under `plan` on `device`, whatever the plan's capacity.
 
     `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
     """
@@ -89,8 +90,8 @@ def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False) -> Foot
         slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
         rest=rest,
         working=max(
-            *(expansion_bytes(layout) for layout in set(layouts)),
-            _attention_working(model, plan.weights.attention),
+            *(0 if plan.compute.grouped else expansion_bytes(layout, device) for layout in set(layouts)),
+            _attention_working(model, plan.weights.attention, device),
             _quantising(layouts) if quantising else 0,
         ),
         serving=_serving(model, plan),
@@ -126,21 +127,21 @@ def _quantising(layouts: Sequence[Layout]) -> int:
     return quantising_bytes(shapes, quantised[0].format, quantised[0].dtype) if shapes else 0
 
 
-def _attention_working(model: nn.Module, word: str | None) -> int:
+def _attention_working(model: nn.Module, word: str | None, device: torch.device) -> int:
     """What expanding the largest projection of the attention takes."""
     if word is None or not WeightFormat.parse(word).quantised:
         return 0
     parsed = WeightFormat.parse(word)
     shapes = {(*linear.weight.shape, linear.weight.dtype) for _, _, linear in projections(model)}
-    return max((matrix_expansion_bytes(rows, cols, parsed, dtype) for rows, cols, dtype in shapes), default=0)
+    return max((matrix_expansion_bytes(rows, cols, parsed, dtype, device) for rows, cols, dtype in shapes), default=0)
 
 
-def fit(model: nn.Module, plan: Plan, room: int, where: str, *, quantising: bool = False) -> Plan:
+def fit(model: nn.Module, plan: Plan, room: int, where: str, *, device: torch.device, quantising: bool = False) -> Plan:
     """`plan`, its capacity chosen if it is `auto`, for a device with `room` bytes of memory free.
 
     Raises CapacityError, naming the largest capacity that would fit, when it does not.
     """
-    need = footprint(model, plan, quantising=quantising)
+    need = footprint(model, plan, quantising=quantising, device=device)
     if plan.capacity.unit == "auto":
         capacity = need.largest(room - room // RESERVE)
         if not capacity:
@@ -199,8 +200,8 @@ def fit_checkpoint(
             limit = free_bytes(place)
             if place.type == "cpu" and not on_disk:
                 limit -= footprint(model, plan).host
-        plan = fit(model, plan, limit, where, quantising=quantising)
-    need = footprint(model, plan, quantising=quantising)
+        plan = fit(model, plan, limit, where, device=place, quantising=quantising)
+    need = footprint(model, plan, quantising=quantising, device=place)
     here = need.device(slots_of(model, plan)) if place.type == "cpu" else 0
     check_host(
         (0 if on_disk else need.host) + here,

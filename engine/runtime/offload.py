@@ -13,7 +13,9 @@ from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.runtime.cpu_lane import CpuLane, check_lane
-from engine.runtime.experts import register
+from engine.runtime.experts import eager, grouped
+from engine.runtime.experts.launching import check_kernels
+from engine.runtime.experts.visits import GroupedVisits
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
@@ -104,12 +106,14 @@ def offload(
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
     plan = as_plan(plan)
-    if plan.compute.experts == "fused":
-        raise PlanError('compute.experts = "fused" can be replayed only: the engine computes "each" expert by itself')
     with_lane = plan.compute.cpu_experts != "never"
+    if with_lane and plan.compute.grouped:
+        raise PlanError('compute.cpu_experts = "auto" needs kernels = "eager" in the engine: it takes single experts')
     if with_lane:
         check_lane(hardware)
     target = _device(model, device)
+    if plan.compute.grouped:
+        check_kernels(target)
     if emulate_link is not None and target.type != "cpu":
         raise HardwareError(f"a link can be emulated on the CPU only, not on {target}")
     path = _slabs(host, slabs)
@@ -145,7 +149,8 @@ def offload(
         sizes = expert_bytes(layers, formats[0])
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
-        register()
+        eager.register()
+        grouped.register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
         pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
         store, accumulate = _stored(loaded, layers, formats, origin or LoadedExperts(), path, host, target)
@@ -156,7 +161,10 @@ def offload(
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
-        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane)
+        visits = None
+        if plan.compute.grouped:
+            visits = GroupedVisits(layers, store.layouts, pool, fused=plan.compute.experts == "fused")
+        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane, visits)
     setattr(loaded, STATE, state)
     return loaded
 
@@ -166,7 +174,7 @@ def _fitted(
 ) -> Plan:
     """The plan, if it fits; its capacity chosen if it is `auto`. On the CPU free memory is no hard limit."""
     if memory is not None:
-        return fit(model, plan, memory, f"the given memory on {target}", quantising=quantising)
+        return fit(model, plan, memory, f"the given memory on {target}", device=target, quantising=quantising)
     if plan.capacity.unit != "auto":
         return plan
     here = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu")).type == target.type
@@ -174,7 +182,7 @@ def _fitted(
     # Where the model is already, its rest need not be found room for; where experts stay, they need theirs.
     room = free_bytes(target) + (need.rest if here else 0)
     room -= need.host if target.type == "cpu" and not on_disk else 0
-    return fit(model, plan, room, str(target), quantising=quantising)
+    return fit(model, plan, room, str(target), device=target, quantising=quantising)
 
 
 def _slabs(host: str, slabs: str | Path | None) -> Path | None:

@@ -16,7 +16,8 @@ from engine.decisions.run import first_cache
 from engine.runtime.clocks.device_time import DeviceTime, HostTime
 from engine.runtime.clocks.timing import Clock, Timings
 from engine.runtime.cpu_lane import CpuLane
-from engine.runtime.experts import compute, expert_forward, serve_experts
+from engine.runtime.experts.eager import compute, expert_forward, serve_experts
+from engine.runtime.experts.visits import GroupedVisits
 from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
@@ -40,8 +41,9 @@ class OffloadState:
     """What `offloaded(model)` returns.
 
     `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
-    only emulated (every result must say so) or None, `lane` the CPU's, if the plan wants one. `forced`, where set,
-    chooses in place of the gates. One model, one thread, one CUDA stream at a time.
+    only emulated (every result must say so) or None, `lane` the CPU's and `grouped` the kernels over several experts, if
+    the plan wants them. `forced`, where set, chooses in place of the gates. One model, one thread, one CUDA stream at a
+    time.
 
     Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
     is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
@@ -59,9 +61,10 @@ class OffloadState:
         accumulate: Sequence[str],
         emulated: EmulatedLink | None,
         lane: CpuLane | None = None,
+        grouped: GroupedVisits | None = None,
     ) -> None:
         self.layers, self.spec, self.accumulate = tuple(layers), spec, tuple(accumulate)
-        self.store, self.pool, self.link, self.lane = store, pool, link, lane
+        self.store, self.pool, self.link, self.lane, self.grouped = store, pool, link, lane, grouped
         self.device, self.emulated = pool.device, emulated
         self.top_k = max(layer.top_k for layer in layers)
         check_policies(spec)
@@ -178,11 +181,17 @@ class OffloadState:
             top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
         ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
         start = self._clock.mark()
-        routing = sort_by_expert(ids, self.layers[layer].num_experts, hidden.device)
+        # Grouped kernels are told of the routing in a table of their own, which the host makes.
+        device = hidden.device if self.grouped is None else torch.device("cpu")
+        routing = sort_by_expert(ids, self.layers[layer].num_experts, device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
         events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
+        if self.grouped is not None:
+            out = self.grouped.visit(layer, base, self._loader, self._clock, events, routing, hidden, top_k_weights)
+            self._clock.add_visit(layer, start)
+            return out
         experts = VisitExperts(self._loader, self.pool, self.lane, self._clock, base, layout, forward)
         order = experts.begin(layer, events, routing, hidden)
         out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])

@@ -10,12 +10,12 @@ from tracekit.errors import HardwareError
 class SlotPool:
     """`slots` slots of `slab_bytes` bytes in one device buffer. HardwareError when they do not fit.
 
-    Slots begin on boundaries of `SLOT_ALIGNMENT` bytes; `bytes` is what all of them take.
+    Slots begin on boundaries of `SLOT_ALIGNMENT` bytes, `stride` bytes apart; `bytes` is what all of them take.
     """
 
     def __init__(self, slots: int, slab_bytes: int, device: torch.device) -> None:
         self.slots, self.slab_bytes, self.device = slots, slab_bytes, device
-        stride = aligned(slab_bytes, SLOT_ALIGNMENT)
+        self.stride = stride = aligned(slab_bytes, SLOT_ALIGNMENT)
         self.bytes = slots * stride
         try:
             self._buffer = torch.empty(slots, stride, dtype=torch.uint8, device=device)
@@ -25,6 +25,11 @@ class SlotPool:
             ) from error
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by slot and id of the layout
         self._layouts: dict[int, Layout] = {}  # those whose ids are in use
+
+    @property
+    def all(self) -> Tensor:
+        """All slots, u8 [bytes]."""
+        return self._buffer.view(-1)
 
     def slab(self, slot: int, size: int) -> Tensor:
         """The first `size` bytes of a slot, u8 [size]."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from engine.runtime.clocks.timing import Clock
 from engine.runtime.cpu_lane import CpuLane, Missing
-from engine.runtime.experts import Forward
+from engine.runtime.experts.eager import Forward
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.slab_layout import Layout

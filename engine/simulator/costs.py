@@ -38,7 +38,7 @@ class Costs(NamedTuple):
     """Arithmetic of one token in one expert."""
     expert_overhead_ns: int
     call_ns: int
-    """Where one call computes all experts of a visit: what it takes whatever it computes; -1 where each is alone."""
+    """Where a call computes several experts of a visit: what it takes whatever it computes; -1 where each is alone."""
     dense_token_ps: int
     """Arithmetic of one token in a dense part."""
     context_ps: int
@@ -89,6 +89,8 @@ class Costs(NamedTuple):
     scale: float
     """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
+    overlapped: int = 0
+    """Of calls: 1 where what is there is called at once, not when all of the visit is there (engine.simulator.fused)."""
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
 
@@ -190,16 +192,19 @@ def model_costs(
     cpu_experts: str = "never",
     stored: str | None = None,
     compute_experts: str = "each",
+    grouped: bool = False,
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
     Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
-    `cpu_experts` and `compute_experts` are the plan's `compute.cpu_experts` and `compute.experts`. `stored` is the
-    format that the trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises
-    PlanError, HardwareError.
+    `cpu_experts` and `compute_experts` are the plan's `compute.cpu_experts` and `compute.experts`; `grouped`: kernels
+    compute several experts at once, and expand quantised ones as they read them. `stored` is the format that the
+    trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises PlanError,
+    HardwareError.
     """
     hardware = hardware.sustained()
+    grouped = grouped or compute_experts == "fused"
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != len(manifest.experts_per_layer):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
@@ -211,10 +216,12 @@ def model_costs(
         )
     word = stored or experts_format
     weight_format = None if word is None else WeightFormat.parse(word)
-    bits = weight_format.bits if weight_format is not None and weight_format.group else None
+    # A kernel that only expands; other software's kernels compute on what is stored.
+    apart = weight_format is not None and weight_format.group > 0 and not grouped
+    bits = weight_format.bits if weight_format is not None and apart else None
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
-    kernel = hardware.expert_kernel(fused=compute_experts == "fused")
+    kernel = hardware.expert_kernel(fused=grouped)
     meta = weight_format is not None and weight_format.meta_group > 0
     experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
@@ -228,7 +235,7 @@ def model_costs(
         dequant_ns=each("engine.expansions", [one.expand_ns for one in experts]),
         expert_token_ps=fitting(FLOPS, max(one.token_ps for one in experts)),
         expert_overhead_ns=kernel.per_expert_ns,
-        call_ns=kernel.per_call_ns if compute_experts == "fused" else -1,
+        call_ns=kernel.per_call_ns if grouped else -1,
         dense_token_ps=fitting(FLOPS, token_ps(model.dense_params, hardware.device.compute_flops_per_s)),
         context_ps=fitting(BANDWIDTH, ceil_ns(1000 * model.kv_bytes, hardware.device.memory_bandwidth_bytes_per_s)),
         copy_overhead_ns=overhead.per_copy_ns,
@@ -260,6 +267,7 @@ def model_costs(
         cpu_overhead_ns=on_cpu[0].fixed_ns,
         scale=model.scale,
         notes=(*model.notes, *memory.notes),
+        overlapped=int(grouped and compute_experts == "each"),
         paced_by=(hardware.link.rate_field,),
     )
 

@@ -1,4 +1,7 @@
-"""Fused experts: one call computes all experts of a visit, and begins when the last of them is there.
+"""Experts in calls: one call computes all experts of a visit, and begins when the last of them is there.
+
+Where calls are overlapped (grouped kernels), what is there at `routed` is computed in a call at once; the rest of a
+visit of one token in one more, when the last of it is there; of several tokens, each expert as it arrives.
 
 Experts are gathered instead of computed; a gathered one's slot is in use until FAR, that is until its call. A visit
 that demands more than there are slots is computed in several calls: whatever is gathered is computed before a copy goes

@@ -124,6 +124,9 @@ def run(
                 e += 1
             if call_ns is None:
                 book(costs, visit, e - first[v] - waiting, now - asked)
+            elif costs.overlapped > 0:
+                now = call(machine, costs, visit, gathered, now, call_ns)
+                gathered = 0
             for w in range(waiting):
                 event = code[machine.late[w, 1]]
                 cause = STALL_LATE if machine.ahead[event >> SLOT_SHIFT & SLOT_MASK] else STALL_DEMAND
@@ -134,6 +137,9 @@ def run(
                     now = done
                 else:
                     gathered = gather(machine, event, gathered)
+                    if several and costs.overlapped > 0:
+                        now = call(machine, costs, visit, gathered, now, call_ns)
+                        gathered = 0
 
             while e < end:
                 event = code[np.uint64(e)]
@@ -150,6 +156,9 @@ def run(
                             now = done
                         else:
                             gathered = gather(machine, event, gathered)
+                            if several and costs.overlapped > 0:
+                                now = call(machine, costs, visit, gathered, now, call_ns)
+                                gathered = 0
                 elif kind == PREFETCH:
                     if call_ns is not None:
                         now = call(machine, costs, visit, gathered, now, call_ns)

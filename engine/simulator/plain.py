@@ -46,8 +46,12 @@ def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: 
     """Time the visit from its `routed` on; returns when it ends. `call_ns`: as the kernel's."""
     asking = loads * costs.copy_overhead_ns
     now = visit.routed + asking
+    called = 0  # experts that are computed in a call before the others are there
     if call_ns is None:
         now += hits * visit.one_ns
+    elif costs.overlapped > 0 and hits > 0:
+        called = hits
+        now += call_ns + called * visit.one_ns
     waited = 0
     wire_ns = costs.rest_ns[visit.layer, 0]
     # The rules of `link.place`, with the engines and the wire free since `routed` at the latest.
@@ -66,9 +70,11 @@ def plain_visit(machine: Machine, costs: Costs, visit: Visit, hits: int, loads: 
             now += visit.one_ns
     computing = (hits + loads) * visit.one_ns
     if call_ns is not None:
-        if hits + loads > 0:
+        if hits + loads > called:
+            now += call_ns + (hits + loads - called) * visit.one_ns
             computing += call_ns
-        now += computing
+        if called > 0:
+            computing += call_ns
     expanding = (hits + loads) * costs.dequant_ns[visit.layer]
     visit.booked[OVERHEAD] += asking
     visit.booked[STALL_DEMAND] += waited

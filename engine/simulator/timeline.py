@@ -14,6 +14,8 @@ All times are integer nanoseconds. The rules, in the order a visit meets them (d
    Where experts are fused nothing is computed before the last of them is there: the device waits for them in the same
    order, then one call computes them all. A visit whose copies need the slots of its own experts takes more than one
    call: before a copy to such a slot is placed, what the visit has so far is computed.
+   Where calls are overlapped, experts that were there at `routed` are computed in a call at once; of one token the rest
+   is called as fused experts are, of several tokens each expert by itself as it arrives.
 5. The visit's own prefetches join the queue. The visit ends when device and CPU are done.
 
 A copy goes to the engine that is free first (the lower number if both are). It begins when that engine is free, the

@@ -20,7 +20,7 @@ from tracekit.errors import StudyError, did_you_mean
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "reset", "warm", "eviction", "prefetch", "weights", "compute_experts", "cpu_experts"),
+    *("capacity", "reset", "warm", "eviction", "prefetch", "weights", "compute_experts", "kernels", "cpu_experts"),
     *("hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
@@ -47,7 +47,7 @@ def stored_name(plan: Plan) -> str:
 
 def computed_name(plan: Plan) -> str:
     """How experts are computed, as the end of a name: `, fused, CPU computes`; nothing where each on the device."""
-    words = ", fused" if plan.compute.experts == "fused" else ""
+    words = ", fused" if plan.compute.experts == "fused" else ", grouped" if plan.compute.grouped else ""
     return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
 
 
@@ -93,13 +93,14 @@ def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None
         evictions.insert(0, {"policy": baseline})
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
-    kernels = texts(label, grid, "compute_experts") or ["each"]
+    together = texts(label, grid, "compute_experts") or ["each"]
+    kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
     resets = texts(label, grid, "reset") or ["never"]
     warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")] or [None]
     seen: set[bytes] = set()
-    for capacity, reset, warm, eviction, prefetch, stored, kernel, lane in itertools.product(
-        capacities, resets, warmed, evictions, prefetches, weights, kernels, lanes
+    for capacity, reset, warm, eviction, prefetch, stored, experts, kernel, lane in itertools.product(
+        capacities, resets, warmed, evictions, prefetches, weights, together, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
@@ -108,7 +109,7 @@ def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,
-            "compute": {"experts": kernel, "cpu_experts": lane},
+            "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
         }
         plan = plan_from_dict(tables, "grid")
         known = msgspec.json.encode(plan, order="deterministic")

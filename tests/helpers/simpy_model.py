@@ -231,7 +231,6 @@ class Machine:
             late: list[tuple[Copy, int, int, simpy.Event]] = []
             missing: list[tuple[Copy, int, int, simpy.Event]] = []
             for_cpu: list[tuple[int, int, int]] = []
-            call_of = self.calls(visit)
             call: list[tuple[Copy, int, int, simpy.Event]] = []
             for kind, key, slot in visit.events:
                 if kind in (LOAD, BYPASS, PREFETCH):
@@ -268,8 +267,14 @@ class Machine:
             if self.now > begin:
                 self.note(ASKING, begin, visit.number, kind=asked)
             cpu = self.env.process(self.compute_on_cpu(visit, for_cpu))
+            overlapped, several = costs.overlapped > 0, visit.step_tokens > 1
+            early = visit.tokens_of if several else [key for _, _, key, _ in ready]
+            alone = set(early if overlapped else ())
+            call_of = self.calls(visit, alone)
             for entry in ready:
                 yield from self.work_or_gather(visit, entry, call)
+            if overlapped:
+                yield from self.call(visit, call)
             while late:
                 begin = self.now
                 if not any(copy.done.processed for copy, *_ in late):
@@ -281,6 +286,8 @@ class Machine:
                     cause = STALL_LATE if first[0].prefetch else STALL_DEMAND
                     self.note(WAIT, begin, visit.number, first[2], first[0].slot, cause)
                 yield from self.work_or_gather(visit, first, call)
+                if overlapped and several:
+                    yield from self.call(visit, call)
             for copy, kind, key, used in missing:
                 if call and call_of[key] > call_of[call[-1][2]]:
                     yield from self.call(visit, call)
@@ -291,6 +298,8 @@ class Machine:
                     self.note(WAIT, begin, visit.number, key, copy.slot, STALL_DEMAND)
                 self.there[visit.number, key] = self.now
                 yield from self.work_or_gather(visit, (copy, kind, key, used), call)
+                if overlapped and several:
+                    yield from self.call(visit, call)
             yield from self.call(visit, call)
             begin = self.now
             if for_cpu:
@@ -315,15 +324,18 @@ class Machine:
         self.brings[slot] = copy
         return copy
 
-    def calls(self, visit: Visit) -> dict[int, int]:
-        """Which fused call computes each demanded expert: the next one whenever a copy's slot has one of the call."""
+    def calls(self, visit: Visit, alone: set[int]) -> dict[int, int]:
+        """Which call computes each demanded expert: the next one whenever a copy's slot has one of the call.
+
+        `alone`: those computed before the others are waited for, which hold no slot.
+        """
         number, held, call_of = 0, set[int](), {}
         for kind, key, slot in visit.events:
             if kind > BYPASS:
                 continue
             if slot in held:
                 number, held = number + 1, set()
-            if (visit.number, key) not in self.on_cpu:
+            if (visit.number, key) not in self.on_cpu and key not in alone:
                 held.add(slot)
             call_of[key] = number
         return call_of

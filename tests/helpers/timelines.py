@@ -72,7 +72,7 @@ class Script:
         return {cause: ns for cause, ns in total.items() if ns}
 
 
-FEATURES = ("engines", "chunks", "disk", "lanes", "cpu", "dequantisation", "fused", "managing")
+FEATURES = ("engines", "chunks", "disk", "lanes", "cpu", "dequantisation", "fused", "overlapped", "managing")
 """`lanes` are of a disk."""
 
 
@@ -113,6 +113,7 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
         fields |= {"dequant_ns": ns(5)}
     if "fused" in features:
         fields |= {"call_ns": spread(20)}
+        fields |= {"overlapped": int("overlapped" in features)}
     if "managing" in features:
         fields |= {"lookup_ns": spread(4), "insert_ns": spread(6)}
     if "disk" in features:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.plan.weights import WeightFormat
+from engine.runtime.storage.expansion import expanded
 from engine.runtime.storage.host_store import stored_dtype
-from engine.runtime.storage.quantise import dequantise, quantised_on
+from engine.runtime.storage.quantise import quantised_on
 from tracekit.errors import PlanError
 from tracekit.recorder.seam import text_decoder
 
@@ -35,7 +36,7 @@ class QuantisedLinear(nn.Module):
     def weight(self) -> Tensor:
         """The matrix, expanded."""
         stored = {name.replace("_", "."): buffer for name, buffer in self.named_buffers()}
-        return dequantise(stored, self.format, self.out_features, self.in_features).to(self.dtype)
+        return expanded(stored, self.format, self.out_features, self.in_features, self.dtype)
 
     @property
     def stored_bytes(self) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.runtime.experts import accumulation
+from engine.runtime.experts.eager import accumulation
 from engine.runtime.storage.checkpoint import Checkpoint
 from engine.runtime.storage.conversion import Group, Kept, groups_of
 from engine.runtime.storage.origin import LoadedExperts, Say

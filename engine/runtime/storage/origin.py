@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.experts import accumulation
+from engine.runtime.experts.eager import accumulation
 from engine.runtime.storage.slab_layout import Layout, expert_parameters
 from tracekit.recorder.seam import MoeLayer
 
@@ -17,7 +17,7 @@ class Origin(Protocol):
     """Fills slabs layer by layer, holding no more than it must."""
 
     def accumulate(self, layer: MoeLayer) -> str:
-        """How a layer's experts add up (`experts.accumulation`); asked before anything is filled."""
+        """How a layer's experts add up (`experts.eager.accumulation`); asked before anything is filled."""
 
     def fill(self, layer: MoeLayer, layout: Layout, slabs: Tensor, device: torch.device | None) -> None:
         """Fill slabs u8 [experts, bytes]; computing on `device`, by default where weights are."""

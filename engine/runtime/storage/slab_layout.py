@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan.weights import WeightFormat
-from engine.runtime.storage.quantise import dequantise, quantised_on
+from engine.runtime.storage.expansion import expand
+from engine.runtime.storage.quantise import quantised_on
 from tracekit.recorder.seam import has_gate, is_concatenated
 
 ALIGNMENT = 64  # of slabs, and of the tensors that kernels read: a cache line, what vectorised kernels like best
@@ -163,7 +164,7 @@ class QuantisedLayout:
         for matrix in self.matrices:
             tensors = {tensor: views[matrix.key(tensor)] for tensor in self._names(matrix)}
             target = found[matrix.parameter][matrix.first : matrix.first + matrix.rows]
-            target.copy_(dequantise(tensors, self.format, matrix.rows, matrix.cols))
+            expand(tensors, self.format, matrix.rows, matrix.cols, target)
         if self.transposed:
             found = {name: tensor.t() if tensor.dim() == 2 else tensor for name, tensor in found.items()}
         return found

@@ -4,7 +4,7 @@ Expansion runs on tensors without storage, quantising on a few rows; every tenso
 """
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.plan.weights import WeightFormat
+from engine.runtime.storage.expansion import by_kernel
 from engine.runtime.storage.quantise import dequantise, quantise
 from engine.runtime.storage.slab_layout import Layout, QuantisedLayout
 
@@ -47,10 +48,12 @@ def _is_gone(storage: StorageWeakRef) -> bool:
     return bool(storage.expired())  # type: ignore[no-untyped-call]
 
 
-def expansion_bytes(layout: Layout) -> int:
-    """The most that expanding one expert takes on the device, the expanded expert included; 0 if it is not expanded."""
+def expansion_bytes(layout: Layout, device: torch.device) -> int:
+    """The most that expanding one expert takes on a device, the expanded expert included; 0 if it is not expanded."""
     if not isinstance(layout, QuantisedLayout):
         return 0
+    if by_kernel(device):
+        return sum(prod(shape) * layout.dtype.itemsize for _, shape in layout.shapes)
     slab = torch.empty(layout.bytes, dtype=torch.uint8, device="meta")
     counted = PeakBytes(slab)
     with torch.inference_mode(), counted:
@@ -58,8 +61,12 @@ def expansion_bytes(layout: Layout) -> int:
     return counted.peak
 
 
-def matrix_expansion_bytes(rows: int, cols: int, weight_format: WeightFormat, dtype: torch.dtype) -> int:
+def matrix_expansion_bytes(
+    rows: int, cols: int, weight_format: WeightFormat, dtype: torch.dtype, device: torch.device
+) -> int:
     """The same of one matrix of its own, such as attention's."""
+    if by_kernel(device):
+        return rows * cols * dtype.itemsize
     stored = {
         one.name: torch.empty(one.shape, dtype=getattr(torch, one.dtype), device="meta")
         for one in weight_format.tensors(rows, cols)

@@ -96,7 +96,7 @@ def layer_by_layer(
     """
     import torch
 
-    from engine.runtime.experts import accumulation, compute, expert_forward, register, serve_experts
+    from engine.runtime.experts.eager import accumulation, compute, expert_forward, register, serve_experts
     from engine.runtime.pool import SlotPool
     from engine.runtime.storage.host_store import HostStore
     from engine.runtime.visit_routing import read_back, sort_by_expert

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.plan.plan import plan_from_dict
 from engine.runtime.calibration import probes
 from engine.runtime.calibration.engine_costs import run_prompts
-from engine.runtime.experts import Forward
+from engine.runtime.experts.eager import Forward
 from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.queued_link import Source
 from engine.runtime.offload import offload

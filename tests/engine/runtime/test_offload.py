@@ -183,9 +183,3 @@ def test_a_family_that_computes_otherwise_is_refused(make_model: MakeModel, monk
     monkeypatch.setattr(kind, "forward", forward)
     with pytest.raises(ModelError, match="cannot equal bit for bit"):
         offload(model, plan_of())
-
-
-def test_fused_experts_are_refused(make_model: MakeModel) -> None:
-    """The engine computes each by itself: what it would do is not what the plan says."""
-    with pytest.raises(PlanError, match=r'compute.experts = "fused" can be replayed only'):
-        offload(make_model("mixtral"), {"cache": {"capacity": "2/layer"}, "compute": {"experts": "fused"}})

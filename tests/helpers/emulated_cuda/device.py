@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.runtime import cpu_lane, pool
+from engine.runtime.experts import launching
 from engine.runtime.links import cuda_link, queued_link
 from engine.runtime.storage import disk_store
 from tests.helpers.emulated_cuda import host, streams
@@ -56,6 +57,11 @@ class EmulatedCuda:
     def waits(self) -> list[str]:
         """Every time that the thread which asks has waited for the device, and for what."""
         return [what for actor, what in self.streams.waits if actor is self.streams.host]
+
+    @property
+    def launches(self) -> list[str]:
+        """Kernels and copies given to the computing stream so far, by name."""
+        return self.streams.launches
 
     def label(self, tensor: Tensor, name: str, each: int = 0) -> None:
         """What the memory of a device tensor is called in messages."""
@@ -111,6 +117,7 @@ class EmulatedCuda:
             (cpu_lane, {"ThreadPoolExecutor": host.executors(self.streams, self._mode)}),
             (pool.SlotPool, {"__init__": labelled}),
             (disk_store.DiskStore, {"read": seen}),
+            (launching, {"launch": self.dispatch.kernel}),
         ]
         # Garbage is collected where a test says so, not in the middle of an operation; and what is there already is not
         # looked through each time.

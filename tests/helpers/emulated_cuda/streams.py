@@ -85,7 +85,7 @@ class Event:
 class Streams:
     """All streams of the device, the schedule by which they run, and the host's threads.
 
-    `waits` lists every time that a host thread waited for the device.
+    `waits` lists every time that a host thread waited for the device, `launches` what was given to the computing stream.
     """
 
     def __init__(self, schedule: str) -> None:
@@ -93,6 +93,7 @@ class Streams:
         self.ledger = Ledger()
         self.lock = threading.RLock()
         self.waits: list[tuple[Actor, str]] = []
+        self.launches: list[str] = []
         self.inside = threading.local()  # its `running` is set while queued work is carried out
         self.error = ""  # of a call that failed; the next launch reports it
         self._here = threading.local()
@@ -142,6 +143,8 @@ class Streams:
             raise RuntimeError(f"CUDA error: {error}")
         with self.lock:
             stream = self.current
+            if stream is self.default:
+                self.launches.append(what)
             stream.hear(self.host.tell())
             self.ledger.access(stream, what, touched)
             if work is not None:

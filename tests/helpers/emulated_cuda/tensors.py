@@ -134,6 +134,20 @@ class Dispatch:
             raise AssertionError(f"{func} mixes devices: {[(str(x.device), list(x.shape)) for x in tensors]}")
         return self._on_device(func, args, kwargs, aliases)
 
+    def kernel(self, kernel: Any, grid: Any, arguments: Any, touched: Any) -> None:
+        """A kernel of Triton's, which its interpreter carries out; a part of a tensor is all that it says it touches."""
+        inner = {name: _inner(x) for name, x in arguments.items()}
+        reads, writes = touched()
+
+        def work() -> None:
+            with torch.inference_mode(), _disable_current_modes():
+                kernel[grid](**inner)
+
+        if not any(isinstance(x, DeviceTensor) for x in arguments.values()):
+            work()  # on the host
+            return
+        self.streams.launch(f"kernel {kernel.fn.__name__}", self._touched((*reads, *writes), writes), work)
+
     def _on_host(self, func: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         if kwargs.get("pin_memory"):
             return self.memories.pin(func(*args, **(kwargs | {"pin_memory": False})))

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from engine.runtime.experts import accumulation, compute, eager_experts, expert_forward  # noqa: E402  # needs torch
+from engine.runtime.experts.eager import accumulation, compute, eager_experts, expert_forward  # noqa: E402  # needs torch
 from engine.runtime.visit_routing import Routing, TokenRouting, sort_by_expert  # noqa: E402
 from tracekit.errors import ModelError  # noqa: E402
 
