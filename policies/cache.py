@@ -7,17 +7,27 @@ from typing import TypeVar
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import MOST_VISITS, PINNED, VISITS, Batch, CacheState, allocate_slot, insert
+from policies.arguments import Arguments
+from policies.cache_state import (
+    BAD_SUGGESTION,
+    BAD_VICTIM,
+    MOST_VISITS,
+    PINNED,
+    VISITS,
+    Batch,
+    CacheState,
+    allocate_slot,
+    insert,
+)
 from policies.compiled import Decide, compiled_decide, mentions, one_line
 from policies.decide import decide
-from policies.events import MOST_SLOTS, Events, event_buffer
+from policies.events import MOST_SLOTS, EventBuffer, Events, event_buffer
 from policies.fields import Layout, Policy, Value
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
-NO_SIGNAL = np.empty(0, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +119,18 @@ class ExpertCache:
         self.eviction_class, self.prefetch_class = eviction, suggester
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
-        self._decide: Decide = decide
+        self._prefetcher = None if suggester is NoPrefetch else suggesting
+        self._decide: Decide | None = None
         if compiled:
             self._decide = compiled_decide(eviction, suggester)
+            prefetching = [] if self._prefetcher is None else [(suggester, suggesting)]
+            self._arguments = Arguments(self.state, [(eviction, self._eviction), *prefetching])
         else:
             self._eviction = eviction.interpreted(self._eviction)
-            suggesting = suggester.interpreted(suggesting)
-        self._prefetcher = None if suggester is NoPrefetch else suggesting
-        # What one visit hands to the kernel is small: making it anew would take longer than deciding.
-        self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
-        self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
+            self._prefetcher = None if suggester is NoPrefetch else suggester.interpreted(suggesting)
+        self._visit = OneVisit(
+            spec, self._index, len(self.state.resident), len(self.state.staged), len(self.state.suggestion)
+        )
 
     def _pin(self, key: int) -> None:
         group = int(self.state.group_of[key // self.spec.experts])
@@ -129,11 +141,7 @@ class ExpertCache:
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
-        first = int(self.state.clock[VISITS])
-        if first + len(batch.layer) > MOST_VISITS:
-            raise PolicyError(
-                f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
-            )
+        first = self._first(len(batch.layer))
         buffer = event_buffer(
             len(batch.demand),
             len(batch.layer),
@@ -143,19 +151,8 @@ class ExpertCache:
         )
         if batch.demand.dtype != self._index or batch.recency.dtype != self._index:
             batch = batch._replace(demand=batch.demand.astype(self._index), recency=batch.recency.astype(self._index))
-        try:
-            count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
-        except NumbaError as error:
-            raise PolicyError(
-                f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
-            ) from error
-        faulty = ((self.spec.eviction, "a victim"), (self.spec.prefetch, "a suggestion"))  # in the order of `fault`
-        for fault, (name, named) in zip(self.state.fault, faulty, strict=True):
-            if fault:
-                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
-        # One visit's events are kept by the engine for long: not as a view of room for the worst case.
-        code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
-        return Events(code, buffer.start, first, not self.state.clairvoyant)
+        count = self._decided(batch, buffer)
+        return Events(buffer.code[:count], buffer.start, first, not self.state.clairvoyant)
 
     def visit(
         self,
@@ -174,24 +171,84 @@ class ExpertCache:
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
             signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
         """
-        base = layer * self.spec.experts
-        keys = self._keys(base, demand)
-        order = keys if recency is None or recency is demand else self._keys(base, recency)
-        hints = self._no_hint
-        if len(hint):
-            ranked = np.array(hint[: hints.shape[1]], np.int32)
-            hints = hints.copy()
-            hints[0, : len(ranked)] = ranked + np.int32((layer + self.spec.distance) * self.spec.experts)
-        by_demand = by_recency = NO_SIGNAL
-        if len(signal):
-            by_demand = np.array(signal, np.float64)
-            known = dict(zip(keys.tolist(), by_demand.tolist(), strict=True))
-            by_recency = np.array([known[key] for key in order.tolist()])
-        start = np.array([0, len(keys)], np.int64)
-        return self.run(Batch(self._layer[layer], start, keys, order, by_demand, by_recency, hints))
+        first = self._first(1)
+        batch = self._visit.batch(layer, demand, recency, hint, signal)
+        count = self._decided(batch, self._visit.events)
+        # Kept for long by the engine: not as a view of room for the worst case.
+        start = np.array([0, count], np.int64)
+        return Events(self._visit.events.code[:count].copy(), start, first, not self.state.clairvoyant)
 
-    def _keys(self, base: int, experts: Sequence[int]) -> np.ndarray:
-        return np.array([base + expert for expert in experts], self._index)
+    def _first(self, visits: int) -> int:
+        """The running number of the next visit, if so many more may be decided."""
+        first = int(self.state.clock[VISITS])
+        if first + visits > MOST_VISITS:
+            raise PolicyError(
+                f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
+            )
+        return first
+
+    def _decided(self, batch: Batch, events: EventBuffer) -> int:
+        """Decide a batch; returns how many events were written."""
+        if self._decide is None:
+            count = decide(self.state, self._eviction, self._prefetcher, batch, events)
+        else:
+            self._arguments.note(batch, events)
+            try:
+                count = self._decide(self._arguments.table, self._arguments.numbers)
+            except NumbaError as error:
+                raise PolicyError(
+                    f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
+                ) from error
+        for place, name, named in (
+            (BAD_VICTIM, self.spec.eviction, "a victim"),
+            (BAD_SUGGESTION, self.spec.prefetch, "a suggestion"),
+        ):
+            if self.state.fault[place]:
+                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
+        return count
+
+
+class OneVisit:
+    """Arrays for a batch of one visit, used again each time: making them anew would take longer than deciding."""
+
+    def __init__(
+        self, spec: CacheSpec, index: type[np.integer], residents: int, staging: int, suggestions: int
+    ) -> None:
+        self.experts, self.distance = spec.experts, spec.distance
+        keys, signals = np.zeros((2, spec.experts), index), np.zeros((2, spec.experts))
+        none = signals[:, :0]
+        hint = np.full((1, max(spec.count, 1)), -1, np.int32)
+        layer, start = np.zeros(1, np.int32), np.zeros(2, np.int64)
+        self._plain = Batch(layer, start, keys[0], keys[1], none[0], none[1], hint)
+        self._signalled = self._plain._replace(signal=signals[0], signal_recency=signals[1])
+        self.events = event_buffer(spec.experts, 1, residents, staging, suggestions)
+
+    def batch(
+        self,
+        layer: int,
+        demand: Sequence[int],
+        recency: Sequence[int] | None,
+        hint: Sequence[int],
+        signal: Sequence[float],
+    ) -> Batch:
+        """The visit of these, as `ExpertCache.visit` has them. Good until the next."""
+        batch = self._signalled if len(signal) else self._plain
+        count, base = len(demand), layer * self.experts
+        batch.layer[0], batch.start[1] = layer, count
+        batch.demand[:count] = [base + expert for expert in demand]
+        same = recency is None or recency is demand
+        batch.recency[:count] = batch.demand[:count] if same else [base + expert for expert in recency or ()]
+        hints = batch.hint[0]
+        hints[:] = -1
+        if len(hint):
+            ahead = (layer + self.distance) * self.experts
+            ranked = [ahead + expert for expert in hint[: len(hints)]]
+            hints[: len(ranked)] = ranked
+        if len(signal):
+            batch.signal[:count] = signal
+            known = dict(zip(demand, signal, strict=True))
+            batch.signal_recency[:count] = signal if same else [known[expert] for expert in recency or ()]
+        return batch
 
 
 def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:
