@@ -149,10 +149,8 @@ class OffloadState:
         """Copy the experts that are resident before the first visit."""
         for key in self.spec.pinned:
             source = self.store.slab(key)
-            ticket = self.link.copy(
-                source, self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel()), demand=True
-            )
-            self.link.wait(ticket)
+            target = self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel())
+            self.link.wait(*self.link.copies([(source, target, True)]))
 
     def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""
