@@ -5,9 +5,9 @@ that is given up, wait for a ticket. Demand copies go before queued prefetches; 
 aborted.
 
 `QueuedLink` does all but the copying. One daemon thread takes tickets from a queue and moves each, so
-demand overtakes prefetch up to the moment a copy starts, without help from the computing thread. Where moving only hands a
-copy over, the caller does that itself if nothing is before it. `ThreadLink` moves with memcpy, `CudaLink` with a side
-stream; a test moves with a function of its own.
+demand overtakes prefetch up to the moment a copy starts, without help from the computing thread. Where moving only
+hands a copy over, the caller does that itself if nothing is before it. `ThreadLink` moves with memcpy, `CudaLink` with
+a side stream; a test moves with a function of its own.
 """
 
 import threading
@@ -119,8 +119,8 @@ class QueuedLink:
     garbage, or with the interpreter, in which no thread may be left within a copy. Each of these waits for the copy
     that runs, and then for `settle`, which returns when all copies have landed.
 
-    With `room`, moving takes no time: then whoever asks for a copy from memory moves it too, if nothing is before it and
-    it is demanded, or `room` says that a prefetch may start.
+    With `room`, moving takes no time: then whoever asks for a copy from memory moves it too, if nothing is before it
+    and it is demanded, or `room` says that a prefetch may start.
     """
 
     in_flight = 1
@@ -200,12 +200,14 @@ class _Queue:
             ticket = (self.demand or self.prefetch).popleft()
             self._begin(ticket)
             self.moving = True
+            self.changed.notify_all()
             return ticket
 
     def finish(self, ticket: Ticket, error: BaseException | None) -> None:
         with self.changed:
             self.moving = False
             self._end(ticket, error)
+            self.changed.notify_all()
 
     def idle(self) -> bool:
         """Whether what is moved now comes after all that was asked before: nothing is demanded, or half handed over."""
@@ -242,7 +244,6 @@ class _Queue:
             else:
                 self.prefetch.appendleft(ticket)
         self.finished += 1
-        self.changed.notify_all()
 
     def promote(self, ticket: Ticket) -> None:
         with self.changed:
@@ -253,6 +254,7 @@ class _Queue:
                 self.prefetch.remove(ticket)
                 if not self._moved(ticket):
                     self.demand.append(ticket)
+                    self.changed.notify_all()
 
     def cancel(self, ticket: Ticket) -> int:
         with self.changed:
@@ -266,7 +268,7 @@ class _Queue:
 
     def wait(self, ticket: Ticket, timeout_s: float) -> None:
         with self.changed:
-            finished, deadline = self.finished, monotonic() + timeout_s
+            finished, deadline = -1, 0.0
             while ticket.progress < Progress.DONE:
                 if self.finished > finished:
                     finished, deadline = self.finished, monotonic() + timeout_s

@@ -1,8 +1,8 @@
 """The host's time for a visit of one token and for each copy that it asks for, in microseconds.
 
-What computes is left out: experts give their rows back, and the time of adding up the same number of experts is taken off.
-Copies go over `CudaLink` on streams and events that do nothing, so that what is left is ours and torch's: the calls of a
-real device come on top. Slabs are small; copying one takes no time that counts.
+What computes is left out: experts give their rows back, and the time of adding up as many experts is taken off. Copies
+go over `CudaLink` on streams and events that do nothing, so that what is left is ours and torch's: the calls of a real
+device come on top. Slabs are small; copying one takes no time that counts.
 """
 
 from collections.abc import Callable, Iterator
