@@ -7,17 +7,39 @@ from typing import TypeVar
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache_state import MOST_VISITS, PINNED, RESIDENT, SLOT, VISITS, Batch, CacheState, allocate_slot, insert
+from policies.arguments import Arguments
+from policies.cache_state import (
+    BAD_SUGGESTION,
+    BAD_VICTIM,
+    MOST_VISITS,
+    PINNED,
+    RESIDENT,
+    SLOT,
+    VISITS,
+    Batch,
+    CacheState,
+    allocate_slot,
+    insert,
+)
 from policies.compiled import Decide, compiled_decide, mentions, one_line
 from policies.decide import decide
-from policies.events import DROP, EVICT, HIT_PREFETCHED, MOST_SLOTS, Events, event_buffer, pack
+from policies.events import (
+    DROP,
+    EVICT,
+    HIT_PREFETCHED,
+    MOST_SLOTS,
+    EventBuffer,
+    Events,
+    event_buffer,
+    pack,
+)
 from policies.fields import Layout, Policy, Value
+from policies.one_visit import OneVisit
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
-NO_SIGNAL = np.empty(0, np.float64)
 NOTHING = np.empty(0, np.int64)
 
 
@@ -86,14 +108,19 @@ class ExpertCache:
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
         self.eviction_class, self.prefetch_class = eviction, suggester
-        self._compiled, self._keeps_order = compiled, mentions(eviction, "last_use")
-        self._decide: Decide = compiled_decide(eviction, suggester) if compiled else decide
+        self._keeps_order = mentions(eviction, "last_use")
+        self._decide: Decide | None = compiled_decide(eviction, suggester) if compiled else None
         self._begun = 0  # visits before the state was new
         self._leaving = NOTHING
         self._begin()
-        # What one visit hands to the kernel is small: making it anew would take longer than deciding.
-        self._layer = list(np.arange(spec.layers, dtype=np.int32).reshape(-1, 1))
-        self._no_hint = np.full((1, max(spec.count, 1)), -1, np.int32)
+        state = self.state
+        self._visit = OneVisit(
+            spec.experts,
+            state.target.tolist(),
+            np.dtype(self._index),
+            spec.count,
+            event_buffer(spec.experts, 1, len(state.resident), len(state.staged), len(state.suggestion)),
+        )
 
     def _begin(self) -> None:
         """A cache that is empty but for what is pinned, and policies that know nothing."""
@@ -132,10 +159,13 @@ class ExpertCache:
             self._pin(key)
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
-        if not self._compiled:
-            self._eviction = eviction.interpreted(self._eviction)
-            suggesting = suggester.interpreted(suggesting)
         self._prefetcher = None if suggester is NoPrefetch else suggesting
+        if self._decide is not None:
+            prefetching = [] if self._prefetcher is None else [(suggester, suggesting)]
+            self._arguments = Arguments(self.state, [(eviction, self._eviction), *prefetching])
+        else:
+            self._eviction = eviction.interpreted(self._eviction)
+            self._prefetcher = None if suggester is NoPrefetch else suggester.interpreted(suggesting)
 
     def restart(self) -> None:
         """Start anew: an empty cache, and policies that know nothing.
@@ -164,11 +194,7 @@ class ExpertCache:
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
-        first = int(self.state.clock[VISITS])
-        if first + len(batch.layer) > MOST_VISITS:
-            raise PolicyError(
-                f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
-            )
+        first = self._first(len(batch.layer))
         buffer = event_buffer(
             len(batch.demand),
             len(batch.layer),
@@ -178,22 +204,8 @@ class ExpertCache:
         )
         if batch.demand.dtype != self._index or batch.recency.dtype != self._index:
             batch = batch._replace(demand=batch.demand.astype(self._index), recency=batch.recency.astype(self._index))
-        try:
-            count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
-        except NumbaError as error:
-            raise PolicyError(
-                f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
-            ) from error
-        faulty = ((self.spec.eviction, "a victim"), (self.spec.prefetch, "a suggestion"))  # in the order of `fault`
-        for fault, (name, named) in zip(self.state.fault, faulty, strict=True):
-            if fault:
-                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
-        # One visit's events are kept by the engine for long: not as a view of room for the worst case.
-        code = buffer.code[:count].copy() if len(batch.layer) == 1 else buffer.code[:count]
-        events = Events(code, buffer.start, self._begun + first, not self.state.clairvoyant)
-        if len(self._leaving) and len(batch.layer):
-            events, self._leaving = led_by(self._leaving, events), NOTHING
-        return events
+        count = self._decided(batch, buffer)
+        return self._after_leaving(Events(buffer.code[:count], buffer.start, first, not self.state.clairvoyant))
 
     def visit(
         self,
@@ -212,24 +224,48 @@ class ExpertCache:
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
             signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
         """
-        base = layer * self.spec.experts
-        keys = self._keys(base, demand)
-        order = keys if recency is None or recency is demand else self._keys(base, recency)
-        hints = self._no_hint
-        if len(hint):
-            ranked = np.array(hint[: hints.shape[1]], np.int32)
-            hints = hints.copy()
-            hints[0, : len(ranked)] = ranked + np.int32(self.state.target[layer] * self.spec.experts)
-        by_demand = by_recency = NO_SIGNAL
-        if len(signal):
-            by_demand = np.array(signal, np.float64)
-            known = dict(zip(keys.tolist(), by_demand.tolist(), strict=True))
-            by_recency = np.array([known[key] for key in order.tolist()])
-        start = np.array([0, len(keys)], np.int64)
-        return self.run(Batch(self._layer[layer], start, keys, order, by_demand, by_recency, hints))
+        first = self._first(1)
+        batch = self._visit.batch(layer, demand, recency, hint, signal)
+        count = self._decided(batch, self._visit.events)
+        # Kept for long by the engine: not as a view of room for the worst case.
+        start = np.array([0, count], np.int64)
+        code = self._visit.events.code[:count].copy()
+        return self._after_leaving(Events(code, start, first, not self.state.clairvoyant))
 
-    def _keys(self, base: int, experts: Sequence[int]) -> np.ndarray:
-        return np.array([base + expert for expert in experts], self._index)
+    def _after_leaving(self, events: Events) -> Events:
+        """The events, led by what leaves since the cache started anew."""
+        if len(self._leaving) and len(events.start) > 1:
+            events, self._leaving = led_by(self._leaving, events), NOTHING
+        return events
+
+    def _first(self, visits: int) -> int:
+        """The running number of the next visit, if so many more may be decided."""
+        first = int(self.state.clock[VISITS])
+        if first + visits > MOST_VISITS:
+            raise PolicyError(
+                f"a cache decides at most {MOST_VISITS} visits; replay the trace in parts (tracekit slice)"
+            )
+        return self._begun + first
+
+    def _decided(self, batch: Batch, events: EventBuffer) -> int:
+        """Decide a batch; returns how many events were written."""
+        if self._decide is None:
+            count = decide(self.state, self._eviction, self._prefetcher, batch, events)
+        else:
+            self._arguments.note(batch, events)
+            try:
+                count = self._decide(self._arguments.table, self._arguments.numbers)
+            except NumbaError as error:
+                raise PolicyError(
+                    f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
+                ) from error
+        for place, name, named in (
+            (BAD_VICTIM, self.spec.eviction, "a victim"),
+            (BAD_SUGGESTION, self.spec.prefetch, "a suggestion"),
+        ):
+            if self.state.fault[place]:
+                raise PolicyError(f"policy {name!r} named {named} it may not; see: tracekit policies check {name}")
+        return count
 
 
 def targets_of(spec: CacheSpec) -> np.ndarray:

@@ -21,31 +21,47 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload, overload_method, register_jitable
 
+from policies import arguments
 from policies import decide as decide_module
-from policies.cache_state import Batch, CacheState, as_key
+from policies.arguments import unpacking
+from policies.cache_state import as_key
 from policies.compile_cache import cache_directory
-from policies.events import EventBuffer
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
+from policies.prefetch.none import NoPrefetch
 from policies.registry import hooks
 from tracekit.errors import PolicyError
 
-Decide = Callable[[CacheState, EvictionPolicy, Prefetcher | None, Batch, EventBuffer], int]
+Decide = Callable[[np.ndarray, np.ndarray], int]
+"""`decide` on the `table` and the `numbers` of `Arguments`"""
 
 # The kernel allocates nothing, so it needs no reference counting: without it the same code runs about 15 times faster.
 SHIM = '''"""Compiled decisions of {eviction} with {prefetcher}."""
 
 from numba import njit
+from numpy import bool_, float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64  # noqa: F401
 
+from policies.arguments import array_at
+from policies.cache_state import Batch, CacheState
 from policies.decide import decide
+from policies.events import EventBuffer
+
+
+@njit(nogil=True, _nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True, error_model="numpy")
+def kernel(cache, eviction, prefetcher, batch, events):
+    return decide(cache, eviction, prefetcher, batch, events)
 
 
 @njit(cache=True, nogil=True, _nrt=False, no_cfunc_wrapper=True, error_model="numpy")
-def run(cache, eviction, prefetcher, batch, events):
-    return decide(cache, eviction, prefetcher, batch, events)
+def run(table, numbers):
+{unpacking}
+    return kernel(cache, eviction, prefetcher, batch, events)
 '''
 
+
+MAKING = (arguments, sys.modules[__name__])
+"""What makes compiled code, and is called by none."""
 
 LOADING = threading.Lock()
 """Held while a module of compiled code is made: threads may ask for the same one at once."""
@@ -91,7 +107,7 @@ for _base in (EvictionPolicy, Prefetcher):
 
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
     """Every module whose source goes into the compiled code: the kernel's, the policies', their helpers', by name."""
-    return reachable([decide_module, sys.modules[__name__], *own_modules(policies)], policies)
+    return reachable([decide_module, *MAKING, *own_modules(policies)], policies)
 
 
 def own_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
@@ -109,7 +125,7 @@ def reachable(open_ends: list[ModuleType], policies: tuple[type[Policy], ...]) -
         if module.__name__ in found or is_foreign(module, roots):
             continue
         found[module.__name__] = module
-        if module is not sys.modules[__name__]:
+        if module not in MAKING:
             open_ends += used_modules(module)
     return [found[name] for name in sorted(found)]
 
@@ -184,11 +200,18 @@ def load_compiled(
 ) -> None:
     """Make the module `name`, whose `run` is compiled at its first call."""
     for module in modules:
-        if module is not sys.modules[__name__]:
+        if module not in MAKING:
             make_callable(module)
-    kept, text = cache_directory(), SHIM.format(eviction=eviction.__qualname__, prefetcher=prefetcher.__qualname__)
+    text = SHIM.format(
+        eviction=eviction.__qualname__,
+        prefetcher=prefetcher.__qualname__,
+        unpacking=unpacking(eviction, None if prefetcher is NoPrefetch else prefetcher),
+    )
+    states = {"Eviction": eviction.State, "Prefetcher": prefetcher.State}
+    kept = cache_directory()
     if kept is None:
         sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(states)
         exec(compile(text.replace("cache=True, ", ""), f"<{name}>", "exec"), sys.modules[name].__dict__)
         return
     directory = kept / digest[:32]
@@ -201,6 +224,7 @@ def load_compiled(
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None and spec.loader is not None
     shim = importlib.util.module_from_spec(spec)
+    vars(shim).update(states)
     sys.modules[name] = shim
     spec.loader.exec_module(shim)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 
-from engine.runtime.links.queued_link import Link, Progress, Ticket
+from engine.runtime.links.queued_link import Copy, Link, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.store import Store
-from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
+from policies.events import BYPASS, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
 
 KINDS = {LOAD: "load", BYPASS: "bypass", PREFETCH: "prefetch"}
 
@@ -47,16 +47,13 @@ class Loader:
             if kind <= HIT_PREFETCHED:
                 self._slot[key] = slot
                 self._taken.add(slot)
-                there = self._has_arrived(key)
+                there = key not in self._tickets or self._has_arrived(key)
                 (arrived if there else arriving).append(key)
                 if kind == HIT_PREFETCHED:
                     self._unused.discard(key)
                     self.prefetches["useful" if there else "late"] += 1
-            elif kind in (EVICT, DROP):
+            elif kind >= EVICT:
                 self._give_up(key)
-                if key in self._unused:
-                    self._unused.discard(key)
-                    self.prefetches["wasted"] += 1
             else:
                 self._held[key] = (slot, kind)
                 if kind == PREFETCH:
@@ -89,8 +86,7 @@ class Loader:
 
     def backlog(self) -> int:
         """Bytes that the link still has to copy before another demanded expert."""
-        asked = (*self._abandoned, *(ticket for ticket, _ in self._tickets.values()))
-        return sum(ticket.source.numel() for ticket in asked if _ahead(ticket))
+        return sum(ticket.ahead for ticket in (*self._abandoned, *(ticket for ticket, _ in self._tickets.values())))
 
     @property
     def unused(self) -> int:
@@ -109,8 +105,9 @@ class Loader:
 
     def forget(self) -> None:
         """Give up all copies, as before a cache that starts empty."""
-        for key in list(self._tickets):
-            self._give_up(key)
+        for ticket, _ in self._tickets.values():
+            self.link.cancel(ticket)
+        self._tickets.clear()
         self._held.clear()
         self._abandoned.clear()
         self._slot.clear()
@@ -120,37 +117,35 @@ class Loader:
         self.prefetches = dict.fromkeys(self.prefetches, 0)
 
     def _has_arrived(self, key: int) -> bool:
-        if key not in self._tickets:
-            return True
         ticket, _ = self._tickets[key]
         self.link.promote(ticket)
         return ticket.arrived
 
     def _ask(self) -> None:
-        while self._held:
-            key, (slot, kind) = next(iter(self._held.items()))
+        copies: list[Copy] = []
+        asked: list[tuple[int, int]] = []
+        for key, (slot, kind) in self._held.items():
             if slot in self._taken:
-                return
-            del self._held[key]
+                break
             source = self.store.slab(key)
-            ticket = self.link.copy(source, self.pool.slab(slot, source.numel()), demand=kind != PREFETCH)
-            self._tickets[key] = (ticket, kind)
-            self.bytes[KINDS[kind]] += source.numel()
+            copies.append((source, self.pool.slab(slot, source.numel()), kind != PREFETCH))
+            asked.append((key, kind))
             if key in self._slot:
                 self._taken.add(slot)
+        if not copies:
+            return
+        for ticket, (key, kind) in zip(self.link.copies(copies), asked, strict=True):
+            del self._held[key]
+            self._tickets[key] = (ticket, kind)
+            self.bytes[KINDS[kind]] += ticket.size
 
     def _give_up(self, key: int) -> None:
-        """The expert loses its place. A copy that has started still runs, ahead of any later one to its slot."""
+        """The expert loses its place. What has started of its copy still runs, ahead of any later one to its slot."""
         self._held.pop(key, None)
+        if key in self._unused:
+            self._unused.discard(key)
+            self.prefetches["wasted"] += 1
         if key in self._tickets:
             ticket, kind = self._tickets.pop(key)
-            if self.link.cancel(ticket):
-                self.bytes[KINDS[kind]] -= ticket.source.numel()
-            else:
-                self._abandoned = [*filter(_ahead, self._abandoned), ticket]
-
-
-def _ahead(ticket: Ticket) -> bool:
-    """Whether a copy comes before the next demanded one and has not landed; it may be on a stream already."""
-    begun = ticket.demand or ticket.progress is not Progress.QUEUED
-    return begun and ticket.progress <= Progress.DONE and not ticket.arrived
+            self.bytes[KINDS[kind]] -= self.link.cancel(ticket)
+            self._abandoned = [one for one in (*self._abandoned, ticket) if one.ahead]

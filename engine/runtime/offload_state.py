@@ -156,10 +156,8 @@ class OffloadState:
         """Copy the experts that are there before the first visit: what is pinned, and what a warm cache holds."""
         for key in np.flatnonzero(self.cache.state.place).tolist():
             source = self.store.slab(key)
-            ticket = self.link.copy(
-                source, self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel()), demand=True
-            )
-            self.link.wait(ticket)
+            target = self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel())
+            self.link.wait(*self.link.copies([(source, target, True)]))
 
     def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""

@@ -23,6 +23,7 @@ class SlotPool:
             raise HardwareError(
                 f"{device} cannot hold {slots} slots of {slab_bytes} bytes: give the cache less capacity ({error})"
             ) from error
+        self._slabs: dict[tuple[int, int], Tensor] = {}  # by slot and bytes
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}  # by slot and id of the layout
         self._layouts: dict[int, Layout] = {}  # those whose ids are in use
 
@@ -32,8 +33,11 @@ class SlotPool:
         return self._buffer.view(-1)
 
     def slab(self, slot: int, size: int) -> Tensor:
-        """The first `size` bytes of a slot, u8 [size]."""
-        return self._buffer[slot, :size]
+        """The first `size` bytes of a slot, u8 [size]: the same tensor each time."""
+        found = self._slabs.get((slot, size))
+        if found is None:
+            found = self._slabs[slot, size] = self._buffer[slot, :size]
+        return found
 
     def views(self, slot: int, layout: Layout) -> dict[str, Tensor]:
         """The tensors of the expert in `slot`, as it is stored: the same tensors for every expert of this layout."""

@@ -1,7 +1,9 @@
 """Measuring this machine with a model of its own, which is gone before the next one is loaded."""
 
+import ctypes
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.hardware import HardwareProfile
@@ -42,6 +44,10 @@ def release() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    # glibc keeps what was freed in pieces of up to 32 MB, as many as were in use at a time. Elsewhere there is no such
+    # call.
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _unless_too_large(load: "Callable[[Plan], PreTrainedModel]", plan: Plan) -> "PreTrainedModel | None":

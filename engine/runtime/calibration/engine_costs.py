@@ -143,6 +143,7 @@ def calibrate(
             host_to_device_bytes_per_s=clamp(rate, 1_000, UNLIMITED),
             latency_ns=latency,
             copy_engines=state.link.in_flight,
+            chunk_bytes=state.link.piece_bytes,
         ),
         engine=EngineProfile(
             name=CALIBRATED,

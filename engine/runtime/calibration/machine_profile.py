@@ -128,6 +128,7 @@ def calibrate_machine(
             host_to_device_bytes_per_s=rates[-1].bytes_per_s,
             latency_ns=latency,
             copy_engines=state.link.in_flight,
+            chunk_bytes=state.link.piece_bytes,
             rates=rates,
             pageable_bytes_per_s=clamp(pageable.rate(copy_sizes[-1]), 1_000, 10**15) if pageable else None,
         ),

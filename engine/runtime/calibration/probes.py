@@ -103,7 +103,7 @@ def timed(time: DeviceTime, work: Callable[[], object], *, ahead: bool = False) 
 
 def burst(link: Link, copies: Iterable[tuple[Source, Tensor]]) -> None:
     """Ask for copies (source, target) at once and wait for all."""
-    for ticket in [link.copy(source, target, demand=True) for source, target in copies]:
+    for ticket in link.copies([(source, target, True) for source, target in copies]):
         link.wait(ticket)
 
 

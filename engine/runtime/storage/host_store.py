@@ -50,6 +50,7 @@ class HostStore(Store):
             self._buffer = torch.empty(self.bytes, dtype=torch.uint8)
         except (RuntimeError, MemoryError) as error:
             raise HardwareError(f"the host cannot hold {self.bytes} bytes of experts: {error}") from error
+        self._slabs: dict[int, Tensor] = {}
         self._unpin: Callable[[], object] = lambda: None
         if device is not None and device.type == "cuda":
             self._pin(device)
@@ -58,11 +59,13 @@ class HostStore(Store):
             origin.fill(layer, layout, slabs[:, : layout.bytes], device)
 
     def slab(self, key: int, size: int | None = None) -> Tensor:
-        """The bytes of an expert, u8 [bytes], or the first `size` of them."""
-        layer, expert = divmod(key, self.experts)
-        whole = self.layouts[layer].bytes
-        start = self._start[layer] + expert * aligned(whole)
-        return self._buffer[start : start + (whole if size is None else size)]
+        """The bytes of an expert, u8 [bytes]: the same tensor each time. Or the first `size` of them."""
+        whole = self._slabs.get(key)
+        if whole is None:
+            layer, expert = divmod(key, self.experts)
+            start = self._start[layer] + expert * aligned(self.layouts[layer].bytes)
+            whole = self._slabs[key] = self._buffer[start : start + self.layouts[layer].bytes]
+        return whole if size is None else whole[:size]
 
     def views(self, key: int) -> dict[str, Tensor]:
         return self.layout(key).views(self.slab(key))

@@ -115,8 +115,7 @@ def layer_by_layer(
         layout, forward = store.layouts[layer.index], expert_forward(layer.experts)
         keys = range(layer.index * store.experts, layer.index * store.experts + layer.num_experts)
         slots = [pool.slab(slot, layout.bytes) for slot in range(layer.num_experts)]
-        tickets = [copies.copy(store.slab(key), slot, demand=True) for key, slot in zip(keys, slots, strict=True)]
-        for ticket in tickets:
+        for ticket in copies.copies([(store.slab(key), slot, True) for key, slot in zip(keys, slots, strict=True)]):
             copies.wait(ticket)
 
         def one(expert: int, rows: "Tensor") -> "Tensor":

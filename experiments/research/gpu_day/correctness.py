@@ -204,7 +204,7 @@ def exits(device: torch.device, *, tiny: bool) -> Found:
             text=True,
             timeout=60,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
         )
         rows[way] = {"exit": done.returncode, "said": done.stderr[-500:]}
     bad = [way for way, row in rows.items() if row["exit"]]

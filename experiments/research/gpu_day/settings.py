@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from engine.plan.plan import Plan, plan_from_dict
 from engine.plan.weights import WeightFormat
 from engine.runtime.forced_routing import ForcedRouting, forced_steps
+from engine.runtime.memory import host_bytes
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import OffloadState, offloaded
 from engine.runtime.storage.random_weights import SCALE, random_model
@@ -29,7 +30,9 @@ from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
 EXPERTS_BYTES = 8 << 30
-"""Experts of a setting on the host: what is loaded anew by each step of the day. Layers are as they are, but fewer."""
+"""Experts of a setting on the host: what most steps of the day load anew. Layers are as they are, but fewer."""
+OF_FREE = 0.75
+"""Of the memory that is free, what the deepest setting's experts and slots may take."""
 RECALL = 0.8  # how likely the drawn lookahead names an expert that is chosen
 SEED = 0
 
@@ -104,6 +107,7 @@ class Setting:
     weights: str | None
     tiny: bool
     folder: Path
+    experts_bytes: int = EXPERTS_BYTES
 
     @property
     def name(self) -> str:
@@ -111,13 +115,13 @@ class Setting:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the configuration says, with as many layers as `EXPERTS_BYTES` holds."""
+        """What the configuration says, with as many layers as `experts_bytes` hold."""
         _, real, small = SHAPES[self.shape]
         given = {**real, **(small | TINY if self.tiny else {})}
         experts = next(given[key] for key in EXPERTS if key in given)
         params = 3 * given["hidden_size"] * next(given[key] for key in INNER if key in given)
         bits = 16.0 if self.weights is None else WeightFormat.parse(self.weights).bits_per_parameter
-        most = EXPERTS_BYTES // round(experts * params * bits / 8)
+        most = self.experts_bytes // round(experts * params * bits / 8)
         dense = given.get("first_k_dense_replace", 0)
         return given | {"num_hidden_layers": min(given["num_hidden_layers"], dense + max(2, most))}
 
@@ -128,9 +132,20 @@ class Setting:
         return f"{self.config['num_hidden_layers']} of {real}"
 
     @property
+    def _label(self) -> str:
+        return f"{self.name.replace(' ', '-')}-{self.config['num_hidden_layers']}"
+
+    def deepest(self, device: torch.device, share: float) -> "Setting":
+        """With as many layers as host and device hold, a share of the experts in slots."""
+        room = int(OF_FREE * host_bytes())
+        if device.type == "cuda":
+            room = min(room, int(OF_FREE * torch.cuda.mem_get_info(device)[0] / share))
+        return replace(self, experts_bytes=room)
+
+    @property
     def path(self) -> Path:
         """A directory with the configuration and nothing else."""
-        found = self.folder / self.name.replace(" ", "-")
+        found = self.folder / self._label
         if not (found / "config.json").exists():
             found.mkdir(parents=True, exist_ok=True)
             kind = getattr(transformers, SHAPES[self.shape][0])
@@ -166,7 +181,7 @@ class Setting:
 
     def routing(self, tokens: int) -> Trace:
         """A trace that such a model might have made: drawn choices, with a lookahead that is often right."""
-        path = self.folder / f"{self.name.replace(' ', '-')}-{tokens}.trace"
+        path = self.folder / f"{self._label}-{tokens}.trace"
         if path.exists():
             return Trace.open(path)
         layers = moe_layers(self.empty())

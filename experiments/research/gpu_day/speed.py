@@ -1,6 +1,6 @@
 """Part 2: how fast, against un-offloaded models, against the link, against less of the method; and what it launches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -46,11 +46,16 @@ def resident(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
     return found | {"tokens/s": rates} | against
 
 
-def against_link(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
+def full_depth(setting: Setting, device: torch.device, *, tiny: bool) -> Found:
+    """As `against_link`, with all layers where memory allows, and a quarter of the experts resident."""
+    return against_link(setting.deepest(device, 0.25), device, tiny=tiny, shares=SHARES[-1:])
+
+
+def against_link(setting: Setting, device: torch.device, *, tiny: bool, shares: Sequence[str] = SHARES) -> Found:
     """Three capacities: what a token takes, and what its bytes alone take on the link at their measured rate."""
     tokens = 8 if tiny else 24
     rows: list[Found] = []
-    for capacity in SHARES[1:2] if tiny else SHARES:
+    for capacity in shares[-1:] if tiny else shares:
         with setting.offloaded({"cache": {"capacity": capacity}}, device) as (model, state):
             for _ in range(2):  # the first time warms up
                 state.time_by(partial(device_time, device))

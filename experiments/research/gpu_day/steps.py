@@ -40,6 +40,12 @@ def steps_of(part: int, device_name: str, output: Path, scratch: Path, *, tiny: 
             step(f"ablation: {mixtral.name}", 75, speed.ablation, mixtral, device),
             step(f"accelerate: {mixtral.name}", 60, speed.accelerate_offload, mixtral, device),
             *(step(f"profile: {one.name}", 60, speed.profiled, one, device) for one in few),
+            # Loading these takes longer than all else; the smallest first.
+            *(
+                step(f"full depth: {one.name}", 150, speed.full_depth, one, device)
+                for one in reversed(few[:1] + few[3:])
+            ),
+            *(step(f"full depth: {one.name}", 100, speed.full_depth, one, device) for one in few[1:3]),
         ]
     return [
         *(

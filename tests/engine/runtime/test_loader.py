@@ -1,6 +1,7 @@
 """Every expert is in its slot when it is computed, whatever the policy decides and however slow the copies are."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from policies.cache import CacheSpec, ExpertCache
 
 torch = pytest.importorskip("torch")
-from engine.runtime.links.queued_link import Progress, Ticket  # noqa: E402  # needs torch
+from engine.runtime.links.queued_link import Copy, Progress, Ticket  # noqa: E402  # needs torch
 from engine.runtime.loader import Loader  # noqa: E402
 from engine.runtime.pool import SlotPool  # noqa: E402
 from engine.runtime.storage.slab_layout import Field, PlainLayout  # noqa: E402
@@ -34,26 +35,30 @@ class KeyStore(Store):
 class LazyLink:
     """Copies only when somebody waits or `progress` is called: the slowest link that keeps the rules."""
 
+    in_flight, piece_bytes = 1, 0
+
     def __init__(self) -> None:
         self.demand: deque[Ticket] = deque()
         self.prefetch: deque[Ticket] = deque()
 
-    def copy(self, source: Any, target: Any, *, demand: bool) -> Ticket:
-        ticket = Ticket(source, target, demand=demand)
-        (self.demand if demand else self.prefetch).append(ticket)
-        return ticket
+    def copies(self, asked: Sequence[Copy]) -> list[Ticket]:
+        tickets = [Ticket(source, target, demand=demand) for source, target, demand in asked]
+        for ticket in tickets:
+            (self.demand if ticket.demand else self.prefetch).append(ticket)
+        return tickets
 
     def promote(self, ticket: Ticket) -> None:
         if ticket in self.prefetch:
             self.prefetch.remove(ticket)
             self.demand.append(ticket)
 
-    def cancel(self, ticket: Ticket) -> bool:
+    def cancel(self, ticket: Ticket) -> int:
         for queue in (self.demand, self.prefetch):
             if ticket in queue:
                 queue.remove(ticket)
-                return True
-        return False
+                ticket.progress = Progress.CANCELLED
+                return ticket.size
+        return 0
 
     def wait(self, ticket: Ticket) -> None:
         while not ticket.arrived:

@@ -1,7 +1,7 @@
 """Every place in a module that orders the work of two streams or threads, and the module without one of them.
 
-A call is taken out and its operands are kept, so that nothing but the order is lost. Places are found in the source: a
-new one is tried without anybody listing it.
+A call is taken out and its operands are kept, so that nothing but the order is lost; a question is answered with yes.
+Places are found in the source: a new one is tried without anybody listing it.
 """
 
 import ast
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 
-ORDERING = {"record", "wait_event", "synchronize", "record_stream", "settle"}
+ORDERING = {"record", "wait_event", "synchronize", "record_stream", "settle", "idle"}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 ALLOCATE = {aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default}
+INSTEAD = {aten.mm.dtype: lambda one, other, dtype: aten.mm.default(one.to(dtype), other.to(dtype))}
+"""Of operations that a CPU lacks"""
 INDEX_PUT = {aten.index_put_.default, aten.index_put.default}  # of places that a mask chooses
 
 
@@ -115,6 +117,8 @@ class Dispatch:
         self.streams, self.memories, self.shapes = streams, memories, known_shapes()
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is aten.to.device:
+            return self(aten._to_copy.default, args[:1], {"device": args[1], "dtype": args[2]})
         tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = [x for x in tensors if isinstance(x, DeviceTensor)]
         asked = kwargs.get("device")
@@ -166,7 +170,7 @@ class Dispatch:
 
         def work() -> Any:
             with torch.inference_mode(), _disable_current_modes():
-                return func(*inner_args, **inner_kwargs)
+                return INSTEAD.get(func, func)(*inner_args, **inner_kwargs)
 
         if func in ALLOCATE:
             return self._new(work())

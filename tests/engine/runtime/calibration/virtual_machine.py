@@ -3,7 +3,7 @@
 The real engine runs on it, on the CPU: what it computes is real, only when is made up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.runtime import offload_state
-from engine.runtime.links.queued_link import Progress, Source, Ticket, fill
+from engine.runtime.links.queued_link import Copy, Progress, Source, Ticket, fill
 from engine.runtime.offload_state import OffloadState
 
 
@@ -96,10 +96,15 @@ class VirtualTicket(Ticket):
 class VirtualLink:
     """Copies at once, and says that it took the link's time; not more than `in_flight` under way together."""
 
+    piece_bytes = 0
+
     def __init__(self, machine: VirtualMachine) -> None:
         self.machine, self.in_flight = machine, machine.costs.in_flight
 
-    def copy(self, source: Source, target: Any, *, demand: bool) -> Ticket:
+    def copies(self, asked: Sequence[Copy]) -> list[Ticket]:
+        return [self._copy(source, target, demand=demand) for source, target, demand in asked]
+
+    def _copy(self, source: Source, target: Any, *, demand: bool) -> Ticket:
         machine, costs = self.machine, self.machine.costs
         machine.host += costs.ask
         fill(target, source)
@@ -115,8 +120,8 @@ class VirtualLink:
     def promote(self, ticket: Ticket) -> None:
         """Copies leave in the order asked."""
 
-    def cancel(self, ticket: Ticket) -> bool:
-        return False
+    def cancel(self, ticket: Ticket) -> int:
+        return 0
 
     def wait(self, ticket: Ticket) -> None:
         assert isinstance(ticket, VirtualTicket)

@@ -134,8 +134,8 @@ def test_copies_leave_before_the_lane_waits_for_its_rows() -> None:
         with state:
             seen: list[str] = []
             lane: Any = state.lane
-            copy, submit = state.link.copy, lane.submit
-            state.link.copy = lambda *args, **kwargs: seen.append("copy") or copy(*args, **kwargs)  # type: ignore[func-returns-value,method-assign]
+            copies, submit = state.link.copies, lane.submit
+            state.link.copies = lambda asked: seen.append("copy") or copies(asked)  # type: ignore[func-returns-value,method-assign]
             lane.submit = lambda *args: seen.append("rows") or submit(*args)
             cache_visit = state.cache.visit
             state.cache.visit = lambda *args: seen.append("visit") or cache_visit(*args)  # type: ignore[func-returns-value,method-assign,assignment]

@@ -16,7 +16,8 @@ from tracekit.errors import ModelError
 
 torch = pytest.importorskip("torch")
 from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
-from engine.runtime.links.cuda_link import _StreamCopies  # noqa: E402
+from engine.runtime.links import cuda_link  # noqa: E402
+from engine.runtime.links.cuda_link import CudaLink, _StreamCopies  # noqa: E402
 from engine.runtime.links.queued_link import Ticket  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from tests.helpers.emulated_cuda.device import LATE, SCHEDULES, EmulatedCuda, RaceError  # noqa: E402
@@ -55,6 +56,20 @@ def test_capacities_policies_and_prefetchers(family: str, plan: str, schedule: s
             assert same(says(model), expected(family))  # another request
             state.reset()
             assert same(says(model), expected(family))
+
+
+@pytest.mark.parametrize("plan", ["staging", "into the cache", "two layers ahead"])
+def test_prefetches_in_pieces(plan: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Demand goes between them, and what is left of one that is given up is not copied."""
+    monkeypatch.setattr(CudaLink, "piece_bytes", 2048)
+    monkeypatch.setattr(cuda_link, "PIECE_BYTES", 2048)
+    with EmulatedCuda(schedule):
+        model, state = served(plan_of(**PLANS[plan]))
+        assert state.store.slab_bytes > 3 * 2048
+        with state:
+            assert same(says(model), expected())
+            state.reset()
+            assert same(says(model), expected())
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"mixtral", "gpt_oss"}))

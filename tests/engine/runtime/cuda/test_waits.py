@@ -13,6 +13,7 @@ from tests.helpers.emulated_cuda.device import LATE, EmulatedCuda  # noqa: E402
 
 GATE = {"predictor": "gate", "count": 2, "staging": 2}
 HQQ = "hqq-4bit-g16"
+FORMATS = ["fp32", "fp16", "bf16", "hqq-8bit-g16", HQQ, "hqq-3bit-g16", "hqq-2bit-g16", "hqq-2bit-g16-m16"]
 READ, STEP, COPIED = "copy to the host", "the computing stream", "copy to the device"
 
 
@@ -48,6 +49,28 @@ def test_the_host_waits_once_a_visit_and_once_a_step(family: str, weights: str |
                 window = [COPIED] * list(getattr(model.config, "layer_types", None) or ()).count("sliding_attention")
                 assert sorted(waits_of_a_step(device, model, **inputs)) == sorted(once_each(state) + window)
             assert state.timings.step_tokens.tolist() == [20, 17, 1]
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_every_format(family: str, weights: str) -> None:
+    """With biases and transposed, and without; attention in four bits beside quantised experts."""
+    plain = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    tables = {"experts": weights}
+    if weights not in plain:
+        pytest.importorskip("hqq")
+        tables["attention"] = HQQ
+    with EmulatedCuda(LATE) as device:
+        model, state = served(plan_of("2/layer", prefetch=GATE, weights=tables), family, plain.get(weights, "bfloat16"))
+        ids = torch.tensor([PROMPT]).to("cuda:0")
+        with state, torch.inference_mode():
+            past = None
+            for tokens in (ids, ids[:, :1], ids[:, 1:2]):
+                before = len(device.waits)
+                past = model(input_ids=tokens, past_key_values=past, use_cache=True).past_key_values
+                window = [COPIED] * list(getattr(model.config, "layer_types", None) or ()).count("sliding_attention")
+                own = window if tokens is ids else []
+                assert sorted(device.waits[before:]) == sorted(once_each(state) + own)
 
 
 def test_with_128_experts(monkeypatch: pytest.MonkeyPatch) -> None:

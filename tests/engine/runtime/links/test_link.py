@@ -92,6 +92,78 @@ def test_only_what_has_not_started_can_be_cancelled(gated: Gated) -> None:
         gated.link.wait(queued)
 
 
+class InPieces(QueuedLink):
+    """Prefetches in pieces of two bytes; `moved` is told the first byte and the part of each."""
+
+    piece_bytes = 2
+
+    def __init__(self) -> None:
+        self.moved: list[tuple[int, int, int]] = []
+        self.allowed = threading.Semaphore(0)
+        super().__init__(self.move, timeout_s=5.0)
+
+    def move(self, ticket: Ticket) -> None:
+        self.allowed.acquire()
+        low, high = ticket.piece, ticket.begun
+        self.moved.append((int(ticket.source[0]), low, high))  # type: ignore[index]
+        ticket.target[low:high] = ticket.source[low:high]  # type: ignore[index]
+
+    def asked(self, value: int, *, demand: bool) -> Ticket:
+        return self.copy(torch.full((6,), value, dtype=torch.uint8), torch.zeros(6, dtype=torch.uint8), demand=demand)
+
+    def let(self, copies: int) -> None:
+        for _ in range(copies):
+            self.allowed.release()
+
+    def after(self, copies: int) -> None:
+        with self._queue.changed:
+            assert self._queue.changed.wait_for(lambda: self._queue.finished == copies and self._queue.moving, 5)
+
+
+def test_demand_goes_between_the_pieces_of_a_prefetch() -> None:
+    link = InPieces()
+    ahead = started(link.asked(1, demand=False))
+    wanted = link.asked(2, demand=True)
+    assert (ahead.ahead, wanted.ahead) == (2, 6)
+    link.let(2)
+    link.after(2)
+    assert link.moved == [(1, 0, 2), (2, 0, 6)]
+    assert ahead.ahead == 4
+    link.promote(ahead)  # while its second piece is moved: the rest then goes as one
+    link.let(2)
+    link.wait(ahead)
+    assert link.moved[2:] == [(1, 2, 4), (1, 4, 6)]
+    assert ahead.target.tolist() == [1] * 6
+    link.close()
+
+
+def test_the_rest_of_a_prefetch_that_is_given_up_is_not_copied() -> None:
+    link = InPieces()
+    first, second = started(link.asked(1, demand=False)), link.asked(2, demand=False)
+    assert link.cancel(first) == 4
+    link.let(1)
+    link.after(1)
+    assert first.progress is Progress.CANCELLED and first.ahead == 0
+    assert link.cancel(second) == 4
+    link.let(2)
+    link.close()
+    assert link.moved == [(1, 0, 2), (2, 0, 2)]
+
+
+def test_with_room_the_caller_moves_what_it_asks_for() -> None:
+    by: list[int] = []
+    room = [True]
+    link = QueuedLink(lambda ticket: by.append(threading.get_ident()), room=lambda: room[0])
+    source, target = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    assert [ticket.arrived for ticket in link.copies([(source, target, True), (source, target, False)])] == [True] * 2
+    room[0] = False
+    demanded, ahead = link.copies([(source, target, True), (source, target, False)])
+    assert demanded.arrived
+    link.wait(ahead)
+    assert [one == threading.get_ident() for one in by] == [True, True, True, False]
+    link.close()
+
+
 def test_a_failed_copy_raises_where_it_is_waited_for_and_harms_no_other(gated: Gated) -> None:
     bad, good = gated.copy(-1, demand=True), gated.copy(7, demand=True)
     gated.let(2)

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("hqq.core.quantize")
 from experiments.research.gpu_day import agreement, speed  # noqa: E402
+from experiments.research.gpu_day import settings as gpu_settings  # noqa: E402
 from experiments.research.gpu_day.settings import EXPERTS_BYTES, SHAPES, Setting, settings  # noqa: E402
 
 ROOT = Path(__file__).parents[4]
@@ -35,7 +36,7 @@ def test_the_whole_day_in_small(tmp_path: Path) -> None:
     used = after.children_user + after.children_system - before.children_user - before.children_system
     assert used < LIMIT_S
     parts = [json.loads((tmp_path / f"gpu-day-part{part}.json").read_text()) for part in (1, 2, 3)]
-    assert [len(part["steps"]) for part in parts] == [6, 6, 7]
+    assert [len(part["steps"]) for part in parts] == [6, 7, 7]
     assert {found["outcome"] for part in parts for found in part["steps"].values()} == {"done"}
     assert all(row["identical"] for row in parts[0]["steps"]["delays and poisoned slots"]["rows"])
     assert parts[1]["steps"]["link bound: mixtral-8x7b bf16"]["rows"][0]["share of the link bound"] > 0
@@ -67,6 +68,17 @@ def test_shapes_are_real_and_what_they_load_is_bounded(tmp_path: Path) -> None:
     # By hand: 8 experts of 3 x 4096 x 14336 weights in 16 bits are 2.82 GB a layer, of which 8 GiB hold three.
     assert found["mixtral-8x7b bf16"].depth == "3 of 32" and EXPERTS_BYTES >= 3 * 8 * 3 * 4096 * 14336 * 2
     assert found["deepseek-v2-lite bf16"].depth == "8 of 27"
+
+
+@pytest.mark.parametrize(("free", "depth"), [(124 << 30, "32 of 32"), (64 << 30, "18 of 32")])
+def test_the_deepest_setting_takes_what_memory_holds(
+    free: int, depth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixtral in 16 bits, 2.82 GB a layer: whole on a machine of 128 GiB."""
+    monkeypatch.setattr(gpu_settings, "host_bytes", lambda: free)
+    mixtral = settings(tmp_path, tiny=False)[0]
+    deep = mixtral.deepest(torch.device("cpu"), 0.25)
+    assert deep.depth == depth and deep.path != mixtral.path
 
 
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name != "mixtral-8x7b"])
