@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from tracekit.durable import whole_or_nothing
+from tracekit.durable import check_new, whole_or_nothing
 from tracekit.errors import ImportFormatError, TraceError, did_you_mean
 from tracekit.importers.options import ImportOptions
 from tracekit.manifest import Manifest
+from tracekit.opening import checked
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
@@ -72,14 +73,13 @@ def import_trace(
             f"unknown import format {format_name!r} (known: {', '.join(known)}){did_you_mean(format_name, known)}"
         )
     source, output = Path(source), Path(output)
-    if output.exists() or output.is_symlink():
-        raise TraceError(f"{output} exists: choose another name or remove it")
+    check_new(output)
     format_name, why = _recognised(source) if format_name == AUTO else (format_name, None)
     chosen = IMPORTERS[format_name]
     options = options or ImportOptions()
     options.check(format_name, chosen.options)
-    if not source.is_file() and not (chosen.folders and source.is_dir()):
-        raise _no_file(source)
+    if not (chosen.folders and source.is_dir()):
+        _check_file(source)
     imported = _read(chosen, format_name, source, options)
     if why is not None:
         notes = [f"taken for {format_name}: {why}", *imported.manifest.notes]
@@ -91,16 +91,21 @@ def import_trace(
 def _recognised(source: Path) -> tuple[str, str]:
     from tracekit.importers.auto import recognise
 
-    if not source.is_file() and not source.is_dir():
-        raise _no_file(source)
+    if not source.is_dir():
+        _check_file(source)
     try:
         return recognise(source)
     except OSError as error:
         raise ImportFormatError(f"cannot read {source}: {error.strerror or error}") from None
 
 
-def _no_file(source: Path) -> ImportFormatError:
-    return ImportFormatError(f"cannot import {source}: it {'is not a file' if source.exists() else 'does not exist'}")
+def _check_file(source: Path) -> None:
+    try:
+        checked(source)
+    except FileNotFoundError:
+        raise ImportFormatError(f"cannot import {source}: it does not exist") from None
+    except OSError as error:
+        raise ImportFormatError(f"cannot import {source}: {error.strerror or error}") from None
 
 
 def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions) -> Imported:

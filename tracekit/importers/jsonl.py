@@ -43,6 +43,7 @@ from tracekit.importers.passes import Passes, find_passes
 from tracekit.importers.saved import lines_of, read_text
 from tracekit.importers.sequences import Sequence, assemble
 from tracekit.json_text import why_not_json
+from tracekit.opening import checked
 from tracekit.rows import PREFILL
 from tracekit.shards import installed_memory
 
@@ -70,7 +71,7 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
         raise ImportFormatError(f"{source} is too large to import on this machine: split it")
     dump = _Dump(source, options)
     try:
-        frame = pl.scan_parquet(source, glob=False)
+        frame = pl.scan_parquet(checked(source), glob=False)
         schema = frame.collect_schema()
         # Of what means nothing, numbers and texts are read: they may tell requests apart.
         used = [

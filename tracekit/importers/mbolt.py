@@ -19,6 +19,7 @@ from tracekit.importers.microbatches import Groups, tokens_of
 from tracekit.importers.passes import phases_of
 from tracekit.importers.sequences import Sequence, assemble
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
+from tracekit.opening import read_file
 from tracekit.shards import installed_memory
 
 _MAGIC = b"MBLT"
@@ -31,7 +32,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
     size = source.stat().st_size
     if size * _INFLATION > installed_memory():
         raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
-    data = source.read_bytes()
+    data = read_file(source, installed_memory() // _INFLATION)
     if not data.startswith(_MAGIC):
         raise ImportFormatError(f"{source} is not a log of mbolt: it does not begin with MBLT")
     words = np.frombuffer(data[: len(data) // 4 * 4], "<i4")

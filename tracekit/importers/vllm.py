@@ -31,13 +31,14 @@ from tracekit.importers.placing import Part, place
 from tracekit.importers.responses import Document, choices_of, integer, read_documents, token_ids
 from tracekit.importers.routed import routed_array
 from tracekit.importers.sequences import Sequence, assemble
+from tracekit.opening import open_file
 
 _ARRAYS = ("routed_experts", "prompt_routed_experts", "prompt_tokens")
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read responses or arrays, see the module's text; ImportFormatError when they are neither."""
-    with source.open("rb") as file:
+    with open_file(source) as file:
         head = file.read(len(MAGIC))
     if head == MAGIC:
         experts = read_npy(source)
