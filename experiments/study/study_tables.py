@@ -7,6 +7,7 @@ import polars as pl
 
 from experiments.study import schema
 from experiments.study.schema import Columns
+from tracekit.decoding import guarded
 from tracekit.errors import shortened
 
 MOST_ROWS = 20_000_000
@@ -22,15 +23,16 @@ _MAY_MISS = {"hardware", "hardware_digest", "model_shape", "batch", "value", "pl
 """Of the tables beside the results."""
 
 
-def read_table(data: bytes, columns: Columns) -> pl.DataFrame:
-    """The table in a Parquet file; ValueError, saying what is wrong, unless a study could have written it."""
+def read_table(data: bytes, columns: Columns, name: str = "the table") -> pl.DataFrame:
+    """The table in a Parquet file named so; ValueError, saying what is wrong, unless a study could have written it."""
     if not data.startswith(b"PAR1"):
         raise ValueError("it is no Parquet file")
     try:
-        rows = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
-        if rows > MOST_ROWS:
-            raise ValueError(f"it announces {rows} rows, more than {MOST_ROWS}")
-        frame = pl.read_parquet(io.BytesIO(data))
+        with guarded(name):
+            rows = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
+            if rows > MOST_ROWS:
+                raise ValueError(f"it announces {rows} rows, more than {MOST_ROWS}")
+            frame = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, TypeError) as error:
         raise ValueError(f"it is no readable Parquet file: {shortened(' '.join(str(error).split()), 200)}") from None
     if dict(frame.schema) != columns:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers.utils.logging import disable_progress_bar
 
 from engine.decisions.foresight import Scores
 from engine.hardware import load_hardware
@@ -203,6 +204,7 @@ def _readers_of_models(place: Path) -> list[Reader]:
         num_local_experts=3,
         num_experts_per_tok=2,
     )
+    disable_progress_bar()
     AutoModelForCausalLM.from_config(config).save_pretrained(place / "model")
     plan = plan_from_dict({"cache": {"capacity": "2/layer"}})
     with offloaded(offload(place / "model", plan, host="disk", slabs=place / "slabs", device="cpu")):

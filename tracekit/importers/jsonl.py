@@ -35,6 +35,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.decoding import guarded
 from tracekit.errors import ImportFormatError, did_you_mean
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.fields import EXPERTS, MEANING, MODEL, NAMES, PHASES, Unread
@@ -72,7 +73,9 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
     dump = _Dump(source, options)
     try:
         frame = pl.scan_parquet(checked(source), glob=False)
-        schema = frame.collect_schema()
+        with guarded(source):
+            schema = frame.collect_schema()
+            rows = frame.select(pl.len()).collect().item()
         # Of what means nothing, numbers and texts are read: they may tell requests apart.
         used = [
             name
@@ -80,8 +83,10 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
             if name in MEANING or name == options.request_field or kind.is_integer() or kind == pl.String()
         ]
         dump.unread.names.update(dict.fromkeys(name[:40] for name in schema if name not in used))
-        for first in range(0, frame.select(pl.len()).collect().item(), _ROWS):
-            for number, row in enumerate(frame.select(used).slice(first, _ROWS).collect().iter_rows(named=True)):
+        for first in range(0, rows, _ROWS):
+            with guarded(source):
+                part = frame.select(used).slice(first, _ROWS).collect()
+            for number, row in enumerate(part.iter_rows(named=True)):
                 dump.entry(f"{source}, row {first + number}", first + number, row)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tracekit.decoding import guarded
 from tracekit.errors import ImportFormatError
 from tracekit.opening import checked, open_file, read_file
 from tracekit.shards import installed_memory
@@ -117,7 +118,8 @@ def _unzstd(source: Path, limit: int) -> bytes:
     if (most := _zstd_bound(read_file(source, limit))) > limit:
         raise _too_large(source, most)
     try:
-        lines = pl.scan_lines(checked(source), glob=False).collect()["line"]
+        with guarded(source):
+            lines = pl.scan_lines(checked(source), glob=False).collect()["line"]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a whole zstd file: {first[:200]}") from None
