@@ -68,7 +68,7 @@ class _Guard:
 
 
 def _on_abort(function: int | None) -> int | None:
-    """Have the C function at an address called at an abort; returns what was called before. None: as the system does."""
+    """Have the C function at an address called at an abort, None for the system's; returns what was called before."""
     register = ctypes.CDLL(None).signal
     register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
     before: int | None = register(signal.SIGABRT, function)
