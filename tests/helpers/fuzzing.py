@@ -83,7 +83,7 @@ def with_digests(files: Files, document: str, put: Callable[[Any, dict[str, str]
     try:
         value = json.loads(files[document])
         put(value, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return files
     return files | {document: json.dumps(value).encode()}
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from tracekit.durable import check_new, whole_or_nothing
 from tracekit.errors import ImportFormatError, TraceError, did_you_mean
@@ -44,6 +46,8 @@ IMPORTERS = {
     "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k", "drop_slot")),
     "vllm": Format("tracekit.importers.vllm:read", ("model", "experts", "drop_slot")),
 }
+_PIECE = 16 << 20
+"""Ids that become one shard."""
 AUTO = "auto"
 """In place of a format: the file shows it (`auto.recognise`), and a note says how."""
 
@@ -129,7 +133,27 @@ def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions
 
 def _write(imported: Imported, format_name: str, source: Path, output: Path) -> None:
     with whole_or_nothing(output) as place, TraceWriter(place, imported.manifest) as writer:
-        try:
-            writer.append(**imported.columns)
-        except TraceError as error:
-            raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None
+        for first, last in _shards(imported):
+            try:
+                writer.append(**{name: _part(column, first, last) for name, column in imported.columns.items()})
+            except TraceError as error:
+                of = f", rows from {first} on" if first else ""
+                raise ImportFormatError(f"{source} is not a usable {format_name} file{of}: {error}") from None
+            writer.flush()
+
+
+def _shards(imported: Imported) -> list[tuple[int, int]]:
+    """The rows in pieces of whole steps: a large import is written piece by piece, a small one at once."""
+    experts, step = np.asarray(imported.columns["experts"]), np.asarray(imported.columns["step"])
+    count = len(experts) if experts.ndim == 3 else 0
+    if count * (experts[:1].size or 1) <= _PIECE or step.shape != (count,):
+        return [(0, count)]  # what is wrong with it, the writer says
+    ends = np.arange(max(1, _PIECE // experts[0].size), count, max(1, _PIECE // experts[0].size))
+    cuts = np.unique(np.searchsorted(step, step[ends], side="left"))
+    edges = [0, *cuts[cuts > 0].tolist(), count]
+    return list(pairwise(edges))
+
+
+def _part(column: Any, first: int, last: int) -> Any:
+    """The rows of a column; one value is of all rows."""
+    return column if column is None or np.ndim(column) == 0 else column[first:last]
