@@ -12,6 +12,8 @@ from tracekit.errors import shortened
 
 MOST_ROWS = 20_000_000
 """Of a table: many times the largest study, and less than what a file of some kilobytes may announce."""
+MOST_SQUARES = 4_000_000
+"""Experts of all layers of a trace; large models have some ten thousands."""
 _ALWAYS = ("cell", "trace", "trace_digest", "plan", "plan_toml")
 _OF_SOUND = (
     *("capacity", "eviction", "prefetch", "needs_future", "tokens", "decode_tokens", "lookups", "hits", "misses"),
@@ -43,9 +45,21 @@ def read_table(data: bytes, columns: Columns, name: str = "the table") -> pl.Dat
         _filled(frame, set(columns) - _MAY_MISS)
     for name in columns:
         _check_values(frame[name], signed=columns == schema.REGRET)
+    if columns == schema.CURVES and not frame["policy"].is_in(list(STACK_CURVES)).all():
+        # Looked up, any other name might be that of a file with code.
+        raise ValueError(f"column policy names others than {' and '.join(STACK_CURVES)}")
+    if columns == schema.EXPERTS:
+        _check_extent(frame)
     if columns == schema.REGRET and (frame["steps"] < 1).any():
         raise ValueError("column steps holds no number of steps")
     return frame
+
+
+def _check_extent(frame: pl.DataFrame) -> None:
+    """A picture has a square for every expert up to the largest of every layer: few rows may ask for very many."""
+    squares = frame.group_by("trace").agg(pl.col("layer").n_unique().cast(pl.Float64) * (pl.col("expert").max() + 1.0))
+    if (squares["layer"] > MOST_SQUARES).any():
+        raise ValueError(f"it speaks of more than {MOST_SQUARES} experts of a trace")
 
 
 def _check_cells(frame: pl.DataFrame) -> None:

@@ -11,7 +11,6 @@ from experiments.report.content import CurvePoint, CurveSet, HeatMap
 from experiments.study import study_folder as files
 from experiments.study.contestants import plan_of
 from experiments.study.grid import eviction_name
-from policies.registry import eviction_policy
 
 FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --png FIGURES"
 
@@ -44,7 +43,7 @@ def curve_sets(curves: pl.DataFrame, rows: pl.DataFrame) -> list[CurveSet]:
                 capacity=f"{row['slots']}{unit}",
                 share_held=row["share"],
                 hit_ratio=row["hit_ratio"],
-                is_bound=eviction_policy(row["policy"]).bound,
+                is_bound=row["policy"] == "belady",
             )
             for row in part.iter_rows(named=True)
         }

@@ -127,6 +127,7 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
         if hashlib.sha256(data).hexdigest() != card.tensors_sha256:
             raise PolicyError(f"{where} is damaged: {TENSORS} is not the file that {CARD} describes; fit it again")
         stored = load(data)
+        del data  # what is stored is a copy, and what is computed with another
     except (FileNotFoundError, NotADirectoryError):
         raise PolicyError(f"{where}: no directory with {CARD} and {TENSORS}; tracekit fit makes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SafetensorError) as error:

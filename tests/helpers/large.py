@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from tests.helpers.traces import random_experts
 
-LAYERS, EXPERTS, TOP_K = 4, 8, 2
+LAYERS, EXPERTS, TOP_K = 16, 8, 2
+ASKED = '"id":"cmpl-{:012}","object":"text_completion","created":1700000000,"model":"mixtral-8x7b",'
+"""What engines say in each response or event besides."""
 
 
 def chosen(tokens: int, layers: int = LAYERS, top_k: int = TOP_K) -> NDArray[np.uint16]:
@@ -89,7 +91,8 @@ def vllm_small(path: Path, tokens: int) -> None:
     with path.open("w") as file:
         for first in range(0, tokens - 1, 2):
             part = json.dumps(routed[first : first + 2], separators=(",", ":"))
-            file.write(f'{{"choices":[{{"routed_experts":{part}}}],"usage":{{"prompt_tokens":1}}}}\n')
+            asked = ASKED.format(first)
+            file.write(f'{{{asked}"choices":[{{"routed_experts":{part}}}],"usage":{{"prompt_tokens":1}}}}\n')
 
 
 def vllm_base64(path: Path, tokens: int) -> None:
@@ -107,8 +110,10 @@ def vllm_events(path: Path, tokens: int) -> None:
     routed = chosen(tokens).tolist()
     with path.open("w") as file:
         for first in range(0, tokens - 1, 2):
-            part = json.dumps(routed[first : first + 2], separators=(",", ":"))
-            file.write(f'data: {{"id":"{first}","choices":[{{"routed_experts":{part}}}]}}\n\n')
+            asked, part = ASKED.format(first), json.dumps(routed[first : first + 2], separators=(",", ":"))
+            for token in range(3):
+                file.write(f'data: {{{asked}"choices":[{{"index":0,"text":"a","token_ids":[{token}]}}]}}\n\n')
+            file.write(f'data: {{{asked}"choices":[{{"index":0,"routed_experts":{part}}}]}}\n\n')
 
 
 def sglang(path: Path, tokens: int) -> None:

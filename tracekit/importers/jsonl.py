@@ -51,6 +51,7 @@ from tracekit.shards import installed_memory
 _INFLATION = 12  # bytes of columns made of one byte of JSON, at worst
 _NO_FIELD = "none"  # what --request-field says where nothing tells requests apart
 _ROWS = 1 << 16  # of a Parquet file looked at at once
+_FEW_ROWS, _ROWS_PER_BYTE = 1 << 20, 16  # real choices differ from row to row: two or three rows take a byte
 
 _Owner = tuple[int, int, str | int]
 """Whose tokens lines are: the run of the log, the rank, and the request."""
@@ -76,6 +77,9 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
         with guarded(source):
             schema = frame.collect_schema()
             rows = frame.select(pl.len()).collect().item()
+        size = source.stat().st_size
+        if rows > max(_FEW_ROWS, _ROWS_PER_BYTE * size):
+            raise ImportFormatError(f"{source} announces {rows} rows in {size >> 10} KiB: refused as too large")
         # Of what means nothing, numbers and texts are read: they may tell requests apart.
         used = [
             name
@@ -188,9 +192,10 @@ class _Dump:
             has = f" (its first line has: {', '.join(map(str, list(self.header)[:12]))})" if self.header else ""
             raise ImportFormatError(f"{self.source} holds no routing{has[:200]}")
         request, layer, token, line = (
-            np.array(part) for part in (self.lines.request, self.lines.layer, self.lines.token, self.lines.line)
+            np.frombuffer(part, np.int64)
+            for part in (self.lines.request, self.lines.layer, self.lines.token, self.lines.line)
         )
-        phase, step = np.array(self.phase, np.int8), np.array(self.step)
+        phase, step = np.frombuffer(self.phase, np.int8), np.frombuffer(self.step, np.int64)
         passes = find_passes(request, layer, token, line, step if (step >= 0).all() else None, phase)
         self._check_requests(passes)
         names = [f"request {str(name)[:40]}" for _, _, name in self.owners]
