@@ -148,8 +148,8 @@ def test_a_predictor(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from tests.helpers.predictors import random_artefact
 
-    ahead = {1: np.zeros((20, LAYERS - 1, 1024))}
-    trace = make_trace(tmp_path / "a.trace", chosen(20), num_experts=1024, lookahead=ahead)
+    ahead = {1: np.zeros((20, LAYERS - 1, 192))}
+    trace = make_trace(tmp_path / "a.trace", chosen(20), num_experts=192, lookahead=ahead)
     random_artefact(tmp_path / "p", "mlp", trace)
     program = "from policies.learned.artefact import load_artefact; p = load_artefact(sys.argv[1], 'prefetch')"
     stored = (tmp_path / "p" / "predictor.safetensors").stat().st_size
