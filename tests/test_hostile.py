@@ -1,5 +1,6 @@
 """Every case that a stranger may send (shared/cases/hostile): one line that names the input, exit code 2, in bounds."""
 
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,7 @@ import pytest
 
 from experiments.cli.main import run
 from tests.helpers.commands import PYTHON_BYTES, ROOT, command, harmless
+from tests.helpers.fuzz_run import peak
 from tests.helpers.traces import make_trace, random_experts
 
 MIB = 1 << 20
@@ -109,6 +111,31 @@ def test_an_archive_that_expands_a_thousand_times(cases: Path, tmp_path: Path) -
     done = command("import", "npz", cases / "bomb.npz", "--output", tmp_path / "o.trace")
     assert done.refused("bomb.npz")
     assert 0 < done.peak < PYTHON_BYTES + 8 * MIB
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("hidden_size", 65536, "do not belong together"),
+        ("vocab_size", 2_000_000_000, ""),
+        ("num_hidden_layers", 100_000, "num_hidden_layers is 100000"),
+        ("hidden_size", 2**40, ""),
+    ],
+)
+def test_a_configuration_of_another_size_than_its_weights(
+    refused: Refused, tmp_path: Path, field: str, value: int, says: str
+) -> None:
+    """Refused by the headers of the weights, or for want of memory: before anything of that size is made up."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "experiments" / "demo" / "checkpoints" / "mixtral-mini", model)
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(described | {field: value}))
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    before = peak()
+    prompts, output = ("--prompts", tmp_path / "p.jsonl"), ("--output", tmp_path / "o.trace")
+    assert says in refused("record", model, *prompts, *output)
+    assert says in refused("generate", model, "a", "--capacity", "2/layer")
+    assert peak() - before < 400 * MIB
 
 
 # What strangers wrote

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import polars as pl
 
+from engine.curves.stack_curve import STACK_CURVES
 from experiments.study import schema
 from experiments.study.schema import Columns
 from tracekit.decoding import guarded

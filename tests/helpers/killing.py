@@ -25,7 +25,7 @@ LOADED = (
     *("experiments.study.run_study", "tracekit.importers.jsonl", "tracekit.edit.merge", "tracekit.edit.slice"),
 )
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
-LIMIT_S = 120
+LIMIT_S = 600
 
 
 class Job:
