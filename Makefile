@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test fuzz check bench gpu docs clean
+.PHONY: demo test fuzz kills check bench gpu docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -15,6 +15,10 @@ test: $(READY)
 # A hundred thousand inputs to every reader of files that strangers make (some tens of minutes); `make test` tries 2,000.
 fuzz: $(READY)
 	TRACEKIT_FUZZ=100000 $(BIN)/pytest -q tests/test_fuzz.py
+
+# kill -9 at sixty moments of the commands that write; `make test` tries 16.
+kills: $(READY)
+	TRACEKIT_KILLS=60 $(BIN)/pytest -q tests/test_killed.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 """Every case that a stranger may send (shared/cases/hostile): one line that names the input, exit code 2, in bounds."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,9 @@ import pytest
 
 from experiments.cli.main import run
 from tests.helpers.commands import PYTHON_BYTES, ROOT, command, harmless
+from tests.helpers.fuzz_run import peak
 from tests.helpers.traces import make_trace, random_experts
+from tracekit.importers import IMPORTERS
 
 MIB = 1 << 20
 CASES = Path(os.environ.get("TRACEKIT_SHARED") or Path(__file__).resolve().parents[2] / "shared") / "cases" / "hostile"
@@ -111,6 +116,31 @@ def test_an_archive_that_expands_a_thousand_times(cases: Path, tmp_path: Path) -
     assert 0 < done.peak < PYTHON_BYTES + 8 * MIB
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("hidden_size", 65536, "do not belong together"),
+        ("vocab_size", 2_000_000_000, ""),
+        ("num_hidden_layers", 100_000, "num_hidden_layers is 100000"),
+        ("hidden_size", 2**40, ""),
+    ],
+)
+def test_a_configuration_of_another_size_than_its_weights(
+    refused: Refused, tmp_path: Path, field: str, value: int, says: str
+) -> None:
+    """Refused by the headers of the weights, or for want of memory: before anything of that size is made up."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "experiments" / "demo" / "checkpoints" / "mixtral-mini", model)
+    described = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(described | {field: value}))
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    before = peak()
+    prompts, output = ("--prompts", tmp_path / "p.jsonl"), ("--output", tmp_path / "o.trace")
+    assert says in refused("record", model, *prompts, *output)
+    assert says in refused("generate", model, "a", "--capacity", "2/layer")
+    assert peak() - before < 400 * MIB
+
+
 # What strangers wrote
 
 
@@ -196,6 +226,86 @@ def test_no_reader_waits_for_what_is_no_file(no_file: Callable[[Path], Path], re
         file.write_bytes(kept)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("what", ["events", "steps", "timeline"])
+def test_a_full_disk_is_called_one(small_disk: Path, refused: Refused, tmp_path: Path, what: str) -> None:
+    trace = make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 8000, 2, 8))
+    timed = ("--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--timeline-steps", "0:500")
+    asked = {"timeline": timed}.get(what, ())
+    line = refused("replay", trace.path, "--capacity", "2/layer", f"--{what}", small_disk / "out", *asked)
+    assert "No space left on device" in line and "disk/out" in line
+    assert list(small_disk.iterdir()) == []
+
+
+# Every path of every command
+
+
+def test_no_command_waits_for_what_is_no_file(tmp_path: Path, refused: Refused) -> None:
+    """A pipe, a device or a directory in the place of every file that a command reads, and of most that it writes."""
+    trace = make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 40, 2, 8)).path
+    model = ROOT / "experiments" / "demo" / "checkpoints" / "mixtral-mini"
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "a"}\n')
+    (tmp_path / "plan.toml").write_text('cache.capacity = "2/layer"\n')
+    prompts, out, sized = tmp_path / "p.jsonl", tmp_path / "new", ("--capacity", "2/layer")
+    validated = ("validate", model, "--prompts", prompts, "--hardware", "rtx3060")
+    timed = ("--hardware", "rtx3060", "--model-shape", "mixtral-8x7b")
+    cases = [
+        *(("import", kind, "{}", "--output", out) for kind in ["auto", *sorted(IMPORTERS)]),
+        ("import", "deepseek-csv", prompts, "--tokenizer", "{}", "--output", out),
+        ("info", "{}"),
+        ("merge", trace, "{}", "--output", out),
+        ("slice", "{}", "--requests", "0:1", "--output", out),
+        ("anonymise", "{}", "--output", out),
+        ("diff", trace, "{}"),
+        ("curve", "{}"),
+        ("replay", "{}", *sized),
+        *(("replay", trace, "--plan", "{}"), ("replay", trace, *sized, "--hardware", "{}")),
+        ("replay", trace, *sized, "--hardware", "rtx3060", "--model-shape", "{}"),
+        ("replay", trace, *sized, "--policy", "{}.py:P"),
+        ("replay", trace, *sized, "--policy", "static", "--profile", "{}"),
+        ("replay", trace, *sized, "--prefetch", "learned", "--prefetch-artefact", "{}"),
+        ("replay", "--counts", "{}", *timed),
+        *(("replay", trace, *sized, option, "{}") for option in ("--events", "--steps")),
+        ("replay", trace, *sized, *timed, "--timeline", "{}"),
+        ("study", "{}", "--output", out),
+        ("report", "{}", "--output", out),
+        ("fit", "{}.py:P", trace, "--output", out),
+        ("fit", "routing", "{}", "--output", out),
+        ("fit", "routing", trace, "--hold-out-domain", "a", "--prompts", "{}", "--output", out),
+        ("record", model, "--prompts", "{}", "--output", out),
+        ("record", model, "--prompts", prompts, "--plan", "{}", "--output", out),
+        ("record", "{}", "--prompts", prompts, "--output", out),
+        ("generate", "{}", "a", *sized),
+        ("generate", model, "--prompts", "{}", *sized),
+        ("generate", model, "a", "--plan", "{}"),
+        ("generate", model, "a", *sized, "--slabs", "{}"),
+        ("generate", model, "a", *sized, "--hardware", "{}"),
+        (*validated, "--plan", "{}"),
+        ("validate", model, "--prompts", "{}", "--plan", tmp_path / "plan.toml", "--hardware", "rtx3060"),
+        ("validate", model, "--prompts", prompts, "--plan", tmp_path / "plan.toml", "--hardware", "{}"),
+        ("policies", "check", "{}.py:P"),
+        ("hardware", "show", "{}"),
+    ]
+    for kind in ("pipe", "device"):
+        for number, words in enumerate(cases):
+            bad = tmp_path / f"{kind}-{number}"
+            place = tmp_path / f"{kind}-{number}.py" if any("{}.py" in str(word) for word in words) else Path(bad)
+            os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+            refused(*(str(word).replace("{}", str(bad)) for word in words))
+            assert not out.exists(), words
+
+
 # Ctrl-C
 
 
@@ -206,6 +316,33 @@ def test_a_policy_that_never_returns_hears_ctrl_c(cases: Path, tmp_path: Path) -
     asked = ("replay", trace.path, "--policy", f"{tmp_path}/never_returns.py:P", "--capacity", "2/layer")
     done = command(*asked, limit_s=60, interrupt_s=30)
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+
+
+def test_a_policy_that_never_returns_in_a_study_hears_ctrl_c(cases: Path, tmp_path: Path) -> None:
+    """In its threads: what is finished is kept, and nobody waits for the rest."""
+    shutil.copy(cases / "never-returns.py", tmp_path / "never_returns.py")
+    make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 50, 2, 8))
+    grid = '[grid]\ncapacity = ["2/layer", "3/layer"]\neviction = ["lru", "./never_returns.py:P"]\n'
+    (tmp_path / "s.toml").write_text('traces = ["a.trace"]\n' + grid)
+    words = ["study", str(tmp_path / "s.toml"), "--output", str(tmp_path / "out"), "--workers", "2"]
+    program = "from experiments.cli.main import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stderr=subprocess.PIPE) as study:
+        try:
+            deadline = time.monotonic() + 240
+            while not any((tmp_path / "out").glob("cells/*.parquet")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(5)
+            assert study.poll() is None
+            study.send_signal(signal.SIGINT)
+            pressed = time.monotonic()
+            _, said = study.communicate(timeout=60)
+            waited = time.monotonic() - pressed
+        finally:
+            study.kill()
+    assert study.returncode == 130
+    assert said.startswith(b"interrupted") and said.count(b"\n") == 1, said
+    assert waited < 2
 
 
 def test_a_copy_over_a_link_of_one_byte_per_second_hears_ctrl_c(tmp_path: Path) -> None:

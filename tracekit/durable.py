@@ -43,7 +43,7 @@ def aside(path: Path) -> Iterator[Path]:
 
     What a killed process left of one is removed first. Raises TraceError if another process is at it.
     """
-    folder = path.with_name(f".{path.name}{TEMPORARY}")
+    folder = _beside(path)
     with reporting(path):
         folder.mkdir(exist_ok=True)
         held = lock_directory(folder, path)
@@ -61,14 +61,31 @@ def aside(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_or_nothing(output: Path) -> Iterator[Path]:
     """A path aside to write a directory at; it becomes `output`, which must not exist, when all went well."""
-    if output.exists() or output.is_symlink():
-        raise TraceError(f"{output} exists: choose another name or remove it")
+    check_new(output)
     if not output.absolute().parent.is_dir():
         raise TraceError(f"cannot write {output}: there is no directory {output.parent}")
     with aside(output) as folder:
         yield folder / output.name
         with reporting(output):
             (folder / output.name).rename(output)
+
+
+def check_new(output: Path) -> None:
+    """Raise TraceError if there is something at `output` already."""
+    if output.exists() or output.is_symlink():
+        tidy(output)
+        raise TraceError(f"{output} exists: choose another name or remove it")
+
+
+def tidy(path: Path) -> None:
+    """Remove what a writer that was killed behind its last step left beside the finished `path`."""
+    if _beside(path).is_dir():
+        with contextlib.suppress(TraceError), aside(path):
+            pass
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TEMPORARY}")
 
 
 def check_place(path: Path) -> None:

@@ -48,6 +48,8 @@ class Columns:
         """`parts` end to end as read-only arrays; empty ones when there are no parts."""
         empty = np.zeros(0, np.int32)
         none = Columns(empty, empty, empty, np.zeros(0, np.uint8), empty)
+        if len(parts) == 1:
+            return Columns(*(fixed(getattr(parts[0], name)) for name in COLUMNS))
         return Columns(*(fixed(np.concatenate([getattr(part, name) for part in parts or [none]])) for name in COLUMNS))
 
 

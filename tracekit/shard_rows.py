@@ -1,6 +1,5 @@
 """The rows of a trace as they lie on disk: columns in memory, experts and weights in blocks, the rest as asked for."""
 
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,21 +54,14 @@ class ShardRows:
         extent = self._manifest.extent(kind)
         if (last - first) * extent[0] * extent[1] * 2 > shard_files.installed_memory():
             raise TraceError(f"{self._path}: its {kind} do not fit into this machine's memory")
-        shards = self._manifest.shards_of(kind)
-        starts = [0, *accumulate(shard.rows for shard in shards)]
-        parts = [
-            read_rows(
-                self._path / shard.name,
-                self._begin(shard),
-                (shard.rows, *extent),
-                max(0, first - start),
-                min(shard.rows, last - start),
-            )
-            for shard, start in zip(shards, starts, strict=False)
-            if start < last and first < start + shard.rows
-        ]
-        none = np.zeros((0, *extent), np.float16)
-        return parts[0] if len(parts) == 1 else fixed(np.concatenate(parts or [none]))
+        rows = np.empty((max(0, last - first), *extent), "<f2")
+        start = 0
+        for shard in self._manifest.shards_of(kind):
+            low, high = max(first, start), min(last, start + shard.rows)
+            if low < high:
+                read_rows(self._path / shard.name, self._begin(shard), low - start, rows[low - first : high - first])
+            start += shard.rows
+        return fixed(rows)
 
     def scan(self) -> "pl.LazyFrame":
         import polars as pl

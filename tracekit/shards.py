@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.decoding import guarded
 from tracekit.errors import TraceError
 from tracekit.manifest import Manifest, Shard
 from tracekit.opening import checked, open_file
@@ -148,7 +149,8 @@ def _guard(path: Path, read: Callable[[], _T]) -> _T:
     from polars.exceptions import PanicException, PolarsError
 
     try:
-        return read()
+        with guarded(path):
+            return read()
     except (PolarsError, PanicException, OSError, ValueError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise TraceError(f"{path} is not a readable routing shard: {first[:200]}") from None

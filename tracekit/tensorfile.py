@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from tracekit.errors import TraceError
 from tracekit.opening import open_file
-from tracekit.rows import fixed
 
 _MAX_HEADER = 1 << 20
 
@@ -65,9 +64,8 @@ def check_tensor(path: Path, name: str, shape: tuple[int, ...]) -> int:
     return 8 + length
 
 
-def read_rows(path: Path, begin: int, shape: tuple[int, ...], first: int, last: int) -> NDArray[np.float16]:
-    """Rows `first` to `last` (excluded) of a tensor that `check_tensor` found to begin at a byte; TraceError."""
-    rows: NDArray[np.float16] = np.empty((last - first, *shape[1:]), "<f2")
+def read_rows(path: Path, begin: int, first: int, rows: NDArray[np.float16]) -> None:
+    """Fill `rows` with a tensor's from row `first` on; `check_tensor` found where it begins. TraceError."""
     try:
         with open_file(path) as file:
             file.seek(begin + first * (rows.nbytes // max(1, len(rows))))
@@ -76,4 +74,3 @@ def read_rows(path: Path, begin: int, shape: tuple[int, ...], first: int, last: 
         raise TraceError(f"{path} cannot be read: {error.strerror or error}") from None
     if count != rows.nbytes:
         raise TraceError(f"{path} has become shorter since the trace was opened: copy the trace again")
-    return fixed(rows)

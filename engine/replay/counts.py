@@ -7,7 +7,6 @@ import csv
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -23,9 +22,12 @@ from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED, Time
 from tracekit.errors import StudyError
 from tracekit.manifest import Manifest, ModelInfo
 from tracekit.named_toml import convert
+from tracekit.opening import read_file
 
 MOST_LOOKUPS = 50_000_000
 """Of one cell; more would take gigabytes."""
+MOST_BYTES = 16 << 20
+"""Of a table of counts."""
 PIECE = 1 << 18
 """Lookups that are timed at once."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -76,9 +78,11 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 def read_cells(path: str | os.PathLike[str]) -> list[Cell]:
     """The rows of a CSV file whose first line names columns of `Cell`; unnamed ones by number. Raises StudyError."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as problem:
-        raise StudyError(f"counts {os.fspath(path)}: cannot be read: {problem}") from None
+        text = read_file(path, MOST_BYTES).decode("utf-8-sig")
+    except OSError as problem:
+        raise StudyError(f"counts {os.fspath(path)}: cannot be read: {problem.strerror or problem}") from None
+    except UnicodeDecodeError as problem:
+        raise StudyError(f"counts {os.fspath(path)}: is not text in UTF-8: {problem}") from None
     found = []
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     try:

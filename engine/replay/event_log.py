@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from tracekit.durable import aside, check_place, reporting
 from tracekit.errors import TraceError
 from tracekit.trace import Trace
 
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 SCHEMA = {
     "visit": pl.Int64(),  # running number of the visit: step number * layers + layer
     "step": pl.Int32(),  # the trace's own number of the step
@@ -113,4 +115,5 @@ def explained(path: Path) -> Iterator[None]:
         with reporting(path):
             yield
     except pl.exceptions.PolarsError as error:
-        raise TraceError(f"cannot write {path}: {error}") from error
+        number = _SYSTEM_ERROR.search(str(error))  # of a full disk polars says that the file is out of specification
+        raise TraceError(f"cannot write {path}: {os.strerror(int(number[1])) if number else error}") from error

@@ -1,17 +1,17 @@
 """The step log: what each forward pass of a replay did and where its time went, a row of a Parquet file each."""
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from engine.replay.event_log import explained
 from engine.replay.passes import Replayed
 from engine.simulator.timeline import CAUSES
 from policies.events import KIND_NAMES
 from tracekit.demand import step_starts
-from tracekit.durable import write_synced
+from tracekit.durable import reporting, write_synced
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
@@ -39,6 +39,7 @@ def step_frame(trace: Trace, done: Replayed) -> pl.DataFrame:
 
 def write_steps(path: str | os.PathLike[str], trace: Trace, done: Replayed) -> None:
     """Write `step_frame` to `path`, whole or not at all. Raises TraceError when that is not possible."""
-    target, frame = Path(path), step_frame(trace, done)
-    with explained(target):
-        write_synced(target, lambda file: frame.write_parquet(file, compression="zstd", statistics=False))
+    target, encoded = Path(path), io.BytesIO()  # through memory: a full disk is then an error like any other
+    step_frame(trace, done).write_parquet(encoded, compression="zstd", statistics=False)
+    with reporting(target):
+        write_synced(target, lambda file: file.write(encoded.getbuffer()))

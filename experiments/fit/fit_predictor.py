@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -19,13 +20,13 @@ from experiments.fit.export import export
 from experiments.fit.judge import judge_predictor, measure_visit
 from experiments.fit.modules import PREDICTORS, Predictor, Shape
 from experiments.fit.split import split_requests
-from experiments.fit.train import CHECKPOINT, Training, forward_names, make_modules, train
+from experiments.fit.train import CHECKPOINT, Training, forward_names, is_checkpoint_of, make_modules, train
 from policies.learned.arithmetic import Program
 from policies.learned.artefact import CARD, Artefact, Card, Fitted, load_artefact, save_artefact
 from policies.learned.session import Session
 from policies.registry import load_path
 from tracekit.demand import step_starts
-from tracekit.durable import aside, lock_directory, reporting
+from tracekit.durable import aside, lock_directory, reporting, tidy
 from tracekit.edit import Selection, slice_trace
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.requests import request_digests
@@ -34,6 +35,8 @@ from tracekit.trace import Trace
 MOST_TOKENS = 4096
 """Rows of an embedding at most: the most frequent tokens."""
 CHECKED_STEPS = 16
+PARTS = "parts"
+"""Where, in the predictor's directory and aside, the requests that it is fitted on and tested on lie meanwhile."""
 Hyperparameters = dict[str, int | float | str]
 
 
@@ -60,8 +63,6 @@ def fit(
         raise PolicyError(f"a distance of {distance} among {trace.layers} MoE layers: give 1 to {trace.layers - 1}")
     options = options or Training(epochs=kind.epochs)
     given = checked_hyperparameters(kind, hyperparameters or {})
-    if (output / CARD).exists():
-        raise PolicyError(f"{output} holds a fitted predictor: choose another --output, or remove it")
     check_readable(kind.blocks, by_token="token" in forward_names(kind), trace=trace, distance=distance)
     fitted, tested = split_requests(trace, held_out)
     if not fitted:
@@ -69,7 +70,10 @@ def fit(
             f"{trace.path} has no request to fit on beside those held out and their copies: give more, or hold out "
             "fewer"
         )
-    with _alone(output), aside(output / "parts") as folder:
+    identity = _identity(kind, trace, fitted, distance, options, given)
+    if (output / CARD).exists():
+        return _finished(output, identity, "eviction" if kind.purpose == "eviction" else "prefetch")
+    with _alone(output), aside(output / PARTS) as folder:
         own = part_of(trace, fitted, folder / "own.trace")
         index = vocabulary(own, MOST_TOKENS)
         shape = Shape(kind.blocks, trace.num_experts, int(index.max(initial=0)) + 1)
@@ -77,7 +81,6 @@ def fit(
         modules = make_modules(kind, shape, sources, options.seed, given)
         check_exportable(modules, shape, index, sources)
         data = make_data(own, kind.blocks, distance, index)
-        identity = _identity(kind, trace, fitted, distance, options, given)
         train(
             modules,
             data,
@@ -112,23 +115,36 @@ def fit(
             operations_per_row=2 * _multiplied(program, tensors),
             tensors_sha256="",
         )
+        # Only what has been judged is given its name: until then a fit that is cut off goes on where it was.
+        unjudged = folder / "unjudged"
+        unjudged.mkdir()
+        save_artefact(unjudged, card, tensors)
+        found = load_artefact(unjudged, card.purpose)
+        check_steps(found, own)
+        test = part_of(trace, card.fitted.held_out, folder / "test.trace") if card.fitted.held_out else None
+        counted = None if card.own_layer or test is None else Counted(own, distance)
+        card = msgspec.structs.replace(
+            found.card,
+            held_out={} if test is None else judge_predictor(found, test, counted),
+            measured_ns_per_visit=measure_visit(found, own if test is None else test),
+        )
         save_artefact(output, card, tensors)
-        try:
-            found = load_artefact(output, card.purpose)
-            check_steps(found, own)
-            test = part_of(trace, card.fitted.held_out, folder / "test.trace") if card.fitted.held_out else None
-            counted = None if card.own_layer or test is None else Counted(own, distance)
-            card = msgspec.structs.replace(
-                found.card,
-                held_out={} if test is None else judge_predictor(found, test, counted),
-                measured_ns_per_visit=measure_visit(found, own if test is None else test),
-            )
-            save_artefact(output, card, tensors)
-        except BaseException:
-            (output / CARD).unlink(missing_ok=True)  # without it there is no predictor, and the fit can go on
-            raise
     (output / CHECKPOINT).unlink(missing_ok=True)
     return load_artefact(output, card.purpose).card
+
+
+def _finished(output: Path, identity: str, purpose: Literal["prefetch", "eviction"]) -> Card:
+    """What `output` holds, if it is this fit, killed behind its last step: what is left of its making is removed.
+
+    Raises PolicyError otherwise.
+    """
+    tidy(output / PARTS)
+    if not is_checkpoint_of(output / CHECKPOINT, identity):
+        raise PolicyError(f"{output} holds a fitted predictor: choose another --output, or remove it")
+    with _alone(output):
+        card = load_artefact(output, purpose).card
+        (output / CHECKPOINT).unlink()
+    return card
 
 
 @contextlib.contextmanager

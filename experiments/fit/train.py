@@ -166,6 +166,15 @@ def _snapshot(modules: nn.ModuleList) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in modules.state_dict().items()}
 
 
+def is_checkpoint_of(path: Path, identity: str) -> bool:
+    """Whether `path` is a whole checkpoint of the fit `identity`."""
+    try:
+        with safe_open(checked(path), "numpy") as file:
+            return bool((file.metadata() or {}).get("identity") == identity)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return False
+
+
 @dataclass(slots=True)
 class _State:
     """What a checkpoint of the fit `identity` holds; `best` are the tensors of the epoch with the least loss."""
@@ -188,10 +197,9 @@ class _State:
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same fit, if there is one."""
+        if not is_checkpoint_of(path, self.identity):
+            return
         try:
-            with safe_open(checked(path), "numpy") as file:
-                if (file.metadata() or {}).get("identity") != self.identity:
-                    return
             arrays = {name: torch.from_numpy(array) for name, array in load(path.read_bytes()).items()}
         except (OSError, ValueError, KeyError, SafetensorError):  # none, or one that was not finished
             return

@@ -76,7 +76,7 @@ class StudyFolder:
                 data = read_file(path, MOST_BYTES)
                 # Damaged, or not what a study writes: as if it had never been.
                 if path.name.split(".")[1] == sha256(data)[:32]:
-                    found.append(read_table(data, columns))
+                    found.append(read_table(data, columns, str(path)))
             except (OSError, ValueError):
                 continue
         return pl.concat(found).unique("cell", keep="first") if found else pl.DataFrame(schema=columns)
@@ -170,7 +170,7 @@ def read_study(folder: Path) -> tuple[dict[str, pl.DataFrame], Summary]:
         if summary.files.get(name) != sha256(data[name]):
             raise StudyError(f"{folder}: {SUMMARY} and {name} do not belong together: {again}")
         try:
-            tables[name] = read_table(data[name], columns)
+            tables[name] = read_table(data[name], columns, str(folder / name))
         except ValueError as problem:
             raise StudyError(f"{folder}: {name} is damaged or of another version: {problem}; {again}") from None
     return tables, summary

@@ -5,12 +5,16 @@ from collections.abc import Collection
 
 import polars as pl
 
+from engine.curves.stack_curve import STACK_CURVES
 from experiments.study import schema
 from experiments.study.schema import Columns
+from tracekit.decoding import guarded
 from tracekit.errors import shortened
 
 MOST_ROWS = 20_000_000
 """Of a table: many times the largest study, and less than what a file of some kilobytes may announce."""
+MOST_SQUARES = 4_000_000
+"""Experts of all layers of a trace; large models have some ten thousands."""
 _ALWAYS = ("cell", "trace", "trace_digest", "plan", "plan_toml")
 _OF_SOUND = (
     *("capacity", "eviction", "prefetch", "needs_future", "tokens", "decode_tokens", "lookups", "hits", "misses"),
@@ -25,15 +29,16 @@ _MAY_MISS = {
 """Of the tables beside the results."""
 
 
-def read_table(data: bytes, columns: Columns) -> pl.DataFrame:
-    """The table in a Parquet file; ValueError, saying what is wrong, unless a study could have written it."""
+def read_table(data: bytes, columns: Columns, name: str = "the table") -> pl.DataFrame:
+    """The table in a Parquet file named so; ValueError, saying what is wrong, unless a study could have written it."""
     if not data.startswith(b"PAR1"):
         raise ValueError("it is no Parquet file")
     try:
-        rows = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
-        if rows > MOST_ROWS:
-            raise ValueError(f"it announces {rows} rows, more than {MOST_ROWS}")
-        frame = pl.read_parquet(io.BytesIO(data))
+        with guarded(name):
+            rows = pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item()
+            if rows > MOST_ROWS:
+                raise ValueError(f"it announces {rows} rows, more than {MOST_ROWS}")
+            frame = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, TypeError) as error:
         raise ValueError(f"it is no readable Parquet file: {shortened(' '.join(str(error).split()), 200)}") from None
     if dict(frame.schema) != columns:
@@ -44,9 +49,21 @@ def read_table(data: bytes, columns: Columns) -> pl.DataFrame:
         _filled(frame, set(columns) - _MAY_MISS)
     for name in columns:
         _check_values(frame[name], signed=columns == schema.REGRET)
+    if columns == schema.CURVES and not frame["policy"].is_in(list(STACK_CURVES)).all():
+        # Looked up, any other name might be that of a file with code.
+        raise ValueError(f"column policy names others than {' and '.join(STACK_CURVES)}")
+    if columns == schema.EXPERTS:
+        _check_extent(frame)
     if columns == schema.REGRET and (frame["steps"] < 1).any():
         raise ValueError("column steps holds no number of steps")
     return frame
+
+
+def _check_extent(frame: pl.DataFrame) -> None:
+    """A picture has a square for every expert up to the largest of every layer: few rows may ask for very many."""
+    squares = frame.group_by("trace").agg(pl.col("layer").n_unique().cast(pl.Float64) * (pl.col("expert").max() + 1.0))
+    if (squares["layer"] > MOST_SQUARES).any():
+        raise ValueError(f"it speaks of more than {MOST_SQUARES} experts of a trace")
 
 
 def _check_cells(frame: pl.DataFrame) -> None:

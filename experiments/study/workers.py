@@ -48,21 +48,21 @@ class Threads:
             if stop.is_set():
                 raise Stopped
 
-        with ThreadPoolExecutor(self._count) as pool:
-            waiting = iter(items)
-            running: dict[Future[Made], Item] = {}
-            try:
-                while True:
-                    # Few at a time: a study may have a million cells.
-                    for item in waiting:
-                        running[pool.submit(work, self.shared, item, on_piece)] = item
-                        if len(running) >= 2 * self._count:
-                            break
-                    if not running:
-                        return
-                    for done in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield running.pop(done), done.result()
-            finally:
-                stop.set()
-                for future in running:
-                    future.cancel()
+        pool = ThreadPoolExecutor(self._count)
+        waiting = iter(items)
+        running: dict[Future[Made], Item] = {}
+        try:
+            while True:
+                # Few at a time: a study may have a million cells.
+                for item in waiting:
+                    running[pool.submit(work, self.shared, item, on_piece)] = item
+                    if len(running) >= 2 * self._count:
+                        break
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
+        finally:
+            stop.set()
+            # Nobody waits for what is not wanted any more: a policy that never returns would never let go.
+            pool.shutdown(wait=False, cancel_futures=True)

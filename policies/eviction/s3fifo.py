@@ -8,7 +8,7 @@ from policies.eviction.lists import last_idle, prev, push, remove, tail
 from policies.fields import parameter, per_expert, per_group
 
 # Where an expert is. Group g's queues are the lists QUEUES * g + SMALL, MAIN and GHOST.
-SMALL, MAIN, GHOST, RETURNING, NOWHERE = 0, 1, 2, 3, 4
+SMALL, MAIN, GHOST, NOWHERE = 0, 1, 2, 3
 QUEUES = 3
 MOST_HITS = 3  # two bits of them are counted
 
@@ -39,41 +39,40 @@ class S3Fifo(EvictionPolicy):
     small_used = per_group(np.int64)
     ghost_used = per_group(np.int64)
     ghost_limit = per_group(np.int64)
+    returning = per_group(np.int32, -1)  # who the last victim made room for, and whom its ghost must not push out
 
     def on_hit(self, expert: int, group: int, now: int, signal: float) -> None:
         if self.hits[expert] < MOST_HITS:
             self.hits[expert] += 1
 
     def on_insert(self, expert: int, group: int, now: int, signal: float) -> None:
+        self.hits[expert] = 0
         if self.queue[expert] == GHOST:
             leave(self, expert, group)
-            self.queue[expert] = RETURNING
-        self.hits[expert] = 0
-        enter(self, expert, group, MAIN if self.queue[expert] == RETURNING else SMALL)
+            enter(self, expert, group, MAIN)
+        else:
+            enter(self, expert, group, SMALL)
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
         from_small = self.queue[expert] == SMALL
         leave(self, expert, group)
-        if not from_small:
-            return
-        enter(self, expert, group, GHOST)
-        while self.ghost_used[group] > self.ghost_limit[group]:
-            leave(self, tail(self.ends, QUEUES * group + GHOST), group)
+        if from_small:
+            enter(self, expert, group, GHOST)
+            trim_ghost(self, group)
 
     def victim(self, cache: CacheState, group: int, incoming: int, now: int, signal: float) -> int:
-        in_small = last_idle(self.links, self.ends, QUEUES * group + SMALL, cache.seen, now)
-        if in_small < 0 and last_idle(self.links, self.ends, QUEUES * group + MAIN, cache.seen, now) < 0:
-            return -1
         self.ghost_limit[group] = int(self.ghost_share * cache.capacity[group])
-        if self.queue[incoming] == GHOST:
-            # Asked before the victim enters the ghost and pushes others out.
-            leave(self, incoming, group)
-            self.queue[incoming] = RETURNING
+        self.returning[group] = incoming
         if self.small_used[group] >= int(self.small_share * cache.capacity[group]):
             expert = from_small_queue(self, cache, group, now)
-            return expert if expert >= 0 else from_main_queue(self, cache, group, now)
+            if expert >= 0:
+                return expert
         expert = from_main_queue(self, cache, group, now)
-        return expert if expert >= 0 else from_small_queue(self, cache, group, now)
+        if expert >= 0:
+            return expert
+        expert = from_small_queue(self, cache, group, now)
+        # The small queue may have promoted all that it had to give.
+        return expert if expert >= 0 else from_main_queue(self, cache, group, now)
 
 
 def from_small_queue(state: "S3Fifo", cache: CacheState, group: int, now: int) -> int:
@@ -100,6 +99,20 @@ def from_main_queue(state: "S3Fifo", cache: CacheState, group: int, now: int) ->
         state.hits[expert] -= 1
         leave(state, expert, group)
         enter(state, expert, group, MAIN)
+
+
+def trim_ghost(state: "S3Fifo", group: int) -> None:
+    """Forget the oldest ghosts. One that returns takes no room any more, and is remembered until it is in."""
+    returning = state.returning[group]
+    limit = state.ghost_limit[group]
+    if state.queue[returning] == GHOST:
+        limit += state.size[returning]
+    expert = tail(state.ends, QUEUES * group + GHOST)
+    while state.ghost_used[group] > limit:
+        following = prev(state.links, expert)
+        if expert != returning:
+            leave(state, expert, group)
+        expert = following
 
 
 def enter(state: "S3Fifo", expert: int, group: int, queue: int) -> None:

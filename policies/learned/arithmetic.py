@@ -142,7 +142,8 @@ def _width(operation: Operation, widths: Mapping[str, int], tensors: Mapping[str
         if weight.ndim != 3 or weight.shape[2] != inputs[0] or bias.shape != weight.shape[:2]:
             raise ValueError(f"weights {weight.shape} and biases {bias.shape} do not fit {inputs[0]} columns")
         _check_layers(weight, layers)
-        if float((np.abs(weight).sum(axis=2) * LIMIT + np.abs(bias)).max(initial=0)) >= EXACT:
+        reach = [(np.abs(w).sum(axis=1) * LIMIT + np.abs(b)).max(initial=0) for w, b in zip(weight, bias, strict=True)]
+        if max(reach, default=0) >= EXACT:
             raise ValueError("its weights are so large that sums would not be exact; fit with more weight decay")
         return int(weight.shape[1])
     if kind == "embedding":
@@ -150,7 +151,7 @@ def _width(operation: Operation, widths: Mapping[str, int], tensors: Mapping[str
         if index.ndim != 1 or table.ndim != 3 or not len(index) or not 0 <= index.min() <= index.max() < table.shape[1]:
             raise ValueError(f"index {index.shape} and table {table.shape} do not fit")
         _check_layers(table, layers)
-        if np.abs(table).max(initial=0) > LIMIT:
+        if max(table.max(initial=0), -table.min(initial=0)) > LIMIT:
             raise ValueError(f"its table holds numbers beyond {LIMIT}")
         return int(table.shape[2])
     if kind == "slice":

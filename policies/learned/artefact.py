@@ -127,6 +127,7 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
         if hashlib.sha256(data).hexdigest() != card.tensors_sha256:
             raise PolicyError(f"{where} is damaged: {TENSORS} is not the file that {CARD} describes; fit it again")
         stored = load(data)
+        del data  # what is stored is a copy, and what is computed with another
     except (FileNotFoundError, NotADirectoryError):
         raise PolicyError(f"{where}: no directory with {CARD} and {TENSORS}; tracekit fit makes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SafetensorError) as error:
@@ -140,7 +141,7 @@ def load_artefact(path: str | Path, purpose: Literal["prefetch", "eviction"]) ->
     if any(tensor.dtype != np.int32 for tensor in stored.values()):
         raise PolicyError(f"{where} is damaged: its tensors are not whole numbers of 32 bits")
     indices = {name for op in card.program.operations if op.kind == "embedding" for name in op.tensors[:1]}
-    tensors = {name: t.astype(np.int64 if name in indices else np.float64) for name, t in stored.items()}
+    tensors = {name: stored.pop(name).astype(np.int64 if name in indices else np.float64) for name in sorted(stored)}
     try:
         check_card(card, tensors)
     except PolicyError as error:

@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+import shutil
+import string
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.helpers.commands import harmless
+from tracekit.errors import TracekitError
 
 Files = dict[str, bytes]
 HOSTILE: tuple[Any, ...] = (
@@ -17,6 +24,9 @@ HOSTILE: tuple[Any, ...] = (
 )
 """Values to stand where others are expected."""
 BYTES = (b"\x00", b"\xff", b"\x1b[2J", "\u202e".encode(), b"\x80", b"[" * 2000, b"{" * 2000, b'"', b"\n", b"9" * 400)
+SLOWEST_S = 10.0
+"""Of the processor, for one input."""
+KINDS = (string.digits.encode(), string.ascii_letters.encode(), string.punctuation.encode() + b" \n")
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,28 @@ class Reader:
     mend: Callable[[Files], Files] = lambda files: files
 
 
+def judged(reader: Reader, files: Files, folder: Path) -> str:
+    """ "read" or "refused" for files that are put into `folder`; an assertion where it is neither."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    begun = time.process_time()
+    with warnings.catch_warnings(record=True) as warned:  # the command line prints each in a line of its own
+        try:
+            reader.read(folder)
+            outcome = "read"
+        except TracekitError as error:
+            said = str(error)
+            assert said and "\n" not in said and harmless(said) and len(said) <= 1_000, said
+            assert not warned, warned[0]
+            outcome = "refused"
+    taken = time.process_time() - begun
+    assert taken < SLOWEST_S, f"{taken} s"
+    return outcome
+
+
 def mutated(reader: Reader, rng: np.random.Generator) -> Files:
     """The sample with one file changed: some bytes, its length, or a value where it is JSON."""
     files = dict(reader.sample)
@@ -39,6 +71,8 @@ def mutated(reader: Reader, rng: np.random.Generator) -> Files:
     data = files[name]
     if name.endswith(".json") and rng.random() < 0.6:
         files[name] = json.dumps(_replaced(json.loads(data), rng)).encode()
+    elif rng.random() < 0.4:
+        files[name] = _nudged(data, rng)
     else:
         files[name] = _scratched(data, rng)
     return reader.mend(files) if rng.random() < 0.9 else files
@@ -49,9 +83,19 @@ def with_digests(files: Files, document: str, put: Callable[[Any, dict[str, str]
     try:
         value = json.loads(files[document])
         put(value, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return files
     return files | {document: json.dumps(value).encode()}
+
+
+def _nudged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Some digits, letters or other signs replaced by others of their kind, so that much still is what it was."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 4)) if data else 0):
+        place = int(rng.integers(0, len(changed)))
+        kind = next((kind for kind in KINDS if changed[place] in kind), bytes(range(256)))
+        changed[place] = int(rng.choice(bytearray(kind)))
+    return bytes(changed)
 
 
 def _scratched(data: bytes, rng: np.random.Generator) -> bytes:

@@ -65,7 +65,9 @@ class S3Fifo(Reference):
             found = self.from_small(group, candidates)
             return self.from_main(group, candidates) if found is None else found
         found = self.from_main(group, candidates)
-        return self.from_small(group, candidates) if found is None else found
+        if found is None:
+            found = self.from_small(group, candidates)
+        return self.from_main(group, candidates) if found is None else found  # what the small queue has promoted
 
     def from_small(self, group: int, candidates: list[int]) -> int | None:
         for key in [key for key in self.small[group] if key in candidates]:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import cachetools
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies.cache import CacheSpec
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
-from tests.helpers.reference_cache import BYPASS, LOAD
+from tests.helpers.reference_cache import BYPASS, EVICT, LOAD
 from tests.helpers.reference_cache import PREFETCH as PREFETCHED
 from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
 
@@ -80,6 +80,30 @@ def test_nobody_beats_belady_with_bypassing(eviction: str) -> None:
             for name in (eviction, "belady-bypass")
         }
         assert found[eviction] <= found["belady-bypass"], seed
+
+
+@pytest.mark.parametrize("eviction", [name for name in EVICTION_NAMES if name not in ("static", "belady-bypass")])
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+@example(seed=360)
+def test_nothing_bypasses_while_an_idle_expert_could_go(eviction: str, seed: int) -> None:
+    """With experts of equal size: whoever must insert streams only what is more than the visit's cache can hold."""
+    scenario = random_scenario(seed, eviction)
+    parameters = {"small_share": 0.5, "move_at": 1} if eviction == "s3fifo" else {}  # or its small queue holds nothing
+    spec = replace(scenario.spec, size=np.ones_like(scenario.spec.size), eviction_parameters=parameters)
+    scenario = replace(scenario, spec=spec)
+    layers, experts = scenario.spec.layers, scenario.spec.experts
+    demands = [{layer * experts + expert for expert in chosen} for layer, chosen in scenario.references()]
+    per_layer = len(scenario.spec.capacity) > 1
+    resident: set[int] = set()
+    for visit, kind, key, _ in decisions(scenario, compiled=False):
+        if kind == LOAD:
+            resident.add(key)
+        elif kind == EVICT:
+            resident.remove(key)
+        elif kind == BYPASS:
+            group = {other for other in resident if not per_layer or other // experts == visit % layers}
+            assert group <= demands[visit]
 
 
 @settings(max_examples=60, deadline=None)

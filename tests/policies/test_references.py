@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from policies.cache import CacheSpec
@@ -80,6 +80,7 @@ def test_every_reference_is_of_a_policy() -> None:
 @pytest.mark.parametrize("eviction", NAMES)
 @settings(max_examples=200, deadline=None)
 @given(seed=SEEDS)
+@example(seed=216983792)
 def test_events_equal_the_reference(eviction: str, seed: int) -> None:
     assert_as_reference(busy_scenario(seed, eviction))
 

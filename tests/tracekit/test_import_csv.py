@@ -148,7 +148,7 @@ def test_what_is_no_route_trace(tmp_path: Path, old: str, new: str, words: str) 
 def test_where_nothing_can_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(ImportFormatError, match="it does not exist"):
         import_trace("bigmoe-csv", tmp_path / "none.csv", tmp_path / "a.trace")
-    with pytest.raises(ImportFormatError, match="it is not a file"):
+    with pytest.raises(ImportFormatError, match="not a file"):
         import_trace("bigmoe-csv", tmp_path, tmp_path / "a.trace")
     with pytest.raises(ImportFormatError, match=r"unknown import format 'bigmoe'.*did you mean 'bigmoe-csv'"):
         import_trace("bigmoe", tmp_path, tmp_path / "a.trace")

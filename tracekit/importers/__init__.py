@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from tracekit.durable import whole_or_nothing
+from tracekit.durable import check_new, whole_or_nothing
 from tracekit.errors import ImportFormatError, TraceError, did_you_mean
 from tracekit.importers.options import ImportOptions
 from tracekit.manifest import Manifest
+from tracekit.opening import checked
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
@@ -43,6 +46,8 @@ IMPORTERS = {
     "sglang": Format("tracekit.importers.sglang:read", ("model", "experts", "layers", "top_k", "drop_slot")),
     "vllm": Format("tracekit.importers.vllm:read", ("model", "experts", "drop_slot")),
 }
+_PIECE = 16 << 20
+"""Ids that become one shard."""
 AUTO = "auto"
 """In place of a format: the file shows it (`auto.recognise`), and a note says how."""
 
@@ -72,14 +77,13 @@ def import_trace(
             f"unknown import format {format_name!r} (known: {', '.join(known)}){did_you_mean(format_name, known)}"
         )
     source, output = Path(source), Path(output)
-    if output.exists() or output.is_symlink():
-        raise TraceError(f"{output} exists: choose another name or remove it")
+    check_new(output)
     format_name, why = _recognised(source) if format_name == AUTO else (format_name, None)
     chosen = IMPORTERS[format_name]
     options = options or ImportOptions()
     options.check(format_name, chosen.options)
-    if not source.is_file() and not (chosen.folders and source.is_dir()):
-        raise _no_file(source)
+    if not (chosen.folders and source.is_dir()):
+        _check_file(source)
     imported = _read(chosen, format_name, source, options)
     if why is not None:
         notes = [f"taken for {format_name}: {why}", *imported.manifest.notes]
@@ -91,16 +95,21 @@ def import_trace(
 def _recognised(source: Path) -> tuple[str, str]:
     from tracekit.importers.auto import recognise
 
-    if not source.is_file() and not source.is_dir():
-        raise _no_file(source)
+    if not source.is_dir():
+        _check_file(source)
     try:
         return recognise(source)
     except OSError as error:
         raise ImportFormatError(f"cannot read {source}: {error.strerror or error}") from None
 
 
-def _no_file(source: Path) -> ImportFormatError:
-    return ImportFormatError(f"cannot import {source}: it {'is not a file' if source.exists() else 'does not exist'}")
+def _check_file(source: Path) -> None:
+    try:
+        checked(source)
+    except FileNotFoundError:
+        raise ImportFormatError(f"cannot import {source}: it does not exist") from None
+    except OSError as error:
+        raise ImportFormatError(f"cannot import {source}: {error.strerror or error}") from None
 
 
 def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions) -> Imported:
@@ -124,7 +133,27 @@ def _read(chosen: Format, format_name: str, source: Path, options: ImportOptions
 
 def _write(imported: Imported, format_name: str, source: Path, output: Path) -> None:
     with whole_or_nothing(output) as place, TraceWriter(place, imported.manifest) as writer:
-        try:
-            writer.append(**imported.columns)
-        except TraceError as error:
-            raise ImportFormatError(f"{source} is not a usable {format_name} file: {error}") from None
+        for first, last in _shards(imported):
+            try:
+                writer.append(**{name: _part(column, first, last) for name, column in imported.columns.items()})
+            except TraceError as error:
+                of = f", rows from {first} on" if first else ""
+                raise ImportFormatError(f"{source} is not a usable {format_name} file{of}: {error}") from None
+            writer.flush()
+
+
+def _shards(imported: Imported) -> list[tuple[int, int]]:
+    """The rows in pieces of whole steps: a large import is written piece by piece, a small one at once."""
+    experts, step = np.asarray(imported.columns["experts"]), np.asarray(imported.columns["step"])
+    count = len(experts) if experts.ndim == 3 else 0
+    if count * (experts[:1].size or 1) <= _PIECE or step.shape != (count,):
+        return [(0, count)]  # what is wrong with it, the writer says
+    ends = np.arange(max(1, _PIECE // experts[0].size), count, max(1, _PIECE // experts[0].size))
+    cuts = np.unique(np.searchsorted(step, step[ends], side="left"))
+    edges = [0, *cuts[cuts > 0].tolist(), count]
+    return list(pairwise(edges))
+
+
+def _part(column: Any, first: int, last: int) -> Any:
+    """The rows of a column; one value is of all rows."""
+    return column if column is None or np.ndim(column) == 0 else column[first:last]

@@ -3,6 +3,7 @@
 import io
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError, did_you_mean
+from tracekit.opening import open_file
 from tracekit.shards import installed_memory
 
 MAGIC = b"\x93NUMPY"
@@ -39,7 +41,7 @@ _UNREADABLE = (
 def read_npz(source: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, all of which must be `known`; ImportFormatError for anything else."""
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_file(source) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             _check_members(source, members, known)
             arrays = {}
@@ -54,7 +56,7 @@ def read_npz(source: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
 def read_npy(source: Path) -> NDArray[Any]:
     """The array of an .npy file; ImportFormatError when it is none."""
     try:
-        return _read(source, "the array", lambda: source.open("rb"), source.stat().st_size)
+        return _read(source, "the array", lambda: open_file(source), source.stat().st_size)
     except _UNREADABLE as error:
         raise _unreadable(source, "an .npy file", error) from None
 
@@ -89,12 +91,18 @@ def _check_members(source: Path, members: list[zipfile.ZipInfo], known: Sequence
         raise ImportFormatError(f"{source} unpacks {packed >> 10} KiB to {size >> 20} MiB: refused as too large")
 
 
-def _read(source: Path, name: str, open_file: Callable[[], Any], size: int) -> NDArray[Any]:
+def _read(source: Path, name: str, opened: Callable[[], Any], size: int) -> NDArray[Any]:
     """The array in a stream of `size` bytes, its header checked against that before anything is allocated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python 2 may have written it
+        return _read_quietly(source, name, opened, size)
+
+
+def _read_quietly(source: Path, name: str, opened: Callable[[], Any], size: int) -> NDArray[Any]:
     file: BinaryIO
     if size > installed_memory() // 4:
         raise ImportFormatError(f"{source}: {name} has {size >> 20} MiB, too large to import on this machine: split it")
-    with open_file() as file:
+    with opened() as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ImportFormatError(f"{source}: {name} is of .npy version {version}")
@@ -108,6 +116,6 @@ def _read(source: Path, name: str, open_file: Callable[[], Any], size: int) -> N
         nbytes *= extent
     if min(shape, default=0) < 0 or start + nbytes != size:
         raise ImportFormatError(f"{source}: {name} claims shape {list(shape)[:8]}, the file does not hold that")
-    with open_file() as file:
+    with opened() as file:
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     return array

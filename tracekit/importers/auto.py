@@ -12,6 +12,7 @@ from tracekit.importers import deepseek_csv, llama_csv
 from tracekit.importers.arrays import MAGIC
 from tracekit.importers.fields import MEANING
 from tracekit.importers.saved import head_of, refuse_pickle
+from tracekit.opening import open_file
 
 _KEYS = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
 _SGLANG = ("sglext", "sgl_ext", "nvext", "meta_info")
@@ -44,7 +45,7 @@ def _binary(source: Path, head: bytes) -> tuple[str, str] | None:
     if not head.startswith(b"PK"):
         return None
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_file(source) as file, zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ImportFormatError(f"{source} is not a whole zip file: {error}") from None

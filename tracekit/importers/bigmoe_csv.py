@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.decoding import guarded
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.saved import read_text
@@ -145,7 +146,8 @@ def _read_lines(source: Path, data: bytes) -> tuple[Columns, list[str]]:
 
     schema = dict.fromkeys(_COLUMNS, pl.Int64()) | {"weight": pl.Float64()}
     try:
-        frame = pl.read_csv(io.BytesIO(data), comment_prefix="#", schema_overrides=schema, infer_schema=False)
+        with guarded(source):
+            frame = pl.read_csv(io.BytesIO(data), comment_prefix="#", schema_overrides=schema, infer_schema=False)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a readable route trace: {first[:200]}") from None

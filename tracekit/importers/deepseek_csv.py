@@ -126,7 +126,8 @@ def _prompt(source: Path, vocabulary: Vocabulary | None, generated: bool) -> tup
 
 
 def _rows(source: Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(source, _INFLATION).decode("utf-8", "replace"), newline=""))
+    text = io.TextIOWrapper(io.BytesIO(read_text(source, _INFLATION)), "utf-8", "replace", newline="")
+    reader = csv.reader(text)
     try:
         header = [field.strip().lower() for field in next(reader, [])]
         if tuple(header) != _HEADER:

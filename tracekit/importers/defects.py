@@ -144,7 +144,9 @@ def _copies(experts: NDArray[Any], step: NDArray[np.int64]) -> list[str]:
     tokens, layers, _ = experts.shape
     for count in range(_MOST_COPIES, 1, -1):
         block, odd = divmod(tokens, count)
-        if odd or block < _ENOUGH or (experts[:block] == experts[0]).all():
+        if odd or block < _ENOUGH or not np.array_equal(experts[0], experts[block]):
+            continue
+        if (experts[:block] == experts[0]).all():
             continue
         if all(_equal(experts[:block], experts[at : at + block]) for at in range(block, tokens, block)):
             first, end = int(step[block]), int(step[-1]) + 1
@@ -211,7 +213,9 @@ def _lost_scores(source: Path, experts: NDArray[Any], weights: Any) -> list[str]
 
 
 def _missing(experts: NDArray[Any], layers: list[int]) -> list[str]:
-    absent = (experts == UNUSED).all(axis=2).sum(axis=0)
+    absent = np.zeros(experts.shape[1], np.int64)
+    for start in range(0, len(experts), _rows(experts)):
+        absent += (experts[start : start + _rows(experts)] == UNUSED).all(axis=2).sum(axis=0)
     return [
         f"layer {layers[layer]} has no routing for {absent[layer]} of {len(experts)} tokens"
         for layer in np.flatnonzero(absent)[:4]

@@ -35,6 +35,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tracekit.decoding import guarded
 from tracekit.errors import ImportFormatError, did_you_mean
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.fields import EXPERTS, MEANING, MODEL, NAMES, PHASES, Unread
@@ -43,12 +44,14 @@ from tracekit.importers.passes import Passes, find_passes
 from tracekit.importers.saved import lines_of, read_text
 from tracekit.importers.sequences import Sequence, assemble
 from tracekit.json_text import why_not_json
+from tracekit.opening import checked
 from tracekit.rows import PREFILL
 from tracekit.shards import installed_memory
 
 _INFLATION = 12  # bytes of columns made of one byte of JSON, at worst
 _NO_FIELD = "none"  # what --request-field says where nothing tells requests apart
 _ROWS = 1 << 16  # of a Parquet file looked at at once
+_FEW_ROWS, _ROWS_PER_BYTE = 1 << 20, 16  # real choices differ from row to row: two or three rows take a byte
 
 _Owner = tuple[int, int, str | int]
 """Whose tokens lines are: the run of the log, the rank, and the request."""
@@ -70,8 +73,13 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
         raise ImportFormatError(f"{source} is too large to import on this machine: split it")
     dump = _Dump(source, options)
     try:
-        frame = pl.scan_parquet(source, glob=False)
-        schema = frame.collect_schema()
+        frame = pl.scan_parquet(checked(source), glob=False)
+        with guarded(source):
+            schema = frame.collect_schema()
+            rows = frame.select(pl.len()).collect().item()
+        size = source.stat().st_size
+        if rows > max(_FEW_ROWS, _ROWS_PER_BYTE * size):
+            raise ImportFormatError(f"{source} announces {rows} rows in {size >> 10} KiB: refused as too large")
         # Of what means nothing, numbers and texts are read: they may tell requests apart.
         used = [
             name
@@ -79,8 +87,10 @@ def read_parquet(source: Path, options: ImportOptions) -> Imported:
             if name in MEANING or name == options.request_field or kind.is_integer() or kind == pl.String()
         ]
         dump.unread.names.update(dict.fromkeys(name[:40] for name in schema if name not in used))
-        for first in range(0, frame.select(pl.len()).collect().item(), _ROWS):
-            for number, row in enumerate(frame.select(used).slice(first, _ROWS).collect().iter_rows(named=True)):
+        for first in range(0, rows, _ROWS):
+            with guarded(source):
+                part = frame.select(used).slice(first, _ROWS).collect()
+            for number, row in enumerate(part.iter_rows(named=True)):
                 dump.entry(f"{source}, row {first + number}", first + number, row)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
@@ -182,9 +192,10 @@ class _Dump:
             has = f" (its first line has: {', '.join(map(str, list(self.header)[:12]))})" if self.header else ""
             raise ImportFormatError(f"{self.source} holds no routing{has[:200]}")
         request, layer, token, line = (
-            np.array(part) for part in (self.lines.request, self.lines.layer, self.lines.token, self.lines.line)
+            np.frombuffer(part, np.int64)
+            for part in (self.lines.request, self.lines.layer, self.lines.token, self.lines.line)
         )
-        phase, step = np.array(self.phase, np.int8), np.array(self.step)
+        phase, step = np.frombuffer(self.phase, np.int8), np.frombuffer(self.step, np.int64)
         passes = find_passes(request, layer, token, line, step if (step >= 0).all() else None, phase)
         self._check_requests(passes)
         names = [f"request {str(name)[:40]}" for _, _, name in self.owners]

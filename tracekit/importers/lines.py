@@ -25,7 +25,7 @@ class Lines:
     token: "array[int]" = field(default_factory=lambda: array("q"))
     layer: "array[int]" = field(default_factory=lambda: array("q"))
     line: "array[int]" = field(default_factory=lambda: array("q"))
-    size: "array[int]" = field(default_factory=lambda: array("q"))
+    size: "array[int]" = field(default_factory=lambda: array("H"))
     ids: "array[int]" = field(default_factory=lambda: array("i"))
     weights: "array[float]" = field(default_factory=lambda: array("f"))
     token_id: "array[int]" = field(default_factory=lambda: array("i"))
@@ -83,8 +83,8 @@ class Lines:
         """
         if not self.line:
             raise ImportFormatError(f"{self.source} holds no routing")
-        request, layer = np.array(self.request), np.array(self.layer)
-        token = np.array(self.token) if passes is None else passes.place
+        request, layer = np.frombuffer(self.request, np.int64), np.frombuffer(self.layer, np.int64)
+        token = np.frombuffer(self.token, np.int64) if passes is None else passes.place
         if token.max() >= 2**31:
             raise ImportFormatError(f"{self.source}: token {token.max()} is out of range")
         layers = np.unique(layer)
@@ -101,7 +101,7 @@ class Lines:
             raise ImportFormatError(f"{self.source} does not fit into this machine's memory: split it")
         shape = (len(key), len(layers), top_k)
         experts = np.full((len(key) * len(layers), top_k), ABSENT, np.int32)
-        sizes = np.array(self.size)
+        sizes = np.frombuffer(self.size, np.uint16)
         filled = np.arange(top_k) < sizes[:, None]
         spread = np.full(filled.shape, ABSENT, np.int32)
         spread[filled] = np.frombuffer(self.ids, np.int32)

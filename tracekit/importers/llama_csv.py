@@ -85,10 +85,10 @@ def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool)
     layers: list[int] | None = None
     for number, groups in enumerate(_requests(source, data, listed)):
         if top_k is None:
-            top_k = min(len(ids) for _, ids in groups)
-            if len({layer for layer, _ in groups}) < 2:
+            top_k = int(groups.sizes.min())
+            if len(set(groups.layers)) < 2:
                 raise ImportFormatError(f"{source} has one layer: give --top-k, for nothing else says where tokens end")
-        found = sorted({layer for layer, _ in groups})
+        found = sorted(set(groups.layers))
         layers = layers or found
         if found != layers:
             raise ImportFormatError(f"{source}: request {number} has other layers than the first: import them apart")
@@ -107,28 +107,31 @@ def _grouped(source: Path, data: bytes, options: ImportOptions, *, listed: bool)
 
 def _requests(source: Path, data: bytes, listed: bool) -> Iterator[Groups]:
     """The micro-batches of each request: up to the next header line."""
-    groups: Groups = []
-    current, ids = -1, array("q")
+    ids: array[int] = array("i")
+    groups, current, start = Groups(ids), -1, 0
+
+    def close() -> None:
+        if len(ids) > start:
+            groups.add(current, start, len(ids))
+
     for line, fields in _lines(source, data):
         if fields in (_FLAT, _LISTED):
-            if ids:
-                groups.append((current, np.array(ids)))
-            if groups:
+            close()
+            if len(groups):
                 yield groups
-            groups, current, ids = [], -1, array("q")
+            ids = array("i")
+            groups, current, start = Groups(ids), -1, 0
             continue
         if len(fields) != 2:
             raise ImportFormatError(f"{source}, line {line}: {len(fields)} fields, expected 2 (truncated?)")
         layer = _number(source, line, "layer", fields[0], MAX_LAYERS)
         if layer != current:
-            if ids:
-                groups.append((current, np.array(ids)))
-            current, ids = layer, array("q")
+            close()
+            current, start = layer, len(ids)
         chosen = fields[1].split() if listed else [fields[1]]
         ids.extend(_number(source, line, "expert", text, MAX_EXPERTS) for text in chosen[: MAX_TOP_K + 1])
-    if ids:
-        groups.append((current, np.array(ids)))
-    if groups:
+    close()
+    if len(groups):
         yield groups
 
 

@@ -19,6 +19,7 @@ from tracekit.importers.microbatches import Groups, tokens_of
 from tracekit.importers.passes import phases_of
 from tracekit.importers.sequences import Sequence, assemble
 from tracekit.manifest import MAX_EXPERTS, MAX_LAYERS, MAX_TOP_K
+from tracekit.opening import read_file
 from tracekit.shards import installed_memory
 
 _MAGIC = b"MBLT"
@@ -31,19 +32,20 @@ def read(source: Path, options: ImportOptions) -> Imported:
     size = source.stat().st_size
     if size * _INFLATION > installed_memory():
         raise ImportFormatError(f"{source} has {size >> 20} MiB, too large to import on this machine: split it")
-    data = source.read_bytes()
+    data = read_file(source, installed_memory() // _INFLATION)
     if not data.startswith(_MAGIC):
         raise ImportFormatError(f"{source} is not a log of mbolt: it does not begin with MBLT")
     words = np.frombuffer(data[: len(data) // 4 * 4], "<i4")
     if len(words) < 3 or words[1] != 1 or not 0 <= words[2] <= MAX_EXPERTS:
         raise ImportFormatError(f"{source} is of version {words[1:2].tolist()}, this importer reads 1")
     groups, top_k = _groups(source, words)
-    layers = sorted({layer for layer, _ in groups})
+    layers = sorted(set(groups.layers))
     whole = len(groups) // max(1, len(layers)) * len(layers)
-    lost = len(data) != 4 * (3 + sum(3 + len(ids) for _, ids in groups[:whole]))
+    groups.cut(whole)
+    lost = len(data) != 4 * (3 + 3 * whole + int(groups.sizes.sum()))
     if not whole:
         raise ImportFormatError(f"{source} holds no whole micro-batch")
-    experts, step = tokens_of(source, "the log", groups[:whole], layers, top_k)
+    experts, step = tokens_of(source, "the log", groups, layers, top_k)
     sequence = Sequence("the log", experts, steps=step, phase=phases_of(step, experts, alone=False))
     notes = [_NO_PHASES, *(["what was cut off at the end was left out"] if lost else [])]
     stated = int(words[2]) or None
@@ -52,7 +54,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
 
 def _groups(source: Path, words: NDArray[np.int32]) -> tuple[Groups, int]:
     """The whole records, and how many experts a token has."""
-    groups: Groups = []
+    groups = Groups(words)
     top_k = 0
     at = 3
     while at + 3 <= len(words):
@@ -65,6 +67,6 @@ def _groups(source: Path, words: NDArray[np.int32]) -> tuple[Groups, int]:
         at += 3
         if at + tokens * k > len(words):
             break
-        groups.append((layer, words[at : at + tokens * k]))
+        groups.add(layer, at, at + tokens * k)
         at += tokens * k
     return groups, top_k

@@ -3,6 +3,7 @@
 At the last layer it computes only the tokens whose output is asked for: those before them have no routing there.
 """
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,33 @@ from numpy.typing import NDArray
 from tracekit.errors import ImportFormatError
 from tracekit.importers.sequences import ABSENT
 
-Groups = list[tuple[int, NDArray[Any]]]
-"""Micro-batches in order: the layer, and the ids of all its tokens, flat."""
+
+class Groups:
+    """What each layer of each micro-batch chose, in order: the layer, and the ids of all its tokens, flat in `ids`."""
+
+    def __init__(self, ids: "array[int] | NDArray[Any]") -> None:
+        self.ids = ids
+        self.layers = array("i")
+        self.starts = array("q")
+        self.ends = array("q")
+
+    def add(self, layer: int, start: int, end: int) -> None:
+        """One more group, whose ids are those from `start` to before `end`."""
+        self.layers.append(layer)
+        self.starts.append(start)
+        self.ends.append(end)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Ids of each group."""
+        return np.frombuffer(self.ends, np.int64) - np.frombuffer(self.starts, np.int64)
+
+    def cut(self, count: int) -> None:
+        """Leave out all groups but the first `count`."""
+        del self.layers[count:], self.starts[count:], self.ends[count:]
 
 
 def tokens_of(
@@ -23,29 +49,35 @@ def tokens_of(
 
     Raises ImportFormatError where a micro-batch lacks a layer, or layers have other numbers of tokens.
     """
-    if len(groups) % len(layers) or any(layer != layers[at % len(layers)] for at, (layer, _) in enumerate(groups)):
-        at = next((at for at, (layer, _) in enumerate(groups) if layer != layers[at % len(layers)]), len(groups) - 1)
+    whole, of_layer = len(layers), np.array(groups.layers)
+    odd = of_layer != np.resize(np.array(layers), len(of_layer))
+    if len(groups) % whole or odd.any():
+        at = int(odd.argmax()) if odd.any() else len(groups) - 1
         raise ImportFormatError(
-            f"{source}: {name}, micro-batch {at // len(layers)} lacks layer {layers[at % len(layers)]} "
+            f"{source}: {name}, micro-batch {at // whole} lacks layer {layers[at % whole]} "
             "(truncated, or rows were dropped); record again"
         )
-    blocks: list[NDArray[Any]] = []
-    for at in range(0, len(groups), len(layers)):
-        batch = groups[at : at + len(layers)]
-        sizes = [len(ids) for _, ids in batch]
-        if any(size % top_k for size in sizes):
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)} has {max(sizes)} experts at a layer, not a "
-                f"multiple of top-{top_k}: truncated, or --top-k is wrong"
-            )
-        tokens = sizes[0] // top_k
-        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-            raise ImportFormatError(
-                f"{source}: {name}, micro-batch {at // len(layers)}: layers have {min(sizes) // top_k} to "
-                f"{max(sizes) // top_k} tokens: rows were dropped; record again"
-            )
-        block = np.full((tokens, len(layers), top_k), ABSENT, np.int32)
-        for layer, (_, ids) in enumerate(batch):
-            block[tokens - len(ids) // top_k :, layer] = ids.reshape(-1, top_k)
-        blocks.append(block)
-    return np.concatenate(blocks), np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+    sizes = groups.sizes.reshape(-1, whole)  # [micro-batches, layers]
+    broken = (sizes % top_k != 0).any(axis=1)
+    if broken.any():
+        at = int(broken.argmax())
+        raise ImportFormatError(
+            f"{source}: {name}, micro-batch {at} has {sizes[at].max()} experts at a layer, not a "
+            f"multiple of top-{top_k}: truncated, or --top-k is wrong"
+        )
+    tokens = sizes[:, 0] // top_k
+    uneven = (sizes[:, :-1] != sizes[:, :1]).any(axis=1) | (sizes[:, -1] > sizes[:, 0])
+    if uneven.any():
+        at = int(uneven.argmax())
+        raise ImportFormatError(
+            f"{source}: {name}, micro-batch {at}: layers have {sizes[at].min() // top_k} to "
+            f"{sizes[at].max() // top_k} tokens: rows were dropped; record again"
+        )
+    ids = np.asarray(groups.ids)
+    narrow = not len(ids) or (ids.min() >= -(2**15) and ids.max() < 2**15)
+    experts = np.full((int(tokens.sum()), whole, top_k), ABSENT, np.int16 if narrow else np.int32)
+    end = np.cumsum(tokens)
+    for group, (start, stop) in enumerate(zip(groups.starts, groups.ends, strict=True)):
+        last = int(end[group // whole])
+        experts[last - (stop - start) // top_k : last, group % whole] = ids[start:stop].reshape(-1, top_k)
+    return experts, np.repeat(np.arange(len(tokens)), tokens)

@@ -32,7 +32,7 @@ class Part:
     of_all: int | None = None
     start: int | None = None
     cached: int = 0
-    ids: list[int] = field(default_factory=list)
+    ids: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 @dataclass(slots=True)
@@ -86,14 +86,14 @@ def place(source: Path, responses: Many[Many[Part]]) -> tuple[list[Sequence], li
             if part.prompt is None:
                 note("unknown", part.name)
             ids = part.ids[first + skip : first + len(routed)]
-            known = len(ids) == len(routed) - skip and bool(ids)
+            known = len(ids) == len(routed) - skip and len(ids) > 0
             placed.append(
                 Sequence(
                     part.name,
                     routed[skip:],
                     inside - min(skip, inside),
                     first + skip,
-                    np.array(ids, np.int64) if known else None,
+                    ids if known else None,
                 )
             )
     notes = [_sentence(kind, found) for kind, found in tally.items()]

@@ -11,41 +11,46 @@ from tracekit.errors import ImportFormatError
 from tracekit.importers.saved import lines_of, read_text
 from tracekit.json_text import lone_surrogate, why_not_json
 
-_INFLATION = 24  # bytes of Python objects made of one byte of JSON, at worst
+_INFLATION = 8  # bytes of Python objects made of one byte of JSON, at worst
+_HOLDERS = ("choices", "meta_info", "sglext", "sgl_ext", "nvext")
+_ROUTING = ("routed_experts", "prompt_routed_experts", "router_data")
 
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class Documents:
-    """Responses, each with its name for messages, and what was said of the others."""
+    """The responses in a file, each with its name for messages, read one by one as they are gone through.
 
-    found: list[tuple[str, Document]]
-    notes: list[str]
-
-
-def read_documents(source: Path, expected: tuple[str, ...]) -> Documents:
-    """Every response in a file: one JSON object, a JSON list of them, an object per line, or server-sent events.
-
-    A response has one of the keys `expected`. Refused requests among others are left out, with a note. Raises
-    ImportFormatError where the file is something else.
+    One JSON object, a JSON list of them, an object per line, or server-sent events; a response has one of the keys
+    `expected`. Lists of routing in it stay JSON (`msgspec.Raw`): as Python's they would take many times their room.
+    Refused requests among others are left out. Afterwards `names` are those of the responses, `first` some keys of the
+    first, and `notes` say what was left out. Raises ImportFormatError where the file is something else.
     """
-    documents = Documents([], [])
-    refused: list[str] = []
-    for name, item in _items(source, read_text(source, _INFLATION)):
-        if not isinstance(item, dict):
-            raise ImportFormatError(f"{source}: {name} is not a JSON object: expected an engine's responses")
-        if any(item.get(key) is not None for key in expected):
-            documents.found.append((name, item))
-        elif item.get("object") == "error" or item.get("error"):
-            refused.append(f"{name}: {_reason(item)}")
-        else:
-            raise ImportFormatError(f"{source}: {name} has no {' or '.join(expected)}: {_what(item, expected)}")
-    if refused:
-        if not documents.found:
-            raise ImportFormatError(f"{source} holds refused requests only ({refused[0]})")
-        documents.notes.append(f"{len(refused)} refused requests were left out ({refused[0]})")
-    return documents
+
+    def __init__(self, source: Path, expected: tuple[str, ...]) -> None:
+        self.source, self.expected = source, expected
+        self.names: list[str] = []
+        self.first: list[str] = []
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[str, Document]]:
+        refused, reason = 0, ""
+        for name, item in _items(self.source, read_text(self.source, _INFLATION)):
+            if not isinstance(item, dict):
+                raise ImportFormatError(f"{self.source}: {name} is not a JSON object: expected an engine's responses")
+            if any(item.get(key) is not None for key in self.expected):
+                self.names.append(name)
+                self.first = self.first or [str(key)[:30] for key in list(item)[:12]]
+                yield name, item
+            elif item.get("object") == "error" or item.get("error"):
+                refused, reason = refused + 1, reason or f"{name}: {_reason(item)}"
+            else:
+                wanted = " or ".join(self.expected)
+                raise ImportFormatError(f"{self.source}: {name} has no {wanted}: {_what(item, self.expected)}")
+        if refused and not self.names:
+            raise ImportFormatError(f"{self.source} holds refused requests only ({reason})")
+        if refused:
+            self.notes.append(f"{refused} refused requests were left out ({reason})")
 
 
 def _reason(item: Document) -> str:
@@ -65,35 +70,59 @@ def _what(item: Document, expected: tuple[str, ...]) -> str:
 
 
 def _items(source: Path, data: bytes) -> Iterator[tuple[str, Any]]:
-    if data.lstrip()[:6] in (b"data: ", b"event:") or data.lstrip()[:5] == b"data:":
+    head = data[:1000].lstrip()
+    if head.startswith((b"data:", b"event:")):
         yield from _events(source, data)
         return
     try:
-        whole = msgspec.json.decode(data)
+        whole = msgspec.json.decode(data, type=list[msgspec.Raw] if head.startswith(b"[") else msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         yield from _lines(source, data, str(error))
         return
-    for number, item in enumerate(_flat(whole if isinstance(whole, list) else [whole])):
-        yield f"response {number}", item
+    try:
+        for number, item in enumerate(_flat(whole if isinstance(whole, list) else [whole])):
+            yield f"response {number}", _opened(item)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImportFormatError(f"{source} is not JSON: {error}") from None
 
 
-def _flat(items: Iterable[Any]) -> Iterator[Any]:
+def _flat(items: Iterable[msgspec.Raw]) -> Iterator[msgspec.Raw]:
     for item in items:  # batches of batches, as saved call by call
-        if isinstance(item, list):
-            yield from item
+        if _begins(item) == b"[":
+            yield from msgspec.json.decode(item, type=list[msgspec.Raw])
         else:
             yield item
+
+
+def _begins(value: msgspec.Raw) -> bytes:
+    return bytes(memoryview(value)[:16]).lstrip()[:1]
+
+
+def _opened(value: msgspec.Raw) -> Any:
+    """A JSON value as Python's, but for lists of routing."""
+    begin = _begins(value)
+    if begin == b"[":
+        return [_opened(item) for item in msgspec.json.decode(value, type=list[msgspec.Raw])]
+    if begin != b"{":
+        return msgspec.json.decode(value)
+    found: Document = {}
+    for key, inner in msgspec.json.decode(value, type=dict[str, msgspec.Raw]).items():
+        if key in _ROUTING and _begins(inner) == b"[":
+            found[key] = inner
+        else:
+            found[key] = _opened(inner) if key in _HOLDERS else msgspec.json.decode(inner)
+    return found
 
 
 def _lines(source: Path, data: bytes, why: str) -> Iterator[tuple[str, Any]]:
     for number, line in lines_of(source, data):
         try:
-            item = msgspec.json.decode(line)
+            parts = [_opened(part) for part in _flat([msgspec.json.decode(line, type=msgspec.Raw)])]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             if number == 1 and lone_surrogate(line) is None:
                 raise ImportFormatError(f"{source} is not JSON: {why}") from None
             raise ImportFormatError(f"{source}: line {number} {why_not_json(line, error)}") from None
-        for part in _flat([item]):
+        for part in parts:
             yield f"line {number}", part
 
 
@@ -130,7 +159,7 @@ def _events(source: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         if field_name != b"data" or value.strip() == b"[DONE]":
             continue
         try:
-            chunk = msgspec.json.decode(value)
+            chunk = _opened(msgspec.json.decode(value, type=msgspec.Raw))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ImportFormatError(f"{source}: the event in line {number} is not JSON: {error}") from None
         if not isinstance(chunk, dict):

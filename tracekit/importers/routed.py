@@ -5,12 +5,16 @@ import binascii
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tracekit.errors import ImportFormatError
 from tracekit.importers.arrays import MAGIC, parse_npy
+from tracekit.importers.number_text import numbers_in
 from tracekit.importers.responses import Document
+
+_MOST_IRREGULAR = 8 << 20  # bytes of JSON
 
 
 def routed_array(source: Path, name: str, value: Any, shape: tuple[int, int] | None = None) -> NDArray[Any]:
@@ -40,6 +44,9 @@ def _decode(source: Path, name: str, value: Any) -> NDArray[Any]:
         return _flat_numbers(source, name, data, np.dtype("<i4"))
     if isinstance(value, dict) and isinstance(value.get("data"), str):
         return _described(source, name, value)
+    if isinstance(value, msgspec.Raw):
+        numbers = numbers_in(memoryview(value))
+        return _nested(source, name, _small(source, name, value)) if numbers is None else numbers
     if isinstance(value, list):
         return _nested(source, name, value)
     raise ImportFormatError(f"{source}: {name} is neither a nested list nor base64")
@@ -85,6 +92,17 @@ def _nested(source: Path, name: str, value: list[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "iu":
         raise ImportFormatError(f"{source}: {name} holds {array.dtype}, expected expert ids")
     return array
+
+
+def _small(source: Path, name: str, value: msgspec.Raw) -> list[Any]:
+    """A list that is no regular table of numbers, to say what it is instead."""
+    if len(memoryview(value)) > _MOST_IRREGULAR:
+        raise ImportFormatError(f"{source}: {name} is not [tokens, layers, k] of expert ids throughout")
+    try:
+        found: list[Any] = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImportFormatError(f"{source}: {name} is not JSON: {error}") from None
+    return found
 
 
 def _numbers(value: Any) -> bool:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tracekit.errors import ImportFormatError
@@ -21,7 +22,7 @@ from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.fields import Unread
 from tracekit.importers.lines import Lines
 from tracekit.importers.passes import find_passes
-from tracekit.importers.responses import Document, read_documents
+from tracekit.importers.responses import Document, Documents
 from tracekit.importers.sequences import assemble
 
 _TOKEN = re.compile(r"token_([0-9]{1,9})")
@@ -31,16 +32,20 @@ _LAYER = re.compile(r"layer_([0-9]{1,4})")
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read router data, see the module's text; ImportFormatError when it is none."""
-    documents = read_documents(source, ("router_data",))
+    documents = Documents(source, ("router_data",))
     lines, step = Lines(source), []
     passes, unread = 0, Unread()
-    for number, (name, document) in enumerate(documents.found):
+    for number, (name, document) in enumerate(documents):
         unread.names.update(dict.fromkeys(str(key)[:40] for key in document if key != "router_data"))
         entries = document["router_data"]
-        if not isinstance(entries, list):
+        if not isinstance(entries, msgspec.Raw):
             raise ImportFormatError(f"{source}: {name}: router_data is not a list of forward passes")
-        for entry in entries:
-            rows = _pass(lines, f"{source}: {name}", number, entry, unread)
+        for entry in msgspec.json.decode(entries, type=list[msgspec.Raw]):
+            try:
+                value = msgspec.json.decode(entry)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ImportFormatError(f"{source}: {name} is not JSON: {error}") from None
+            rows = _pass(lines, f"{source}: {name}", number, value, unread)
             step += [passes] * rows
             passes += 1
     if not lines.line:
@@ -48,7 +53,7 @@ def read(source: Path, options: ImportOptions) -> Imported:
     request, layer, token, line = (np.array(part) for part in (lines.request, lines.layer, lines.token, lines.line))
     unknown = np.full(len(line), -1, np.int8)
     found = find_passes(request, layer, token, line, np.array(step), unknown)
-    names = [name for name, _ in documents.found]
+    names = documents.names
     sequences, layers = lines.sequences(names, None, found, unknown, alone=True)
     notes = [*documents.notes, *unread.notes()]
     return assemble(source, "router-data", sequences, options, moe_layers=layers, notes=notes)

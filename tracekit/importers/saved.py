@@ -8,7 +8,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tracekit.decoding import guarded
 from tracekit.errors import ImportFormatError
+from tracekit.opening import checked, open_file, read_file
 from tracekit.shards import installed_memory
 
 _GZIP = b"\x1f\x8b"
@@ -22,12 +24,12 @@ _TEXT_ENCODINGS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", c
 
 def refuse_pickle(source: Path) -> None:
     """Raise ImportFormatError where `source` is a pickle, torch's files among them: opening one may run anything."""
-    with source.open("rb") as file:
+    with open_file(source) as file:
         head = file.read(4)
     torch = False
     if head == _ZIP:
         try:
-            with zipfile.ZipFile(source) as archive:
+            with open_file(source) as file, zipfile.ZipFile(file) as archive:
                 torch = any(name.endswith("data.pkl") for name in archive.namelist())
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             return  # whoever reads it says so
@@ -47,7 +49,7 @@ def read_text(source: Path, inflation: int) -> bytes:
     """
     limit = installed_memory() // inflation
     size = source.stat().st_size
-    with source.open("rb") as file:
+    with open_file(source) as file:
         head = file.read(4)
     if size > limit:
         raise _too_large(source, size)
@@ -56,19 +58,19 @@ def read_text(source: Path, inflation: int) -> bytes:
     elif head == _ZSTD:
         data = _unzstd(source, limit)
     else:
-        data = source.read_bytes()
+        data = read_file(source, limit)
     return _in_utf8(data)
 
 
 def head_of(source: Path) -> bytes:
     """The first bytes of what the file holds, unpacked as `read_text` does."""
-    with source.open("rb") as file:
+    with open_file(source) as file:
         head = file.read(_HEAD)
     if head.startswith(_ZSTD):
         return read_text(source, 1)[:_HEAD]
     if head.startswith(_GZIP):
         try:
-            with gzip.open(source) as packed:
+            with open_file(source) as file, gzip.open(file) as packed:
                 head = packed.read(_HEAD)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ImportFormatError(f"{source} is not a whole gzip file: {error}") from None
@@ -99,7 +101,7 @@ def _too_large(source: Path, size: int) -> ImportFormatError:
 def _gunzip(source: Path, limit: int) -> bytes:
     parts, size = [], 0
     try:
-        with gzip.open(source) as file:
+        with open_file(source) as packed, gzip.open(packed) as file:
             while part := file.read(1 << 20):
                 size += len(part)
                 if size > limit:
@@ -113,10 +115,11 @@ def _gunzip(source: Path, limit: int) -> bytes:
 def _unzstd(source: Path, limit: int) -> bytes:
     import polars as pl  # unpacks zstd, which Python itself learns in 3.14
 
-    if (most := _zstd_bound(source.read_bytes())) > limit:
+    if (most := _zstd_bound(read_file(source, limit))) > limit:
         raise _too_large(source, most)
     try:
-        lines = pl.scan_lines(source, glob=False).collect()["line"]
+        with guarded(source):
+            lines = pl.scan_lines(checked(source), glob=False).collect()["line"]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         first = (str(error).splitlines() or ["unreadable"])[0]
         raise ImportFormatError(f"{source} is not a whole zstd file: {first[:200]}") from None

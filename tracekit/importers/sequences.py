@@ -16,6 +16,7 @@ from tracekit.rows import DECODE, PREFILL, UNUSED
 
 ABSENT = -1
 """The id that engines put where no expert was chosen, or none was recorded."""
+_PIECE = 1 << 20  # ids that are looked at together
 _BY_CHANCE = 16  # choices of expert 0 in a row that chance does not make
 
 
@@ -34,7 +35,7 @@ class Sequence:
     experts: NDArray[Any]
     prompt: int = 0
     first: int = 0
-    token_id: NDArray[np.int64] | None = None
+    token_id: NDArray[np.integer] | None = None
     weights: NDArray[Any] | None = None
     joins: bool = False
     steps: NDArray[np.int64] | None = None
@@ -59,11 +60,7 @@ def assemble(
     `stated` is the number of experts per layer that the file itself says.
     """
     _check_shapes(source, sequences)
-    experts = np.concatenate([np.asarray(sequence.experts) for sequence in sequences])
-    experts = without_slots(source, experts, options.drop_slot)
-    if experts.dtype.kind == "u":
-        experts = experts.astype(np.int64)
-    _check_ids(source, sequences, experts)
+    experts = _joined(source, sequences, options.drop_slot)
     told = list(notes)
     blank = _blank(experts)  # [tokens, layers]
     layers: NDArray[np.bool_] = np.logical_not(blank.all(axis=0))
@@ -81,13 +78,15 @@ def assemble(
     weights = _weights(sequences)
     columns = _columns(sequences)
     rows = np.flatnonzero(kept)
-    rows = rows[np.argsort(columns["step"][rows], kind="stable")]  # the tokens of a batch come together
-    columns = {name: column[rows] for name, column in columns.items()}
+    if (np.diff(columns["step"][rows]) < 0).any():  # the tokens of a batch come together
+        rows = rows[np.argsort(columns["step"][rows], kind="stable")]
+    if len(rows) < len(kept) or (np.diff(rows) < 0).any():
+        columns = {name: column[rows] for name, column in columns.items()}
     # Tokens left out may have been a step's only ones: steps stay without gaps.
-    columns["step"] = np.unique(columns["step"], return_inverse=True)[1].reshape(-1)
-    experts = experts[rows][:, layers].astype(np.uint16)  # ABSENT wraps to UNUSED
+    columns["step"] = np.cumsum(np.append(False, np.diff(columns["step"]) != 0), dtype=np.int32)
+    experts = _selected(experts, rows, layers)
     if weights is not None:
-        columns["weights"] = without_slots(source, weights, options.drop_slot)[rows][:, layers]
+        columns["weights"] = _selected(without_slots(source, weights, options.drop_slot), rows, layers)
     per_layer, how = _experts_per_layer(source, experts, options.experts, stated)
     return Imported(
         Manifest(
@@ -123,30 +122,55 @@ def _check_shapes(source: Path, sequences: Many[Sequence]) -> None:
         raise ImportFormatError(f"{source}: {layers} layers of {top_k} slots, too many for a model")
 
 
-def _check_ids(source: Path, sequences: Many[Sequence], experts: NDArray[Any]) -> None:
-    wrong = (experts < ABSENT) | (experts >= MAX_EXPERTS)
-    if not wrong.any():
-        return
-    row, layer, slot = np.argwhere(wrong)[0]
-    value = experts[row, layer, slot]
+def _joined(source: Path, sequences: Many[Sequence], drop_slot: tuple[int, ...]) -> NDArray[np.uint16]:
+    """The choices of all sequences [tokens, layers, k], UNUSED where absent, without some slots; checked."""
+    layers, top_k = sequences[0].experts.shape[1:]
+    experts = np.empty((sum(len(one.experts) for one in sequences), layers, top_k - len(set(drop_slot))), np.uint16)
+    at = 0
     for sequence in sequences:
-        if row < len(sequence.experts):
-            break
-        row -= len(sequence.experts)
-    raise ImportFormatError(
-        f"{source}: {sequence.name}, row {row}, layer {layer}: expert id {value} is out of range "
-        "(wrong number type, layers or top-k?)"
-    )
+        for first, last in _pieces(sequence.experts):
+            part = without_slots(source, sequence.experts[first:last], drop_slot)
+            wrong = (part < ABSENT) | (part >= MAX_EXPERTS)
+            if wrong.any():
+                row, layer, slot = np.argwhere(wrong)[0]
+                raise ImportFormatError(
+                    f"{source}: {sequence.name}, row {first + row}, layer {layer}: expert id {part[row, layer, slot]} "
+                    "is out of range (wrong number type, layers or top-k?)"
+                )
+            experts[at : at + len(part)] = part.astype(np.uint16)  # ABSENT wraps to UNUSED
+            at += len(part)
+    return experts
 
 
-def _blank(experts: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a token has no routing at a layer, [tokens, layers]: all ABSENT, or all 0 where that is no choice.
+def _selected(array: NDArray[Any], rows: NDArray[np.intp], layers: NDArray[np.bool_]) -> NDArray[Any]:
+    """Some rows and layers of [tokens, layers, k], in the order of `rows`; no copy where that is all, as it is."""
+    if layers.all() and len(rows) == len(array) and (rows[1:] > rows[:-1]).all():
+        return array
+    return array[np.ix_(rows, np.flatnonzero(layers))]
+
+
+def _pieces(array: NDArray[Any]) -> list[tuple[int, int]]:
+    """The rows of [tokens, layers, k] in pieces whose temporaries take little."""
+    rows = max(1, _PIECE // max(1, array.shape[1] * array.shape[2]))
+    return [(first, min(first + rows, len(array))) for first in range(0, len(array), rows)]
+
+
+def _all_of(experts: NDArray[np.uint16], value: int) -> NDArray[np.bool_]:
+    """Whether all slots of a token at a layer hold `value`, [tokens, layers]."""
+    found = np.empty(experts.shape[:2], np.bool_)
+    for first, last in _pieces(experts):
+        found[first:last] = (experts[first:last] == value).all(axis=2)
+    return found
+
+
+def _blank(experts: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Where a token has no routing at a layer, [tokens, layers]: all UNUSED, or all 0 where that is no choice.
 
     Of several experts, all 0 is no choice. One expert may be expert 0: then a layer of zeros throughout is none, and so
     is a run of tokens with zeros at every layer that is too long for chance.
     """
-    blank: NDArray[np.bool_] = (experts == ABSENT).all(axis=2)
-    zero: NDArray[np.bool_] = blank | (experts == 0).all(axis=2)
+    blank = _all_of(experts, UNUSED)
+    zero = blank | _all_of(experts, 0)
     if experts.shape[2] > 1:
         return zero
     if len(zero) >= _BY_CHANCE:
@@ -168,19 +192,20 @@ def _columns(sequences: Many[Sequence]) -> dict[str, NDArray[Any]]:
         prompt = min(sequence.prompt, count)
         if prompt and not (sequence.joins and number):
             step += 1
-        steps = np.full(count, step)
+        steps = np.full(count, step, np.int32)
         steps[prompt:] = step + 1 + np.arange(count - prompt)
         if sequence.steps is not None:
             steps = sequence.steps
         step = int(steps[-1]) if count else step
         parts["step"].append(steps)
-        parts["request"].append(np.full(count, number))
-        parts["position"].append(sequence.first + np.arange(count))
-        by_place = np.where(np.arange(count) < prompt, PREFILL, DECODE)
+        parts["request"].append(np.full(count, number, np.int32))
+        wide = np.int32 if sequence.first + count < 2**31 else np.int64
+        parts["position"].append(np.arange(sequence.first, sequence.first + count, dtype=wide))
+        by_place = np.where(np.arange(count) < prompt, PREFILL, DECODE).astype(np.uint8)
         parts["phase"].append(by_place if sequence.phase is None else sequence.phase)
         ids = sequence.token_id
         known = ids is not None and len(ids) == count
-        parts["token_id"].append(ids if ids is not None and known else np.full(count, -1))
+        parts["token_id"].append(ids if ids is not None and known else np.full(count, -1, np.int32))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.placing import Part, place
-from tracekit.importers.responses import Document, choices_of, integer, read_documents, token_ids
+from tracekit.importers.responses import Document, Documents, choices_of, integer, token_ids
 from tracekit.importers.routed import routed_array
 from tracekit.importers.sequences import assemble
 from tracekit.manifest import MAX_LAYERS, MAX_TOP_K
@@ -49,10 +49,10 @@ class _Payload:
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read responses, see the module's text; ImportFormatError when they are none."""
     given = (options.layers, options.top_k) if options.layers and options.top_k else None
-    documents = read_documents(source, ("meta_info", "choices"))
+    documents = Documents(source, ("meta_info", "choices"))
     responses: list[list[_Payload]] = []
     lost, beside, model = 0, 0, None
-    for name, document in documents.found:
+    for name, document in documents:
         model = model or document.get("model")
         texts = [(name, document)] if "meta_info" in document else choices_of(source, name, document)
         held = [(text_name, text, _routing(text)) for text_name, text in texts]
@@ -63,8 +63,8 @@ def read(source: Path, options: ImportOptions) -> Imported:
         lost += 0 if some else 1
         responses.append([_payload(source, part, document, len(texts), given) for part in some])
     payloads = [payload for response in responses for payload in response]
-    if not payloads and documents.found:
-        has = ", ".join(str(key)[:30] for key in list(documents.found[0][1])[:12])
+    if not payloads and documents.names:
+        has = ", ".join(documents.first)
         raise ImportFormatError(
             f"{source} holds no routed tokens: no routed_experts in {', '.join(_PLACES)} of a response or its choices "
             f"(the first has: {has}); was the engine told to return routed experts?"
@@ -118,7 +118,7 @@ def _payload(
         of_all=None if own else generated,
         start=start,
         cached=cached if cached is not None else count("prompt_tokens_details", "cached_tokens") or 0,
-        ids=prompt_ids + output_ids if prompt_ids else [],
+        ids=np.array(prompt_ids + output_ids if prompt_ids else [], np.int32),
     )
     known = prompt is not None and part.generated is not None
     return _Payload(part, (prompt or 0) + (part.generated or 0) - (start or 0) if known else None)

@@ -10,6 +10,7 @@ from tracekit.rows import UNUSED
 
 _ENOUGH = 16  # tokens, and choices of each expert, below which what looks like a shared expert may be chance
 _FUSED = 8  # shared experts of a layer, copies of one for each rank among them, at most
+_PIECE = 1 << 20  # ids that are counted together
 _GLANCE = 1 << 12  # rows that show most slots to be routed
 
 
@@ -64,8 +65,8 @@ def _held(experts: NDArray[np.integer], slot: int) -> str:
         return f"expert {held[0]} in every row"
     if alone:
         return "one expert of each layer in every row"
-    others = np.delete(experts, slot, axis=2)
-    routed = int(others.max(where=others != UNUSED, initial=0))
+    others = [experts[:, :, other] for other in range(experts.shape[2]) if other != slot]
+    routed = max(int(other.max(where=other != UNUSED, initial=0)) for other in others)
     apart = int(held[0]) > routed and int(held[-1] - held[0]) == len(held) - 1
     if not apart or int(used.sum()) < _ENOUGH * len(held):
         return ""
@@ -81,9 +82,13 @@ def _one_of_each_layer(column: NDArray[np.integer], used: NDArray[np.bool_]) -> 
 def _everywhere(experts: NDArray[np.integer]) -> list[str]:
     """Experts that all choices share, in whatever slot."""
     layers = experts.shape[1]
-    choices = int((experts != UNUSED).any(axis=2).sum())
+    choices, chosen = 0, np.zeros(UNUSED + 1, np.int64)
+    rows = max(1, _PIECE // (layers * experts.shape[2]))
+    for first in range(0, len(experts), rows):
+        part = experts[first : first + rows]
+        choices += int((part != UNUSED).any(axis=2).sum())
+        chosen += np.bincount(part.ravel(), minlength=UNUSED + 1)
     if choices < _ENOUGH * _ENOUGH or layers < 2:
         return []
-    used = experts[experts != UNUSED]
-    found = np.flatnonzero(np.bincount(used.astype(np.int64)) == choices)
+    found = np.flatnonzero(chosen[:UNUSED] == choices)
     return [f"expert {expert} is in every choice, in changing slots: a shared expert" for expert in found.tolist()]

@@ -28,16 +28,17 @@ from tracekit.errors import ImportFormatError
 from tracekit.importers import Imported, ImportOptions
 from tracekit.importers.arrays import MAGIC, read_npy, read_npz
 from tracekit.importers.placing import Part, place
-from tracekit.importers.responses import Document, choices_of, integer, read_documents, token_ids
+from tracekit.importers.responses import Document, Documents, choices_of, integer, token_ids
 from tracekit.importers.routed import routed_array
 from tracekit.importers.sequences import Sequence, assemble
+from tracekit.opening import open_file
 
 _ARRAYS = ("routed_experts", "prompt_routed_experts", "prompt_tokens")
 
 
 def read(source: Path, options: ImportOptions) -> Imported:
     """Read responses or arrays, see the module's text; ImportFormatError when they are neither."""
-    with source.open("rb") as file:
+    with open_file(source) as file:
         head = file.read(len(MAGIC))
     if head == MAGIC:
         experts = read_npy(source)
@@ -72,10 +73,10 @@ def _from_npz(source: Path, options: ImportOptions) -> Imported:
 
 
 def _from_responses(source: Path, options: ImportOptions) -> Imported:
-    documents = read_documents(source, ("choices",))
+    documents = Documents(source, ("choices",))
     responses: list[list[Part]] = []
     lost, model = 0, None
-    for name, document in documents.found:
+    for name, document in documents:
         model = model or document.get("model")
         choices = choices_of(source, name, document)
         held = [
@@ -126,5 +127,5 @@ def _part(source: Path, document: Document, choices: int, number: int, name: str
         of_all=completion if choices > 1 and document.get("prompt_routed_experts") is None else None,
         start=start,
         cached=integer(document, "usage", "prompt_tokens_details", "cached_tokens") or 0,
-        ids=prompt_ids + generated_ids if prompt_ids and generated_ids else [],
+        ids=np.array(prompt_ids + generated_ids if prompt_ids and generated_ids else [], np.int32),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from tracekit.errors import ImportFormatError
+from tracekit.opening import read_file
 
 
 class _Added(msgspec.Struct):
@@ -21,6 +22,9 @@ class _Tokenizer(msgspec.Struct):
     added_tokens: list[_Added] = []
 
 
+_MOST_BYTES = 256 << 20
+
+
 class Vocabulary:
     """The vocabulary of a `tokenizer.json`, or of the directory that holds one. `unknown` counts pieces without an id.
 
@@ -31,7 +35,7 @@ class Vocabulary:
         file = path / "tokenizer.json" if path.is_dir() else path
         self.unknown = 0
         try:
-            found = msgspec.json.decode(file.read_bytes(), type=_Tokenizer)
+            found = msgspec.json.decode(read_file(file, _MOST_BYTES), type=_Tokenizer)
         except OSError as error:
             raise ImportFormatError(f"tokenizer {file}: {error.strerror or error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """The files of a local model: which hold its weights, whether they are whole, and its JSON."""
 
 import json
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,18 @@ def check_weights(directory: Path) -> None:
             raise ModelError(f"{path} is missing: the model's weights are incomplete") from None
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path} is truncated or damaged: {short(error)}") from None
+
+
+def stored_numbers(directory: Path) -> int:
+    """How many numbers the weight files hold, by their headers."""
+    total = 0
+    for path in weight_files(directory):
+        try:
+            with safe_open(checked(path), framework="pt") as file:
+                total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path} is truncated or damaged: {short(error)}") from None
+    return total
 
 
 def weight_files(directory: Path) -> list[Path]:

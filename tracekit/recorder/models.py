@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tracekit.errors import ModelError, did_you_mean
-from tracekit.recorder.files import check_weights, read_json, short
+from tracekit.recorder.files import check_weights, read_json, short, stored_numbers
 from tracekit.recorder.layers import count_routed_layers
 from tracekit.recorder.seam import is_experts
 
@@ -47,7 +47,8 @@ _AUTO: tuple[Any, ...] = (
     AutoModel,
 )
 _LOGGING: Any = transformers.utils.logging
-_MAX_LAYERS = 4096  # a configuration beyond this is damaged or hostile, and would take forever to build
+_MAX_LAYERS = 512  # a configuration beyond this is damaged or hostile, and would take forever to build
+_MOST_PACKED = 16  # weights of two bits in a number of 32
 
 
 class LoadingReport(TypedDict):
@@ -71,6 +72,7 @@ def load_model(
     config = load_config(directory, trust_remote_code=trust_remote_code)
     check_experts(config, directory, trust_remote_code=trust_remote_code)
     check_weights(directory)
+    check_size(empty_model(config, directory, trust_remote_code=trust_remote_code), directory)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     placement: dict[str, dict[str, torch.device]] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with quietly(directory):
@@ -174,6 +176,20 @@ def check_experts(config: "PreTrainedConfig", directory: Path, *, trust_remote_c
         raise ModelError(
             f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
             "can be recorded or offloaded"
+        )
+
+
+def check_size(model: PreTrainedModel, directory: Path) -> None:
+    """Raise ModelError where a configuration, here as an empty model, describes far more than the weight files hold.
+
+    What the files lack would be made up first, at any size, and found missing then.
+    """
+    described = sum({id(parameter): parameter.numel() for parameter in model.parameters()}.values())
+    stored = stored_numbers(directory)
+    if described > _MOST_PACKED * stored:
+        raise ModelError(
+            f"{directory / 'config.json'} describes {described} parameters, the weights beside it hold {stored} "
+            "numbers: the two do not belong together"
         )
 
 

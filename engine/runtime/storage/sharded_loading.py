@@ -22,6 +22,7 @@ from tracekit.errors import ModelError
 from tracekit.recorder.models import (
     check_complete,
     check_experts,
+    check_size,
     empty_model,
     find_model,
     load_config,
@@ -60,6 +61,7 @@ def opened_checkpoint(
         if isinstance(chosen, str):
             chosen = dtype_of(config, chosen) if stated is not None else _stored_dtype(checkpoint)
         empty = empty_model(config, directory, chosen)
+        check_size(empty, directory)
         origin = CheckpointExperts(empty, checkpoint, say)
         place = device or torch.device("cpu")
         places = {name: None if name in origin.streamed else place for name in checkpoint}

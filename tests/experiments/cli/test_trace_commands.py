@@ -97,7 +97,7 @@ def test_the_document_lists_the_words_of_router_dumps() -> None:
         (["synthetic", "--tokens", "0", "--output", "c.trace"], ["tokens is 0"]),
         (["synthetic", "--output", "a.trace"], ["a.trace exists"]),
         (["import", "vlm", "a.trace", "--output", "c.trace"], ["did you mean 'vllm'"]),
-        (["import", "vllm", "a.trace", "--output", "c.trace"], ["is not a file"]),
+        (["import", "vllm", "a.trace", "--output", "c.trace"], ["not a file"]),
         (["import", "npz", "x.npz", "--top-k", "2", "--output", "c.trace"], ["leave --top-k out"]),
     ],
 )

@@ -50,6 +50,21 @@ def test_values_that_no_study_writes(change: dict[str, object], says: str) -> No
         read_table(table(schema.TIMELINE, **(BAR | change)), schema.TIMELINE)
 
 
+def test_no_name_in_a_table_is_that_of_a_file_with_code() -> None:
+    point = {"trace": "a", "batch": 1, "scope": "layer", "slots": 1, "share": 0.5, "hit_ratio": 0.5}
+    point |= {"decode_hit_ratio": 0.5}
+    assert len(read_table(table(schema.CURVES, **point, policy="belady"), schema.CURVES)) == 1
+    with pytest.raises(ValueError, match="column policy names others than lru and belady"):
+        read_table(table(schema.CURVES, **point, policy="./evil.py:P"), schema.CURVES)
+
+
+def test_two_rows_do_not_ask_for_a_picture_of_gigabytes() -> None:
+    use = {"trace": "a", "model": "m", "layer": 0, "lookups": 1, "share": 1.0}
+    assert len(read_table(table(schema.EXPERTS, **use, expert=511), schema.EXPERTS)) == 1
+    with pytest.raises(ValueError, match="more than 4000000 experts"):
+        read_table(table(schema.EXPERTS, **use, expert=2**62), schema.EXPERTS)
+
+
 def test_other_columns_and_other_files() -> None:
     wrong = pl.DataFrame({name: [0.5] for name in schema.TIMELINE})
     with pytest.raises(ValueError, match="other columns"):

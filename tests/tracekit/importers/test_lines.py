@@ -257,7 +257,7 @@ def test_deepseek_folder(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("no log")
     trace = import_trace("deepseek-csv", folder, tmp_path / "a.trace")
     assert trace.manifest.requests == 2 and trace.step.tolist() == [0] * 6 + [1] * 6
-    with pytest.raises(ImportFormatError, match="is not a file"):
+    with pytest.raises(ImportFormatError, match="not a file"):
         import_trace("jsonl", folder, tmp_path / "b.trace")
     (folder / "prompt_11_data.csv").write_text(activations(layers=2))
     with pytest.raises(ImportFormatError, match="prompt_11_data"):
