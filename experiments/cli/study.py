@@ -10,7 +10,7 @@ from experiments.cli import console, options
 
 if TYPE_CHECKING:
     from experiments.study.grid import Study
-    from experiments.study.study_json import Round, Summary
+    from experiments.study.study_json import Round, SettingSummary, Summary
 
 
 def command(
@@ -129,18 +129,36 @@ def duration(seconds: float) -> str:
 
 
 def _show(summary: "Summary", output: Path) -> None:
+    """Of each setting the best plans, what to keep in mind, and one verdict; the report has every comparison."""
     for found in summary.settings:
-        console.tell(f"{found.conditions}: {found.statement}")
-        for compared in found.comparisons:
-            console.tell(f"  {compared.verdict}")
-        for line in found.ranking:
-            console.tell(f"  {line}")
+        if found.best:
+            console.table(f"The best plans: {found.conditions}", *_best(found))
+            if found.alike and len(found.best) > 1:
+                console.tell(f"all of these: {found.alike}")
         for note in found.notes:
-            console.tell(f"  note: {note}")
+            console.tell(f"note: {note}")
         _show_search(found.search)
+        verdict = f"; {found.verdict}" if found.verdict else ""
+        console.tell(f"{found.conditions}: {found.statement}{verdict}")
     console.warn(summary.warnings)
     if any(found.winner is not None for found in summary.settings):
         console.tell(f"winner: {output}/winner.plan.toml")
     console.tell(
         f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )
+
+
+def _best(found: "SettingSummary") -> tuple[list[str], list[list[str]]]:
+    """The table of the best plans, as the report has it."""
+    columns = ["plan", found.unit or "", "against the best", "GB on device", "of the bound"]
+    rows = [
+        [
+            leader.name,
+            f"{leader.value:.3f}" if leader.value < 1000 else f"{leader.value:,.0f}",
+            "best" if place == 0 else leader.words or "-",
+            "-" if leader.device_bytes is None else f"{leader.device_bytes / 1e9:.2f}",
+            console.percent(leader.share_of_bound, 1),
+        ]
+        for place, leader in enumerate(found.best)
+    ]
+    return columns, rows

@@ -21,12 +21,16 @@ class PolicyRow:
     `hits_prefetched` is the share of all hits that a prefetch brought. `bound_tokens_per_second` is what no
     policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
     Belady does. `low` to `high` is the interval of `tokens_per_second`. `fates` counts prefetches that were there in
-    time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown).
+    time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown). `weights`,
+    `kernels` and `lane` say how experts are stored and computed, where that is not as usual.
     """
 
     name: str
     capacity: str
     prefetch: str
+    weights: str = ""
+    kernels: str = ""
+    lane: str = ""
     hit_ratio: float
     decode_hit_ratio: float | None
     hits_prefetched: float
@@ -46,6 +50,13 @@ class PolicyRow:
         rates = ("tokens_per_second", "bound_tokens_per_second", "low", "high")
         for name in (*rates, "bytes_loaded_per_token", "device_bytes"):
             _within(f"policy row {self.name!r}", name, getattr(self, name))
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What its name is made of (`experiments.report.labels`)."""
+        prefetch = "" if self.prefetch == "none" else self.prefetch
+        parts = {"name": self.name, "capacity": self.capacity, "prefetch": prefetch}
+        return parts | {"weights": self.weights, "kernels": self.kernels, "lane": self.lane}
 
     @property
     def share_of_bound(self) -> float | None:
@@ -146,16 +157,40 @@ class Validation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegretRow:
-    """Why a step of one plan takes longer than computing alone: milliseconds by cause, which may be negative."""
+    """Why a step of one plan takes longer than computing alone: milliseconds by cause, which may be negative.
+
+    `alike`: what all rows beside it have in common, too, so that their labels do not say it.
+    """
 
     label: str
     parts: tuple[tuple[str, float], ...]
     policy: str = ""
+    alike: str = ""
 
     def __post_init__(self) -> None:
         _named("a regret row", self.label)
         if not all(math.isfinite(value) for _, value in self.parts):
             raise StudyError(f"regret of {self.label!r}: every part must be a number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """One of a machine's best plans: what the objective asks for (`value`), and how it stands against the winner.
+
+    `sure`: it was shown to be worse; False: level with the winner, or not told apart; None: not compared.
+    """
+
+    label: str
+    value: float
+    device_bytes: float | None = None
+    share_of_bound: float | None = None
+    against: str = ""
+    sure: bool | None = None
+
+    def __post_init__(self) -> None:
+        _named("a best plan", self.label)
+        for name in ("value", "device_bytes", "share_of_bound"):
+            _within(f"best plan {self.label!r}", name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,14 +237,20 @@ class TokenTimeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
+    """What a study found on one machine: who won (`statement`), how sure that is (`verdict`), and every plan's row.
 
+    `best` are the best plans, the winner first, by `unit`; `alike` is what these have in common.
     `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
     kind: "speed", "memory", "fates", "regret", "timeline".
     """
 
     title: str
     statement: str = ""
+    verdict: str = ""
+    best: tuple[Best, ...] = ()
+    unit: str = ""
+    alike: str = ""
+    ranking: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     room: float | None = None

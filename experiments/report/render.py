@@ -45,9 +45,11 @@ def sections_of(content: ReportContent) -> tuple[str, dict[str, Chart]]:
     """The page's sections as HTML, and its charts by the name of the place where each is drawn."""
     policies = content.policies()
     drawn: dict[str, Chart] = {}
+    answers = [setting_sections.answer(index, setting) for index, setting in enumerate(content.settings)]
     sections = _sections(content, charts.looks(policies), drawn)
     several = [policy_filter(policies)] if len(policies) > 1 and drawn else []
-    return "\n".join([*several, *sections]), drawn
+    facts = [section("", "", _facts(content))] if answers else []
+    return "\n".join([*answers, *facts, *several, *sections]), drawn
 
 
 def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
@@ -74,7 +76,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         numbers = html_tables.speed_table(content.rows)
         figure("speed", "Tokens per second", charts.speeds(content.rows, look), numbers)
     for index, setting in enumerate(content.settings):
-        sections += setting_sections.sections(index, setting, look, drawn)
+        sections += setting_sections.details(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
         figure(
             f"curves-{index}",
@@ -108,12 +110,18 @@ def _curve_legend(points: Sequence[CurvePoint], look: dict[str, Look]) -> str:
 
 
 def _header(content: ReportContent) -> str:
-    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle)
     parts = [f"<h1>{escape(content.title)}</h1>"]
     if lede := _lede(content.rows):
         parts.append(f'<p class="lede">{lede}</p>')
-    if facts:
-        parts.append(f"<dl>{facts}</dl>")
+    if not content.settings:  # else the answers come first
+        parts.append(_facts(content))
+    return "\n".join(parts)
+
+
+def _facts(content: ReportContent) -> str:
+    """What all of it is about, and how much there is to keep in mind."""
+    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle)
+    parts = [f"<dl>{facts}</dl>"] if facts else []
     if count := len(content.warnings):
         words = "one limit" if count == 1 else f"{count} limits"
         parts.append(f'<p class="note">Read with <a href="#limits">{words}</a> in mind.</p>')

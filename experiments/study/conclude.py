@@ -10,6 +10,7 @@ from experiments.statistics.ranking import in_words, rank_plans
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import Contest, Contestant
 from experiments.study.grid import Objective, Study
+from experiments.study.leaders import leaders, verdict
 from experiments.study.notes import left_out, no_winner, notes, plans
 from experiments.study.search import told, words
 from experiments.study.study_json import SettingSummary
@@ -53,6 +54,7 @@ def _summary(study: Study, setting: Conditions, rows: pl.DataFrame, searched: pl
         return summary
     winner = min(fitting, key=lambda one: one.rank)
     comparisons = against(study, winner, fitting)
+    best, alike = leaders(fitting, comparisons)
     return msgspec.structs.replace(
         summary,
         winner=winner.name,
@@ -62,6 +64,9 @@ def _summary(study: Study, setting: Conditions, rows: pl.DataFrame, searched: pl
         device_bytes=winner.device_bytes,
         share_of_bound=winner.share_of_bound,
         statement=statement(winner, len(fitting), searched=study.search is not None),
+        best=best,
+        alike=alike,
+        verdict=verdict(comparisons),
         comparisons=comparisons,
         # Without the winner the order of the others would mislead.
         ranking=[] if winner.costs is None else ranking(study, fitting),

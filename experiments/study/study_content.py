@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from experiments.report.content import (
+    Best,
     PolicyRow,
     RegretRow,
     ReportContent,
@@ -19,10 +20,12 @@ from experiments.report.content import (
     Work,
 )
 from experiments.report.content import Setting as Drawn
+from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
-from experiments.study.grid import Statistics, eviction_name, prefetch_name
+from experiments.study.grid import Statistics, eviction_name
+from experiments.study.leaders import plan_parts
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
@@ -99,25 +102,41 @@ def _setting(
 
         whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, statistics)
-    formats = rows["weights"].n_unique() > 1  # else each name would end alike
     title = str(found.conditions)
     return Drawn(
         title=title if found.hardware else title[:1].upper() + title[1:],
-        statement=found.statement[:1].upper() + found.statement[1:] + ".",
+        statement=_sentence(found.statement),
+        verdict=_sentence(found.verdict),
+        best=tuple(
+            Best(
+                label=leader.name,
+                value=leader.value,
+                device_bytes=leader.device_bytes,
+                share_of_bound=leader.share_of_bound,
+                against=leader.words,
+                sure=None if leader.outcome is None else leader.outcome in ("better", "worse"),
+            )
+            for leader in found.best
+        ),
+        unit=found.unit or "",
+        alike=found.alike,
+        ranking=tuple(found.ranking),
         verdicts=tuple(
             Verdict(text=compared.verdict, shown=compared.outcome in ("better", "worse"))
             for compared in found.comparisons
         ),
         notes=tuple(found.notes),
         room=found.room_bytes,
-        rows=tuple(
-            _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
-        ),
+        rows=tuple(_row(part, None if intervals is None else intervals[place]) for place, part in enumerate(whole)),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
         search=tuple(_round(one) for one in found.search),
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
     )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "." if words else ""
 
 
 def _round(found: Round) -> SearchRound:
@@ -143,7 +162,7 @@ def _again(found: SettingSummary, rows: pl.DataFrame) -> dict[str, str]:
     own = rows.filter(pl.col("plan_toml") == found.plan_toml)
     trace = own["trace"][0] if len(own) else rows["trace"][0]
     replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{found.conditions.options}"
-    where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
+    where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --figures FIGURES"
     one = f"{where}\n{replayed}"
     return {
         "speed": f"# a bar; its interval is of request_ns in results.parquet\n{one}",
@@ -167,8 +186,8 @@ def _intervals(plans: Sequence[pl.DataFrame], statistics: Statistics) -> np.ndar
     return rate_intervals(tokens, times.astype(np.float64), **msgspec.structs.asdict(statistics))
 
 
-def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:
-    plan = plan_of(part["plan_toml"][0])
+def _row(part: pl.DataFrame, interval: np.ndarray | None) -> PolicyRow:
+    parts = plan_parts(plan_of(part["plan_toml"][0]))
     total = {
         name: None if part[name].null_count() else int(part[name].sum())
         for name in ("hits", "lookups", "decode_hits", "decode_lookups", "hits_prefetch", "decode_tokens", *FATES)
@@ -179,9 +198,12 @@ def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> Poli
         loaded = float(scaled.sum()) / total["decode_tokens"]
     fates = tuple(total[name] for name in FATES)
     return PolicyRow(
-        name=eviction_name(plan),
-        capacity=plan.cache.capacity + (f", {plan.weights.experts}" if formats and plan.weights.experts else ""),
-        prefetch=prefetch_name(plan) or "none",
+        name=parts["eviction"],
+        capacity=parts["capacity"],
+        prefetch=parts["prefetch"] or "none",
+        weights=parts["weights"],
+        kernels=parts["kernels"],
+        lane=parts["lane"],
         hit_ratio=_ratio(total["hits"], total["lookups"]),
         decode_hit_ratio=_ratio(total["decode_hits"], total["decode_lookups"]),
         hits_prefetched=_ratio(total["hits_prefetch"], total["hits"]),
@@ -202,18 +224,23 @@ def _ratio(part: int | None, whole: int | None) -> float:
 
 def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
     """The best plans' regret, of each trace."""
-    found = []
-    several = rows["trace"].n_unique() > 1
-    for row in regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True):
-        label = row["plan"] + (f" on {Path(row['trace']).name}" if several else "")
-        parts = [
-            (name.removesuffix("_ns").replace("_", " "), row[name] / row["steps"] / 1e6)
-            for name in regret.columns
-            if name.endswith("_ns") and name != "total_ns"
-        ]
-        policy = eviction_name(plan_of(row["plan_toml"]))
-        found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
-    return found
+    found = list(regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True))
+    plans = [plan_of(row["plan_toml"]) for row in found]
+    parts = [plan_parts(plan) for plan in plans]
+    if len({row["trace"] for row in found}) > 1:
+        parts = [part | {"trace": f"on {Path(row['trace']).name}"} for part, row in zip(parts, found, strict=True)]
+    columns = [name for name in regret.columns if name.endswith("_ns") and name != "total_ns"]
+    return [
+        RegretRow(
+            label=label,
+            parts=tuple(
+                (name.removesuffix("_ns").replace("_", " "), row[name] / row["steps"] / 1e6) for name in columns
+            ),
+            policy=eviction_name(plan),
+            alike=shared(parts) if len(parts) > 1 else "",
+        )
+        for label, plan, row in zip(labels(parts), plans, found, strict=True)
+    ]
 
 
 def _commands(folder: Path, summary: Summary) -> tuple[str, ...]:

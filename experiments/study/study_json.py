@@ -8,6 +8,7 @@ from engine.hardware import HardwareProfile
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
 from experiments.study.grid import Objective, Search, Statistics
+from experiments.study.leaders import Leader
 
 
 class End(msgspec.Struct, frozen=True):
@@ -37,7 +38,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Who won in one setting (`Conditions`), and by how much; None where nobody did.
 
-    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`.
+    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`. `best` are the best plans,
+    the winner first, `alike` what all of these have in common, and `verdict` how sure it is that the winner is best.
     """
 
     hardware: str | None
@@ -53,6 +55,9 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     device_bytes: int | None = None
     share_of_bound: float | None = None
     statement: str
+    best: list[Leader] = []
+    alike: str = ""
+    verdict: str = ""
     comparisons: list[Comparison] = []
     ranking: list[str] = []
     notes: list[str]

@@ -13,7 +13,7 @@ from experiments.study.contestants import plan_of
 from experiments.study.grid import eviction_name
 from policies.registry import eviction_policy
 
-FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --png FIGURES"
+FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --figures FIGURES"
 
 
 def heat_maps(experts: pl.DataFrame) -> list[HeatMap]:

@@ -126,7 +126,7 @@ def test_the_reference_names_everything() -> None:
     made = pages()
     for name in COMMANDS:
         assert f"\n## tracekit {name}\n" in made["commands.md"]
-    for option in ("--max-new-tokens", "--dask", "--png", "--timeline"):
+    for option in ("--max-new-tokens", "--dask", "--figures", "--timeline"):
         assert f"`{option}`" in made["commands.md"]
     for key in ("capacity", "distance", "cpu_experts"):
         assert f"| `{key}` |" in made["plan.md"]

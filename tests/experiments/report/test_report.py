@@ -12,6 +12,7 @@ import pytest
 
 from experiments.report import write_report
 from experiments.report.content import (
+    Best,
     CurvePoint,
     CurveSet,
     HeatMap,
@@ -169,6 +170,11 @@ def test_hostile_names_stay_text() -> None:
     setting = Setting(
         title=HOSTILE,
         statement=HOSTILE,
+        verdict=HOSTILE,
+        best=(Best(label=HOSTILE, value=1.0, against=HOSTILE), Best(label=f"{HOSTILE}!", value=0.5)),
+        unit=HOSTILE,
+        alike=HOSTILE,
+        ranking=(HOSTILE,),
         verdicts=(Verdict(text=HOSTILE, shown=True),),
         notes=(HOSTILE,),
         rows=(row, replace(row, device_bytes=2e9)),
