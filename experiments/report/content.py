@@ -7,6 +7,7 @@ class refuses numbers that could not be drawn (StudyError), so the page never sh
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,8 +122,12 @@ class Validation:
 
     `tokens_identical` compares generated tokens with the un-offloaded model's; None when none were compared.
     `time_error_median` is the median of |simulated / measured - 1| over decode steps, `time_error_limit` what
-    was allowed. `simulated_ms` and `measured_ms` hold one time for each decode step, in the same order.
+    was allowed, `tolerance` what passes without a warning; errors of tokens per second and of p99 are signed.
+    `simulated_ms` and `measured_ms` hold one time for each decode step, in the same order, `simulated_runs` and
+    `measured_runs` the tokens per second of repeated runs; `spread` says how far these are apart.
     """
+
+    outcome: Literal["passed", "warned", "failed"]
 
     decisions_identical: bool
     decisions: int
@@ -132,12 +137,18 @@ class Validation:
     time_error_limit: float | None
     simulated_tokens_per_second: float
     measured_tokens_per_second: float
+    tolerance: float
+    tokens_per_second_error: float
+    p99_error: float
+    spread: str = ""
     simulated_ms: tuple[float, ...] = ()
     measured_ms: tuple[float, ...] = ()
+    simulated_runs: tuple[float, ...] = ()
+    measured_runs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         where = "validation"
-        for name in ("time_error_median", "time_error_limit"):
+        for name in ("time_error_median", "time_error_limit", "tolerance"):
             _within(where, name, getattr(self, name))
         for name in ("simulated_tokens_per_second", "measured_tokens_per_second"):
             _within(where, name, getattr(self, name))
@@ -147,12 +158,15 @@ class Validation:
             )
         for time in (*self.simulated_ms, *self.measured_ms):
             _within(where, "a step's time", time)
+        for rate in (*self.simulated_runs, *self.measured_runs):
+            _within(where, "a run's tokens per second", rate)
+        if not (math.isfinite(self.tokens_per_second_error) and math.isfinite(self.p99_error)):
+            raise StudyError(f"{where}: errors must be numbers")
 
     @property
-    def holds(self) -> bool:
-        """Whether everything that was compared agrees."""
-        timely = self.time_error_limit is None or self.time_error_median <= self.time_error_limit
-        return self.decisions_identical and self.tokens_identical is not False and timely
+    def late(self) -> float:
+        """How far time is off, as the verdict sees it."""
+        return max(self.time_error_median, abs(self.tokens_per_second_error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,8 @@ def size(count: float) -> str:
     return f"{rate(count)} B"
 
 
-def _signed(ratio: float) -> str:
+def signed(ratio: float) -> str:
+    """0.021 -> "+2.1%", with a true minus sign."""
     return f"{ratio:+.1%}".replace("-", "\u2212")
 
 
@@ -175,8 +176,11 @@ def validation_table(validation: Validation) -> str:
     for percentile in (50, 95, 99) if validation.simulated_ms else ():
         simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
         found.append((f"ms per decode step, p{percentile}", simulated, measured))
+    for what, pick in (("slowest", min), ("fastest", max)):
+        if len(validation.measured_runs) > 1 and validation.simulated_runs:
+            found.append((f"Tokens/s, {what} run", pick(validation.simulated_runs), pick(validation.measured_runs)))
     rows = [
-        [name, number(ours, rate), number(theirs, rate), _signed(ours / theirs - 1) if theirs else NONE]
+        [name, number(ours, rate), number(theirs, rate), signed(ours / theirs - 1) if theirs else NONE]
         for name, ours, theirs in found
     ]
     return table(["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")

@@ -11,6 +11,8 @@ from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here, release
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
+from experiments.validation.emulated import over_link
+from experiments.validation.verdict import TOLERANCE, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.trace import Trace
 
@@ -33,6 +35,7 @@ def validate(
     slabs: Path | None = None,
     prefill_chunk: int | None = None,
     threshold: float | None = None,
+    tolerance: float = TOLERANCE,
     keep_trace: Path | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
@@ -43,7 +46,9 @@ def validate(
             `calibration_prompts` (default: the first prompt).
         host, slabs: where experts lie, as `offload` takes it.
         prefill_chunk: tokens of a prompt that are read at a time, each a step; None reads them at once.
+        emulate_link: how the engine's copies are slowed down; those of a given `hardware` are, too.
         threshold: the largest median step error that passes, as a share; None lets any pass.
+        tolerance: how far time may be off, as a share, without a warning (`experiments.validation.verdict`).
         keep_trace: where to keep the engine's own trace; None discards it.
 
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
@@ -62,6 +67,9 @@ def validate(
         raise ModelError("there are no prompts to validate on")
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
+    check_tolerance(tolerance)
+    if hardware is not None:
+        hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
@@ -118,6 +126,7 @@ def validate(
             tokens=Tokens(compared=sum(map(len, plain)), identical=plain == generated),
             runs=[state.log],
             threshold=threshold,
+            tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
 

@@ -16,7 +16,8 @@ import pytest
 from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
 from experiments.report.content import PolicyRow
-from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
+from experiments.validation.comparison import Decisions, Tokens, Validation
+from experiments.validation.verdict import TimeError, judge
 from tests.helpers.browser import browser, look, requests, wait
 from tests.helpers.reports import Page, policy, values
 from tests.helpers.traces import make_trace, random_experts
@@ -148,24 +149,32 @@ def test_the_front_is_what_nothing_beats() -> None:
 def validation_json() -> bytes:
     """What `tracekit validate --json` prints; the numbers are invented."""
     measured = [10.0 + 0.1 * step for step in range(40)]
+    time = TimeError(
+        hardware="t4",
+        calibrated_here=False,
+        emulated_link=None,
+        steps=40,
+        measured_tokens_per_second=83.6,
+        simulated_tokens_per_second=85.4,
+        tokens_per_second_error=85.4 / 83.6 - 1,
+        measured_p99_ms=13.9,
+        simulated_p99_ms=13.6,
+        p99_error=13.6 / 13.9 - 1,
+        step_error_median=0.021,
+        layer_error_median=0.05,
+        total_error=-0.021,
+        measured_step_ms=measured,
+        simulated_step_ms=[0.979 * step for step in measured],
+        measured_runs=[83.6, 82.0, 84.4],
+        simulated_runs=[85.4],
+    )
     found = Validation(
         model="mixtral-mini",
         plan={"cache": {"capacity": "4/layer"}},
         decisions=Decisions(entries=1234, identical=True, first_difference=None),
         tokens=Tokens(compared=77, identical=True),
-        time=TimeError(
-            hardware="t4",
-            calibrated_here=False,
-            emulated_link=None,
-            steps=40,
-            measured_tokens_per_second=83.6,
-            simulated_tokens_per_second=85.4,
-            step_error_median=0.021,
-            layer_error_median=0.05,
-            total_error=-0.021,
-            measured_step_ms=measured,
-            simulated_step_ms=[0.979 * step for step in measured],
-        ),
+        time=time,
+        judged=judge(identical=True, time=time),
         prefetches=None,
         threshold=0.15,
         passed=True,
@@ -186,7 +195,9 @@ def test_a_validation_has_its_panel(studied: Path, tmp_path: Path, capsys: pytes
     assert (tmp_path / "given.html").read_bytes() == (tmp_path / "found.html").read_bytes()
     text = (tmp_path / "given.html").read_text()
     assert "chart-steps" in specs(tmp_path / "given.html")
-    for words in ("Simulation and engine decide alike", "1,234 entries", "median error 2.1% (allowed: 15.0%)"):
+    told = ("Passed: simulation and engine decide alike; tokens/s are off by +2.2%, the p99 of a token by \u22122.2%",)
+    told += ("1,234 entries", "median error 2.1% (allowed: 15.0%)", "the engine&#x27;s 3 runs are 2.9 % apart")
+    for words in told:
         assert words in text
     capsys.readouterr()
     for wrong, said in (
