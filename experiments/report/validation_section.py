@@ -52,5 +52,5 @@ def _findings(validation: Validation) -> list[str]:
         (timely, "Time", time),
     ]
     if validation.spread:
-        found.append(("open", "Repeated", validation.spread))
+        found.append(("open", "Runs", validation.spread))
     return [f'<li class="{state}"><b>{what}</b> {escape(text)}</li>' for state, what, text in found]

@@ -123,7 +123,7 @@ def spread_words(verdict: Verdict) -> str | None:
     told: dict[Cause, str] = {
         "model": "so it is the model's error, not the machine's noise",
         "noise": "so it may be the machine's noise",
-        "unknown": "run once, so the machine's noise is in it",
+        "unknown": "the engine ran once, so the machine's noise is in it",
     }
     if verdict.cause is not None:
         parts.append(told[verdict.cause])

@@ -53,7 +53,7 @@ def test_time_alone_warns_and_a_difference_fails() -> None:
 @pytest.mark.parametrize(
     ("measured", "simulated", "cause", "said"),
     [
-        ([100.0], [140.0], "unknown", "run once, so the machine's noise is in it"),
+        ([100.0], [140.0], "unknown", "the engine ran once, so the machine's noise is in it"),
         ([100.0, 98.0, 101.0], [140.0], "model", "3 runs are 3.0 % apart, so it is the model's error"),
         ([100.0, 98.0, 141.0], [140.0], "noise", "43.0 % apart, so it may be the machine's noise"),
         ([100.0, 99.0], [140.0, 98.0], "noise", "the simulator's 2 runs are 35.3 % apart"),
