@@ -31,7 +31,7 @@ def command(
         raise HardwareError(f"hardware list takes no name; to see one profile: tracekit hardware show {name}")
     profiles = [load_hardware(shipped) for shipped in hardware_names()]
     if json:
-        console.emit_json(profiles)
+        console.emit_json({"profiles": profiles})
         return
     columns = ["name", "memory GiB", "memory GB/s", "TFLOPS", "link GB/s", "ms per layer", "description"]
     console.table("Hardware profiles", columns, [_row(profile) for profile in profiles])

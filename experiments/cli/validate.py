@@ -26,7 +26,7 @@ def command(
         bool, typer.Option("--random-weights", help="with --routing: only the model's config.json is read")
     ] = False,
     max_steps: Annotated[int | None, typer.Option(min=1, help="with --routing: so many steps of the trace")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="with --routing: of weights and tokens")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of sampling; with --routing: of weights and tokens")] = 0,
     plan: options.PlanFile = None,
     hardware: Annotated[
         str | None, typer.Option(help="profile that the simulator assumes; without it, this machine is measured first")
@@ -34,7 +34,11 @@ def command(
     capacity: options.Capacity = None,
     policy: options.Policy = None,
     prefetch: options.Prefetch = None,
+    prefetch_distance: options.PrefetchDistance = None,
+    prefetch_count: options.PrefetchCount = None,
     weights: options.Weights = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -67,13 +71,25 @@ def command(
     from experiments.cli.plans import plan_from_options
     from tracekit.durable import check_place
     from tracekit.recorder.prompts import read_prompts
+    from tracekit.recorder.sampling import Sampling
 
     if output is not None and output.exists():
         raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
     for path in (output, report):
         if path is not None:
             check_place(path)
-    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
+    chosen = plan_from_options(
+        plan,
+        capacity=capacity,
+        policy=policy,
+        prefetch=prefetch,
+        prefetch_distance=prefetch_distance,
+        prefetch_count=prefetch_count,
+        weights=weights,
+    )
+    sampling = Sampling.asked(temperature, top_p, seed)
+    if routing is not None and sampling is not None:
+        raise PlanError("a trace's routing says which tokens come: without --temperature and --top-p")
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
     requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware)
@@ -129,6 +145,7 @@ def command(
             prefill_chunk=prefill_chunk,
             threshold=threshold,
             tolerance=tolerance,
+            sampling=sampling,
             keep_trace=output,
             progress=progress,
         )

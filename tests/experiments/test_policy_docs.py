@@ -37,7 +37,9 @@ def output(*arguments: object) -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    found = [p for p in json.loads(output("policies", "list", "--json")) if p["name"] in {**EVICTION, **PREFETCH}]
+    found = [
+        p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in {**EVICTION, **PREFETCH}
+    ]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
@@ -99,7 +101,7 @@ def test_every_hook_column_and_kind_is_described() -> None:
 def test_the_eviction_example(trace: Trace, tmp_path: Path) -> None:
     name = f"{tmp_path / 'mine.py'}:Blend"
     (tmp_path / "mine.py").write_text(examples()["Blend"])
-    (report,) = json.loads(output("policies", "check", name, "--json"))
+    (report,) = json.loads(output("policies", "check", name, "--json"))["reports"]
     assert report["passed"]
     assert [rule["rule"] for rule in report["rules"] if rule["status"] != "pass"] == ["order"]  # it keeps no heap
 

@@ -22,7 +22,6 @@ def league(
 
     Example: python -m experiments.research.league --data shared/data
     """
-    import msgspec
 
     from experiments.cli import console
     from experiments.research.league.batched_h100 import batched_h100
@@ -38,7 +37,7 @@ def league(
     if write is not None:
         write_synced(write, lambda file: file.write(page(sources).encode()))
     if json:
-        console.emit_json([msgspec.to_builtins(source) for source in sources])
+        console.emit_json({"sources": sources})
         return
     for source in sources:
         console.table(f"{source.title} ({source.unit})", COLUMNS, rows(source))
