@@ -8,7 +8,8 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from policies.cache_state import MOST_VISITS, PINNED, VISITS, Batch, CacheState, allocate_slot, insert
-from policies.compiled import Decide, compiled_decide, mentions, one_line
+from policies.compile_errors import explain
+from policies.compiled import Decide, compiled_decide, mentions, source_files
 from policies.decide import decide
 from policies.events import MOST_SLOTS, Events, event_buffer
 from policies.fields import Layout, Policy, Value
@@ -146,9 +147,9 @@ class ExpertCache:
         try:
             count = self._decide(self.state, self._eviction, self._prefetcher, batch, buffer)
         except NumbaError as error:
-            raise PolicyError(
-                f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
-            ) from error
+            why = explain(error, source_files((self.eviction_class, self.prefetch_class)))
+            named = f"policy {self.spec.eviction!r} with {self.spec.prefetch!r}"
+            raise PolicyError(f"{named} cannot be compiled: {why}") from error
         faulty = ((self.spec.eviction, "a victim"), (self.spec.prefetch, "a suggestion"))  # in the order of `fault`
         for fault, (name, named) in zip(self.state.fault, faulty, strict=True):
             if fault:

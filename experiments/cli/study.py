@@ -22,6 +22,9 @@ def command(
     dask: Annotated[
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="also draw all of it into this file, as tracekit report does (HTML)")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="count the plans, estimate the time, and stop")] = False,
     json: options.Json = False,
 ) -> None:
@@ -43,6 +46,10 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
+    if report is not None:
+        from tracekit.durable import check_place
+
+        check_place(report)
     from experiments.study.cells import cells_of
     from experiments.study.finished_study import choose_workers
     from experiments.study.run_study import run_study
@@ -56,10 +63,17 @@ def command(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
+    if report is not None:
+        from experiments.report.page import write_report
+        from experiments.study.study_content import report_content
+
+        write_report(report, report_content(output))
     if json:
         console.emit_json(summary)
     else:
         _show(summary, output)
+        if report is not None:
+            console.tell(f"report: {report}")
     if summary.failed:
         console.say(f"warning: {summary.failed} of {summary.cells} cells could not be replayed")
         for found in summary.errors[:10]:

@@ -21,6 +21,7 @@ from policies.conformance.report import RULES
 from policies.conformance.rules import Trial
 from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
+from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
 from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
 from tests.helpers.traces import make_trace, random_experts
@@ -33,6 +34,12 @@ def output(*arguments: object) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert run([str(argument) for argument in arguments]) == 0
     return printed.getvalue()
+
+
+def may_use() -> str:
+    """What compiled policies may use, as the page lists it."""
+    lines = [f"- {about}: {', '.join(f'`{line}`' for line in lines)}" for about, lines in MAY_USE.items()]
+    return "\n".join([*lines, f"- statements: {'; '.join(STATEMENTS)}"])
 
 
 def policies_table() -> str:
@@ -60,6 +67,9 @@ def rules_table() -> str:
 
 def renewed(page: str) -> str:
     """The page with its tables as they should be."""
+    page = re.sub(
+        r"(?<=<!-- may use -->\n).*?(?=<!-- end of may use -->)", lambda _: f"\n{may_use()}\n\n", page, flags=re.S
+    )
     page = re.sub(r"(?<=<!-- policies -->\n).*?(?=<!-- end -->)", lambda _: policies_table() + "\n", page, flags=re.S)
     # Comments would end the table in some renderers: the rows stand between the heading and a closing comment.
     return re.sub(
