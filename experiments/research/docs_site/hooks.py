@@ -5,6 +5,7 @@ works from the disk, where a page may not fetch a file but may load a script: th
 import html
 import json
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,16 +35,18 @@ _found: dict[str, list[Section]] = {}
 
 
 def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
-    """Headings that begin with a digit get names that scripts can select by."""
-    from markdown.extensions.toc import slugify
-
-    def selectable(value: str, separator: str) -> str:
-        name = slugify(value, separator)
-        return f"on-{name}" if name[:1].isdigit() else name
-
-    config.mdx_configs.setdefault("toc", {})["slugify"] = selectable
+    """Headings get names that scripts can select by."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slug
     _found.clear()
     return config
+
+
+def slug(heading: str, separator: str) -> str:
+    """The name of a heading, as Python-Markdown makes it; where that begins with a digit, "on" stands before it."""
+    ascii_only = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^\w\s-]", "", ascii_only).strip().lower()
+    name = re.sub(rf"[{re.escape(separator)}\s]+", separator, words)
+    return f"on{separator}{name}" if name[:1].isdigit() else name
 
 
 def on_page_content(text: str, page: "Page", **_: object) -> str:
