@@ -122,9 +122,10 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
             alt.Tooltip("bound:Q", title="bound", format=".3~g"),
         ],
     )
-    # Right of the bars is room for the numbers.
-    span = [0, alt.ExprRef(f"width - {NUMBERS}")]
-    x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=True, range=span)
+    x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(
+        zero=True,
+        range=[0, alt.ExprRef(f"width - {NUMBERS}")],  # right of the bars is room for the numbers
+    )
     marks = base.mark_bar(height=bars.BAR, yOffset=drawn.offset, cornerRadiusEnd=2)
     marks = marks.encode(x=x, color=alt.Color("colour:N", scale=None))
     spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, yOffset=drawn.offset, style="bound")
