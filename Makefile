@@ -37,6 +37,7 @@ gpu: $(READY)
 docs: $(READY)
 	$(BIN)/python -m experiments.research.reference_docs docs/reference
 	$(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html"
 
 # constraints.txt holds the exact versions that were tested; pyproject.toml the ranges that users may choose from.
 $(READY): pyproject.toml constraints.txt

@@ -10,6 +10,7 @@ from tracekit.recorder.encoding import continues
 from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.prompts import Prompt
 from tracekit.recorder.recorder import stop_tokens
+from tracekit.recorder.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,12 +46,14 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 1,
     chunk: int | None = None,
+    sampling: Sampling | None = None,
     write: Callable[[str], object] = lambda text: None,
 ) -> Generated:
-    """Continue prompts greedily, `batch_size` at a time; `encoded` are their token ids.
+    """Continue prompts, `batch_size` at a time; `encoded` are their token ids.
 
-    `chunk` is as `Decoding` takes it; None is `default_chunk`. `write` is given the text as it comes: of one prompt
-    token by token, of a batch when all of it is done; each prompt's ends a line. Raises ModelError.
+    `sampling` is how tokens are drawn; None: greedily. `chunk` is as `Decoding` takes it; None is `default_chunk`.
+    `write` is given the text as it comes: of one prompt token by token, of a batch when all of it is done; each ends a
+    line. Raises ModelError.
     """
     chunk = chunk or default_chunk(model)
     stop, kind = stop_tokens(model, tokenizer), continues(model)
@@ -58,7 +61,8 @@ def generate(
     first_s, later_s, later_tokens = 0.0, 0.0, 0
     for base in range(0, len(prompts), batch_size):
         asked, ids = prompts[base : base + batch_size], encoded[base : base + batch_size]
-        decoding = kind(model, ids, max_new_tokens=max_new_tokens, stop=stop, chunk=chunk)
+        drawn = None if sampling is None else sampling.samplers(base, len(ids))
+        decoding = kind(model, ids, max_new_tokens=max_new_tokens, stop=stop, samplers=drawn, chunk=chunk)
         stream = _Stream(decoding.generated[0], tokenizer, write if len(asked) == 1 else lambda text: None)
         start, begun = time.perf_counter(), 0.0
         for _ in decoding.passes():

@@ -21,7 +21,8 @@ from policies.cache_state import (
     allocate_slot,
     insert,
 )
-from policies.compiled import Decide, compiled_decide, mentions, one_line
+from policies.compile_errors import explain
+from policies.compiled import Decide, compiled_decide, mentions, source_files
 from policies.decide import decide
 from policies.events import (
     DROP,
@@ -256,9 +257,9 @@ class ExpertCache:
             try:
                 count = self._decide(self._arguments.table, self._arguments.numbers)
             except NumbaError as error:
-                raise PolicyError(
-                    f"policy {self.spec.eviction!r} with {self.spec.prefetch!r} cannot be compiled: {one_line(error)}"
-                ) from error
+                why = explain(error, source_files((self.eviction_class, self.prefetch_class)))
+                named = f"policy {self.spec.eviction!r} with {self.spec.prefetch!r}"
+                raise PolicyError(f"{named} cannot be compiled: {why}") from error
         for place, name, named in (
             (BAD_VICTIM, self.spec.eviction, "a victim"),
             (BAD_SUGGESTION, self.spec.prefetch, "a suggestion"),

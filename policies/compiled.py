@@ -180,7 +180,7 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     """The compiled kernel for this pair of policies; compiled on first use, then loaded from disk.
 
     Raises PolicyError when the policy's source cannot be read. What cannot be compiled raises numba's errors at the
-    first call; `one_line` turns them into a sentence.
+    first call; `policies.compile_errors` turns them into a line.
     """
     modules = source_modules((eviction, prefetcher))
     # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
@@ -229,13 +229,13 @@ def load_compiled(
     spec.loader.exec_module(shim)
 
 
-def one_line(error: Exception) -> str:
-    """The sentence in a numba error that says what is wrong, and the place in the policy if it names one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = ("Unknown", "Untyped", "Cannot", "No implementation")
-    reasons = [line for line in lines if "rror:" in line or line.startswith(telling)]
-    places = [line for line in lines if line.startswith("File ") and "policies/" not in line.replace("\\", "/")]
-    return "; ".join([*(reasons or lines)[-1:], *places[-1:]])[:300]
+def source_files(policies: tuple[type[Policy], ...]) -> list[Path]:
+    """The files that define the policies and what these name; the package's own only if there are no others."""
+    modules = reachable(own_modules(policies), policies)
+    files = {module.__name__: Path(module.__file__) for module in modules if module.__file__ is not None}
+    home = __name__.partition(".")[0]
+    own = [file for name, file in files.items() if name.partition(".")[0] not in (home, "tracekit")]
+    return own or list(files.values())
 
 
 def source_digest(modules: list[ModuleType], classes: str) -> str:

@@ -1,5 +1,6 @@
 """Finding policies by name: built in, by entry point, or by path (`./mine.py:Mine`)."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -89,7 +90,7 @@ def locate(kind: str, name: str, builtin: dict[str, str]) -> object:
     else:
         points = {point.name: point.value for point in entry_points(group=f"tracekit.{kind}")}
         if name not in points:
-            raise PolicyError(f"unknown {kind} policy {name!r}{did_you_mean(name, names(kind))}")
+            raise unknown(f"{kind} policy ", name, names(kind))
         target = points[name]
     module, _, attribute = target.partition(":")
     try:
@@ -97,6 +98,23 @@ def locate(kind: str, name: str, builtin: dict[str, str]) -> object:
     except (Exception, SystemExit) as error:  # an entry point's module may fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise PolicyError(f"{kind} policy {name!r}: cannot load {target}: {reason}") from error
+
+
+def unknown(kind: str, name: str, known: list[str]) -> PolicyError:
+    """The error about a name that stands for nothing; where it is a file, with the class that has to be added."""
+    if name.endswith(".py"):
+        try:
+            tree = ast.parse(read_file(Path(name), MOST_BYTES))
+        except OSError as error:
+            return PolicyError(f"policy file {name}: {error.strerror or error}")
+        except (SyntaxError, ValueError) as error:
+            return PolicyError(f"policy file {name}: {error}")
+        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]
+        choices = (
+            " or ".join(f"{name}:{found}" for found in classes[:5]) or f"{name}:Class, and there is no class in it"
+        )
+        return PolicyError(f"{name} is a file: say which class of it is the policy, {choices}")
+    return PolicyError(f"unknown {kind}{name!r}{did_you_mean(name, known)}")
 
 
 def checked(kind: str, name: str, found: object, base: type[P]) -> type[P]:

@@ -5,7 +5,8 @@ import re
 import tomllib
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -15,6 +16,7 @@ from tracekit.opening import read_file
 T = TypeVar("T", bound=msgspec.Struct)
 _MAX_BYTES = 1 << 16  # many times any table
 _MAX_DOTS = 1000  # in a line: tomllib takes quadratic time on a dotted key
+_WRONG_VALUE = re.compile(r"Invalid enum value '(.*)' - at `\$\.([\w.]+)`")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -84,7 +86,7 @@ def convert(table: dict[str, Any], kind: type[T], *, label: str, error: type[Tra
         raise error(f"{label}: not usable: tables or arrays are nested too deeply") from None
     except msgspec.ValidationError as problem:
         unknown = _UNKNOWN.search(str(problem))
-        guess = did_you_mean(unknown[1], _keys(kind)) if unknown else ""
+        guess = did_you_mean(unknown[1], _keys(kind)) if unknown else _values(str(problem), kind)
         raise error(f"{label}: {problem}{guess}") from None
 
 
@@ -109,6 +111,27 @@ def _read(path: Path, what: str, error: type[TracekitError]) -> bytes:
         raise error(f"{what} {path}: no such file") from None
     except OSError as problem:
         raise error(f"{what} {path}: cannot be read: {problem.strerror or problem}") from None
+
+
+def _values(problem: str, kind: type[msgspec.Struct]) -> str:
+    """The tail of a message about a text that is none of a key's values: which there are, and which was meant."""
+    found = _WRONG_VALUE.search(problem)
+    if found is None:
+        return ""
+    given, path = found.groups()
+    at: object = kind
+    for key in path.split("."):
+        structs = [part for part in _parts(at) if isinstance(part, type) and issubclass(part, msgspec.Struct)]
+        fields = {field.encode_name: field.type for struct in structs for field in msgspec.structs.fields(struct)}
+        at = fields.get(key)
+    values = [str(value) for part in _parts(at) if get_origin(part) is Literal for value in get_args(part)]
+    listed = f"; it is one of {', '.join(values)}" if values else ""
+    return listed + did_you_mean(given, values)
+
+
+def _parts(kind: object) -> tuple[object, ...]:
+    """The types that a type is made of, where it is one of several."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _keys(kind: type[msgspec.Struct]) -> list[str]:

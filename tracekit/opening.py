@@ -1,4 +1,5 @@
 """The one way to open a file that a user or somebody else's folder names: a regular file, or an OSError that says why.
+Where a file of texts is asked for, a pipe may be given, too.
 
 A pipe would keep its reader waiting for ever, a device never ends, a directory is none. Every reader turns OSError into
 its own error, so none has to look for these itself.
@@ -33,6 +34,20 @@ def open_descriptor(path: str | os.PathLike[str]) -> int:
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The regular file at `path`, to read bytes from. OSError where it is none."""
     return os.fdopen(open_descriptor(path), "rb")
+
+
+def open_given(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A file of texts that a user names: a regular file, a pipe, or `-`, which is what is piped in.
+
+    Whoever names a pipe waits for it, and it may never end: the reader counts what it reads. OSError for anything else.
+    """
+    if os.fspath(path) == "-":
+        return os.fdopen(os.dup(0), "rb")
+    try:
+        piped = stat.S_ISFIFO(Path(path).stat().st_mode)
+    except ValueError as error:  # a null byte in the path
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
+    return Path(path).open("rb") if piped else open_file(path)
 
 
 def read_file(path: str | os.PathLike[str], most: int) -> bytes:

@@ -1,7 +1,7 @@
 """What every command prints with: JSON for machines, tables for people, progress on a terminal's stderr."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tracekit.errors import printable
 from tracekit.progress import progress
@@ -9,14 +9,19 @@ from tracekit.progress import progress
 __all__ = ["emit_json", "number", "percent", "progress", "say", "table", "tell", "warn"]
 
 
+SCHEMA = 1
+"""Of what `--json` prints: raised where a key goes away or changes its meaning; keys may be added without."""
+
+
 def emit_json(value: object) -> None:
-    """Print `value`, of builtins and msgspec structs, as one JSON document on stdout."""
+    """Print `value`, a mapping, a struct or a dataclass, as one JSON object on stdout, `schema` its first key."""
     import json
 
     import msgspec
 
+    found = {"schema": SCHEMA} | (dict(value) if isinstance(value, Mapping) else msgspec.to_builtins(value))
     # In ASCII; of that, JSON leaves only DEL as it is.
-    text = json.dumps(value, indent=2, allow_nan=False, default=msgspec.to_builtins)
+    text = json.dumps(found, indent=2, allow_nan=False, default=msgspec.to_builtins)
     print(text.replace("\x7f", "\\u007f"))
 
 

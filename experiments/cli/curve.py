@@ -33,7 +33,7 @@ def command(
     with console.progress("replaying", len(policies) * len(slots)) as advance:
         found = curve(opened, policies, scope=scope, slots=slots, progress=advance)
     if json:
-        console.emit_json(found)
+        console.emit_json({"points": found})
         return
     ratio = {(point.policy, point.capacity): point.hit_ratio for point in found}
     shares = {point.capacity: point.share for point in found}

@@ -25,6 +25,7 @@ def command(
 
     say("importing")
     from experiments.demo.chain import HARDWARE, SHAPE, run_demo
+    from experiments.validation.verdict import WORDS
 
     result = run_demo(output, say)
     say("done")
@@ -47,7 +48,7 @@ def command(
         )
         verdict, time_found = result.validation, result.validation.time
         console.tell(f"chosen: {result.winner} -> {result.folder}/winner.plan.toml")
-        console.tell(f"validation {'passed' if verdict.passed else 'FAILED'}: {verdict.verdict}")
+        console.tell(f"validation {WORDS[verdict.judged.outcome]}: {verdict.verdict}")
         console.tell(
             f"  engine {time_found.measured_tokens_per_second:.1f} tokens/s, simulator "
             f"{time_found.simulated_tokens_per_second:.1f}: on this CPU, over an emulated link of "

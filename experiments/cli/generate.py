@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from experiments.cli import console, options
-from tracekit.errors import ImportFormatError
+from tracekit.errors import ImportFormatError, shortened
+from tracekit.opening import open_given
 
 if TYPE_CHECKING:
     from tracekit.recorder.prompts import Prompt
+
+MOST_BYTES = 16 << 20
+"""Of a text that is piped in."""
 
 
 def command(
@@ -24,7 +28,12 @@ def command(
     capacity: options.Capacity = None,
     policy: options.Policy = None,
     prefetch: options.Prefetch = None,
+    prefetch_distance: options.PrefetchDistance = None,
+    prefetch_count: options.PrefetchCount = None,
     weights: options.Weights = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    seed: Annotated[int, typer.Option(help="seed of sampling")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate")] = 64,
     prefill_chunk: options.PrefillChunk = None,
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
@@ -39,20 +48,34 @@ def command(
     emulate_link: options.EmulateLink = None,
     json: options.Json = False,
 ) -> None:
-    """Continue prompts, greedily, with the experts in host memory and copied to the device by the plan.
+    """Continue prompts with the experts in host memory and copied to the device by the plan.
 
+    Decoding is greedy unless --temperature or --top-p is given; - is the text that is piped in.
     Text goes to stdout as it comes. Example:
     tracekit generate ./mixtral-mini "The list is sorted by" --capacity 4/layer --prefetch gate
     """
     from engine.hardware.profile import load_hardware
     from experiments.cli.plans import plan_from_options
     from tracekit.recorder.prompts import Prompt, read_prompts
+    from tracekit.recorder.sampling import Sampling
 
-    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
+    chosen = plan_from_options(
+        plan,
+        capacity=capacity,
+        policy=policy,
+        prefetch=prefetch,
+        prefetch_distance=prefetch_distance,
+        prefetch_count=prefetch_count,
+        weights=weights,
+    )
+    sampling = Sampling.asked(temperature, top_p, seed)
     link, profile = options.emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
     if (prompts is None) == (not texts):
-        raise ImportFormatError("generate continues texts: give one or more, or --prompts FILE")
-    asked = [Prompt(id=index, prompt=text) for index, text in enumerate(texts or [])]
+        mend = "give one or more texts, or --prompts FILE"
+        if not texts and not Path(model).is_dir():
+            mend = f"the model comes first, then the text: {shortened(model)!r} was taken for the model"
+        raise ImportFormatError(f"generate continues texts: {mend}")
+    asked = [Prompt(id=index, prompt=piped_in() if text == "-" else text) for index, text in enumerate(texts or [])]
     asked = asked if prompts is None else read_prompts(prompts)
     if chat:
         asked = [as_chat(prompt) for prompt in asked]
@@ -100,6 +123,7 @@ def command(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             chunk=prefill_chunk,
+            sampling=sampling,
             write=(lambda text: None) if json else show,
         )
         copied, slots = state.bytes_loaded, {"count": state.pool.slots, "bytes": state.pool.bytes}
@@ -124,6 +148,19 @@ def command(
     where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     count, mebibytes = sum(len(output.token_ids) for output in done.outputs), sum(copied.values()) / 2**20
     console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}")
+
+
+def piped_in() -> str:
+    """The text that is piped in. Raises ImportFormatError where there is none, or too much."""
+    with open_given("-") as file:
+        data = file.read(MOST_BYTES + 1)
+    if not data.strip() or len(data) > MOST_BYTES:
+        what = "is empty" if len(data) <= MOST_BYTES else f"is longer than {MOST_BYTES >> 20} MiB"
+        raise ImportFormatError(f"the text that is piped in {what}: give one, or --prompts FILE")
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise ImportFormatError("what is piped in is no text in UTF-8") from None
 
 
 def as_chat(prompt: "Prompt") -> "Prompt":

@@ -41,7 +41,7 @@ def command(
         return
     profiles = [load_hardware(shipped) for shipped in hardware_names()]
     if json:
-        console.emit_json(profiles)
+        console.emit_json({"profiles": profiles})
         return
     columns = ["name", "memory GiB", "memory GB/s", "TFLOPS", "link GB/s", "description"]
     console.table("Hardware profiles", columns, [_row(profile) for profile in profiles])

@@ -1,12 +1,15 @@
 """`tracekit import`: a foreign routing trace becomes a trace."""
 
+import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from experiments.cli import options
 from experiments.cli.traces import emit
+from tracekit.errors import ImportFormatError
 
 
 def command(
@@ -17,8 +20,13 @@ def command(
             metavar="FORMAT",
         ),
     ],
-    source: Annotated[Path, typer.Argument(help="the file to import; deepseek-csv also takes a folder of files")],
-    output: options.NewTrace,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="the file to import; deepseek-csv also takes a folder of files", metavar="SOURCE"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="the model's name, if the file has none")] = None,
     experts: Annotated[int | None, typer.Option(help="experts per layer; else the largest id says how many")] = None,
     layers: Annotated[int | None, typer.Option(help="sglang: the model's layers, dense ones included")] = None,
@@ -51,6 +59,13 @@ def command(
 
     Example: tracekit import npz routing.npz --output mine.trace
     """
+    if source is None and output is not None and os.path.lexists(format):
+        raise ImportFormatError(
+            f"{format} was taken for a format: say which it has, or auto: tracekit import auto {quote(format)} "
+            f"--output {quote(str(output))}"
+        )
+    if source is None or output is None:
+        raise ImportFormatError("import needs a format, a file and a place: tracekit import auto FILE --output T.trace")
     from tracekit.importers import ImportOptions, import_trace
 
     given = ImportOptions(

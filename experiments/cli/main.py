@@ -39,6 +39,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "Measure this machine into a hardware profile."),
     "hardware": ("hardware", "List or show hardware profiles."),
     "export": ("export", "Print the arguments of another engine that come nearest to a plan."),
+    "shapes": ("shapes", "List or show the shapes of models."),
     "policies": ("policies", "List eviction policies and prefetchers."),
 }
 EXTRAS = {
@@ -61,7 +62,7 @@ def build(wanted: str | None) -> "typer.Typer":
         name="tracekit",
         help="Record, replay and validate the expert routing of mixture-of-experts models.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
     )
 
@@ -94,9 +95,15 @@ def _placeholder() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr and exit code 2."""
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    wanted = next((word for word in arguments or _being_completed() if not word.startswith("-")), None)
     what = " ".join(["tracekit", *(word for word in arguments if not word.startswith("-"))][:3])
     return guarded(lambda: build(wanted)(list(arguments), standalone_mode=False, prog_name="tracekit"), what)
+
+
+def _being_completed() -> list[str]:
+    """The words behind the command's name that a shell asks to complete; they come in the environment."""
+    asked = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return asked.split()[1:] if "_TRACEKIT_COMPLETE" in os.environ else []
 
 
 def guarded(action: Callable[[], object], what: str = "tracekit") -> int:

@@ -15,7 +15,9 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 TraceDirectory = Annotated[Path, typer.Argument(help="a trace directory")]
 NewTrace = Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")]
 Model = Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")]
-PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}'
+PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}; - for what is piped in'
+Temperature = Annotated[float | None, typer.Option(help="sample at this temperature; greedy without")]
+TopP = Annotated[float | None, typer.Option(help="sample from the most likely tokens of this mass")]
 
 PlanFile = Annotated[Path | None, typer.Option(help="a plan file (TOML)")]
 Capacity = Annotated[
@@ -26,6 +28,8 @@ Capacity = Annotated[
 ]
 Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:Class; over the plan's")]
 Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
+PrefetchDistance = Annotated[int | None, typer.Option(help="MoE layers to look ahead; over the plan's")]
+PrefetchCount = Annotated[int | None, typer.Option(help="suggested experts per visit; over the plan's")]
 Weights = Annotated[
     str | None,
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),

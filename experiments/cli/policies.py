@@ -36,7 +36,7 @@ def _check(name: str, seconds: float, json: bool) -> bool:
     with console.progress(f"checking {name}", None):
         reports = check(name, seconds=seconds)
     if json:
-        console.emit_json([report.to_dict() for report in reports])
+        console.emit_json({"reports": [report.to_dict() for report in reports]})
     else:
         for report in reports:
             says = RULES[report.kind]
@@ -54,21 +54,20 @@ def _list(json: bool) -> None:
     loaders = {"eviction": eviction_policy, "prefetch": prefetcher}
     found = [(kind, name, load(name)) for kind, load in loaders.items() for name in names(kind)]
     if json:
-        console.emit_json(
-            [
-                {
-                    "kind": kind,
-                    "name": name,
-                    "summary": policy.summary,
-                    "reads": policy.reads,
-                    "bound": policy.bound,
-                    "parameters": policy.parameters(),
-                    "ranges": policy.ranges(),
-                    "source": policy.source,
-                }
-                for kind, name, policy in found
-            ]
-        )
+        policies = [
+            {
+                "kind": kind,
+                "name": name,
+                "summary": policy.summary,
+                "reads": policy.reads,
+                "bound": policy.bound,
+                "parameters": policy.parameters(),
+                "ranges": policy.ranges(),
+                "source": policy.source,
+            }
+            for kind, name, policy in found
+        ]
+        console.emit_json({"policies": policies})
         return
     columns = ["name", "kind", "reads", "bound", "summary"]
     rows = [[name, kind, policy.reads, "yes" if policy.bound else "", policy.summary] for kind, name, policy in found]

@@ -38,8 +38,8 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="continue an unfinished trace at OUTPUT")] = False,
     score: Annotated[bool, typer.Option("--score", help="route the given text, generate nothing")] = False,
     seed: Annotated[int, typer.Option(help="seed of sampling")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="sample at this temperature; greedy without")] = None,
-    top_p: Annotated[float | None, typer.Option(help="sample from the most likely tokens of this mass")] = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
     shard_rows: Annotated[
         int, typer.Option(help="tokens after which, at the end of a batch, all so far is safe from a crash")
     ] = 1024,

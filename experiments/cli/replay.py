@@ -33,8 +33,8 @@ def command(
     ] = False,
     capacity: options.Capacity = None,
     prefetch: options.Prefetch = None,
-    prefetch_distance: Annotated[int | None, typer.Option(help="MoE layers to look ahead")] = None,
-    prefetch_count: Annotated[int | None, typer.Option(help="suggested experts per visit")] = None,
+    prefetch_distance: options.PrefetchDistance = None,
+    prefetch_count: options.PrefetchCount = None,
     prefetch_wrap: Annotated[
         bool | None,
         typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from experiments.study.finished_study import FinishedStudy
     from experiments.study.study_file import Study
-    from experiments.study.study_json import Round
+    from experiments.study.study_json import Round, SettingSummary
 
 MOST_EFFECTS = 60
 """Rows of a table on the terminal."""
@@ -28,6 +28,9 @@ def command(
     workers: Annotated[int | None, typer.Option(min=1, help="threads; default: one for each core")] = None,
     dask: Annotated[
         str | None, typer.Option(help='compute on a Dask cluster: "tcp://host:8786", or "local" for one of its own')
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="also draw all of it into this file, as tracekit report does (HTML)")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="go ahead where the folder holds another study's results")
@@ -53,6 +56,10 @@ def command(
         from tracekit.errors import StudyError
 
         raise StudyError("say where the results go: --output DIR (or --dry-run)")
+    if report is not None:
+        from tracekit.durable import check_place
+
+        check_place(report)
     from experiments.study.cells import cells_of
     from experiments.study.finished_study import FinishedStudy, choose_workers
     from experiments.study.run_study import run_study
@@ -75,10 +82,17 @@ def command(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept; run the same command again to go on") from None
+    if report is not None:
+        from experiments.report.page import write_report
+        from experiments.study.study_content import report_content
+
+        write_report(report, report_content(output))
     if json:
         console.emit_json(summary)
     else:
         _show(FinishedStudy(output), output)
+        if report is not None:
+            console.tell(f"report: {report}")
     if summary.failed:
         console.say(f"warning: {summary.failed} of {summary.cells} cells could not be replayed")
         for found in summary.errors[:10]:
@@ -174,19 +188,21 @@ def _show_effects(effects: "pl.DataFrame", output: Path) -> None:
 
 
 def _show(study: "FinishedStudy", output: Path) -> None:
+    """Of each setting the best plans, what to keep in mind, and one verdict; the report has every comparison."""
     summary = study.summary
     for found in summary.settings:
-        console.tell(f"{found.conditions}: {found.statement}")
-        for compared in found.comparisons:
-            console.tell(f"  {compared.verdict}")
-        for line in found.ranking:
-            console.tell(f"  {line}")
+        if found.best:
+            console.table(f"The best plans: {found.conditions}", *_best(found))
+            if found.alike and len(found.best) > 1:
+                console.tell(f"all of these: {found.alike}")
         _show_effects(found.conditions.rows_of(study.effects), output)
         for line in found.answers:
             console.tell(f"  {line}")
         for note in found.notes:
-            console.tell(f"  note: {note}")
+            console.tell(f"note: {note}")
         _show_search(found.search)
+        verdict = f"; {found.verdict}" if found.verdict else ""
+        console.tell(f"{found.conditions}: {found.statement}{verdict}")
     console.warn(summary.warnings)
     if study.winner_files:
         console.tell(f"winner: {output}/winner.plan.toml")
@@ -195,3 +211,19 @@ def _show(study: "FinishedStudy", output: Path) -> None:
     console.tell(
         f"results: {output}/results.parquet ({summary.cells} rows); tracekit report {quote(str(output))} draws them"
     )
+
+
+def _best(found: "SettingSummary") -> tuple[list[str], list[list[str]]]:
+    """The table of the best plans, as the report has it."""
+    columns = ["plan", found.unit or "", "against the best", "GB on device", "of the bound"]
+    rows = [
+        [
+            leader.name,
+            f"{leader.value:.3f}" if leader.value < 1000 else f"{leader.value:,.0f}",
+            "best" if place == 0 else leader.words or "-",
+            "-" if leader.device_bytes is None else f"{leader.device_bytes / 1e9:.2f}",
+            console.percent(leader.share_of_bound, 1),
+        ]
+        for place, leader in enumerate(found.best)
+    ]
+    return columns, rows

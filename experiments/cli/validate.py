@@ -10,6 +10,8 @@ from experiments.cli import console, options
 from tracekit.errors import PlanError, TraceError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from experiments.validation.comparison import Prefetches
 
 
@@ -24,7 +26,7 @@ def command(
         bool, typer.Option("--random-weights", help="with --routing: only the model's config.json is read")
     ] = False,
     max_steps: Annotated[int | None, typer.Option(min=1, help="with --routing: so many steps of the trace")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="with --routing: of weights and tokens")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of sampling; with --routing: of weights and tokens")] = 0,
     plan: options.PlanFile = None,
     hardware: Annotated[
         str | None, typer.Option(help="profile that the simulator assumes; without it, this machine is measured first")
@@ -33,7 +35,11 @@ def command(
     capacity: options.Capacity = None,
     policy: options.Policy = None,
     prefetch: options.Prefetch = None,
+    prefetch_distance: options.PrefetchDistance = None,
+    prefetch_count: options.PrefetchCount = None,
     weights: options.Weights = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -45,11 +51,17 @@ def command(
     threshold: Annotated[
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
     ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="warn where tokens/s, or the time of a token in the median, is off by more")
+    ] = 0.15,
     output: Annotated[Path | None, typer.Option(help="keep the engine's own trace here")] = None,
     report: Annotated[Path | None, typer.Option(help="write a page that shows both sides (HTML)")] = None,
     json: options.Json = False,
 ) -> None:
-    """Run a plan in the engine and in the simulator; compare decisions, tokens and time. Exit code 1 if it fails.
+    """Run a plan in the engine and in the simulator; compare decisions, tokens and time.
+
+    It passes if decisions and tokens are alike on both sides, with a warning if time is off by more than --tolerance.
+    It fails, with exit code 1, if they differ, or if time is off by more than --threshold, where one is given.
 
     With --routing and --random-weights, a model directory needs no weights: its shapes are filled with random numbers
     and a recorded trace chooses the experts, so that decisions and time are compared without the checkpoint.
@@ -60,13 +72,25 @@ def command(
     from experiments.cli.plans import plan_from_options
     from tracekit.durable import check_place
     from tracekit.recorder.prompts import read_prompts
+    from tracekit.recorder.sampling import Sampling
 
     if output is not None and output.exists():
         raise TraceError(f"{output} exists, and validate writes a new trace: choose another --output, or remove it")
     for path in (output, report):
         if path is not None:
             check_place(path)
-    chosen = plan_from_options(plan, capacity=capacity, policy=policy, prefetch=prefetch, weights=weights)
+    chosen = plan_from_options(
+        plan,
+        capacity=capacity,
+        policy=policy,
+        prefetch=prefetch,
+        prefetch_distance=prefetch_distance,
+        prefetch_count=prefetch_count,
+        weights=weights,
+    )
+    sampling = Sampling.asked(temperature, top_p, seed)
+    if routing is not None and sampling is not None:
+        raise PlanError("a trace's routing says which tokens come: without --temperature and --top-p")
     check_inputs(prompts, routing, random_weights=random_weights, host=host, slabs=slabs, output=output)
     if engine is not None and hardware is None:
         raise PlanError("--engine is of a hardware profile: give --hardware too; without it this machine is measured")
@@ -77,6 +101,7 @@ def command(
     from engine.runtime.memory import fit_checkpoint
     from experiments.validation.forced import validate_routing
     from experiments.validation.validate import validate
+    from experiments.validation.verdict import WORDS, signed
     from tracekit.recorder.models import parse_device
     from tracekit.trace import Trace
 
@@ -106,6 +131,7 @@ def command(
             device=device,
             emulate_link=link,
             threshold=threshold,
+            tolerance=tolerance,
             progress=progress,
         )
     else:
@@ -122,6 +148,8 @@ def command(
             slabs=slabs,
             prefill_chunk=prefill_chunk,
             threshold=threshold,
+            tolerance=tolerance,
+            sampling=sampling,
             keep_trace=output,
             progress=progress,
         )
@@ -139,21 +167,29 @@ def command(
             ("tokens compared", str(result.tokens.compared)),
             ("tokens", token_verdict(result.tokens.compared, identical=result.tokens.identical)),
             ("hardware profile", time.hardware + (" (measured just now)" if time.calibrated_here else "")),
-            ("link", "this machine's" if time.emulated_link is None else f"emulated, {time.emulated_link}"),
+            ("link", "this machine's" if time.emulated_link is None else f"{time.emulated_link}, on both sides"),
             ("experts lie", result.host),
             ("decode steps timed", str(time.steps)),
-            ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}"),
-            ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}"),
+            ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}{runs(time.measured_runs)}"),
+            ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}{runs(time.simulated_runs)}"),
+            ("tokens/s, error", signed(time.tokens_per_second_error)),
+            ("p99 of a token, engine / simulator", f"{time.measured_p99_ms:.2f} / {time.simulated_p99_ms:.2f} ms"),
+            ("p99 of a token, error", signed(time.p99_error)),
             *fate_rows(result.prefetches),
             ("time per token, median error", f"{100 * time.step_error_median:.1f} %"),
             ("time per layer, median error", f"{100 * time.layer_error_median:.1f} %"),
-            ("total time, error", f"{100 * time.total_error:+.1f} %"),
+            ("total time, error", signed(time.total_error)),
         ]
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
         console.warn(result.warnings)
-        console.tell(("passed: " if result.passed else "FAILED: ") + result.verdict)
+        console.tell(f"{WORDS[result.judged.outcome]}: {result.verdict}")
     if not result.passed:
         raise typer.Exit(1)
+
+
+def runs(rates: "Sequence[float]") -> str:
+    """How far repeated runs are apart; nothing of a single one."""
+    return f" (of {len(rates)} runs {min(rates):.2f} to {max(rates):.2f})" if len(rates) > 1 else ""
 
 
 def fate_rows(prefetches: "Prefetches | None") -> list[tuple[str, str]]:

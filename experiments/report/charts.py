@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import altair as alt
 import numpy as np
 
+from experiments.report import bars
+from experiments.report.causes import NEUTRAL
 from experiments.report.content import CurvePoint, HeatMap, PolicyRow, Validation
-from experiments.report.html_tables import by_speed, percent, rate
+from experiments.report.html_tables import by_speed, percent, rate, row_labels
+from experiments.report.labels import shared
 
 # Okabe & Ito, "Color Universal Design" (2008), less black and yellow: each vanishes on one of the grounds.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DASHES = ([6, 4], [2, 3], [10, 3, 2, 3])
-NEUTRAL = "#8a8f94"  # legible on both grounds: bounds are not contestants
-MOST_BARS = 40
+NUMBERS = 96
+"""Pixels for the numbers beside bars."""
 MOST_POINTS = 2000
 MARKED_POINTS = 240
 DIMMED = 0.12
@@ -106,7 +109,8 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
 def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
     """Decode tokens per second, a bar per row, and each row's bound as a mark across it."""
     timed = by_speed(rows)
-    chosen = timed[:MOST_BARS]
+    chosen = timed[: bars.MOST]
+    named = list(zip(row_labels([row for _, row in chosen]), (row for _, row in chosen), strict=True))
     values = [
         {
             "label": label,
@@ -117,41 +121,50 @@ def speeds(rows: Sequence[PolicyRow], look: dict[str, Look]) -> Chart:
             "text": _of_bound(row),
             "colour": look[row.name].colour,
         }
-        for label, row in chosen
+        for label, row in named
     ]
-    order = [label for label, _ in chosen]
-    base = dimmed(labelled(values, order)).encode(
+    drawn = bars.Bars([label for label, _ in named])
+    base = dimmed(drawn.base(values)).encode(
         tooltip=[
-            alt.Tooltip("label:N", title="policy"),
+            alt.Tooltip("label:N", title="plan"),
             alt.Tooltip("rate:Q", title="tokens/s", format=".3~g"),
             alt.Tooltip("bound:Q", title="bound", format=".3~g"),
         ],
     )
-    x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(zero=True)
-    bars = base.mark_bar(height=12, yOffset=9, cornerRadiusEnd=2).encode(x=x, color=alt.Color("colour:N", scale=None))
-    spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, yOffset=9, style="bound")
+    x = alt.X("rate:Q", title="decode tokens per second", axis=alt.Axis(tickCount=5)).scale(
+        zero=True,
+        range=[0, alt.ExprRef(f"width - {NUMBERS}")],  # right of the bars is room for the numbers
+    )
+    marks = base.mark_bar(height=bars.BAR, yOffset=drawn.offset, cornerRadiusEnd=2)
+    marks = marks.encode(x=x, color=alt.Color("colour:N", scale=None))
+    spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, yOffset=drawn.offset, style="bound")
     spans = spans.encode(x=alt.X("low:Q"), x2="high:Q")
     limits = base.transform_filter("isValid(datum.bound)").mark_tick(
-        orient="vertical", thickness=2, size=18, yOffset=9, style="bound"
+        orient="vertical", thickness=2, size=18, yOffset=drawn.offset, style="bound"
     )
     limits = limits.encode(x=alt.X("bound:Q"))
-    names = labels(base, "max(60, width - 145)")
-    numbers = base.mark_text(align="right", yOffset=-8, fontSize=12, style="muted", aria=False)
+    numbers = base.mark_text(align="right", yOffset=drawn.offset, fontSize=12, style="muted", aria=False)
     numbers = numbers.encode(x=alt.value(alt.ExprRef("width")), text="text:N")
-    bounded = any(row.bound_tokens_per_second is not None for _, row in chosen)
     sentence = "Decode tokens per second, fastest first."
-    if bounded:
+    if any(row.bound_tokens_per_second is not None for _, row in chosen):
         sentence += " The upright mark is each row's bound: what clairvoyant decisions would allow with that cache "
-        sentence += "on that machine."
+        sentence += "on that machine; at the right, how much of it is reached."
     if any(row.is_bound for _, row in chosen):
         sentence += " Grey bars know the future."
+    layers = [marks, limits, drawn.names(base), numbers]
+    if any(row.low is not None for _, row in chosen):
+        layers.insert(1, spans)
+        sentence += " The line through a bar's end is the interval that its requests leave open."
+    sentence += alike([row for _, row in chosen])
     if len(chosen) < len(timed):
         sentence += f" The {len(chosen)} fastest of {len(timed)} are drawn."
-    drawn = [bars, limits, names, numbers]
-    if any(row.low is not None for _, row in chosen):
-        drawn.insert(1, spans)
-        sentence += " The line through a bar's end is the interval that its requests leave open."
-    return finish(alt.layer(*drawn), 46 * len(chosen), sentence, highlight=True)
+    return finish(alt.layer(*layers), drawn.height, sentence, highlight=True)
+
+
+def alike(rows: Sequence[PolicyRow]) -> str:
+    """A sentence that says what all these rows have in common."""
+    common = shared([row.parts for row in rows])
+    return f" All: {common}." if common and len(rows) > 1 else ""
 
 
 def heat(found: HeatMap) -> Chart:
@@ -246,7 +259,7 @@ def steps(validation: Validation) -> Chart:
 
 
 def _of_bound(row: PolicyRow) -> str:
-    share = "" if row.share_of_bound is None else f" ({percent(row.share_of_bound)} of bound)"
+    share = "" if row.share_of_bound is None else f" \u00b7 {row.share_of_bound:.0%}"
     return rate(row.tokens_per_second or 0.0) + share
 
 
@@ -265,19 +278,6 @@ def dimmed(chart: alt.Chart, full: float = 1.0) -> alt.Chart:
     """The chart with all policies standing back but the highlighted one."""
     chosen = "highlight === '' || datum.policy === highlight"
     return chart.encode(opacity=alt.condition(chosen, alt.value(full), alt.value(DIMMED)))
-
-
-def labelled(values: Sequence[Mapping[str, object]], order: Sequence[str]) -> alt.Chart:
-    """Rows for bars whose label stands above each, so that nothing is cut off on a narrow screen."""
-    return shown(values).encode(y=alt.Y("label:N", sort=order, axis=None).scale(paddingInner=0, paddingOuter=0.1))
-
-
-def labels(bars: alt.Chart, width: str) -> alt.Chart:
-    """The labels of such bars, at most so wide."""
-    text: alt.Chart = bars.mark_text(
-        align="left", yOffset=-8, fontSize=13, style="ink", limit=alt.ExprRef(width), aria=False
-    )
-    return text.encode(x=alt.value(0), text="label:N")
 
 
 def finish(

@@ -7,6 +7,7 @@ class refuses numbers that could not be drawn (StudyError), so the page never sh
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,16 @@ class PolicyRow:
     `hits_prefetched` is the share of all hits that a prefetch brought. `bound_tokens_per_second` is what no
     policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
     Belady does. `low` to `high` is the interval of `tokens_per_second`. `fates` counts prefetches that were there in
-    time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown).
+    time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown). `weights`,
+    `kernels` and `lane` say how experts are stored and computed, where that is not as usual.
     """
 
     name: str
     capacity: str
     prefetch: str
+    weights: str = ""
+    kernels: str = ""
+    lane: str = ""
     hit_ratio: float
     decode_hit_ratio: float | None
     hits_prefetched: float
@@ -47,6 +52,13 @@ class PolicyRow:
         rates = ("tokens_per_second", "bound_tokens_per_second", "low", "high")
         for name in (*rates, "bytes_loaded_per_token", "device_bytes"):
             _within(f"policy row {self.name!r}", name, getattr(self, name))
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What its name is made of (`experiments.report.labels`)."""
+        prefetch = "" if self.prefetch == "none" else self.prefetch
+        parts = {"name": self.name, "capacity": self.capacity, "prefetch": prefetch}
+        return parts | {"weights": self.weights, "kernels": self.kernels, "lane": self.lane}
 
     @property
     def share_of_bound(self) -> float | None:
@@ -117,8 +129,12 @@ class Validation:
 
     `tokens_identical` compares generated tokens with the un-offloaded model's; None when none were compared.
     `time_error_median` is the median of |simulated / measured - 1| over decode steps, `time_error_limit` what
-    was allowed. `simulated_ms` and `measured_ms` hold one time for each decode step, in the same order.
+    was allowed, `tolerance` what passes without a warning; errors of tokens per second and of p99 are signed.
+    `simulated_ms` and `measured_ms` hold one time for each decode step, in the same order, `simulated_runs` and
+    `measured_runs` the tokens per second of repeated runs; `spread` says how far these are apart.
     """
+
+    outcome: Literal["passed", "warned", "failed"]
 
     decisions_identical: bool
     decisions: int
@@ -128,12 +144,18 @@ class Validation:
     time_error_limit: float | None
     simulated_tokens_per_second: float
     measured_tokens_per_second: float
+    tolerance: float
+    tokens_per_second_error: float
+    p99_error: float
+    spread: str = ""
     simulated_ms: tuple[float, ...] = ()
     measured_ms: tuple[float, ...] = ()
+    simulated_runs: tuple[float, ...] = ()
+    measured_runs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         where = "validation"
-        for name in ("time_error_median", "time_error_limit"):
+        for name in ("time_error_median", "time_error_limit", "tolerance"):
             _within(where, name, getattr(self, name))
         for name in ("simulated_tokens_per_second", "measured_tokens_per_second"):
             _within(where, name, getattr(self, name))
@@ -143,26 +165,53 @@ class Validation:
             )
         for time in (*self.simulated_ms, *self.measured_ms):
             _within(where, "a step's time", time)
+        for rate in (*self.simulated_runs, *self.measured_runs):
+            _within(where, "a run's tokens per second", rate)
+        if not (math.isfinite(self.tokens_per_second_error) and math.isfinite(self.p99_error)):
+            raise StudyError(f"{where}: errors must be numbers")
 
     @property
-    def holds(self) -> bool:
-        """Whether everything that was compared agrees."""
-        timely = self.time_error_limit is None or self.time_error_median <= self.time_error_limit
-        return self.decisions_identical and self.tokens_identical is not False and timely
+    def late(self) -> float:
+        """How far time is off, as the verdict sees it."""
+        return max(self.time_error_median, abs(self.tokens_per_second_error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegretRow:
-    """Why a step of one plan takes longer than computing alone: milliseconds by cause, which may be negative."""
+    """Why a step of one plan takes longer than computing alone: milliseconds by cause, which may be negative.
+
+    `alike`: what all rows beside it have in common, too, so that their labels do not say it.
+    """
 
     label: str
     parts: tuple[tuple[str, float], ...]
     policy: str = ""
+    alike: str = ""
 
     def __post_init__(self) -> None:
         _named("a regret row", self.label)
         if not all(math.isfinite(value) for _, value in self.parts):
             raise StudyError(f"regret of {self.label!r}: every part must be a number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """One of a machine's best plans: what the objective asks for (`value`), and how it stands against the winner.
+
+    `sure`: it was shown to be worse; False: level with the winner, or not told apart; None: not compared.
+    """
+
+    label: str
+    value: float
+    device_bytes: float | None = None
+    share_of_bound: float | None = None
+    against: str = ""
+    sure: bool | None = None
+
+    def __post_init__(self) -> None:
+        _named("a best plan", self.label)
+        for name in ("value", "device_bytes", "share_of_bound"):
+            _within(f"best plan {self.label!r}", name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +258,9 @@ class TokenTimeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a study found on one machine: who won (`statement`), against whom, and every plan's row.
+    """What a study found on one machine: who won (`statement`), how sure that is (`verdict`), and every plan's row.
 
+    `best` are the best plans, the winner first, by `unit`; `alike` is what these have in common.
     `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
     kind: "speed", "memory", "fates", "regret", "timeline". `effects` are against `baseline`; `answers`: the
     same, a sentence for each policy.
@@ -218,6 +268,11 @@ class Setting:
 
     title: str
     statement: str = ""
+    verdict: str = ""
+    best: tuple[Best, ...] = ()
+    unit: str = ""
+    alike: str = ""
+    ranking: tuple[str, ...] = ()
     baseline: str = ""
     answers: tuple[str, ...] = ()
     effects: tuple[Effect, ...] = ()

@@ -5,7 +5,8 @@ from html import escape
 
 import numpy as np
 
-from experiments.report.content import CurvePoint, HeatMap, PolicyRow, Validation
+from experiments.report.content import Best, CurvePoint, HeatMap, PolicyRow, Validation
+from experiments.report.labels import labels
 
 Cell = str  # HTML, already escaped
 NONE = '<span class="none" aria-label="unknown or none">\u2013</span>'
@@ -32,7 +33,8 @@ def size(count: float) -> str:
     return f"{rate(count)} B"
 
 
-def _signed(ratio: float) -> str:
+def signed(ratio: float) -> str:
+    """0.021 -> "+2.1%", with a true minus sign."""
     return f"{ratio:+.1%}".replace("-", "\u2212")
 
 
@@ -70,24 +72,21 @@ def policy_rows(
 
 
 def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
-    """A short name for each row, all different: the capacity is named only where rows differ in it."""
-    capacities = len({row.capacity for row in rows}) > 1
-    labels: list[str] = []
-    for row in rows:
-        label = row.name if row.prefetch in ("", "none") else f"{row.name} + {row.prefetch}"
-        label = f"{label}, {row.capacity}" if capacities else label
-        count, unique = 1, label
-        while unique in labels:
-            count += 1
-            unique = f"{label} ({count})"
-        labels.append(unique)
-    return labels
+    """A short name for each row, all different: beside the policy only what rows differ in."""
+    return labels([row.parts for row in rows])
+
+
+def _or_none(text: str) -> Cell:
+    return escape(text) or NONE
 
 
 POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
     ("Policy", lambda row: escape(row.name) + (' <span class="tag">bound</span>' if row.is_bound else "")),
     ("Cache", lambda row: escape(row.capacity)),
-    ("Prefetch", lambda row: escape(row.prefetch) if row.prefetch not in ("", "none") else NONE),
+    ("Prefetch", lambda row: _or_none(row.parts["prefetch"])),
+    ("Weights", lambda row: _or_none(row.weights)),
+    ("Kernels", lambda row: _or_none(row.kernels)),
+    ("CPU lane", lambda row: _or_none(row.lane)),
     ("Hit ratio", lambda row: number(row.hit_ratio, percent)),
     ("in decode", lambda row: number(row.decode_hit_ratio, percent)),
     ("Hits by prefetch", lambda row: number(row.hits_prefetched, percent)),
@@ -100,9 +99,26 @@ POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
 
 
 def policy_table(rows: Sequence[PolicyRow]) -> str:
-    """Everything known about every row, in the order given."""
-    cells, names = [[cell(row) for _, cell in POLICY_COLUMNS] for row in rows], [row.name for row in rows]
-    return table([name for name, _ in POLICY_COLUMNS], cells, label="Policies, scrolls sideways", policies=names)
+    """Everything known about every row, in the order given; no column that says nothing of any."""
+    names = [row.name for row in rows]
+    columns = [(name, [cell(row) for row in rows]) for name, cell in POLICY_COLUMNS]
+    columns = [(name, cells) for name, cells in columns if set(cells) != {NONE}]
+    lines = list(zip(*(cells for _, cells in columns), strict=True))
+    return table([name for name, _ in columns], lines, label="Policies, scrolls sideways", policies=names)
+
+
+def best_table(best: Sequence[Best], unit: str) -> str:
+    """The best plans of one machine, the winner first."""
+    columns = ["Best plans", unit[:1].upper() + unit[1:], "Against the best", "Device memory", "Of the bound"]
+    cells = []
+    for place, one in enumerate(best):
+        against = '<span class="tag">best</span>' if place == 0 else _or_none(one.against.replace("-", "\u2212"))
+        shares = [number(one.device_bytes, size), number(one.share_of_bound, percent)]
+        cells.append([escape(one.label), number(one.value, rate), against, *shares])
+    empty = [place for place in range(len(columns)) if cells and all(line[place] == NONE for line in cells)]
+    kept = [place for place in range(len(columns)) if place not in empty]
+    lines = [[line[place] for place in kept] for line in cells]
+    return f'<div class="best">{table([columns[place] for place in kept], lines, label="The best plans")}</div>'
 
 
 def speed_table(rows: Sequence[PolicyRow]) -> str:
@@ -160,8 +176,11 @@ def validation_table(validation: Validation) -> str:
     for percentile in (50, 95, 99) if validation.simulated_ms else ():
         simulated, measured = (float(np.percentile(side, percentile)) for side in sides)
         found.append((f"ms per decode step, p{percentile}", simulated, measured))
+    for what, pick in (("slowest", min), ("fastest", max)):
+        if len(validation.measured_runs) > 1 and validation.simulated_runs:
+            found.append((f"Tokens/s, {what} run", pick(validation.simulated_runs), pick(validation.measured_runs)))
     rows = [
-        [name, number(ours, rate), number(theirs, rate), _signed(ours / theirs - 1) if theirs else NONE]
+        [name, number(ours, rate), number(theirs, rate), signed(ours / theirs - 1) if theirs else NONE]
         for name, ours, theirs in found
     ]
     return table(["", "Simulated", "Measured", "Difference"], rows, label="Simulated against measured")

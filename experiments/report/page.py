@@ -1,24 +1,28 @@
 """Writing a report: one file, whole or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from experiments.report.content import ReportContent
 from tracekit.durable import check_place, write_synced
 from tracekit.errors import StudyError, TracekitError
 
+if TYPE_CHECKING:
+    from experiments.report.figures import Format
 
-def write_figures(folder: Path, content: ReportContent) -> dict[str, str]:
-    """Write every chart of the report as a PNG into `folder`; returns what each file shows, in a sentence.
 
-    The same content gives the same bytes (with the same Vega). Raises TracekitError as `write_report` does.
+def write_figures(
+    folder: Path, content: ReportContent, form: "Format" = "pdf", select: Sequence[str] = ()
+) -> dict[str, str]:
+    """Write the report's charts and tables into `folder` (`experiments.report.figures.figures`); returns what each file
+    shows, in a sentence. Raises TracekitError as `write_report` does.
     """
     with _drawing():
-        from experiments.report.figures import pictures
-    drawn = pictures(content)
+        from experiments.report.figures import figures
+    drawn = figures(content, form, select)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (data, _) in drawn.items():

@@ -1,19 +1,10 @@
 """Pieces of the page that several sections are made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 from experiments.report.charts import Chart, Look
-
-# Unit paths of the marks that Vega draws, for a legend of plain buttons (16 x 16).
-MARKS = {
-    "circle": '<circle cx="8" cy="8" r="4.5"/>',
-    "square": '<path d="M4 4h8v8h-8z"/>',
-    "triangle-up": '<path d="M8 3l5.5 9.5h-11z"/>',
-    "triangle-down": '<path d="M8 13l5.5-9.5h-11z"/>',
-    "diamond": '<path d="M8 2.5l4.5 5.5-4.5 5.5-4.5-5.5z"/>',
-    "cross": '<path d="M6.3 3h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z"/>',
-}
+from experiments.report.marks import MARKS, swatch
 
 
 def section(name: str, title: str, inner: str) -> str:
@@ -53,6 +44,12 @@ def policy_filter(policies: Iterable[str]) -> str:
     )
     buttons = '<button type="button" id="show-all">All</button><button type="button" id="show-none">None</button>'
     return f'<fieldset class="filter" id="filter"><legend>Policies shown</legend>{boxes}{buttons}</fieldset>'
+
+
+def swatches(colours: Mapping[str, str]) -> str:
+    """A legend of plain colours."""
+    items = "".join(f"<li>{swatch(hue)}<span>{escape(name)}</span></li>" for name, hue in colours.items())
+    return f'<ul class="words inline">{items}</ul>'
 
 
 def legend(looks: dict[str, Look]) -> str:

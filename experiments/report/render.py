@@ -10,8 +10,9 @@ from importlib.resources import files
 
 from experiments.report import charts, html_tables, setting_sections
 from experiments.report.charts import Chart, Look
-from experiments.report.content import CurvePoint, PolicyRow, ReportContent, Validation
+from experiments.report.content import CurvePoint, PolicyRow, ReportContent
 from experiments.report.parts import chart_of, legend, policy_filter, section, shell
+from experiments.report.validation_section import verdict
 from tracekit.errors import TracekitError
 
 
@@ -45,9 +46,11 @@ def sections_of(content: ReportContent) -> tuple[str, dict[str, Chart]]:
     """The page's sections as HTML, and its charts by the name of the place where each is drawn."""
     policies = content.policies()
     drawn: dict[str, Chart] = {}
+    answers = [setting_sections.answer(index, setting) for index, setting in enumerate(content.settings)]
     sections = _sections(content, charts.looks(policies), drawn)
     several = [policy_filter(policies)] if len(policies) > 1 and drawn else []
-    return "\n".join([*several, *sections]), drawn
+    facts = [section("", "", _facts(content))] if answers else []
+    return "\n".join([*answers, *facts, *several, *sections]), drawn
 
 
 def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
@@ -74,7 +77,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         numbers = html_tables.speed_table(content.rows)
         figure("speed", "Tokens per second", charts.speeds(content.rows, look), numbers)
     for index, setting in enumerate(content.settings):
-        sections += setting_sections.sections(index, setting, look, drawn)
+        sections += setting_sections.details(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
         figure(
             f"curves-{index}",
@@ -94,7 +97,7 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         place = f"experts-{index}"
         figure(f"heat-{index}", title, charts.heat(heat), numbers, "", heat.again, at=place, of=heat.model)
     if content.validation is not None:
-        sections.append(section("validation", "Simulated and measured", _verdict(content.validation, drawn)))
+        sections.append(section("validation", "Simulated and measured", verdict(content.validation, drawn)))
     if content.warnings:
         items = "".join(f"<li>{escape(warning)}</li>" for warning in content.warnings)
         sections.append(section("limits", "Limits", f"<ul>{items}</ul>"))
@@ -108,12 +111,18 @@ def _curve_legend(points: Sequence[CurvePoint], look: dict[str, Look]) -> str:
 
 
 def _header(content: ReportContent) -> str:
-    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle)
     parts = [f"<h1>{escape(content.title)}</h1>"]
     if lede := _lede(content.rows):
         parts.append(f'<p class="lede">{lede}</p>')
-    if facts:
-        parts.append(f"<dl>{facts}</dl>")
+    if not content.settings:  # else the answers come first
+        parts.append(_facts(content))
+    return "\n".join(parts)
+
+
+def _facts(content: ReportContent) -> str:
+    """What all of it is about, and how much there is to keep in mind."""
+    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(which)}</dd></div>" for what, which in content.subtitle)
+    parts = [f"<dl>{facts}</dl>"] if facts else []
     if count := len(content.warnings):
         words = "one limit" if count == 1 else f"{count} limits"
         parts.append(f'<p class="note">Read with <a href="#limits">{words}</a> in mind.</p>')
@@ -148,38 +157,6 @@ def _policies(rows: tuple[PolicyRow, ...]) -> str:
     if any(row.is_bound for row in rows):
         text += " Rows marked bound know the future, and no machine can run them."
     return f"<p>{text}</p>\n{html_tables.policy_table(rows)}"
-
-
-def _verdict(validation: Validation, drawn: dict[str, Chart]) -> str:
-    error, limit = html_tables.percent(validation.time_error_median), validation.time_error_limit
-    timely = None if limit is None else validation.time_error_median <= limit
-    allowed = "" if limit is None else f" (allowed: {html_tables.percent(limit)})"
-    same = {True: "identical, ", False: "different, "}
-    decisions = f"{same[validation.decisions_identical]}{validation.decisions:,} entries"
-    compared = validation.tokens_identical
-    tokens = "not compared" if compared is None else f"{same[compared]}{validation.tokens:,}"
-    findings = [
-        (validation.decisions_identical, "Decision logs", decisions),
-        (compared, "Generated tokens", tokens),
-        (timely, "Time per decode step", f"median error {error}{allowed}"),
-    ]
-    states = {True: "yes", False: "no", None: "open"}
-    items = [f'<li class="{states[ok]}"><b>{what}</b> {escape(text)}</li>' for ok, what, text in findings]
-    headline = "Simulation and engine decide alike" if validation.holds else "Simulation and engine do not agree"
-    headline += f"; the time of a step is off by {error} in the median."
-    state = "yes" if validation.holds else "no"
-    numbers = html_tables.validation_table(validation)
-    parts = [
-        f'<p class="verdict {state}">{headline}</p>',
-        f'<ul class="checks">{"".join(items)}</ul>',
-        numbers,
-    ]
-    if validation.simulated_ms:
-        chart = charts.steps(validation)
-        drawn["chart-steps"] = chart
-        parts.append(f"<h3>Time of each decode step</h3><p>{escape(chart.sentence)}</p>")
-        parts.append('<div class="chart small" id="chart-steps" style="min-height:390px"></div>')
-    return "\n".join(parts)
 
 
 def _digest(script: str) -> str:

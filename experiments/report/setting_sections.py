@@ -1,18 +1,37 @@
-"""A study's sections: for each machine the verdicts, speeds, memory, fates of prefetches, and regret."""
+"""What a report says about one setting of a study: first the answer, in words and a table; further down the charts."""
 
 from html import escape
 
 from experiments.report import charts, effect_chart, html_tables, study_charts
+from experiments.report.causes import explained
 from experiments.report.charts import Chart, Look
 from experiments.report.content import Setting
-from experiments.report.parts import chart_of, legend, section
+from experiments.report.parts import chart_of, legend, section, swatches
 
 MOST_ROWS = 200
 
 
-def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
-    """The sections of one setting; what is not known of it is left out."""
-    found = [section(f"setting-{index}", setting.title, _verdicts(setting))]
+def answer(index: int, setting: Setting) -> str:
+    """Who won, how sure that is, the best plans, and what to keep in mind."""
+    parts = [f'<p class="verdict">{escape(setting.statement)}</p>'] if setting.statement else []
+    if setting.verdict:
+        parts.append(f"<p>{escape(setting.verdict)}</p>")
+    if setting.best:
+        parts.append(html_tables.best_table(setting.best, setting.unit))
+        if setting.alike and len(setting.best) > 1:
+            parts.append(f'<p class="small">All of these: {escape(setting.alike)}.</p>')
+    if setting.answers:
+        told = "".join(f"<li>{escape(answer)}</li>" for answer in setting.answers)
+        parts.append(f"<h3>Against {escape(setting.baseline)} at each cache size</h3><ul>{told}</ul>")
+    if setting.notes:
+        notes = "".join(f"<li>{escape(note[:1].upper() + note[1:])}.</li>" for note in setting.notes)
+        parts.append(f'<ul class="small">{notes}</ul>')
+    return section(f"setting-{index}", setting.title, "\n".join(parts))
+
+
+def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str, Chart]) -> list[str]:
+    """The charts of one setting, its comparisons and every plan; what is not known of it is left out."""
+    found: list[str] = []
     rows = setting.rows
 
     def figure(kind: str, heading: str, chart: Chart, numbers: str, legend: str = "") -> None:
@@ -22,9 +41,8 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
 
     if setting.effects:
         chart = effect_chart.effects(setting.effects, setting.baseline, look)
-        told = "".join(f"<li>{escape(answer)}</li>" for answer in setting.answers)
-        found.append(section("", "", f"<h3>Against {escape(setting.baseline)} at each cache size</h3><ul>{told}</ul>"))
-        figure("effects", "Effects", chart, effect_chart.effect_table(setting.effects, setting.baseline))
+        numbers = effect_chart.effect_table(setting.effects, setting.baseline)
+        figure("effects", f"Against {escape(setting.baseline)} at each cache size", chart, numbers)
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
         key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),
@@ -32,9 +50,9 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     fitting = [row for row in timed if setting.fits(row)] or timed
     if fitting:
         heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
-        buttons = legend({row.name: look[row.name] for row in rows})
+        chart = charts.speeds(fitting, look)
         numbers = html_tables.speed_table(fitting[:MOST_ROWS])
-        figure("speed", heading, charts.speeds(fitting, look), numbers, buttons)
+        figure("speed", heading, chart, numbers, legend({row.name: look[row.name] for row in rows}))
     sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
     if len({row.device_bytes for row in sized}) > 1:
         chart = study_charts.memory(sized, look, setting.room)
@@ -42,10 +60,12 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     fetched = [row for row in fitting or rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)
-        figure("fates", "What became of prefetches", chart, study_charts.fates_table(fetched))
+        numbers = study_charts.fates_table(fetched[:MOST_ROWS])
+        figure("fates", "What became of prefetches", chart, numbers, swatches(dict(study_charts.FATES)))
     if setting.regrets:
         heading, chart = "What keeps a step from the speed of computing alone", study_charts.regret(setting.regrets)
-        figure("regret", heading, chart, study_charts.regret_table(setting.regrets))
+        words = explained(study_charts.causes(setting.regrets))
+        figure("regret", heading, chart, study_charts.regret_table(setting.regrets), words)
     if setting.timeline is not None and setting.timeline.bars:
         chart = study_charts.timeline(setting.timeline)
         figure("timeline", "One token", chart, study_charts.timeline_table(setting.timeline))
@@ -56,6 +76,7 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
         )
         inner = f"<h3>What the search pruned</h3><p>{text}</p>{study_charts.search_table(setting.search)}"
         found.append(section("", "", inner))
+    unfolded = _comparisons(setting)
     if rows:
         shown = timed[:MOST_ROWS] or list(rows[:MOST_ROWS])
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
@@ -64,18 +85,25 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
             "prefetch brought. The bound is what no policy can beat with that cache on that machine; rows marked bound "
             f"know the future.{count}"
         )
-        table = f"<details><summary>Every plan</summary><p>{text}</p>{html_tables.policy_table(shown)}</details>"
-        found.append(section("", "", table))
+        table = html_tables.policy_table(shown)
+        unfolded.append(f"<details><summary>Every plan</summary><p>{text}</p>{table}</details>")
+    if unfolded:
+        found.append(section("", "", "\n".join(unfolded)))
+    if found:
+        found.insert(0, section(f"details-{index}", f"Details: {setting.title}", ""))
     return found
 
 
-def _verdicts(setting: Setting) -> str:
-    parts = [f'<p class="verdict">{escape(setting.statement)}</p>'] if setting.statement else []
+def _comparisons(setting: Setting) -> list[str]:
+    """The ranking and every comparison, to unfold."""
+    found = []
+    if setting.ranking:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in setting.ranking)
+        found.append(f'<details><summary>Ranking</summary><ul class="checks verdicts">{lines}</ul></details>')
     if setting.verdicts:
-        items = [
+        items = "".join(
             f'<li class="{"yes" if verdict.shown else "open"}">{escape(verdict.text)}</li>'
             for verdict in setting.verdicts
-        ]
-        parts.append(f'<ul class="checks verdicts">{"".join(items)}</ul>')
-    parts += [f"<p>{escape(note[:1].upper() + note[1:])}.</p>" for note in setting.notes]
-    return "\n".join(parts)
+        )
+        found.append(f'<details><summary>Every comparison</summary><ul class="checks verdicts">{items}</ul></details>')
+    return found

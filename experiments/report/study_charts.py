@@ -7,23 +7,13 @@ from html import escape
 import altair as alt
 
 from engine.replay.bars import COLOURS, LANES
-from experiments.report import html_tables
-from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, labelled, labels, shown
+from experiments.report import bars, html_tables
+from experiments.report.causes import NEUTRAL, colour
+from experiments.report.charts import PALETTE, SHAPES, Chart, Look, alike, dimmed, finish, shown
 from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
 from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
-CAUSES = {
-    "overhead": NEUTRAL,
-    "compulsory": "#56B4E9",
-    "capacity": "#0072B2",
-    "policy": "#D55E00",
-    "prefetch": "#009E73",
-    "pollution": "#CC79A7",
-    "late prefetch": "#E69F00",
-    "prefetch copies": "#9467bd",
-}
-MOST_BARS = 24
 MOST_POINTS = 2000
 
 
@@ -40,14 +30,15 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
     """Tokens per second against device memory, the line of those that are beaten by none, and where `room` ends."""
     best = front(rows)
     fastest = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_POINTS]
-    names = list(dict.fromkeys(row.name for row in rows))
 
     def values(chosen: Sequence[PolicyRow]) -> list[dict[str, object]]:
         return [
             {
                 "policy": row.name,
                 "label": label,
-                "cache": row.capacity,
+                "format": row.weights or "as stored",
+                "ahead": row.prefetch.partition(" (")[0] or "none",
+                "lane": row.lane or "device only",
                 "gigabytes": (row.device_bytes or 0) / 1e9,
                 "rate": row.tokens_per_second,
             }
@@ -61,14 +52,14 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
     line = alt.Chart(alt.InlineData(values=values(best))).mark_line(
         interpolate="step-after", strokeWidth=1.5, strokeDash=[5, 4], style="muted", aria=False
     )
+    channels, told = _told_apart(fastest, look)
     dots = (
         dimmed(shown(values(fastest)), 0.85)
-        .mark_point(filled=True, size=60)
+        .mark_point(size=60, strokeWidth=1.5)
         .encode(
             x=x,
             y=y,
-            color=alt.Color("policy:N", legend=None).scale(domain=names, range=[look[name].colour for name in names]),
-            shape=alt.Shape("policy:N", legend=None).scale(domain=names, range=[look[name].shape for name in names]),
+            **channels,
             tooltip=[
                 alt.Tooltip("label:N", title="plan"),
                 alt.Tooltip("gigabytes:Q", title="device memory, GB", format=".2f"),
@@ -78,12 +69,47 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
     )
     sentence = "Each point is one plan: the device memory it takes and its tokens per second. "
     sentence += "Along the dashed line no plan is faster with as much memory."
+    sentence += f" {told}" if told else ""
     layers = [line.encode(x=x, y=y), dots]
     if room is not None and any((row.device_bytes or 0) > room for row in rows):
         end = alt.Chart(alt.InlineData(values=[{"gigabytes": room / 1e9}])).mark_rule(strokeWidth=2, style="bound")
         layers.append(end.encode(x=x))
         sentence += f" What is right of the upright line does not fit: there are {room / 1e9:.1f} GB."
     return finish(alt.layer(*layers), 320, sentence, highlight=True)
+
+
+def _told_apart(rows: Sequence[PolicyRow], look: dict[str, Look]) -> tuple[dict[str, object], str]:
+    """How points are told apart, and how that is said: colours are weight formats, or policies where there is but one
+    format; marks are prefetchers; hollow marks use the CPU lane. What does not vary takes no channel."""
+    formats = sorted({row.weights or "as stored" for row in rows})
+    ahead = sorted({row.prefetch.partition(" (")[0] or "none" for row in rows}, key=lambda name: (name != "none", name))
+    lanes = sorted({row.lane or "device only" for row in rows}, key=lambda name: name != "device only")
+    names = list(dict.fromkeys(row.name for row in rows))
+    legend = alt.Legend(orient="top", direction="vertical", labelLimit=320, title=None, symbolStrokeWidth=1.5)
+    if len(formats) > 1:
+        hues = [PALETTE[place % len(PALETTE)] for place in range(len(formats))]
+        tint, words = alt.Color("format:N", sort=None, legend=legend).scale(domain=formats, range=hues), ["weights"]
+        solid = alt.Fill("format:N", sort=None, legend=legend).scale(domain=formats, range=hues)
+    else:
+        hues = [look[name].colour for name in names]
+        tint, words = alt.Color("policy:N", sort=None, legend=None).scale(domain=names, range=hues), ["policies"]
+        solid = alt.Fill("policy:N", sort=None, legend=None).scale(domain=names, range=hues)
+    told = f"Colours are {words[0]}"
+    channels: dict[str, object] = {"color": tint}
+    if len(ahead) > 1:
+        marks = [SHAPES[place % len(SHAPES)] for place in range(len(ahead))]
+        channels["shape"] = alt.Shape("ahead:N", sort=None, legend=legend).scale(domain=ahead, range=marks)
+        told += ", marks prefetchers"
+    elif len(formats) == 1:
+        channels["shape"] = alt.Shape("policy:N", sort=None, legend=None).scale(
+            domain=names, range=[look[name].shape for name in names]
+        )
+    if len(lanes) > 1:
+        channels["fill"] = alt.condition("datum.lane === 'device only'", solid, alt.value("transparent"))
+        told += "; where the CPU computes missing experts, marks are hollow"
+    else:
+        channels["fill"] = solid
+    return channels, f"{told}." if len(formats) > 1 or len(ahead) > 1 or len(lanes) > 1 else ""
 
 
 def memory_table(rows: Sequence[PolicyRow]) -> str:
@@ -97,7 +123,7 @@ def memory_table(rows: Sequence[PolicyRow]) -> str:
 
 def fates(rows: Sequence[PolicyRow]) -> Chart:
     """Of each prefetching plan, the shares of prefetches that were in time, late and wasted."""
-    chosen = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_BARS]
+    chosen = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[: bars.MOST]
     values = [
         {
             "policy": row.name,
@@ -113,6 +139,7 @@ def fates(rows: Sequence[PolicyRow]) -> Chart:
     order = row_labels(chosen)
     sentence = "Of each plan's prefetches, the share that was there in time (useful), waited for (late), or never used "
     sentence += "(wasted); the fastest plan first."
+    sentence += alike(chosen)
     if len(chosen) < len(rows):
         sentence += f" The {len(chosen)} fastest of {len(rows)} are drawn."
     return _stacked(values, order, "fate", dict(FATES), "share of prefetches", ".0%", sentence)
@@ -130,21 +157,25 @@ def fates_table(rows: Sequence[PolicyRow]) -> str:
 
 def regret(rows: Sequence[RegretRow]) -> Chart:
     """Milliseconds of a step beyond computing alone, by cause; what wins time goes to the left."""
-    chosen = rows[:MOST_BARS]
+    chosen = rows[: bars.MOST]
     values = [
         {"policy": row.policy, "label": row.label, "cause": cause, "order": place, "share": value}
         for row in chosen
         for place, (cause, value) in enumerate(row.parts)
         if value
     ]
-    named = list(dict.fromkeys(cause for row in chosen for cause, value in row.parts if value))
-    colours = {cause: CAUSES.get(cause, NEUTRAL) for cause in named}
-    sentence = (
-        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching wins. "
-    )
-    sentence += "The causes add up to the whole."
+    colours = {cause: colour(cause) for cause in causes(chosen)}
+    sentence = "What a step takes beyond computing alone, by what causes it. The causes add up to the whole."
+    sentence += f" All: {chosen[0].alike}." if chosen[0].alike else ""
+    if len(chosen) < len(rows):
+        sentence += f" The first {len(chosen)} of {len(rows)} are drawn."
     order = [row.label for row in chosen]
     return _stacked(values, order, "cause", colours, "ms per step", ".3~f", sentence)
+
+
+def causes(rows: Sequence[RegretRow]) -> list[str]:
+    """The causes that take or win any time."""
+    return list(dict.fromkeys(cause for row in rows for cause, value in row.parts if value))
 
 
 def regret_table(rows: Sequence[RegretRow]) -> str:
@@ -232,13 +263,11 @@ def _stacked(
     sentence: str,
 ) -> Chart:
     """Horizontal stacked bars with the label above each; parts in the order of `colours`."""
-    base = labelled(values, order)
-    legend = alt.Legend(orient="top", title=None, columns=4, symbolType="square")
-    bars = base.mark_bar(height=12, yOffset=9).encode(
+    drawn = bars.Bars(order)
+    base = drawn.base(values)
+    marks = base.mark_bar(height=bars.BAR, yOffset=drawn.offset).encode(
         x=alt.X("sum(share):Q", title=title, axis=alt.Axis(tickCount=5, format=form), stack="zero"),
-        color=alt.Color(f"{part}:N", sort=None, legend=legend).scale(
-            domain=list(colours), range=list(colours.values())
-        ),
+        color=alt.Color(f"{part}:N", sort=None, legend=None).scale(domain=list(colours), range=list(colours.values())),
         order=alt.Order("order:Q"),
         tooltip=[
             alt.Tooltip("label:N", title="plan"),
@@ -246,5 +275,5 @@ def _stacked(
             alt.Tooltip("share:Q", title=title, format=form.replace(".0%", ".1%")),
         ],
     )
-    names = labels(base.transform_aggregate(groupby=["label"]), "width")
-    return finish(alt.layer(bars, names), 46 * len(order) + 30, sentence, filtered=True)
+    names = drawn.names(base.transform_aggregate(groupby=["label", "lines"]))
+    return finish(alt.layer(marks, names), drawn.height, sentence, filtered=True)

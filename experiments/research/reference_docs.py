@@ -8,18 +8,18 @@ import importlib
 import inspect
 import sys
 import textwrap
-import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 import typer
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from engine.hardware.economy import Power, Price
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
-from experiments.cli.main import COMMANDS
+from experiments.cli.main import COMMANDS, build
 from experiments.study.study_file import Search, Statistics
 
 Tables = Mapping[str, type[msgspec.Struct]]
@@ -56,11 +56,16 @@ def commands() -> str:
         if example:
             parts.append(f"\n```text\n{example}\n```\n")
         parts.append("\n| argument or option | default | what |\n|---|---|---|\n")
-        hints = typing.get_type_hints(function, include_extras=True)
-        for parameter in inspect.signature(function).parameters.values():
-            if typing.get_args(hints[parameter.name]):  # what Typer itself hands over has no help
-                parts.append(_option(parameter, hints[parameter.name]))
+        parts += [_option(parameter) for parameter in parameters(name)]
     return "".join(parts)
+
+
+def parameters(name: str) -> list[TyperArgument | TyperOption]:
+    """The arguments and options of one command, as the command line knows them."""
+    group = typer.main.get_command(build(name))
+    assert isinstance(group, TyperGroup)
+    found = [one for one in group.commands[name].params if isinstance(one, TyperArgument | TyperOption)]
+    return [one for one in found if one.name != "help"]
 
 
 def _told(function: Callable[..., object]) -> tuple[str, str]:
@@ -70,22 +75,19 @@ def _told(function: Callable[..., object]) -> tuple[str, str]:
     return words.strip(), example.strip()
 
 
-def _option(parameter: inspect.Parameter, hint: object) -> str:
-    _, info = typing.get_args(hint)[:2]
-    name = parameter.name.replace("_", "-")
-    if isinstance(info, typer.models.ArgumentInfo):
-        shown = f"`{name.upper()}`"
+def _option(parameter: TyperArgument | TyperOption) -> str:
+    """A line of the table, with the names that are really typed."""
+    if isinstance(parameter, TyperArgument):
+        shown = f"`{parameter.metavar or (parameter.name or '').upper()}`"
     else:
-        declared = [text for text in info.param_decls or () if text.startswith("--")]
-        shown = ", ".join(f"`{text}`" for text in declared or [f"--{name}"])
-    default = parameter.default
-    if default is inspect.Parameter.empty:
-        default = "required"
-    elif default is None or default is False or default == ():
+        names = [*parameter.opts, *parameter.secondary_opts]
+        shown = ", ".join(f"`{name}`" for name in names if name.startswith("--"))
+    default = "required" if parameter.required else parameter.default
+    if default is None or default is False or default == ():
         default = ""
     elif isinstance(default, Enum):
         default = default.value
-    return f"| {shown} | {_cell(str(default))} | {_cell(info.help or '')} |\n"
+    return f"| {shown} | {_cell(str(default))} | {_cell(parameter.help or '')} |\n"
 
 
 def tables(title: str, about: str, structs: Tables) -> str:

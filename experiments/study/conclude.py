@@ -10,6 +10,7 @@ from experiments.statistics.ranking import in_words, places
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import NOT_TWICE, Contest, Contestant, Once
 from experiments.study.effects import Family, Pair, against_baseline, answers, effect_rows
+from experiments.study.leaders import leaders, verdict
 from experiments.study.notes import left_out, no_winner, notes, plans
 from experiments.study.schema import EFFECTS
 from experiments.study.search import told, words
@@ -65,6 +66,8 @@ def _concluded(
     )
     if winner is None:
         return summary, table
+    comparisons = [family.of(winner, one) for one in rivals]
+    best, alike = leaders(fitting, comparisons)
     return msgspec.structs.replace(
         summary,
         winner=winner.name,
@@ -74,7 +77,10 @@ def _concluded(
         device_bytes=winner.device_bytes,
         share_of_bound=winner.share_of_bound,
         statement=statement(winner, len(fitting), searched=study.search is not None),
-        comparisons=[family.of(winner, one) for one in rivals],
+        best=best,
+        alike=alike,
+        verdict=verdict(comparisons),
+        comparisons=comparisons,
         ranking=_ranking(leading, family, _names(contest.everyone)),
         notes=said + notes(study, fitting, len(family)) + of_search,
     ), table

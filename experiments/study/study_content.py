@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from experiments.report.content import (
+    Best,
     PolicyRow,
     RegretRow,
     ReportContent,
@@ -21,11 +22,13 @@ from experiments.report.content import (
 )
 from experiments.report.content import Setting as Drawn
 from experiments.report.effect import Effect
+from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
 from experiments.study.effects import SAID
-from experiments.study.grid import computed_name, eviction_name, prefetch_name, stored_name
+from experiments.study.grid import eviction_name, stored_name
+from experiments.study.leaders import plan_parts
 from experiments.study.study_file import Statistics
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
@@ -103,12 +106,26 @@ def _setting(
 
         whole = sorted(whole, key=place)[:MOST_PLANS]
     intervals = _intervals(whole, statistics)
-    weights = {stored_name(plan_of(toml)) for toml in rows["plan_toml"].unique()}
-    formats = len(weights) > 1  # else each name would end alike
+    formats = len({stored_name(plan_of(toml)) for toml in rows["plan_toml"].unique()}) > 1
     title = str(found.conditions)
     return Drawn(
         title=title if found.hardware else title[:1].upper() + title[1:],
-        statement=found.statement[:1].upper() + found.statement[1:] + ".",
+        statement=_sentence(found.statement),
+        verdict=_sentence(found.verdict),
+        best=tuple(
+            Best(
+                label=leader.name,
+                value=leader.value,
+                device_bytes=leader.device_bytes,
+                share_of_bound=leader.share_of_bound,
+                against=leader.words,
+                sure=None if leader.outcome is None else leader.outcome in ("better", "worse"),
+            )
+            for leader in found.best
+        ),
+        unit=found.unit or "",
+        alike=found.alike,
+        ranking=tuple(found.ranking),
         verdicts=tuple(
             Verdict(text=compared.verdict, shown=compared.outcome in ("better", "worse"))
             for compared in found.comparisons
@@ -117,9 +134,7 @@ def _setting(
         answers=tuple(found.answers),
         notes=tuple(found.notes),
         room=found.room_bytes,
-        rows=tuple(
-            _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
-        ),
+        rows=tuple(_row(part, None if intervals is None else intervals[place]) for place, part in enumerate(whole)),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
         search=tuple(_round(one) for one in found.search),
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
@@ -149,6 +164,10 @@ def _effects(rows: pl.DataFrame, formats: bool) -> _Effects:
     return {"baseline": rows["baseline"][0] if len(rows) else "", "effects": found}
 
 
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "." if words else ""
+
+
 def _round(found: Round) -> SearchRound:
     counts = {name: getattr(found, name) for name in ("share", "plans", "kept", "pruned", "too_large", "failed")}
     return SearchRound(**counts, last_kept=str(found.last_kept or ""), first_pruned=str(found.first_pruned or ""))
@@ -172,7 +191,7 @@ def _again(found: SettingSummary, rows: pl.DataFrame) -> dict[str, str]:
     own = rows.filter(pl.col("plan_toml") == found.plan_toml)
     trace = own["trace"][0] if len(own) else rows["trace"][0]
     replayed = f"tracekit replay {quote(trace)} --plan PLAN.toml{found.conditions.options}"
-    where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --png FIGURES"
+    where = "# PLAN.toml: the column plan_toml of results.parquet; the picture: tracekit report DIR --figures FIGURES"
     one = f"{where}\n{replayed}"
     return {
         "speed": f"# a bar; its interval is of request_ns in results.parquet\n{one}",
@@ -196,8 +215,8 @@ def _intervals(plans: Sequence[pl.DataFrame], statistics: Statistics) -> np.ndar
     return rate_intervals(tokens, times.astype(np.float64), level=statistics.level)
 
 
-def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> PolicyRow:
-    plan = plan_of(part["plan_toml"][0])
+def _row(part: pl.DataFrame, interval: np.ndarray | None) -> PolicyRow:
+    parts = plan_parts(plan_of(part["plan_toml"][0]))
     total = {
         name: None if part[name].null_count() else int(part[name].sum())
         for name in ("hits", "lookups", "decode_hits", "decode_lookups", "hits_prefetch", "decode_tokens", *FATES)
@@ -208,9 +227,12 @@ def _row(part: pl.DataFrame, interval: np.ndarray | None, formats: bool) -> Poli
         loaded = float(scaled.sum()) / total["decode_tokens"]
     fates = tuple(total[name] for name in FATES)
     return PolicyRow(
-        name=eviction_name(plan),
-        capacity=plan.cache.capacity + (stored_name(plan) if formats else "") + computed_name(plan),
-        prefetch=prefetch_name(plan) or "none",
+        name=parts["eviction"],
+        capacity=parts["capacity"],
+        prefetch=parts["prefetch"] or "none",
+        weights=parts["weights"],
+        kernels=parts["kernels"],
+        lane=parts["lane"],
         hit_ratio=_ratio(total["hits"], total["lookups"]),
         decode_hit_ratio=_ratio(total["decode_hits"], total["decode_lookups"]),
         hits_prefetched=_ratio(total["hits_prefetch"], total["hits"]),
@@ -231,18 +253,23 @@ def _ratio(part: int | None, whole: int | None) -> float:
 
 def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
     """The best plans' regret, of each trace."""
-    found = []
-    several = rows["trace"].n_unique() > 1
-    for row in regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True):
-        label = row["plan"] + (f" on {Path(row['trace']).name}" if several else "")
-        parts = [
-            (name.removesuffix("_ns").replace("_", " "), row[name] / row["steps"] / 1e6)
-            for name in regret.columns
-            if name.endswith("_ns") and name != "total_ns"
-        ]
-        policy = eviction_name(plan_of(row["plan_toml"]))
-        found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
-    return found
+    found = list(regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True))
+    plans = [plan_of(row["plan_toml"]) for row in found]
+    parts = [plan_parts(plan) for plan in plans]
+    if len({row["trace"] for row in found}) > 1:
+        parts = [part | {"trace": f"on {Path(row['trace']).name}"} for part, row in zip(parts, found, strict=True)]
+    columns = [name for name in regret.columns if name.endswith("_ns") and name != "total_ns"]
+    return [
+        RegretRow(
+            label=label,
+            parts=tuple(
+                (name.removesuffix("_ns").replace("_", " "), row[name] / row["steps"] / 1e6) for name in columns
+            ),
+            policy=eviction_name(plan),
+            alike=shared(parts) if len(parts) > 1 else "",
+        )
+        for label, plan, row in zip(labels(parts), plans, found, strict=True)
+    ]
 
 
 def _commands(folder: Path, summary: Summary) -> tuple[str, ...]:

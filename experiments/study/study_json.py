@@ -7,6 +7,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
+from experiments.study.leaders import Leader
 from experiments.study.study_file import Objective, Search, Statistics
 
 
@@ -37,7 +38,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Who won in one setting (`Conditions`), and by how much; None where nobody did.
 
-    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`.
+    `room_bytes`: what plans may take of the device. `value` is of the objective, in `unit`. `best` are the best plans,
+    the winner first, `alike` what all of these have in common, and `verdict` how sure it is that the winner is best.
     """
 
     hardware: str | None
@@ -56,6 +58,9 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     statement: str
     answers: list[str] = []
     """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""
+    best: list[Leader] = []
+    alike: str = ""
+    verdict: str = ""
     comparisons: list[Comparison] = []
     ranking: list[str] = []
     notes: list[str]

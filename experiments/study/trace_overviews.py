@@ -14,7 +14,7 @@ from experiments.study.contestants import plan_of
 from experiments.study.curve_tables import hit_interval
 from experiments.study.grid import eviction_name
 
-FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --png FIGURES"
+FIGURE = f"# numbers: {files.EXPERTS} in the study's folder; the picture: tracekit report DIR --figures FIGURES"
 
 
 def heat_maps(experts: pl.DataFrame) -> list[HeatMap]:

@@ -11,6 +11,8 @@ from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
+from experiments.validation.emulated import over_link
+from experiments.validation.verdict import TOLERANCE, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
@@ -33,6 +35,7 @@ def validate_routing(
     device: str = "auto",
     emulate_link: "EmulatedLink | None" = None,
     threshold: float | None = None,
+    tolerance: float = TOLERANCE,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
     """Run `plan` in the engine and in the simulator on the routing of a trace.
@@ -53,6 +56,7 @@ def validate_routing(
     from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
+    check_tolerance(tolerance)
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -65,6 +69,8 @@ def validate_routing(
         made = random_model(config, chosen, seed)
         return offload(made, by, device=device, emulate_link=emulate_link, random_experts=seed, **lane)
 
+    if hardware is not None:
+        hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}
@@ -99,5 +105,6 @@ def validate_routing(
         Machine(hardware, calibrated_here, device, emulate_link),
         tokens=Tokens(compared=0, identical=True),
         threshold=threshold,
+        tolerance=tolerance,
         whole=count == forced.steps,
     )

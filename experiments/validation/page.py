@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from engine.plan.plan import plan_from_dict
 from experiments.validation.comparison import Validation
+from experiments.validation.verdict import signed, spread_words
 
 if TYPE_CHECKING:
     from experiments.report import content
@@ -20,12 +21,19 @@ def panel(validation: Validation) -> "content.Validation":
         decisions=validation.decisions.entries,
         tokens_identical=validation.tokens.identical if validation.tokens.compared else None,
         tokens=validation.tokens.compared,
+        outcome=validation.judged.outcome,
         time_error_median=time.step_error_median,
         time_error_limit=validation.threshold,
+        tolerance=validation.judged.tolerance,
+        tokens_per_second_error=time.tokens_per_second_error,
+        p99_error=time.p99_error,
+        spread=spread_words(validation.judged) or "",
         simulated_tokens_per_second=time.simulated_tokens_per_second,
         measured_tokens_per_second=time.measured_tokens_per_second,
         simulated_ms=tuple(time.simulated_step_ms),
         measured_ms=tuple(time.measured_step_ms),
+        simulated_runs=tuple(time.simulated_runs),
+        measured_runs=tuple(time.measured_runs),
     )
 
 
@@ -43,10 +51,10 @@ def write(path: Path, validation: Validation, command: str) -> Path:
     time, fates = validation.time, validation.prefetches
     notes = list(validation.warnings)
     if time.emulated_link is not None:
-        notes.append(f"Copies went over a link that was slowed down to {time.emulated_link}.")
+        notes.append(f"Copies went over a link that was slowed down to {time.emulated_link}, on both sides.")
     notes.append(
         f"Time per layer is off by {100 * time.layer_error_median:.1f} % in the median, total time by "
-        f"{100 * time.total_error:+.1f} %."
+        f"{signed(time.total_error)}."
     )
     if fates is not None and any(fates.measured.values()):
         sides = (

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,14 @@ from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here, release
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
+from experiments.validation.emulated import over_link
+from experiments.validation.verdict import TOLERANCE, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
     from engine.runtime.links.thread_link import EmulatedLink
+    from tracekit.recorder.sampling import Sampling
 
 
 def validate(
@@ -33,6 +37,8 @@ def validate(
     slabs: Path | None = None,
     prefill_chunk: int | None = None,
     threshold: float | None = None,
+    tolerance: float = TOLERANCE,
+    sampling: "Sampling | None" = None,
     keep_trace: Path | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
@@ -43,7 +49,10 @@ def validate(
             `calibration_prompts` (default: the first prompt).
         host, slabs: where experts lie, as `offload` takes it.
         prefill_chunk: tokens of a prompt that are read at a time, each a step; None reads them at once.
+        emulate_link: how the engine's copies are slowed down; those of a given `hardware` are, too.
         threshold: the largest median step error that passes, as a share; None lets any pass.
+        sampling: how tokens are drawn, on both sides from the same numbers; None: greedily.
+        tolerance: how far time may be off, as a share, without a warning (`experiments.validation.verdict`).
         keep_trace: where to keep the engine's own trace; None discards it.
 
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
@@ -62,6 +71,9 @@ def validate(
         raise ModelError("there are no prompts to validate on")
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
+    check_tolerance(tolerance)
+    if hardware is not None:
+        hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
@@ -88,7 +100,7 @@ def validate(
     if any(word is not None and WeightFormat.parse(word).quantised for word in stored):
         # Formats round weights: what the engine must equal is the model with its weights as they are stored.
         loaded = rounded(loaded, plan.weights, parse_device(device))
-    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk)
+    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk, sampling)
     del loaded  # before another copy
     release()
 
@@ -98,13 +110,14 @@ def validate(
         say("recording the offloaded model")
         path = keep_trace or Path(folder) / "engine.trace"
         ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
-        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk)
+        drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
+        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn)
         trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
         recorded = state.log
 
         say("timing the offloaded model")
         state.time_by(partial(device_time, state.device))
-        generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk)
+        generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk, sampling)
         params = [layer.expert_params for layer in state.layers]
         measured = Measured(recorded, state.timings, state.prefetches, state.expert_bytes, params)
 
@@ -118,6 +131,7 @@ def validate(
             tokens=Tokens(compared=sum(map(len, plain)), identical=plain == generated),
             runs=[state.log],
             threshold=threshold,
+            tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
 
@@ -136,13 +150,19 @@ def _on(model: Any, device: str) -> Any:
 
 
 def _generate(
-    model: Any, encoded: Sequence[list[int]], count: int, stop: frozenset[int], chunk: int | None
+    model: Any,
+    encoded: Sequence[list[int]],
+    count: int,
+    stop: frozenset[int],
+    chunk: int | None,
+    sampling: "Sampling | None",
 ) -> list[list[int]]:
     from tracekit.recorder.generation import Decoding
 
     found = []
-    for prompt in encoded:
-        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop, chunk=chunk)
+    for number, prompt in enumerate(encoded):
+        drawn = None if sampling is None else sampling.samplers(number, 1)
+        decoding = Decoding(model, [prompt], max_new_tokens=count, stop=stop, samplers=drawn, chunk=chunk)
         for _ in decoding.passes():
             pass
         found.append(decoding.generated[0])

@@ -13,7 +13,7 @@ from policies import registry
 from policies.conformance.report import FAIL, NOT_RUN, RULES, Outcome, Report
 from policies.eviction.base import EvictionPolicy
 from policies.prefetch.base import Prefetcher
-from tracekit.errors import PolicyError, did_you_mean
+from tracekit.errors import PolicyError
 
 FRAME = re.compile(r'File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>\S+)')
 FIRST = "mend the other rules first"
@@ -33,7 +33,7 @@ def check(name: str, *, seconds: float = 10.0) -> list[Report]:
     kinds = [kind for kind in ("eviction", "prefetch") if name in registry.names(kind)]
     if not kinds:
         known = [*registry.names("eviction"), *registry.names("prefetch")]
-        raise PolicyError(f"unknown policy {name!r}{did_you_mean(name, known)}")
+        raise registry.unknown("policy ", name, known)
     return [_check(kind, name, seconds) for kind in kinds]
 
 

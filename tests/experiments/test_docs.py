@@ -19,6 +19,7 @@ import pytest
 
 from experiments.cli.main import COMMANDS
 from experiments.research.reference_docs import main, pages
+from tests.helpers.browser import browser, look, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -103,7 +104,7 @@ def test_torch_is_really_absent_on_the_laptop(place: Path, laptop: Path) -> None
 def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
     assert "winner: study/winner.plan.toml" in studied and "best of 12 plans" in studied
     assert (place / "report.html").read_text("utf-8").count("window.vegaEmbed") == 1
-    assert len(list((place / "figures").glob("*.png"))) == 12
+    assert len(list((place / "figures").glob("*.pdf"))) == 12
 
 
 def test_the_recipes_work_without_torch(studied: str, place: Path, laptop: Path) -> None:
@@ -119,14 +120,14 @@ def test_the_tutorial_validates(studied: str, place: Path) -> None:
     assert found["passed"] and found["decisions"]["identical"] and found["tokens"]["compared"] == 8
     _, _, text = said.partition("report: report.html")
     assert len(text.strip().splitlines()) > 1, "the report's size, and then what was generated"
-    assert "Simulation and engine decide alike" in (place / "report.html").read_text("utf-8")
+    assert "simulation and engine decide alike" in (place / "report.html").read_text("utf-8")
 
 
 def test_the_reference_names_everything() -> None:
     made = pages()
     for name in COMMANDS:
         assert f"\n## tracekit {name}\n" in made["commands.md"]
-    for option in ("--max-new-tokens", "--dask", "--png", "--timeline"):
+    for option in ("--max-new-tokens", "--dask", "--figures", "--timeline"):
         assert f"`{option}`" in made["commands.md"]
     for key in ("capacity", "distance", "cpu_experts"):
         assert f"| `{key}` |" in made["plan.md"]
@@ -135,13 +136,50 @@ def test_the_reference_names_everything() -> None:
     assert not re.findall(r"^\| `[^|]*\|[^|]*\|\s*\|$", made["commands.md"], re.MULTILINE)
 
 
-def test_the_site_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+def site(folder: Path) -> Path:
+    """The site, built as `make docs` does."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'moe-tracekit[docs]'")
-    shutil.copytree(DOCS, tmp_path / "docs", dirs_exist_ok=True)
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    assert main([str(tmp_path / "docs" / "reference")]) == 0
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    extras = Path("experiments", "research", "docs_site")
+    shutil.copytree(DOCS, folder / "docs", dirs_exist_ok=True)
+    shutil.copytree(ROOT / extras, folder / extras)
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    assert main([str(folder / "docs" / "reference")]) == 0
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder / "site")]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "site"
+
+
+def test_the_site_works_from_the_disk(tmp_path: Path) -> None:
+    """Chromium: no page complains or sticks out sideways, on a laptop or a phone; the search finds a section."""
+    pages = sorted(site(tmp_path).rglob("*.html"))
+    with browser(tmp_path / "profile") as driver:
+        for dark, width in ((False, 1280), (True, 400)):
+            look(driver, dark=dark, width=width, height=900, phone=width < 600)
+            for page in pages:
+                if page.name == "404.html":  # its addresses begin at a server's root
+                    continue
+                driver.get(page.as_uri())
+                wait(driver, f"return document.documentElement.dataset.bsTheme === '{'dark' if dark else 'light'}'")
+                assert driver.get_log("browser") == [], page.name
+                wide = "return [document.documentElement.scrollWidth, innerWidth]"
+                content, window = driver.execute_script(wide)
+                assert content <= window == width, (page.name, content)
+        driver.find_element("css selector", ".navbar-toggler").click()
+        wait(driver, "return document.querySelector('#navbar-collapse').classList.contains('show')")
+        driver.find_element("css selector", '[data-bs-target="#mkdocs_search_modal"]').click()
+        wait(driver, "return document.activeElement.id === 'mkdocs-search-query'")
+        driver.find_element("id", "mkdocs-search-query").send_keys("lookups seven words that stand nowhere")
+        assert "Nothing holds" in driver.find_element("id", "mkdocs-search-results").text
+        driver.find_element("id", "mkdocs-search-query").clear()
+        driver.find_element("id", "mkdocs-search-query").send_keys("columns search.parquet")
+        found = driver.find_elements("css selector", "#mkdocs-search-results a")
+        assert found[0].text == "Studies: Columns of search.parquet"
+        driver.get(found[0].get_attribute("href"))
+        assert driver.execute_script("return document.querySelector(location.hash).tagName") == "H2"
+
+
+def test_the_site_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
+    site(tmp_path)
 
     class Page(HTMLParser):
         """What a browser would fetch, and where links lead."""

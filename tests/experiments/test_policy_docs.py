@@ -21,6 +21,7 @@ from policies.conformance.report import RULES
 from policies.conformance.rules import Trial
 from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
+from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
 from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
 from tests.helpers.traces import make_trace, random_experts
@@ -35,9 +36,17 @@ def output(*arguments: object) -> str:
     return printed.getvalue()
 
 
+def may_use() -> str:
+    """What compiled policies may use, as the page lists it."""
+    lines = [f"- {about}: {', '.join(f'`{line}`' for line in lines)}" for about, lines in MAY_USE.items()]
+    return "\n".join([*lines, f"- statements: {'; '.join(STATEMENTS)}"])
+
+
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    found = [p for p in json.loads(output("policies", "list", "--json")) if p["name"] in {**EVICTION, **PREFETCH}]
+    found = [
+        p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in {**EVICTION, **PREFETCH}
+    ]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
@@ -58,6 +67,9 @@ def rules_table() -> str:
 
 def renewed(page: str) -> str:
     """The page with its tables as they should be."""
+    page = re.sub(
+        r"(?<=<!-- may use -->\n).*?(?=<!-- end of may use -->)", lambda _: f"\n{may_use()}\n\n", page, flags=re.S
+    )
     page = re.sub(r"(?<=<!-- policies -->\n).*?(?=<!-- end -->)", lambda _: policies_table() + "\n", page, flags=re.S)
     # Comments would end the table in some renderers: the rows stand between the heading and a closing comment.
     return re.sub(
@@ -99,7 +111,7 @@ def test_every_hook_column_and_kind_is_described() -> None:
 def test_the_eviction_example(trace: Trace, tmp_path: Path) -> None:
     name = f"{tmp_path / 'mine.py'}:Blend"
     (tmp_path / "mine.py").write_text(examples()["Blend"])
-    (report,) = json.loads(output("policies", "check", name, "--json"))
+    (report,) = json.loads(output("policies", "check", name, "--json"))["reports"]
     assert report["passed"]
     assert [rule["rule"] for rule in report["rules"] if rule["status"] != "pass"] == ["order"]  # it keeps no heap
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tracekit.arrays import I32, I64, Bools
 from tracekit.errors import ModelError
 from tracekit.recorder.layers import family, is_encoder_decoder
+from tracekit.recorder.sampling import Sampler
 from tracekit.rows import DECODE, PREFILL
 
 UNDIVIDED = ("doge", "jamba", "unlimited_ocr")
@@ -43,24 +44,6 @@ class Forward:
 def default_chunk(model: nn.Module) -> int | None:
     """Tokens of a prompt to read at a time where nothing else is said: None, all of them, where there is no choice."""
     return None if family(model) in UNDIVIDED or is_encoder_decoder(model) else PREFILL_CHUNK
-
-
-class Sampler:
-    """Draws tokens for one request: nucleus sampling (Holtzman et al., arXiv 1904.09751, section 3.1)."""
-
-    def __init__(self, temperature: float, top_p: float, rng: np.random.Generator) -> None:
-        self.temperature, self.top_p, self._rng = temperature, top_p, rng
-
-    def draw(self, logits: NDArray[np.float32]) -> int:
-        """A token for logits [vocabulary]."""
-        scaled = logits.astype(np.float64) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        cumulative = np.cumsum(np.exp(scaled[order] - scaled[order[0]]))
-        cumulative /= cumulative[-1]
-        kept = int(np.searchsorted(cumulative, self.top_p)) + 1  # the smallest set that reaches top_p
-        cumulative = cumulative[:kept]
-        drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
-        return int(order[min(drawn, len(cumulative) - 1)])
 
 
 class Cache(Protocol):

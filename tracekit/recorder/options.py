@@ -1,9 +1,9 @@
 """How to record: the options of one recording, checked when they are made."""
 
-import math
 from dataclasses import dataclass
 
 from tracekit.errors import ModelError
+from tracekit.recorder.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,13 @@ class RecordOptions:
             raise ModelError("a prefill chunk is for generating: --score reads in chunks of its own")
         if any(distance < 1 for distance in self.lookahead):
             raise ModelError(f"lookahead distances must be at least 1, not {min(self.lookahead)}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ModelError(f"temperature must be above 0, not {self.temperature}; without it decoding is greedy")
-        if not 0 < self.top_p <= 1:
-            raise ModelError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 <= self.seed < 2**63:
-            raise ModelError(f"seed must be 0 to 2^63 - 1, not {self.seed}")
+        Sampling(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+
+    @property
+    def drawn(self) -> Sampling | None:
+        """How tokens are drawn; None: greedily."""
+        sampling = Sampling(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        return sampling if self.do_sample else None
 
     def sampling(self) -> dict[str, int | float | str | bool | None]:
         """What decides the routing besides model, prompts and seed, for the manifest."""

@@ -10,7 +10,7 @@ import msgspec
 
 from tracekit.errors import ImportFormatError, shortened
 from tracekit.json_text import why_not_json
-from tracekit.opening import open_file
+from tracekit.opening import open_given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,20 +36,24 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a JSON-lines file, in order; blank lines are skipped.
+    """The prompts of a file of JSON lines, a pipe, or what is piped in (`-`), in order; blank lines are skipped.
 
     Raises ImportFormatError naming the file and line for whatever is not a prompt, and for a file without
     any.
     """
-    path = Path(path)
+    path, too_large = Path(path), f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: split it"
     prompts: list[Prompt] = []
     lines_of: dict[str, int] = {}
     try:
-        with open_file(path) as file:
+        with open_given(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise ImportFormatError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB: split it")
+                raise ImportFormatError(too_large)
+            read = 0  # a pipe does not say how much will come
             # A byte more than allowed, so that a longer line shows as such without being read.
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                read += len(line)
+                if read > MAX_FILE_BYTES:
+                    raise ImportFormatError(too_large)
                 text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if not text.strip():
                     continue

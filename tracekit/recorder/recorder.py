@@ -15,7 +15,7 @@ from tracekit.recorder.background import Background
 from tracekit.recorder.collector import RoutingCollector
 from tracekit.recorder.describe import describe
 from tracekit.recorder.encoding import Encoding, continues, reads_at_once
-from tracekit.recorder.generation import Decoding, Forward, Sampler, Scoring
+from tracekit.recorder.generation import Decoding, Forward, Scoring
 from tracekit.recorder.layers import routed_layers
 from tracekit.recorder.options import RecordOptions
 from tracekit.recorder.packing import Packed, Routing
@@ -195,16 +195,12 @@ def _passes(
             done += len(forward.rows)
             yield forward, done
         return
-    samplers = None
-    if options.do_sample:
-        seeds = [np.random.default_rng([options.seed, base + request]) for request in range(len(prompts))]
-        samplers = [Sampler(options.temperature, options.top_p, rng) for rng in seeds]
     batch = writes(
         model,
         prompts,
         max_new_tokens=options.max_new_tokens,
         stop=stop,
-        samplers=samplers,
+        samplers=None if options.drawn is None else options.drawn.samplers(base, len(prompts)),
         chunk=options.prefill_chunk,
     )
     for forward in batch.passes():

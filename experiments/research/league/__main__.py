@@ -23,7 +23,6 @@ def league(
 
     Example: python -m experiments.research.league --data shared/data
     """
-    import msgspec
 
     from experiments.cli import console
     from experiments.research.league.all_sources import all_sources
@@ -44,7 +43,7 @@ def league(
         image = png(errors(sources))
         write_synced(picture, lambda file: file.write(image))
     if json:
-        console.emit_json([msgspec.to_builtins(source) for source in sources])
+        console.emit_json({"sources": sources})
         return
     for source in sources:
         console.table(f"{source.title} ({source.unit})", COLUMNS, rows(source))

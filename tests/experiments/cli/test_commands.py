@@ -129,15 +129,15 @@ def test_plan_and_options_say_the_same(call: Call, trace: Path, tmp_path: Path) 
 def test_curve_json(call: Call, trace: Path) -> None:
     code, out, _ = call("curve", trace, "--policy", "lru,belady", "--json")
     assert code == 0
-    ratios = {(point["policy"], point["capacity"]): point["hit_ratio"] for point in json.loads(out)}
+    ratios = {(point["policy"], point["capacity"]): point["hit_ratio"] for point in json.loads(out)["points"]}
     assert len(ratios) == 12
     assert all(ratios["belady", f"{n}/layer"] >= ratios["lru", f"{n}/layer"] for n in range(1, 7))
 
 
 def test_policies_and_hardware_json(call: Call) -> None:
-    policies = json.loads(call("policies", "list", "--json")[1])
+    policies = json.loads(call("policies", "list", "--json")[1])["policies"]
     assert {("eviction", "lru"), ("prefetch", "gate")} <= {(p["kind"], p["name"]) for p in policies}
-    hardware = json.loads(call("hardware", "list", "--json")[1])
+    hardware = json.loads(call("hardware", "list", "--json")[1])["profiles"]
     assert "rtx3060" in {profile["name"] for profile in hardware}
     assert_one_line(*call("hardware", "show", "rtx9999"), "rtx9999")
 

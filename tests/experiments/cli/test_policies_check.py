@@ -31,7 +31,7 @@ def test_a_broken_rule_is_exit_code_1(call: Call, bad: str) -> None:
 
     code, out, err = call("policies", "check", bad, "--json")
     assert code == 1 and err == ""
-    (report,) = json.loads(out)
+    (report,) = json.loads(out)["reports"]
     assert (report["policy"], report["kind"], report["passed"]) == (bad, "eviction", False)
     assert [rule["rule"] for rule in report["rules"]] == list(RULES["eviction"])
     assert {rule["rule"] for rule in report["rules"] if rule["status"] == "fail"} == {"victims"}

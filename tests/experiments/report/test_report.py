@@ -12,6 +12,7 @@ import pytest
 
 from experiments.report import write_report
 from experiments.report.content import (
+    Best,
     CurvePoint,
     CurveSet,
     HeatMap,
@@ -66,6 +67,10 @@ def report() -> ReportContent:
             HeatMap(model="other/Model", shares=uneven, layers=(1, 3, 5, 7, 9, 11)),
         ),
         validation=Validation(
+            outcome="passed",
+            tolerance=0.15,
+            tokens_per_second_error=2.713 / 2.744 - 1,
+            p99_error=0.043,
             decisions_identical=True,
             decisions=48213,
             tokens_identical=True,
@@ -139,7 +144,13 @@ def test_every_number_is_there(written: Path) -> None:
     seen = set(page.words)
     assert {"53.2%", "37.9%", "2.74", "68.2%", "1.37 GB", "987 MB", "48.2%", "2.71", "\u22121.1%"} <= seen
     spoken = "".join(page.words)
-    for words in ("48,213 entries", "421", "median error 3.1% (allowed: 5.0%)", "the trace is synthetic"):
+    for words in (
+        "48,213 entries",
+        "421",
+        "median error 3.1% (allowed: 5.0%)",
+        "p99 of a token by +4.3%",
+        "the trace is synthetic",
+    ):
         assert words in spoken
     drawn = page.charts()
     assert set(drawn) == {"chart-speed", "chart-curves", "chart-heat-0", "chart-heat-1", "chart-steps"}
@@ -169,6 +180,11 @@ def test_hostile_names_stay_text() -> None:
     setting = Setting(
         title=HOSTILE,
         statement=HOSTILE,
+        verdict=HOSTILE,
+        best=(Best(label=HOSTILE, value=1.0, against=HOSTILE), Best(label=f"{HOSTILE}!", value=0.5)),
+        unit=HOSTILE,
+        alike=HOSTILE,
+        ranking=(HOSTILE,),
         verdicts=(Verdict(text=HOSTILE, shown=True),),
         notes=(HOSTILE,),
         rows=(row, replace(row, device_bytes=2e9)),
@@ -222,21 +238,38 @@ def test_a_bound_is_never_called_the_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "holds"),
+    ("changes", "word", "marks"),
     [
-        ({}, True),
-        ({"decisions_identical": False}, False),
-        ({"tokens_identical": False}, False),
-        ({"tokens_identical": None}, True),
-        ({"time_error_median": 0.07}, False),
-        ({"time_error_median": 0.07, "time_error_limit": None}, True),
-        ({"simulated_ms": (), "measured_ms": ()}, True),
+        ({}, "Passed: simulation and engine decide alike", ["yes", "yes", "yes"]),
+        (
+            {"decisions_identical": False, "outcome": "failed"},
+            "Failed: simulation and engine do not agree",
+            ["no", "yes"],
+        ),
+        ({"tokens_identical": False, "outcome": "failed"}, "Failed: simulation and engine do not agree", ["yes", "no"]),
+        ({"tokens_identical": None}, "Passed: simulation", ["yes", "open", "yes"]),
+        (
+            {"time_error_median": 0.07, "outcome": "failed"},
+            "Failed: simulation and engine decide alike",
+            ["yes", "yes", "no"],
+        ),
+        (
+            {
+                "tokens_per_second_error": -0.2,
+                "time_error_limit": None,
+                "outcome": "warned",
+                "spread": "runs are apart",
+            },
+            "Passed with a warning: simulation and engine decide alike; tokens/s are off by \u221220.0%",
+            ["yes", "yes", "warn", "open"],
+        ),
+        ({"simulated_ms": (), "measured_ms": ()}, "Passed: simulation and engine decide alike", ["yes", "yes", "yes"]),
     ],
 )
-def test_the_verdict_says_what_was_found(changes: dict[str, Any], holds: bool) -> None:
+def test_the_verdict_says_what_was_found(changes: dict[str, Any], word: str, marks: list[str]) -> None:
     text = render(replace(report(), validation=validated(**changes)), STUB)
-    assert ("engine decide alike;" in text, "engine do not agree;" in text) == (holds, not holds)
-    assert ('<li class="no">' in text) is not holds
+    assert word in text
+    assert re.findall(r'<li class="(\w+)"><b>', text)[: len(marks)] == marks
 
 
 def test_rows_have_different_labels() -> None:

@@ -11,7 +11,7 @@ from engine.hardware import load_hardware
 from experiments.report import charts
 from experiments.report.charts import Chart
 from experiments.report.content import Setting
-from experiments.report.setting_sections import sections
+from experiments.report.setting_sections import details
 from experiments.study import Threads, run_study
 from experiments.study.study_content import report_content
 from experiments.study.study_file import study_from_dict
@@ -47,7 +47,7 @@ def drawn(setting: Setting) -> tuple[str, dict[str, Chart]]:
     """The setting's part of the page, and its charts."""
     found: dict[str, Chart] = {}
     look = charts.looks({row.name: row.is_bound for row in setting.rows})
-    return "".join(sections(0, setting, look, found)), found
+    return "".join(details(0, setting, look, found)), found
 
 
 def test_speeds_are_drawn_of_what_fits_and_memory_of_all(out: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
 from experiments.report.content import PolicyRow
-from experiments.validation.comparison import Decisions, TimeError, Tokens, Validation
+from experiments.validation.comparison import Decisions, Tokens, Validation
+from experiments.validation.verdict import TimeError, judge
 from tests.helpers.browser import browser, look, requests, wait
 from tests.helpers.reports import Page, policy, values
 from tests.helpers.traces import make_trace, random_experts
@@ -97,7 +98,7 @@ def test_numbers_on_the_page_are_those_of_the_rows(page: Path, studied: Path) ->
         for bar in data
         if "low" in bar and bar["rate"] is not None
     ]
-    assert len(spans) == min(40, len(rows))
+    assert len(spans) == min(12, len(rows))
     assert all(bar["low"] <= bar["rate"] <= bar["high"] for bar in spans)
 
 
@@ -149,24 +150,32 @@ def test_the_front_is_what_nothing_beats() -> None:
 def validation_json() -> bytes:
     """What `tracekit validate --json` prints; the numbers are invented."""
     measured = [10.0 + 0.1 * step for step in range(40)]
+    time = TimeError(
+        hardware="t4",
+        calibrated_here=False,
+        emulated_link=None,
+        steps=40,
+        measured_tokens_per_second=83.6,
+        simulated_tokens_per_second=85.4,
+        tokens_per_second_error=85.4 / 83.6 - 1,
+        measured_p99_ms=13.9,
+        simulated_p99_ms=13.6,
+        p99_error=13.6 / 13.9 - 1,
+        step_error_median=0.021,
+        layer_error_median=0.05,
+        total_error=-0.021,
+        measured_step_ms=measured,
+        simulated_step_ms=[0.979 * step for step in measured],
+        measured_runs=[83.6, 82.0, 84.4],
+        simulated_runs=[85.4],
+    )
     found = Validation(
         model="mixtral-mini",
         plan={"cache": {"capacity": "4/layer"}},
         decisions=Decisions(entries=1234, identical=True, first_difference=None),
         tokens=Tokens(compared=77, identical=True),
-        time=TimeError(
-            hardware="t4",
-            calibrated_here=False,
-            emulated_link=None,
-            steps=40,
-            measured_tokens_per_second=83.6,
-            simulated_tokens_per_second=85.4,
-            step_error_median=0.021,
-            layer_error_median=0.05,
-            total_error=-0.021,
-            measured_step_ms=measured,
-            simulated_step_ms=[0.979 * step for step in measured],
-        ),
+        time=time,
+        judged=judge(identical=True, time=time),
         prefetches=None,
         threshold=0.15,
         passed=True,
@@ -187,7 +196,9 @@ def test_a_validation_has_its_panel(studied: Path, tmp_path: Path, capsys: pytes
     assert (tmp_path / "given.html").read_bytes() == (tmp_path / "found.html").read_bytes()
     text = (tmp_path / "given.html").read_text()
     assert "chart-steps" in specs(tmp_path / "given.html")
-    for words in ("Simulation and engine decide alike", "1,234 entries", "median error 2.1% (allowed: 15.0%)"):
+    told = ("Passed: simulation and engine decide alike; tokens/s are off by +2.2%, the p99 of a token by \u22122.2%",)
+    told += ("1,234 entries", "median error 2.1% (allowed: 15.0%)", "the engine&#x27;s 3 runs are 2.9 % apart")
+    for words in told:
         assert words in text
     capsys.readouterr()
     for wrong, said in (
@@ -202,18 +213,82 @@ def test_a_validation_has_its_panel(studied: Path, tmp_path: Path, capsys: pytes
     assert "cannot read the validation" in capsys.readouterr().err
 
 
-def test_figures_are_pictures_of_every_chart(page: Path, studied: Path, tmp_path: Path, capsys: Any) -> None:
-    command = ["report", str(studied), "--output", str(tmp_path / "r.html"), "--png", str(tmp_path / "figures")]
-    assert cli([*command, "--json"]) == 0
+def test_the_answer_comes_first(page: Path, studied: Path) -> None:
+    """Of each machine a sentence and the five best plans, before anything else; the ranking is there, too."""
+    text = page.read_text("utf-8")
+    summary = json.loads((studied / "study.json").read_text())
+    before = text[: text.index('id="filter"')]
+    for setting in summary["settings"]:
+        assert setting["statement"][1:] in before and setting["verdict"][1:] in before
+        assert len(setting["best"]) == 5 and setting["best"][0]["plan_toml"] == setting["plan_toml"]
+        speeds = [leader["value"] for leader in setting["best"]]
+        assert speeds == sorted(speeds, reverse=True) and all(f'<data value="{speed!r}">' in before for speed in speeds)
+        assert len({leader["name"] for leader in setting["best"]}) == 5
+        for line in setting["ranking"]:
+            assert f"<li>{line}</li>" in text
+    assert "<svg" not in before[before.index("<header>") :] and 'class="chart"' not in before
+
+
+def test_plans_are_told_apart_and_nothing_is_cut(page: Path) -> None:
+    for name, chart in specs(page).items():
+        if name.startswith(("chart-speed", "chart-fates", "chart-regret")):
+            found = [row for row in values(chart) if "lines" in row]
+            assert found and len({row["label"] for row in found}) <= 12
+            for row in found:
+                lines = row["lines"].split("\n")
+                assert " ".join(line for line in lines if line != " ") == row["label"]
+                assert max(map(len, lines)) <= 42
+
+
+def figures(studied: Path, tmp_path: Path, capsys: Any, *arguments: str) -> dict[str, Path]:
+    """What `report --figures` wrote, by name."""
+    folder = tmp_path / "figures"
+    command = ["report", str(studied), "--output", str(tmp_path / "r.html"), "--figures", str(folder)]
+    assert cli([*command, *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["figures"]
-    files = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert files == {f"{name.removeprefix('chart-')}.png" for name in specs(page)} == {Path(p).name for p in told}
-    for path in (tmp_path / "figures").iterdir():
+    found = {path.name: path for path in folder.iterdir()}
+    assert found.keys() == {Path(path).name for path in told} and all(told.values())
+    return found
+
+
+def test_figures_are_pictures_of_every_chart(page: Path, studied: Path, tmp_path: Path, capsys: Any) -> None:
+    found = figures(studied, tmp_path, capsys, "--format", "png")
+    pictures = [path for name, path in found.items() if name.endswith(".png")]
+    assert len(pictures) == len(specs(page))
+    assert {"speed-rtx3060-at-mixtral-8x7b.png", "regret-t4-at-mixtral-8x7b.png"} <= found.keys()
+    for path in pictures:
         data = path.read_bytes()
         width, height = struct.unpack(">II", data[16:24])
-        assert data[:8] == b"\x89PNG\r\n\x1a\n" and width > 1000 and height > 150
+        # A column: 3.5 inches of 300 pixels.
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and 900 < width <= 1060 and height > 150, (path.name, width)
         # A blank picture would be almost nothing once compressed.
         assert len(data) > 8000, path.name
+
+
+def test_figures_can_be_chosen_and_are_vectors_or_tables(studied: Path, tmp_path: Path, capsys: Any) -> None:
+    chosen = ("--select", "speed-t4*", "--select", "best-*")
+    found = figures(studied, tmp_path, capsys, "--format", "svg", *chosen)
+    best = ("best-rtx3060-at-mixtral-8x7b", "best-t4-at-mixtral-8x7b")
+    assert found.keys() == {
+        "speed-t4-at-mixtral-8x7b.svg",
+        *(f"{name}.{end}" for name in best for end in ("csv", "tex")),
+    }
+    assert b"<svg" in found["speed-t4-at-mixtral-8x7b.svg"].read_bytes()
+    summary = json.loads((studied / "study.json").read_text())
+    (t4,) = (setting for setting in summary["settings"] if setting["hardware"] == "t4")
+    table = pl.read_csv(found[f"{best[1]}.csv"])
+    assert table["tokens/s"].to_list() == [leader["value"] for leader in t4["best"]]
+    tex = found[f"{best[1]}.tex"].read_text()
+    assert tex.count(r"\\") == 6 and r"\begin{tabular}{lrlrr}" in tex
+    (tmp_path / "pdf").mkdir()
+    (drawn,) = figures(studied, tmp_path / "pdf", capsys, "--select", "regret-t4*").values()
+    assert drawn.suffix == ".pdf" and drawn.read_bytes().startswith(b"%PDF")
+    command = ["report", str(studied), "--output", str(tmp_path / "r.html")]
+    assert cli([*command, "--figures", str(tmp_path / "f"), "--select", "sped-*"]) == 2
+    said = capsys.readouterr().err
+    assert "no figure is named 'sped-*'; there are " in said and "speed-rtx3060-at-mixtral-8x7b, " in said
+    assert cli([*command, "--format", "svg"]) == 2
+    assert "--figures DIR" in capsys.readouterr().err
 
 
 def test_timelines_and_experts_are_those_of_the_traces(studied: Path) -> None:

@@ -97,7 +97,8 @@ def test_commands_can_be_copied(folder: Path, tmp_path: Path, capsys: pytest.Cap
     (place / "s.toml").write_text('traces = "a b.trace"\n[grid]\ncapacity = "2/layer"\nmodel_shape = "mixtral-8x7b"\n')
     assert cli(["study", str(place / "s.toml"), "--output", str(place / "out")]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("hits and bytes at mixtral-8x7b's shape: best of 1 plan: ")
+    assert said.startswith("The best plans: hits and bytes at mixtral-8x7b's shape")
+    assert "\nhits and bytes at mixtral-8x7b's shape: best of 1 plan: lru, 2/layer" in said
     assert shlex.quote(str(place / "out")) in said.splitlines()[-1]
     replayed = report_content(place / "out").reproduce[-1]
     assert [part for part in shlex.split(replayed) if part.endswith("a b.trace")]

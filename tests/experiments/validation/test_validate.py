@@ -133,7 +133,7 @@ def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsy
     assert found["simulated"]["wasted"] == found["measured"]["wasted"]
     assert sum(found["simulated"].values()) == sum(found["measured"].values())
     text = page.read_text()
-    assert "Simulation and engine decide alike" in text and "prefetch.predictor = gate" in text
+    assert "simulation and engine decide alike" in text and "prefetch.predictor = gate" in text
     assert f"--prompts {prompts} --hardware t4 --capacity 4/layer --prefetch gate --max-new-tokens 6" in text
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tracekit.errors import ModelError
-from tracekit.recorder.generation import Decoding, Sampler, Scoring
+from tracekit.recorder.generation import Decoding, Scoring
+from tracekit.recorder.sampling import Sampler
 from tracekit.rows import DECODE, PREFILL
 
 PROMPTS = [[5, 9, 3], [7], [20, 21, 22, 23, 24, 25, 26], [40, 2, 61, 33]]
