@@ -59,10 +59,8 @@ class Footprint:
         return str(slots) if slots > 0 else ""
 
 
-def footprint(
-    model: nn.Module, plan: Plan, *, quantising: bool = False, device: torch.device = CPU
-) -> Footprint:
-    """The footprint of `model` (which may be on the meta device) under `plan` on `device`, whatever the plan's capacity.
+def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False, device: torch.device = CPU) -> Footprint:
+    """The footprint of `model` (which may be on the meta device) under `plan` on `device`, whatever its capacity.
 
     `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
     """
@@ -105,9 +103,7 @@ def _attention_working(model: nn.Module, word: str | None, device: torch.device)
     return max((matrix_expansion_bytes(rows, cols, parsed, dtype, device) for rows, cols, dtype in shapes), default=0)
 
 
-def fit(
-    model: nn.Module, plan: Plan, room: int, where: str, *, device: torch.device, quantising: bool = False
-) -> Plan:
+def fit(model: nn.Module, plan: Plan, room: int, where: str, *, device: torch.device, quantising: bool = False) -> Plan:
     """`plan`, its capacity chosen if it is `auto`, for a device with `room` bytes of memory free.
 
     Raises CapacityError, naming the largest capacity that would fit, when it does not.

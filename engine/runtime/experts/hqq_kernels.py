@@ -1,4 +1,4 @@
-"""HQQ's codes back into numbers, within Triton kernels: the arithmetic of `storage.quantise.dequantise`, bit for bit."""
+"""HQQ's codes back into numbers, within Triton kernels: `storage.quantise.dequantise`'s arithmetic, bit for bit."""
 
 import triton.language as tl
 
@@ -18,7 +18,7 @@ def widened(x: tl.tensor) -> tl.tensor:
 @part
 def rounded(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """float32 to the nearest DTYPE, ties to even; by its bits, since the interpreter cuts bfloat16 off."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
         nearest = tl.where(x == x, nearest, 0x7FC0).to(tl.uint16)

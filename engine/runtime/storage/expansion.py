@@ -25,9 +25,7 @@ def by_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and launching.has_triton()
 
 
-def expand(
-    stored: Mapping[str, Tensor], weight_format: WeightFormat, rows: int, cols: int, target: Tensor
-) -> Tensor:
+def expand(stored: Mapping[str, Tensor], weight_format: WeightFormat, rows: int, cols: int, target: Tensor) -> Tensor:
     """Fill `target` [rows, cols], whose rows follow each other, with a matrix from its stored tensors; returns it."""
     if by_kernel(target.device):
         return expand_by_kernel(stored, weight_format, rows, cols, target)
@@ -71,4 +69,3 @@ def expand_by_kernel(
     reads, grid = (stored["codes"], *inner.values()), (-(-words * group // BLOCK),)
     launching.launch(hqq_kernels.expand, grid, arguments, lambda: (reads, (target,)))
     return target
-
