@@ -238,7 +238,7 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     together = _texts(label, grid, "compute_experts") or ["each"]
-    kernels = _texts(label, grid, "kernels") or [None]
+    kernels: list[str | None] = [*_texts(label, grid, "kernels")] or [None]
     lanes = _texts(label, grid, "cpu_experts") or ["never"]
     seen: set[bytes] = set()
     for capacity, eviction, prefetch, stored, experts, kernel, lane in itertools.product(

@@ -37,8 +37,8 @@ def rows() -> list[Row]:
                     launches(device, experts, top_k, capacity, weights, kernels) for kernels in ("eager", "grouped")
                 )
                 name = f"{shape}, {word}, {what}: launches per layer (of them in the visit)"
-                texts = [f"{step:.0f} ({visit:.0f})" for step, visit in (grouped, eager)]
-                found.append(Row(name, *texts, grouped[1] / eager[1], TARGET))
+                ours, peer = (f"{step:.0f} ({visit:.0f})" for step, visit in (grouped, eager))
+                found.append(Row(name, ours, peer, grouped[1] / eager[1], TARGET))
     return found
 
 
@@ -67,9 +67,9 @@ def launches(
     tables: dict[str, object] = {"cache": {"capacity": capacity}, "compute": {"kernels": kernels}}
     if weights is not None:
         tables["weights"] = {"experts": weights}
-    with device.EmulatedCuda() as gpu, torch.inference_mode():
+    with device.EmulatedCuda() as gpu:
         model = offload(tiny(experts, top_k), plan_from_dict(tables), device="cuda", random_experts=0)
-        with offloaded(model) as state:
+        with offloaded(model) as state, torch.inference_mode():
             visits: list[int] = []
             for layer in state.layers:
                 layer.router.register_forward_hook(lambda *_: visits.append(len(gpu.launches)))
@@ -87,7 +87,10 @@ def launches(
 
 def tiny(experts: int, top_k: int) -> "PreTrainedModel":
     """A model of two layers whose attention is written in plain operations."""
-    from transformers import AutoModelForCausalLM, MixtralConfig
+    import torch
+    from transformers import MixtralConfig
+
+    from engine.runtime.storage.random_weights import random_model
 
     config = MixtralConfig(
         vocab_size=64,
@@ -99,5 +102,6 @@ def tiny(experts: int, top_k: int) -> "PreTrainedModel":
         num_local_experts=experts,
         num_experts_per_tok=top_k,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    return model.bfloat16().eval()
+    model = random_model(config, torch.bfloat16, 0)
+    model.set_attn_implementation("eager")
+    return model
