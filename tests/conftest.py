@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Without a GPU, Triton's kernels are interpreted on the CPU: asked for here, before any module that defines one is read.
+# Without a GPU, Triton's kernels are interpreted on the CPU: asked for before any module that defines one is read.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

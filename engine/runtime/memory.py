@@ -72,7 +72,7 @@ class Footprint:
 
 
 def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False, device: torch.device = CPU) -> Footprint:
-    """The footprint of `model` (which may be on the meta device) under `plan` on `device`, whatever the plan's capacity.
+    """The footprint of `model` (which may be on the meta device) under `plan` on `device`, whatever its capacity.
 
     `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
     """

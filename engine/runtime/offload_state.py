@@ -41,9 +41,9 @@ class OffloadState:
     """What `offloaded(model)` returns.
 
     `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
-    only emulated (every result must say so) or None, `lane` the CPU's and `grouped` the kernels over several experts, if
-    the plan wants them. `forced`, where set, chooses in place of the gates. One model, one thread, one CUDA stream at a
-    time.
+    only emulated (every result must say so) or None, `lane` the CPU's and `grouped` the kernels over several experts,
+    if the plan wants them. `forced`, where set, chooses in place of the gates. One model, one thread, one CUDA stream
+    at a time.
 
     Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
     is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer

@@ -90,7 +90,7 @@ class Costs(NamedTuple):
     """Turns time on the trace's layers into time on the model's."""
     notes: tuple[str, ...]
     overlapped: int = 0
-    """Of calls: 1 where what is there is called at once, not when all of the visit is there (engine.simulator.fused)."""
+    """Of calls: 1 where what is there is computed at once, not when all of the visit is (engine.simulator.fused)."""
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
 

@@ -60,6 +60,7 @@ def validate(
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
+    from engine.runtime.experts import grouped
     from engine.runtime.memory import check_unoffloaded
     from engine.runtime.storage.rounding import rounded
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
@@ -94,7 +95,9 @@ def validate(
     say("generating without offloading")
     # On the host: what the device cannot hold is why the model is offloaded.
     loaded, _ = load_model(directory, dtype, "cpu")
-    loaded.set_experts_implementation("eager")
+    grouped.register()
+    # What the engine must equal bit for bit: the same kernels over experts that are all there.
+    loaded.set_experts_implementation(grouped.IMPLEMENTATION if plan.compute.grouped else "eager")
     stop = stop_tokens(loaded, tokenizer)
     stored = (plan.weights.experts, plan.weights.attention)
     if any(word is not None and WeightFormat.parse(word).quantised for word in stored):

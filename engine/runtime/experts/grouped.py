@@ -88,8 +88,8 @@ class Call:
                 "INNER": shape.first.outputs,
                 **self._common(0, begun),
             }
-            reads = (self.hidden, self.table)
-            launching.launch(kernels.first, (tiles, blocks), arguments, self._touched(group, reads, self.inner))
+            touched = self._touched(group, (self.hidden, self.table), self.inner)
+            launching.launch(kernels.first, (tiles, blocks), arguments, touched)
         last = group == len(self.groups) - 1
         arguments = {
             "parts": self.parts,

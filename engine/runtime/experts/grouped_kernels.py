@@ -60,7 +60,7 @@ def weights(
     if M[BITS] == 0:
         return tl.load(typed(base, M[AT], DTYPE) + row[:, None] * M[ROW] + col * M[COL], mask=inside, other=0.0)
     if M[COLS] % K == 0 and M[WORDS] * M[GROUP] % K == 0 and (K % M[GROUP] == 0 or M[GROUP] % K == 0):
-        # A row's K values stand side by side and are the same codes of their words: read as one, a scale for each group.
+        # A row's K values stand side by side, in the same part of their words: read as one, a scale for each group.
         value = tl.where(live, row * M[COLS] + start, 0)
         place = tl.multiple_of(value % (M[WORDS] * M[GROUP]), K)[:, None] + tl.arange(0, K)[None, :]
         nth = (value // (M[WORDS] * M[GROUP]))[:, None]

@@ -1,4 +1,4 @@
-"""HQQ's codes back into numbers, within Triton kernels: the arithmetic of `storage.quantise.dequantise`, bit for bit."""
+"""HQQ's codes back into numbers, within Triton kernels: `storage.quantise.dequantise`'s arithmetic, bit for bit."""
 
 import triton.language as tl
 

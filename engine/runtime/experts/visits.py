@@ -2,8 +2,8 @@
 
 What is there is computed at once. Of a visit of one token everything else is computed in one more call, when the last
 copy has landed: its computing is next to nothing beside the copies, so launches count. Of several tokens each missing
-expert is computed as it arrives, since there is something to hide. Where the plan wants experts fused, one call computes
-all of them. One slot may serve several experts of a visit, one after the other: those are in calls of their own.
+expert is computed as it arrives, since there is something to hide. Where the plan wants experts fused, one call
+computes all of them. One slot may serve several experts of a visit, one after the other: those are in several calls.
 """
 
 from collections.abc import Iterator, Sequence

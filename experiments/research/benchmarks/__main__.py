@@ -17,6 +17,7 @@ BENCHMARKS = (
     "engine",
     "offloading",
     "loading",
+    "launches",
     "recording",
     "studies",
 )

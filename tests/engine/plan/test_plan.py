@@ -175,3 +175,15 @@ def test_fused_experts_are_a_word_of_the_plan(tmp_path: Path) -> None:
     assert load_plan(written(tmp_path, text)) == Plan("25%", compute_experts="fused")
     with pytest.raises(PlanError, match=r"experts"):
         Plan("25%", compute_experts="all")
+
+
+def test_kernels_follow_from_how_experts_are_computed_and_may_be_said() -> None:
+    assert not Plan("25%").compute.grouped
+    assert Plan("25%", compute_experts="fused").compute.grouped
+    assert Plan("25%", kernels="grouped").compute.grouped
+    assert Plan("25%", kernels="grouped").to_dict()["compute"]["kernels"] == "grouped"
+    assert "kernels" not in Plan("25%").to_dict()["compute"]
+    with pytest.raises(PlanError, match='"eager" computes one expert at a time: "fused" experts need "grouped"'):
+        Plan("25%", compute_experts="fused", kernels="eager")
+    with pytest.raises(PlanError, match="kernels"):
+        Plan("25%", kernels="triton")

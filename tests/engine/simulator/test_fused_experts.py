@@ -78,3 +78,14 @@ def test_the_cpu_takes_what_it_ends_before_the_device_would() -> None:
     rows = script.timeline.log.tolist()
     assert [(row[KEY], row[END]) for row in rows if row[WHAT] == CPU_EXPERT] == [(0, 27)]
     assert script.end[0] == 27
+
+
+def test_overlapped_calls_compute_what_is_there_first() -> None:
+    """
+    compute   0-5 dense, 5-10 A, 10-25 stall, 25-33 B and C | 33-38 dense
+    link      5-15 B, 15-25 C
+    """
+    script = Script([[(HIT, 0, 0), (LOAD, 1, 1), (LOAD, 2, 2)], []], call_ns=2, overlapped=1)
+    assert script.end == [33, 38]
+    assert experts(script) == [(0, 5, 10), (1, 25, 30), (2, 30, 33)]
+    assert script.spent == {"dense": 10, "demand": 15, "experts": 5 + 8}

@@ -66,6 +66,19 @@ def test_fused_experts_run_at_the_rates_of_their_own_kernel() -> None:
     assert by_itself.expert_token_ps == each.expert_token_ps
 
 
+def test_grouped_kernels_are_that_kernel_and_read_experts_as_they_are_stored() -> None:
+    shape = load_shape("mixtral-8x7b")
+    each, grouped, fused = (
+        model_costs(manifest(), MACHINE, shape, "hqq-2bit", None, **how)
+        for how in ({}, {"grouped": True}, {"compute_experts": "fused"})
+    )
+    assert each.dequant_ns.all() and not grouped.dequant_ns.any()
+    assert grouped.expert_ns.tolist() == [MACHINE.compute_ns(0, size) for size in grouped.expert_bytes]
+    assert (grouped.expert_bytes, grouped.call_ns >= 0) == (each.expert_bytes, True)
+    assert (each.overlapped, grouped.overlapped, fused.overlapped) == (0, 1, 0)
+    assert fused.expert_ns.tolist() == grouped.expert_ns.tolist()
+
+
 def test_chunks_cover_the_expert() -> None:
     """Of 3 MiB and a half in chunks of 1 MiB the last is half a chunk; each pays its own rounding up."""
     machine = replace(MACHINE, link=replace(MACHINE.link, chunk_bytes=MIB))

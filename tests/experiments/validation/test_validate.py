@@ -200,3 +200,15 @@ def test_quantised_experts_agree_with_the_rounded_model_and_the_simulator(weight
     )
     assert result.passed, result.verdict
     assert result.tokens.compared == 8 and result.plan["weights"] == tables["weights"]
+
+
+def test_grouped_kernels_are_validated_against_themselves_over_stacked_experts() -> None:
+    """Tokens must equal those of the same kernels, not of transformers' eager experts."""
+    launching = pytest.importorskip("engine.runtime.experts.launching")
+    if not launching.compiles_for(torch.device("cpu")):
+        pytest.skip("Triton's interpreter is not at hand: its extra is not installed, or there is a GPU")
+    plan = plan_from_dict({"cache": {"capacity": "4/layer"}, "compute": {"kernels": "grouped"}})
+    prompt = Prompt(id="a", prompt="The")
+    settings = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 1}
+    result = validate(CHECKPOINTS / NAMES[0], plan, [prompt], **settings)
+    assert result.decisions.identical and result.tokens.identical and result.tokens.compared == 1

@@ -85,7 +85,7 @@ class Event:
 class Streams:
     """All streams of the device, the schedule by which they run, and the host's threads.
 
-    `waits` lists every time that a host thread waited for the device, `launches` what was given to the computing stream.
+    `waits` lists every time that a host thread waited for the device, `launches` what the computing stream was given.
     """
 
     def __init__(self, schedule: str) -> None:

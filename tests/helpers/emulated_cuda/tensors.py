@@ -139,7 +139,7 @@ class Dispatch:
         return self._on_device(func, args, kwargs, aliases)
 
     def kernel(self, kernel: Any, grid: Any, arguments: Any, touched: Any) -> None:
-        """A kernel of Triton's, which its interpreter carries out; a part of a tensor is all that it says it touches."""
+        """A kernel of Triton's, which its interpreter carries out. Of a tensor it touches what it says it does."""
         inner = {name: _inner(x) for name, x in arguments.items()}
         reads, writes = touched()
 

@@ -164,7 +164,7 @@ def test_what_kernels_do_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         offload(models.original("mixtral", "bfloat16"), plan_of(compute=lane))
     module = experts_of("MixtralExperts")
     module.act_fn = torch.nn.Softsign()
-    with pytest.raises(PlanError, match='MixtralExperts computes .* use kernels = "eager"'):
+    with pytest.raises(PlanError, match=r'MixtralExperts computes .* use kernels = "eager"'):
         activation_of(module)
     module.has_post_expert_norm = True
     with pytest.raises(PlanError, match="a norm behind its experts"):
