@@ -7,13 +7,13 @@ text that turns them back into what `decide` takes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.base import BaseContext
-from numba.core.typing import Signature
+from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
@@ -62,7 +62,8 @@ class Arguments:
     """
 
     def __init__(self, cache: CacheState, policies: Sequence[tuple[type[Policy], Policy]]) -> None:
-        states = [(CACHE, cache), *((kinds_of(policy), state) for policy, state in policies)]
+        states: list[tuple[Kinds, tuple[object, ...]]] = [(CACHE, cache)]
+        states += [(kinds_of(policy), cast(tuple[object, ...], state)) for policy, state in policies]
         noted = [entry for kinds, state in states for entry in _entries(kinds, state)]
         whole = [entry for entry in noted if isinstance(entry, int)]
         self.numbers = np.array([entry for entry in noted if isinstance(entry, float)], np.float64)
@@ -138,7 +139,7 @@ Lowering = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Sequ
 
 @intrinsic
 def array_at(
-    context: object, address: types.Type, rows: types.Type, columns: types.Type, dtype: types.Type
+    context: object, address: types.Type, rows: types.Type, columns: types.Type, dtype: "types.NumberClass[types.Number]"
 ) -> Lowering:
     """The array of `dtype` [rows], or [rows, columns] unless that is None, whose elements lie from `address` on."""
     made = types.Array(dtype.dtype, 1 if isinstance(columns, types.NoneType) else 2, "C")
