@@ -32,7 +32,8 @@ def find_sensitivities(
 ) -> list[Sensitivity]:
     """The speed of decoding with each part of the machine better, in the order of `PARTS` and `TIMES`.
 
-    Empty without decode steps, and for a plan that does not fit. `how` is handed to `engine.replay.passes.run`: steps, demands.
+    Empty without decode steps, and for a plan that does not fit. `how` is handed to `engine.replay.passes.run`: steps,
+    demands.
     """
     machine = setting.machine
     assert machine is not None

@@ -26,7 +26,8 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     )
     fitting = [row for row in timed if setting.fits(row)] or timed
     if fitting:
-        heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
+        some = any(map(setting.fits, fitting)) and not all(map(setting.fits, rows))
+        heading = "Tokens per second of the plans that fit" if some else "Tokens per second"
         buttons = legend({row.name: look[row.name] for row in rows})
         numbers = html_tables.speed_table(fitting[:MOST_ROWS])
         figure("speed", heading, charts.speeds(fitting, look), numbers, buttons)
@@ -41,6 +42,8 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
     if setting.regrets:
         heading, chart = "What keeps a step from the speed of computing alone", study_charts.regret(setting.regrets)
         figure("regret", heading, chart, study_charts.regret_table(setting.regrets))
+    if setting.better:
+        found.append(section("", "", study_charts.better_section(setting.better)))
     if setting.timeline is not None and setting.timeline.bars:
         chart = study_charts.timeline(setting.timeline)
         figure("timeline", "One token", chart, study_charts.timeline_table(setting.timeline))

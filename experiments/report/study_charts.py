@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from html import escape
 
 import altair as alt
@@ -9,7 +10,7 @@ import altair as alt
 from engine.replay.bars import COLOURS, LANES
 from experiments.report import html_tables
 from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, labelled, labels, shown
-from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
+from experiments.report.content import BetterRow, PolicyRow, RegretRow, SearchRound, TokenTimeline
 from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
@@ -22,6 +23,7 @@ CAUSES = {
     "pollution": "#CC79A7",
     "late prefetch": "#E69F00",
     "prefetch copies": "#9467bd",
+    "lane": "#56641a",
 }
 MOST_BARS = 24
 MOST_POINTS = 2000
@@ -140,7 +142,8 @@ def regret(rows: Sequence[RegretRow]) -> Chart:
     named = list(dict.fromkeys(cause for row in chosen for cause, value in row.parts if value))
     colours = {cause: CAUSES.get(cause, NEUTRAL) for cause in named}
     sentence = (
-        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching wins. "
+        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching and the "
+        "CPU lane win. "
     )
     sentence += "The causes add up to the whole."
     order = [row.label for row in chosen]
@@ -156,6 +159,26 @@ def regret_table(rows: Sequence[RegretRow]) -> str:
         cells.append([escape(row.label), *(number(value, "{:+.2f}".format) for value in parts)])
         cells[-1].append(number(sum(parts), "{:.2f}".format))
     return table(columns, cells, label="Regret, milliseconds per step", policies=[row.policy for row in rows])
+
+
+def _gained(now: float, speed: float) -> str:
+    return f"{rate(speed)} ({speed / now - 1:+.0%})"
+
+
+def better_section(rows: Sequence[BetterRow]) -> str:
+    """What would help most: of each plan its speed on machines of which one thing is better."""
+    columns = ["Plan", "Tokens/s", *(f"{part} {times:g}x" for part, times, _ in rows[0].better)]
+    cells = []
+    for row in rows:
+        cells.append([escape(row.label), number(row.now, rate)])
+        cells[-1] += [number(speed, partial(_gained, row.now)) for *_, speed in row.better]
+    text = (
+        "Speeds as they would be if one thing of the machine were so many times better; memory is slots for experts, "
+        "and plans are decided again for them. Where prefetching or a CPU lane takes part, a better machine may be "
+        "slower: a copy ahead of demand begins that would not have begun."
+    )
+    numbers = table(columns, cells, label="What would help most", policies=[row.policy for row in rows])
+    return f"<h3>What would help most</h3><p>{text}</p>{numbers}"
 
 
 def timeline(found: TokenTimeline) -> Chart:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from experiments.report.content import (
+    BetterRow,
     PolicyRow,
     RegretRow,
     ReportContent,
@@ -23,6 +24,7 @@ from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
 from experiments.study.contestants import overall, plan_of
 from experiments.study.grid import Statistics, computed_name, eviction_name, prefetch_name, stored_name
+from experiments.study.schema import BETTER
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
 from experiments.study.trace_overviews import curve_sets, heat_maps
@@ -115,6 +117,7 @@ def _setting(
             _row(part, None if intervals is None else intervals[place], formats) for place, part in enumerate(whole)
         ),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
+        better=tuple(_better(rows, tables[files.REGRET])),
         search=tuple(_round(one) for one in found.search),
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
@@ -214,6 +217,19 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
         ]
         policy = eviction_name(plan_of(row["plan_toml"]))
         found.append(RegretRow(label=label, parts=tuple(parts), policy=policy))
+    return found
+
+
+def _better(rows: pl.DataFrame, regret: pl.DataFrame) -> list[BetterRow]:
+    """The best plans' sensitivities, of each trace."""
+    found = []
+    several = rows["trace"].n_unique() > 1
+    for row in regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True):
+        speeds = [(part.replace("_", " "), times, row[column]) for (part, times), column in BETTER.items()]
+        if row["tokens_per_second"] is not None and all(speed is not None for *_, speed in speeds):
+            label = row["plan"] + (f" on {Path(row['trace']).name}" if several else "")
+            policy = eviction_name(plan_of(row["plan_toml"]))
+            found.append(BetterRow(label=label, now=row["tokens_per_second"], better=tuple(speeds), policy=policy))
     return found
 
 

@@ -19,6 +19,7 @@ _OF_SOUND = (
 """Of rows without an error."""
 _BY_REQUEST = ("request_tokens", "request_ns", "request_p99_ns", "request_bytes")
 _MAY_MISS = {"hardware", "engine", "hardware_digest", "model_shape", "batch", "value", "place", "label"}
+_MAY_MISS |= set(schema.BETTER.values())
 """Of the tables beside the results."""
 
 

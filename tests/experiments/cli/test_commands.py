@@ -103,7 +103,9 @@ def test_replay_json_has_what_it_promises(call: Call, trace: Path) -> None:
     code, out, _ = call(*arguments, "--reshape", "sizes", "--engine", "graph-fused")
     assert code == 0
     found = json.loads(out)
-    assert found["time"]["engine"] == found["bounds"]["engine"] == found["provenance"]["engine"]["name"] == "graph-fused"
+    assert (
+        found["time"]["engine"] == found["bounds"]["engine"] == found["provenance"]["engine"]["name"] == "graph-fused"
+    )
     assert found["bounds"]["hardware"]["best_tokens_per_second"] >= found["bounds"]["best_tokens_per_second"]
     assert found["hits"] + found["misses"] == found["lookups"] > 0
     assert set(found["hits_by"]) == {"cache", "pinned", "prefetch"}
