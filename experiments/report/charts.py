@@ -90,7 +90,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         dots = dots.encode(opacity=alt.value(0))
     sentence = "Hit ratio of each policy against the share of all experts that the cache holds."
     if any(point.is_bound for point in points):
-        sentence += " Dashed lines are bounds: they know the future."
+        sentence += " Dashed lines know the future; of these belady-bypass is a bound, belady must keep what it loads."
     return finish(alt.layer(lines, dots), 340, sentence, highlight=True)
 
 

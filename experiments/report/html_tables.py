@@ -85,7 +85,7 @@ def row_labels(rows: Sequence[PolicyRow]) -> list[str]:
 
 
 POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
-    ("Policy", lambda row: escape(row.name) + (' <span class="tag">bound</span>' if row.is_bound else "")),
+    ("Policy", lambda row: escape(row.name) + (' <span class="tag">foresight</span>' if row.is_bound else "")),
     ("Cache", lambda row: escape(row.capacity)),
     ("Prefetch", lambda row: escape(row.prefetch) if row.prefetch not in ("", "none") else NONE),
     ("Hit ratio", lambda row: number(row.hit_ratio, percent)),

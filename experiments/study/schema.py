@@ -27,7 +27,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("eviction", TEXT, "eviction.policy"),
     ("prefetch", TEXT, "prefetch.predictor"),
     ("weights", TEXT, "weights.experts"),
-    ("needs_future", BOOL, "whether the plan is a bound, which no machine can run"),
+    ("needs_future", BOOL, "whether the plan knows the future, which no machine does"),
     ("tokens", INT, "tokens replayed"),
     ("decode_tokens", INT, "of these, in decode steps"),
     ("lookups", INT, "demanded experts"),

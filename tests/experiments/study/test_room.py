@@ -56,11 +56,11 @@ def test_what_does_not_fit_has_no_speed(out: Path) -> None:
     assert 0 < len(fitting) < len(t4.rows)
     text, found = drawn(t4)
     assert "Tokens per second of the plans that fit" in text
-    speeds, memory = (json.dumps(found[name].spec) for name in ("chart-speed-0", "chart-memory-0"))
+    speeds = json.dumps(found["chart-speed-0"].spec)
     for row in t4.rows:
         assert (row.tokens_per_second is not None) == t4.fits(row)
         if row in fitting:
-            assert f'"rate": {row.tokens_per_second}' in speeds and f'"rate": {row.tokens_per_second}' in memory
+            assert f'"rate": {row.tokens_per_second}' in speeds
     text, found = drawn(h100)
     assert "of the plans that fit" not in text
     assert "does not fit" not in found["chart-memory-0"].sentence
