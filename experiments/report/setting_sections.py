@@ -59,8 +59,8 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
         text = (
             "A row is one plan over all traces, those that fit first. Hits by prefetch is the share of hits that a "
-            "prefetch brought. The bound is what no plan can beat with that cache on that machine and engine; rows marked "
-            f"foresight know the future.{count}"
+            "prefetch brought. The bound is what no plan can beat with that cache on that machine and engine; rows "
+            f"marked foresight know the future.{count}"
         )
         table = f"<details><summary>Every plan</summary><p>{text}</p>{html_tables.policy_table(shown)}</details>"
         found.append(section("", "", table))

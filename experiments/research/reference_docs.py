@@ -41,6 +41,13 @@ PROFILE: Tables = {
     "power": Power,
     "price": Price,
 }
+ENGINE: Tables = {
+    "": EngineProfile,
+    "overhead": Overhead,
+    "on": OnMachines,
+    "expansions": Expansion,
+    "fused": ExpertKernel,
+}
 STUDY: Tables = {"statistics": Statistics, "search": Search}
 
 
@@ -173,8 +180,14 @@ def pages() -> dict[str, str]:
         "hardware.md": tables(
             "Hardware profile",
             "A profile is a TOML file; `tracekit hardware list` names the shipped ones, `tracekit calibrate` measures "
-            "one.",
+            "one. The table `engine` is as an [engine profile](engine.md).",
             PROFILE,
+        ),
+        "engine.md": tables(
+            "Engine profile",
+            "What software takes of a machine's time, as a TOML file, or the table `engine` of a hardware profile; "
+            "`tracekit hardware engines` names the shipped ones.",
+            ENGINE,
         ),
         "study.md": tables(
             "Study: statistics and search",
