@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from engine.hardware.economy import Power, Price
+from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS
