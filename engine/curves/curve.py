@@ -15,6 +15,8 @@ from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
 POINTS = 16
+BOUND = "belady-bypass"
+"""The policy that no other hits more than, at the same cache size and from an empty cache."""
 
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -89,7 +89,8 @@ class Expansion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ExpertKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A kernel that computes experts. As `fused`: all experts of a visit in one call (`compute.experts = "fused"`).
+    """A kernel that computes experts. As `fused`: several experts of a visit in one call (`compute.kernels =
+    "grouped"`, or `compute.experts = "fused"` for all of them). It reads quantised experts as they are stored.
 
     A call takes `per_call_ns`, and for each of its experts `per_expert_ns` and the longer of reading its weights and
     its tokens' arithmetic, at the rates that this kernel reaches.

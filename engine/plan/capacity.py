@@ -56,7 +56,7 @@ class Capacity:
         """So many times this capacity, as a plan says it; of slots and shares no more than there are experts."""
         amount, of_each = self.amount * factor, "/layer" if self.per_layer else ""
         if self.unit == "share":
-            return f"{float(min(100 * amount, 100)):.6f}%{of_each}"
+            return f"{float(min(100 * amount, Fraction(100))):.6f}%{of_each}"
         if self.unit == "bytes":
             return f"{int(amount)}B{of_each}"
         if self.unit == "slots":

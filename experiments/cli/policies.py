@@ -69,6 +69,6 @@ def _list(json: bool) -> None:
         ]
         console.emit_json({"policies": policies})
         return
-    columns = ["name", "kind", "reads", "bound", "summary"]
+    columns = ["name", "kind", "reads", "foresight", "summary"]
     rows = [[name, kind, policy.reads, "yes" if policy.bound else "", policy.summary] for kind, name, policy in found]
     console.table("Policies", columns, rows)

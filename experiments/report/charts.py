@@ -97,7 +97,7 @@ def curves(points: Sequence[CurvePoint], look: dict[str, Look]) -> Chart:
         dots = dots.encode(opacity=alt.value(0))
     sentence = "Hit ratio of each policy against the share of all experts that the cache holds."
     if any(point.is_bound for point in points):
-        sentence += " Dashed lines are bounds: they know the future."
+        sentence += " Dashed lines know the future; of these belady-bypass is a bound, belady must keep what it loads."
     if any(point.low is not None for point in points):
         spans = base.transform_filter("isValid(datum.low)").mark_area(aria=False, line=False, fillOpacity=0.16)
         spans = spans.encode(y=alt.Y("low:Q", title="hit ratio", axis=ratio), y2="high:Q")

@@ -215,6 +215,21 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BetterRow:
+    """How fast one plan is `now`, and would be if one thing of its machine were so much better: speeds by what."""
+
+    label: str
+    now: float
+    better: tuple[tuple[str, float, float], ...]
+    policy: str = ""
+
+    def __post_init__(self) -> None:
+        _named("a sensitivity row", self.label)
+        for speed in (self.now, *(speed for _, _, speed in self.better)):
+            _within(f"sensitivities of {self.label!r}", "tokens per second", speed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """A comparison in words; `shown` if it shows a difference."""
 
@@ -281,6 +296,7 @@ class Setting:
     room: float | None = None
     rows: tuple[PolicyRow, ...] = ()
     regrets: tuple[RegretRow, ...] = ()
+    better: tuple[BetterRow, ...] = ()
     search: tuple[SearchRound, ...] = ()
     timeline: TokenTimeline | None = None
     again: Mapping[str, str] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def _or_none(text: str) -> Cell:
 
 
 POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
-    ("Policy", lambda row: escape(row.name) + (' <span class="tag">bound</span>' if row.is_bound else "")),
+    ("Policy", lambda row: escape(row.name) + (' <span class="tag">foresight</span>' if row.is_bound else "")),
     ("Cache", lambda row: escape(row.capacity)),
     ("Prefetch", lambda row: _or_none(row.parts["prefetch"])),
     ("Weights", lambda row: _or_none(row.weights)),

@@ -155,7 +155,7 @@ def _policies(rows: tuple[PolicyRow, ...]) -> str:
         "no policy can beat with that cache on that machine."
     )
     if any(row.is_bound for row in rows):
-        text += " Rows marked bound know the future, and no machine can run them."
+        text += " Rows marked foresight know the future, and no machine can run them."
     return f"<p>{text}</p>\n{html_tables.policy_table(rows)}"
 
 

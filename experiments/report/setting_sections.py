@@ -49,7 +49,8 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
     )
     fitting = [row for row in timed if setting.fits(row)] or timed
     if fitting:
-        heading = "Tokens per second" if len(fitting) == len(timed) else "Tokens per second of the plans that fit"
+        some = any(map(setting.fits, fitting)) and not all(map(setting.fits, rows))
+        heading = "Tokens per second of the plans that fit" if some else "Tokens per second"
         chart = charts.speeds(fitting, look)
         numbers = html_tables.speed_table(fitting[:MOST_ROWS])
         figure("speed", heading, chart, numbers, legend({row.name: look[row.name] for row in rows}))
@@ -66,6 +67,8 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
         heading, chart = "What keeps a step from the speed of computing alone", study_charts.regret(setting.regrets)
         words = explained(study_charts.causes(setting.regrets))
         figure("regret", heading, chart, study_charts.regret_table(setting.regrets), words)
+    if setting.better:
+        found.append(section("", "", study_charts.better_section(setting.better)))
     if setting.timeline is not None and setting.timeline.bars:
         chart = study_charts.timeline(setting.timeline)
         figure("timeline", "One token", chart, study_charts.timeline_table(setting.timeline))
@@ -82,8 +85,8 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
         text = (
             "A row is one plan over all traces, those that fit first. Hits by prefetch is the share of hits that a "
-            "prefetch brought. The bound is what no policy can beat with that cache on that machine; rows marked bound "
-            f"know the future.{count}"
+            "prefetch brought. The bound is what no plan can beat with that cache on that machine and engine; rows "
+            f"marked foresight know the future.{count}"
         )
         table = html_tables.policy_table(shown)
         unfolded.append(f"<details><summary>Every plan</summary><p>{text}</p>{table}</details>")

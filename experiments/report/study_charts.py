@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from html import escape
 
 import altair as alt
@@ -10,7 +11,7 @@ from engine.replay.bars import COLOURS, LANES
 from experiments.report import bars, html_tables
 from experiments.report.causes import NEUTRAL, colour
 from experiments.report.charts import PALETTE, SHAPES, Chart, Look, alike, dimmed, finish, shown
-from experiments.report.content import PolicyRow, RegretRow, SearchRound, TokenTimeline
+from experiments.report.content import BetterRow, PolicyRow, RegretRow, SearchRound, TokenTimeline
 from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
@@ -165,7 +166,10 @@ def regret(rows: Sequence[RegretRow]) -> Chart:
         if value
     ]
     colours = {cause: colour(cause) for cause in causes(chosen)}
-    sentence = "What a step takes beyond computing alone, by what causes it. The causes add up to the whole."
+    sentence = (
+        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching and the "
+        "CPU lane win. The causes add up to the whole."
+    )
     sentence += f" All: {chosen[0].alike}." if chosen[0].alike else ""
     if len(chosen) < len(rows):
         sentence += f" The first {len(chosen)} of {len(rows)} are drawn."
@@ -187,6 +191,26 @@ def regret_table(rows: Sequence[RegretRow]) -> str:
         cells.append([escape(row.label), *(number(value, "{:+.2f}".format) for value in parts)])
         cells[-1].append(number(sum(parts), "{:.2f}".format))
     return table(columns, cells, label="Regret, milliseconds per step", policies=[row.policy for row in rows])
+
+
+def _gained(now: float, speed: float) -> str:
+    return f"{rate(speed)} ({speed / now - 1:+.0%})"
+
+
+def better_section(rows: Sequence[BetterRow]) -> str:
+    """What would help most: of each plan its speed on machines of which one thing is better."""
+    columns = ["Plan", "Tokens/s", *(f"{part} {times:g}x" for part, times, _ in rows[0].better)]
+    cells = []
+    for row in rows:
+        cells.append([escape(row.label), number(row.now, rate)])
+        cells[-1] += [number(speed, partial(_gained, row.now)) for *_, speed in row.better]
+    text = (
+        "Speeds as they would be if one thing of the machine were so many times better; memory is slots for experts, "
+        "and plans are decided again for them. Where prefetching or a CPU lane takes part, a better machine may be "
+        "slower: a copy ahead of demand begins that would not have begun."
+    )
+    numbers = table(columns, cells, label="What would help most", policies=[row.policy for row in rows])
+    return f"<h3>What would help most</h3><p>{text}</p>{numbers}"
 
 
 def timeline(found: TokenTimeline) -> Chart:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from engine.hardware.economy import Power, Price
+from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS, build
@@ -40,6 +41,13 @@ PROFILE: Tables = {
     "cpu": Cpu,
     "power": Power,
     "price": Price,
+}
+ENGINE: Tables = {
+    "": EngineProfile,
+    "overhead": Overhead,
+    "on": OnMachines,
+    "expansions": Expansion,
+    "fused": ExpertKernel,
 }
 STUDY: Tables = {"statistics": Statistics, "search": Search}
 
@@ -175,8 +183,14 @@ def pages() -> dict[str, str]:
         "hardware.md": tables(
             "Hardware profile",
             "A profile is a TOML file; `tracekit hardware list` names the shipped ones, `tracekit calibrate` measures "
-            "one.",
+            "one. The table `engine` is as an [engine profile](engine.md).",
             PROFILE,
+        ),
+        "engine.md": tables(
+            "Engine profile",
+            "What software takes of a machine's time, as a TOML file, or the table `engine` of a hardware profile; "
+            "`tracekit hardware engines` names the shipped ones.",
+            ENGINE,
         ),
         "study.md": tables(
             "Study: statistics and search",

@@ -8,15 +8,15 @@ import polars as pl
 
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
-from engine.replay.result import Regret
+from engine.replay.sensitivities import find_sensitivities
 from experiments.study import study_folder as files
-from experiments.study.cell_results import described, measure, setting_of
+from experiments.study.cell_results import Row, described, measure, setting_of
 from experiments.study.cells import RESULTS, Cell, cells_of, group_key, groups
 from experiments.study.conclude import conclude
 from experiments.study.contestants import fitting_rows
 from experiments.study.curve_tables import curve_table
 from experiments.study.once import repeated_requests, said_of_traces
-from experiments.study.schema import REGRET, SCHEMA
+from experiments.study.schema import BETTER, REGRET, SCHEMA
 from experiments.study.search import search
 from experiments.study.shared import SharedRoutings
 from experiments.study.study_file import Study
@@ -120,16 +120,16 @@ def _regrets(
         chosen += [by_key[key] for key in best["cell"]]
     chosen = list({cell.key: cell for cell in chosen}.values())
     done = set(place.pieces(files.REGRETS, REGRET)["cell"])
-    for cell, regret in workers.run(cell_regret, [cell for cell in chosen if cell.key not in done]):
-        if regret is not None:
-            row = {"cell": cell.key} | msgspec.structs.asdict(regret)
+    for cell, found in workers.run(cell_hindrances, [cell for cell in chosen if cell.key not in done]):
+        if found is not None:
+            row = {"cell": cell.key} | found
             place.add(files.REGRETS, cell.key[:32], pl.DataFrame([row], schema=REGRET))
     order = pl.DataFrame({"cell": [cell.key for cell in chosen]}, schema={"cell": pl.String})
     return order.join(place.pieces(files.REGRETS, REGRET), on="cell", how="inner", maintain_order="left").rechunk()
 
 
-def cell_regret(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = None) -> Regret | None:
-    """One cell's regret; None where it cannot be told, or the trace is too long for it."""
+def cell_hindrances(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = None) -> Row | None:
+    """One cell's regret and sensitivities; None where they cannot be told, or the trace is too long for them."""
     known = shared.of(cell.routing)
     if not known.bounded(cell.bounds) or cell.machine is None:
         return None
@@ -141,7 +141,10 @@ def cell_regret(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = N
     try:
         setting = setting_of(known, cell)
         (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
-        return find_regret(known.trace, setting, done, progress)
+        regret = find_regret(known.trace, setting, done, progress)
+        how = {"steps": known.requests.steps, "demands": known.demands}
+        better = find_sensitivities(known.trace, setting, progress, **how)
+        return msgspec.structs.asdict(regret) | {BETTER[one.part, one.times]: one.tokens_per_second for one in better}
     except TracekitError:
         return None
 

@@ -3,6 +3,7 @@
 import polars as pl
 
 from engine.replay.result import Regret
+from engine.replay.sensitivities import PARTS, TIMES
 from engine.simulator.timeline import CAUSES, STALLS
 
 INT, REAL, TEXT, BOOL = pl.Int64, pl.Float64, pl.String, pl.Boolean
@@ -26,7 +27,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("eviction", TEXT, "eviction.policy"),
     ("prefetch", TEXT, "prefetch.predictor"),
     ("weights", TEXT, "weights.experts"),
-    ("needs_future", BOOL, "whether the plan is a bound, which no machine can run"),
+    ("needs_future", BOOL, "whether the plan knows the future, which no machine does"),
     ("tokens", INT, "tokens replayed"),
     ("decode_tokens", INT, "of these, in decode steps"),
     ("lookups", INT, "demanded experts"),
@@ -137,8 +138,14 @@ EFFECT_COLUMNS: tuple[tuple[str, Type, str], ...] = (
 EFFECTS: Columns = {name: kind for name, kind, _ in EFFECT_COLUMNS}
 """Each plan against the baseline at its capacity (experiments.study.effects)."""
 
-REGRET: Columns = {"cell": TEXT, **{name: INT for name in Regret.__struct_fields__}}
-"""Regret of the best cells (engine.replay.result.Regret)."""
+BETTER = {(part, float(times)): f"{part}_x{float(times):g}_tokens_per_second" for part in PARTS for times in TIMES}
+"""The columns of sensitivities: decode speed if that part of the machine were so many times better."""
+REGRET: Columns = {
+    "cell": TEXT,
+    **{name: INT for name in Regret.__struct_fields__},
+    **{name: REAL for name in BETTER.values()},
+}
+"""Regret and sensitivities of the best cells (engine.replay.result.Regret, engine.replay.sensitivities)."""
 
 SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("round", INT, "from 1"),

@@ -11,6 +11,7 @@ import polars as pl
 
 from experiments.report.content import (
     Best,
+    BetterRow,
     PolicyRow,
     RegretRow,
     ReportContent,
@@ -29,6 +30,7 @@ from experiments.study.contestants import overall, plan_of
 from experiments.study.effects import SAID
 from experiments.study.grid import eviction_name, stored_name
 from experiments.study.leaders import plan_parts
+from experiments.study.schema import BETTER
 from experiments.study.study_file import Statistics
 from experiments.study.study_folder import read_study
 from experiments.study.study_json import Round, SettingSummary, Summary
@@ -136,6 +138,7 @@ def _setting(
         room=found.room_bytes,
         rows=tuple(_row(part, None if intervals is None else intervals[place]) for place, part in enumerate(whole)),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
+        better=tuple(_better(rows, tables[files.REGRET])),
         search=tuple(_round(one) for one in found.search),
         timeline=_timeline(found.conditions.rows_of(tables[files.TIMELINE])),
         again=_again(found, rows),
@@ -270,6 +273,19 @@ def _regrets(rows: pl.DataFrame, regret: pl.DataFrame) -> list[RegretRow]:
         )
         for label, plan, row in zip(labels(parts), plans, found, strict=True)
     ]
+
+
+def _better(rows: pl.DataFrame, regret: pl.DataFrame) -> list[BetterRow]:
+    """The best plans' sensitivities, of each trace."""
+    found = []
+    several = rows["trace"].n_unique() > 1
+    for row in regret.join(rows, on="cell", how="inner", maintain_order="left").iter_rows(named=True):
+        speeds = [(part.replace("_", " "), times, row[column]) for (part, times), column in BETTER.items()]
+        if row["tokens_per_second"] is not None and all(speed is not None for *_, speed in speeds):
+            label = row["plan"] + (f" on {Path(row['trace']).name}" if several else "")
+            policy = eviction_name(plan_of(row["plan_toml"]))
+            found.append(BetterRow(label=label, now=row["tokens_per_second"], better=tuple(speeds), policy=policy))
+    return found
 
 
 def _commands(folder: Path, summary: Summary) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ _BY_REQUEST = tuple(name for name in schema.SCHEMA if name.startswith("request_"
 _MAY_MISS = {
     *("hardware", "engine", "hardware_digest", "model_shape", "batch", "value", "place", "label"),
     *("weights", "low", "high", "corrected"),
+    *schema.BETTER.values(),
 }
 """Of the tables beside the results."""
 

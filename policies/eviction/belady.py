@@ -7,14 +7,14 @@ from policies.fields import per_expert
 
 
 class Belady(Ordered):
-    """Evicts the expert that is demanded again last. Reads the future: a bound, not a policy.
+    """Evicts the expert that is demanded again last. Reads the future: a yardstick, not a policy.
 
     Optimal in hits among policies that insert every loaded expert, for experts of equal size, as long as what a visit
     demands fits. With unequal sizes optimal caching is NP-hard and this is a strong heuristic, not a bound.
     """
 
     name = "belady"
-    summary = "farthest next use first (bound: must insert; reads the future)"
+    summary = "farthest next use first, must keep what it loads (reads the future; no bound)"
     source = "Belady 1966, A study of replacement algorithms for a virtual-storage computer (MIN)"
     reads = "next-use"
     bound = True

@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from engine.plan.plan import plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.replay import replay
 from experiments.cli.main import run as cli
 from experiments.study import Threads, run_study
@@ -17,7 +18,8 @@ from experiments.study.notes import amount
 from experiments.study.study_content import report_content
 from experiments.study.study_file import study_from_dict
 from experiments.study.study_json import Summary
-from tests.helpers.traces import make_trace
+from tests.helpers.traces import make_trace, random_experts
+from tracekit.errors import StudyError
 from tracekit.trace import Trace
 
 
@@ -116,3 +118,21 @@ def test_fused_experts_are_an_axis_and_named() -> None:
     each, fused = study_from_dict({"traces": "a.trace", "grid": grid}).plans
     assert (each.compute.experts, fused.compute.experts) == ("each", "fused")
     assert plan_name(fused) == plan_name(each) + ", fused"
+
+
+def test_machines_come_under_every_engine(tmp_path: Path) -> None:
+    """Told apart in titles and commands."""
+    make_trace(tmp_path / "t.trace", random_experts(np.random.default_rng(0), 10), num_experts=8)
+    grid = {"capacity": "2/layer", "hardware": ["t4", "h100"], "engine": ["transformers-eager", "graph-fused"]}
+    study = study_from_dict({"traces": "t.trace", "grid": grid}, folder=tmp_path)
+    found = [(machine.name, machine.engine.name) for machine in study.machines if machine is not None]
+    assert found == [(machine, engine) for machine in grid["hardware"] for engine in grid["engine"]]
+    conditions = Conditions("t4", None, None, "graph-fused")
+    assert str(conditions) == "t4 under graph-fused" and conditions.options == " --hardware t4 --engine graph-fused"
+    with pytest.raises(StudyError, match=r"grid\.engine is about time: give grid\.hardware"):
+        study_from_dict({"traces": "t.trace", "grid": {"capacity": "2/layer", "engine": "graph-fused"}})
+
+
+def test_the_lane_and_the_kernel_are_part_of_a_plan_s_name() -> None:
+    plan = Plan("2/layer", compute_experts="fused", cpu_experts="auto")
+    assert plan_name(plan) == plan_name(plan, stored=False) == "lru, 2/layer, fused, CPU computes"
