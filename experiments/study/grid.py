@@ -244,10 +244,10 @@ def _plans(label: str, grid: Tables, folder: Path) -> Iterator[Plan]:
     kernels = _texts(label, grid, "compute_experts") or ["each"]
     lanes = _texts(label, grid, "cpu_experts") or ["never"]
     resets = _texts(label, grid, "reset") or ["never"]
-    warmed = [_place(name, folder, always=True) for name in _texts(label, grid, "warm")] or [None]
+    warmed: list[str | None] = [_place(name, folder, always=True) for name in _texts(label, grid, "warm")]
     seen: set[bytes] = set()
     for capacity, reset, warm, eviction, prefetch, stored, kernel, lane in itertools.product(
-        capacities, resets, warmed, evictions, prefetches, weights, kernels, lanes
+        capacities, resets, warmed or [None], evictions, prefetches, weights, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
