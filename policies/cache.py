@@ -288,7 +288,8 @@ def most_residents(spec: CacheSpec) -> np.ndarray:
     """How many experts each capacity group can hold at most, as many of its smallest as fit: i64 [groups]."""
     smallest = spec.size.reshape(len(spec.capacity), -1).min(axis=1)
     members = spec.size.size // len(spec.capacity)
-    return np.minimum(np.array(spec.capacity, np.int64) // np.maximum(smallest, 1), members)
+    most: np.ndarray = np.minimum(np.array(spec.capacity, np.int64) // np.maximum(smallest, 1), members)
+    return most
 
 
 def slots_of(spec: CacheSpec) -> int:

@@ -97,10 +97,10 @@ def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
     resets = texts(label, grid, "reset") or ["never"]
-    warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")] or [None]
+    warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
     seen: set[bytes] = set()
     for capacity, reset, warm, eviction, prefetch, stored, experts, kernel, lane in itertools.product(
-        capacities, resets, warmed, evictions, prefetches, weights, together, kernels, lanes
+        capacities, resets, warmed or [None], evictions, prefetches, weights, together, kernels, lanes
     ):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}

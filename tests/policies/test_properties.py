@@ -153,7 +153,7 @@ def changed_after(scenario: Scenario, step: int, seed: int) -> Scenario:
         for row in np.flatnonzero(later):
             picked = rng.permutation(number)[: trace.top_k]
             experts[row, layer, : len(picked)] = picked
-    distance = scenario.spec.distance
+    (distance,) = trace.lookahead_distances
     logits = trace.lookahead(distance)
     assert logits is not None
     logits = logits.copy()
@@ -162,9 +162,12 @@ def changed_after(scenario: Scenario, step: int, seed: int) -> Scenario:
     return replace(scenario, trace=memory_trace(experts, per_layer, trace.step, {distance: logits}))
 
 
-def peeks(eviction: str, prefetch: str, seed: int) -> bool:
-    """Whether a changed future changes an earlier decision."""
+def peeks(eviction: str, prefetch: str, seed: int, *, wrap: bool = False) -> bool:
+    """Whether a changed future changes an earlier decision; with `wrap` prefetching goes on into the next step."""
     scenario = random_scenario(seed, eviction, prefetch)
+    if wrap:
+        spec = scenario.spec
+        scenario = replace(scenario, spec=replace(spec, wrap=True, distance=min(spec.distance, spec.layers)))
     steps = list(dict.fromkeys(scenario.trace.step.tolist()))
     last = steps[len(steps) // 2]
     known = (steps.index(last) + 1) * scenario.spec.layers
@@ -177,6 +180,11 @@ def peeks(eviction: str, prefetch: str, seed: int) -> bool:
 @pytest.mark.parametrize("name", EVICTION_NAMES)
 def test_eviction_peeks_only_if_it_is_a_bound(name: str) -> None:
     assert any(peeks(name, "none", seed) for seed in range(40)) == eviction_policy(name).bound
+
+
+@pytest.mark.parametrize("name", [name for name in PREFETCH_NAMES if prefetcher(name).wraps])
+def test_prefetching_for_the_next_step_peeks_only_if_it_is_a_bound(name: str) -> None:
+    assert any(peeks("lru", name, seed, wrap=True) for seed in range(40)) == prefetcher(name).bound
 
 
 @pytest.mark.parametrize("name", PREFETCH_NAMES)

@@ -9,45 +9,53 @@ from hypothesis import strategies as st
 
 from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
 from tests.helpers.reference_cache import LOAD
-from tests.helpers.scenarios import random_scenario, with_requests
+from tests.helpers.scenarios import Scenario, random_scenario, with_requests
 from tests.helpers.simpy_model import Machine
 from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
 
 SEEDS = st.integers(0, 2**32 - 1)
 ALWAYS = range(1 << 40)
-SHORT = [
+VARIANTS = [
     ("lru", "gate", False),
     ("lru", "gate", True),
     ("lru", "oracle", False),
     ("lru", "none", False),
     ("belady-bypass", "none", False),  # may evict what its visit demands
-    ("lru", "oracle", False, True),  # prefetched for the next step
-    ("lru", "markov", True, True),
-    ("lru", "none", False, False, True),  # emptied when a request begins
-    ("lru", "previous-token", True, True, True),
 ]
-VARIANTS = [(*variant, False, False)[:5] for variant in SHORT]
+ACROSS_STEPS = [  # prefetching into the cache, for the next step, and a cache that starts anew with each request
+    ("oracle", False, True, False),
+    ("markov", True, True, False),
+    ("none", False, False, True),
+    ("previous-token", True, True, True),
+]
 
 
-@pytest.mark.parametrize(("eviction", "prefetch", "into_cache", "wrap", "reset"), VARIANTS)
+@pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
 @settings(max_examples=600, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 def test_every_event_is_at_its_time(
-    eviction: str,
-    prefetch: str,
-    into_cache: bool,
-    wrap: bool,
-    reset: bool,
-    seed: int,
-    chunk: int,
-    features: set[str],
+    eviction: str, prefetch: str, into_cache: bool, seed: int, chunk: int, features: set[str]
 ) -> None:
-    scenario = random_scenario(seed, eviction, prefetch, into_cache=into_cache, wrap=wrap, reset=reset)
+    assert_timed_alike(random_scenario(seed, eviction, prefetch, into_cache=into_cache), seed, chunk, features)
+
+
+@pytest.mark.parametrize(("prefetch", "into_cache", "wrap", "reset"), ACROSS_STEPS)
+@settings(max_examples=200, deadline=None)
+@given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
+def test_every_event_is_at_its_time_across_steps_and_requests(
+    prefetch: str, into_cache: bool, wrap: bool, reset: bool, seed: int, chunk: int, features: set[str]
+) -> None:
+    scenario = random_scenario(seed, "lru", prefetch, into_cache=into_cache, wrap=wrap, reset=reset)
     if wrap:
         spec = scenario.spec
         scenario = replace(scenario, spec=replace(spec, distance=min(spec.distance, spec.layers)))
     if reset:
         scenario, _ = with_requests(scenario, seed)
+    assert_timed_alike(scenario, seed, chunk, features)
+
+
+def assert_timed_alike(scenario: Scenario, seed: int, chunk: int, features: set[str]) -> None:
+    """Timeline and SimPy model have the same events at the same times."""
     costs = random_costs(scenario.spec.layers, seed, features)
     run = timed(scenario, costs, chunk, ALWAYS)
     rows = [tuple(row) for row in run.timeline.log.tolist()]
