@@ -135,4 +135,5 @@ def fit_gaps(visits: Sequence[Visits]) -> tuple[float, float]:
 
 
 def _median(rounds: Sequence[np.ndarray]) -> np.ndarray:
-    return np.median(np.stack(rounds), axis=0).astype(float)
+    found: np.ndarray = np.median(np.stack(rounds), axis=0).astype(float)
+    return found
