@@ -43,7 +43,7 @@ def test_costs_of_experts_copies_and_looking_ahead_are_told_apart() -> None:
 
 
 def test_what_medians_lose_of_whole_steps_is_given_back() -> None:
-    """Times have a long tail above: medians of parts are below the mean, and totals would come out too short by that."""
+    """Times have a long tail above: medians of parts are below the mean, and totals would come out too short."""
     visits = [made(top_k, looks, 7 * top_k + looks, noise=60_000.0) for top_k in (2, 4) for looks in (False, True)]
     work = fit_visits(visits)
     gap, ahead = fit_gaps(visits)
