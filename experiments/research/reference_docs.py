@@ -17,6 +17,7 @@ import msgspec
 import typer
 
 from engine.hardware.economy import Power, Price
+from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS
@@ -37,6 +38,8 @@ PROFILE: Tables = {
     "link": Link,
     "link.rates": Rate,
     "disk": Disk,
+    "disk.lanes": Lanes,
+    "host": Host,
     "cpu": Cpu,
     "power": Power,
     "price": Price,
