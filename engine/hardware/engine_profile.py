@@ -130,6 +130,8 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     expansions: list[Expansion] = []
     """Measured expansion by bits and kind of scales; where there is none of a format's, the nearest counts. Empty: it
     is taken to read and write memory at the device's bandwidth."""
+    disk_reads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """How many experts it reads from disk at a time, as far as the disk has lanes (`disk.lanes`)."""
     fused: ExpertKernel | None = None
     """Without it a fused call reaches the device's rates and takes what launching one expert takes."""
 

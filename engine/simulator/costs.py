@@ -259,7 +259,7 @@ def model_costs(
         expert_bytes=tuple(expert_bytes),
         host_bytes=memory.experts,
         read_ns=each("disk.read_bytes_per_s", [0 if disk is None else disk.read_ns(size) for size in expert_bytes]),
-        lanes_ns=lanes_ns(disk, expert_bytes),
+        lanes_ns=lanes_ns(hardware, expert_bytes),
         slowdown_percent=0 if disk is None else disk.link_slowdown_percent,
         cpu=int(cpu is not None),
         cpu_expert_ns=each("cpu.memory_bandwidth_bytes_per_s", [one.read_ns for one in on_cpu]),

@@ -6,7 +6,6 @@ import numpy as np
 
 from engine.hardware import HardwareProfile
 from engine.hardware.host import divided
-from engine.hardware.profile import Disk
 from engine.hardware.roofline import ceil_ns
 from engine.simulator.fits import each
 from tracekit.manifest import Manifest
@@ -72,12 +71,16 @@ def _short(needed: float, free: float, so: str) -> str:
     return f"host memory is too small: {needed:.2f} GiB are to lie in {max(free, 0):.2f} GiB, {so}"
 
 
-def lanes_ns(disk: Disk | None, expert_bytes: list[int]) -> np.ndarray:
-    """i64 [layers, lanes]: reading one expert if so many reads are under way when it begins."""
+def lanes_ns(hardware: HardwareProfile, expert_bytes: list[int]) -> np.ndarray:
+    """i64 [layers, lanes]: reading one expert if so many reads are under way when it begins.
+
+    As many lanes as the disk has and the engine uses.
+    """
+    disk = hardware.disk
     if disk is None:
         return np.zeros((len(expert_bytes), 1), np.int64)
     columns = [
         each("disk.lanes", [disk.read_ns(size, reads) for size in expert_bytes])
-        for reads in range(1, disk.most_reads + 1)
+        for reads in range(1, min(disk.most_reads, hardware.engine.disk_reads) + 1)
     ]
     return np.stack(columns, axis=1)

@@ -57,7 +57,7 @@ def command(
         raise HardwareError(f"--disk {disk} is no directory: give one on the disk that slabs are to lie on")
     import torch
 
-    from engine.plan.plan import Plan, PrefetchPlan
+    from engine.plan.plan import Plan
     from engine.runtime.calibration.engine_costs import Workload
     from engine.runtime.calibration.machine_profile import STAGES, calibrate_machine, summary
     from engine.runtime.offload import offload
@@ -75,7 +75,7 @@ def command(
             f"--dtype {dtype} is not what compute can be measured in: give float32, bfloat16 or float16"
         )
     # Some hits, some loads, and a gate that is asked ahead, so that each has its share in what a visit takes.
-    plans = [Plan("50%/layer", prefetch=PrefetchPlan(predictor="gate"))]
+    plans = [Plan("50%/layer", prefetch="gate")]
     directories = [find_model(model or CHECKPOINTS / NAMES[0])]
     if model is None:  # small enough for several at a time: other numbers of experts, and without asking ahead
         plans.append(Plan("50%/layer"))

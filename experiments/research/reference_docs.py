@@ -18,6 +18,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
+from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PrefetchPlan, WeightsPlan
 from experiments.cli.main import COMMANDS, build
@@ -38,6 +39,8 @@ PROFILE: Tables = {
     "link": Link,
     "link.rates": Rate,
     "disk": Disk,
+    "disk.lanes": Lanes,
+    "host": Host,
     "cpu": Cpu,
     "power": Power,
     "price": Price,

@@ -7,6 +7,7 @@ takes several times longer still. By bits and kind of scales: those stored in co
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -77,10 +78,9 @@ def expansion_of(word: str, weights: Sequence[int], times: Sequence[float]) -> E
     points = [
         Expanded(weights=size, ns=clamp(ns, 1, 10**10)) for size, ns in zip(weights, ascending(times), strict=True)
     ]
-    rate = weights[-1] * SECOND / points[-1].ns
-    form = WeightFormat.parse(word)
-    assert form.bits in (2, 3, 4, 8)
-    return Expansion(bits=form.bits, meta=form.meta_group > 0, weights_per_s=clamp(rate, 1_000, 10**15), points=points)
+    form, rate = WeightFormat.parse(word), clamp(weights[-1] * SECOND / points[-1].ns, 1_000, 10**15)
+    given = {"bits": form.bits, "meta": form.meta_group > 0, "weights_per_s": rate, "points": points}
+    return msgspec.convert(given, Expansion)
 
 
 def by_kind(found: Sequence[Expansion]) -> list[Expansion]:

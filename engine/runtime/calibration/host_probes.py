@@ -90,16 +90,18 @@ def disk(folder: Path, repeats: int, size: int = DISK_BYTES) -> tuple[list[Figur
             samples = repeated(lambda _: [together(*each) for each in asked], repeats)
     except OSError as error:
         raise HardwareError(f"the disk of {folder} cannot be measured: {error.strerror or error}") from None
-    names = [f"disk, reading {length} bytes{'' if reads == 1 else f', {reads} together'}" for length, reads in asked]
+    names = [
+        f"disk, reading {length} bytes" if reads == 1 else f"disk, {reads} reads of {length} bytes together"
+        for length, reads in asked
+    ]
     large, page, *lanes = (Figure.of(name, found) for name, found in zip(names, samples, strict=True))
     rate = clamp(piece * SECOND / max(large.ns - page.ns, large.ns / 100), 1_000, 10**15)
+    several = [(reads, reads * piece, figure.ns) for reads, figure in zip(LANES, lanes, strict=True)]
     return (
         [large, page, *lanes],
         Disk(
             read_bytes_per_s=rate,
-            lanes=lanes_of(
-                rate, page.ns, [(reads, reads * piece, figure.ns) for reads, figure in zip(LANES, lanes, strict=True)]
-            ),
+            lanes=lanes_of(rate, page.ns, several),
             latency_ns=clamp(page.ns, 0, 10**10),
             host_cache_bytes=clamp(meminfo("MemAvailable"), 1 << 20, 1 << 50),
         ),

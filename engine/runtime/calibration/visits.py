@@ -26,15 +26,16 @@ class Visits:
     """A row for each visit, medians over rounds; f8 [visits] and bool [visits], times in nanoseconds.
 
     `duration` is from the gate's choice to the end, waiting left out; `gap` from the visit before, of the same step,
-    NaN where there is none; what is counted anyway (`counted` of a gap) is taken away from both. `looks`: a later gate
-    was asked. `step` is the number of a visit's step among those that have visits. Of each of these, `whole` is what it
-    took, likewise, and `outside` the part before its first visit and after its last.
+    NaN where there is none; what is counted anyway (`counted` of a gap) is taken away from both. `further` are (token,
+    expert) pairs beyond each expert's first. `looks`: a later gate was asked. `step` is the number of a visit's step
+    among those that have visits. Of each of these, `whole` is what it took, likewise, and `outside` the part before its
+    first visit and after its last.
     """
 
     duration: np.ndarray
     gap: np.ndarray
     experts: np.ndarray
-    pairs: np.ndarray
+    further: np.ndarray
     copies: np.ndarray
     looks: np.ndarray
     decode: np.ndarray
@@ -74,7 +75,7 @@ class Visits:
             duration=spent - experts * expert_ns,
             gap=gap - dense_ns,
             experts=experts,
-            pairs=(tokens * state.top_k).astype(float),
+            further=np.maximum(tokens * state.top_k - experts, 0.0),
             copies=copies,
             looks=looks,
             decode=tokens == 1,
@@ -107,12 +108,15 @@ class Visits:
 def fit_visits(visits: Sequence[Visits]) -> Growth:
     """How visits grow, by least squares, nothing negative; relative errors count.
 
-    A visit of several tokens has a fixed time of its own: sorting them is more than a step of one token does.
+    A visit of several tokens has a fixed time of its own: sorting them is more than a step of one token does. Tokens
+    count from an expert's second on: what the first one takes is told from models that demand more or fewer experts.
     """
     rows, times = [], []
     for one in visits:
         fixed = np.ones_like(one.duration)
-        rows.append(np.stack([fixed, ~one.decode, one.experts, one.pairs, one.copies, one.looks], axis=1).astype(float))
+        rows.append(
+            np.stack([fixed, ~one.decode, one.experts, one.further, one.copies, one.looks], axis=1).astype(float)
+        )
         times.append(one.duration)
     columns, duration = np.concatenate(rows), np.maximum(np.concatenate(times), 0.0)
     weight = 1 / np.maximum(duration, 1.0)
@@ -135,4 +139,5 @@ def fit_gaps(visits: Sequence[Visits]) -> tuple[float, float]:
 
 
 def _median(rounds: Sequence[np.ndarray]) -> np.ndarray:
-    return np.median(np.stack(rounds), axis=0).astype(float)
+    found: np.ndarray = np.median(np.stack(rounds), axis=0).astype(float)
+    return found

@@ -116,7 +116,9 @@ def test_reads_take_what_their_number_leaves_of_the_disk() -> None:
     """Two together read 1.5 GB/s: 3 MiB take 2 * 3 MiB / 1.5 GB/s and the latency; three are between two and four."""
     lanes = [Lanes(reads=2, bytes_per_s=15 * 10**8), Lanes(reads=4, bytes_per_s=2 * 10**9)]
     disk = Disk(read_bytes_per_s=10**9, latency_ns=100, host_cache_bytes=320 * MIB, lanes=lanes)
-    found = costs(replace(MACHINE, disk=disk))
+    machine = replace(MACHINE, disk=disk)
+    assert costs(machine).disk_lanes == 1, "an engine that reads one expert at a time has no use for lanes"
+    found = costs(machine.with_engine(replace(machine.engine, disk_reads=9)))
     rates = (10**9, 15 * 10**8, 175 * 10**7, 2 * 10**9)
     each = [100 + -(-reads * 3 * MIB * 10**9 // rate) for reads, rate in enumerate(rates, 1)]
     assert found.lanes_ns.tolist() == [each, each] and found.read_ns.tolist() == [each[0]] * 2

@@ -69,8 +69,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick = defaults.__kwdefaults__ | {"rapl": tmp_path / "none", "seconds": 0.01}
     monkeypatch.setattr(defaults, "__kwdefaults__", quick)
     function: Any = machine_profile.calibrate_machine
-    smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8), "max_new_tokens": 8}
+    smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8)}
     monkeypatch.setattr(function, "__kwdefaults__", smaller)
+    monkeypatch.setattr("experiments.cli.calibrate.MAX_NEW_TOKENS", 8)
 
 
 @pytest.mark.usefixtures("small")
