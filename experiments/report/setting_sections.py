@@ -24,7 +24,9 @@ def sections(index: int, setting: Setting, look: dict[str, Look], drawn: dict[st
         chart = effect_chart.effects(setting.effects, setting.baseline, look)
         told = "".join(f"<li>{escape(answer)}</li>" for answer in setting.answers)
         found.append(section("", "", f"<h3>Against {escape(setting.baseline)} at each cache size</h3><ul>{told}</ul>"))
-        figure("effects", "Effects", chart, effect_chart.effect_table(setting.effects, setting.baseline))
+        numbers = effect_chart.effect_table(setting.effects, setting.baseline)
+        buttons = legend({row.policy: look[row.policy] for row in setting.effects if row.policy in look})
+        figure("effects", "Effects", chart, numbers, buttons)
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
         key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),
