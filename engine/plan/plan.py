@@ -33,8 +33,6 @@ class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`eviction`: a policy's name and, beside it, the policy's own parameters."""
 
     policy: str = "lru"
-    # sha256 of the policy's file, where that lies beside the plan: its path is then relative to the plan
-    digest: str | None = None
     # a trace, or a file of counts (tracekit.popularity), whose most popular experts `static` keeps
     profile: str | None = None
     # a fitted predictor's directory (tracekit fit), for `learned`
@@ -46,8 +44,6 @@ class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`prefetch`: a predictor's name, how it is used and, beside these, the predictor's own parameters."""
 
     predictor: str = "none"
-    # sha256 of the predictor's file, where that lies beside the plan: its path is then relative to the plan
-    digest: str | None = None
     # MoE layers to look ahead
     distance: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     # whether the last layers prefetch for the first ones of the next step
@@ -227,8 +223,7 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan file, and find the policies that lie beside it (`engine.plan.carried`). Raises PlanError."""
-    plan = plan_from_dict(read_toml(path, "plan", PlanError), str(path))
-    return resolved(plan, Path(path).parent, str(path))
+    return plan_from_dict(resolved(read_toml(path, "plan", PlanError), Path(path).parent, str(path)), str(path))
 
 
 def plan_from_toml(text: str, label: str) -> Plan:

@@ -33,23 +33,23 @@ def effects(rows: Sequence[Effect], baseline: str, look: dict[str, Look]) -> Cha
             "said": row.outcome,
             "span": NONE if row.low is None or row.high is None else f"{100 * row.low:+.2f} to {100 * row.high:+.2f}",
             **({} if row.low is None or row.high is None else {"low": 100 * row.low, "high": 100 * row.high}),
-            "colour": look[row.policy].colour if row.policy in look else NEUTRAL,
-            "shape": look[row.policy].shape if row.policy in look else "circle",
         }
         for row in chosen
     ]
+    names = list(dict.fromkeys(row.policy for row in chosen))
+    looks = [look.get(name, Look(NEUTRAL, "circle", ())) for name in names]
     caches = list(dict.fromkeys(row.cache for row in chosen))
     base = dimmed(shown(values)).encode(
         x=alt.X("cache:N", sort=caches, title="cache", axis=alt.Axis(labelAngle=-35 if len(caches) > 6 else 0)),
         xOffset=alt.XOffset("label:N", sort=drawn),
-        color=alt.Color("colour:N", scale=None),
+        color=alt.Color("policy:N", legend=None, sort=None).scale(domain=names, range=[one.colour for one in looks]),
     )
     axis, title = alt.Axis(tickCount=6), f"better than {baseline}, {unit}"
     y = alt.Y("effect:Q", title=title, axis=axis)
     spans = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, aria=False)
     dots = base.mark_point(filled=True, size=56).encode(
         y=y,
-        shape=alt.Shape("shape:N", scale=None),
+        shape=alt.Shape("policy:N", legend=None, sort=None).scale(domain=names, range=[one.shape for one in looks]),
         tooltip=[
             alt.Tooltip("label:N", title="policy"),
             alt.Tooltip("cache:N", title="cache"),
@@ -60,8 +60,11 @@ def effects(rows: Sequence[Effect], baseline: str, look: dict[str, Look]) -> Cha
     )
     zero = alt.Chart(alt.InlineData(values=[{"effect": 0}])).mark_rule(strokeDash=[5, 4], style="muted", aria=False)
     sentence = f"How much better than {baseline} each policy is at each cache size; the line through a mark is the "
-    sentence += "interval that its requests leave open. Where it crosses zero, no difference is shown; what is left to "
-    sentence += "win, by policies that know the future, is among the numbers."
+    sentence += "interval that its requests leave open. Where it crosses zero no difference is shown; among many "
+    sentence += (
+        "comparisons it has to stay clear of zero. What is left to win, by policies that know the future, is among "
+    )
+    sentence += "the numbers."
     if len(drawn) < len(best):
         sentence += f" The {len(drawn)} that gain most of {len(best)} are drawn."
     layers = alt.layer(zero.encode(y=y), spans.encode(y=alt.Y("low:Q", title=title, axis=axis), y2="high:Q"), dots)

@@ -42,7 +42,8 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
     if setting.effects:
         chart = effect_chart.effects(setting.effects, setting.baseline, look)
         numbers = effect_chart.effect_table(setting.effects, setting.baseline)
-        figure("effects", f"Against {escape(setting.baseline)} at each cache size", chart, numbers)
+        buttons = legend({row.policy: look[row.policy] for row in setting.effects if row.policy in look})
+        figure("effects", f"Against {escape(setting.baseline)} at each cache size", chart, numbers, buttons)
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
         key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),

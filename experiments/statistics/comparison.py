@@ -119,7 +119,7 @@ def _more_requests(ratio: Ratio, quantity: Quantity, count: int, alpha: float, l
         return None
     value = float(ratio.value)
     slope = {"tokens/s": 2 / max(1 - value, 1e-9) ** 2, "hit ratio": 1.0}.get(quantity, 2 / (1 + abs(value)) ** 2)
-    needed = (ndtri(1 - alpha / 2) + ndtri(POWER)) * float(ratio.error) * slope / least_effect
+    needed: float = (ndtri(1 - alpha / 2) + ndtri(POWER)) * float(ratio.error) * slope / least_effect
     return max(0, math.ceil(count * (needed**2 - 1)))
 
 
@@ -154,8 +154,8 @@ def rate_intervals(tokens: np.ndarray, times: np.ndarray, *, level: float = 0.95
     found = ratio_of(np.broadcast_to(tokens, times.shape).astype(np.float64), times / 1e9)
     if not len(times) or float(np.min(found.effective)) < fewest_requests(level):
         return None
-    ends = np.stack(interval(found, level), axis=-1)
-    return np.maximum(ends, 0.0)
+    ends: np.ndarray = np.maximum(np.stack(interval(found, level), axis=-1), 0.0)
+    return ends
 
 
 def _effect(value: float, quantity: Quantity) -> float:

@@ -73,8 +73,8 @@ def _degrees(share: np.ndarray, weight: np.ndarray) -> np.ndarray:
     trace = (weight * (noise + off)).sum(axis=-1)
     every = 2 * hh * nn + 2 * hn**2 + whole[..., 0] ** 2 * hh**2 - 4 * whole[..., 0] * hh * hn
     diagonal = (weight**2 * ((noise + off) ** 2 - off**2)).sum(axis=-1)
-    found: np.ndarray = trace**2 / np.maximum(every + diagonal, np.finfo(float).tiny)
-    return np.maximum(found, 1.0)
+    found: np.ndarray = np.maximum(trace**2 / np.maximum(every + diagonal, np.finfo(float).tiny), 1.0)
+    return found
 
 
 def interval(ratio: Ratio, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +121,7 @@ def _skewed(normal: np.ndarray, skewness: np.ndarray) -> np.ndarray:
 def least_probability(effective: float) -> float:
     """No fewer than this, whatever the costs: equals differ on the same side of as many requests by chance that
     often."""
-    return min(1.0, 2.0 ** (1 - effective))
+    return min(1.0, math.exp2(1 - effective))
 
 
 def fewest_requests(level: float = 0.95) -> float:

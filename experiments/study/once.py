@@ -61,7 +61,8 @@ def request_digests(trace: Trace) -> dict[int, bytes]:
 
 def said_of_traces(paths: Sequence[str], once: Mapping[str, Sequence[int]]) -> list[str]:
     """What was counted once, in words."""
-    found, first = [], {}
+    found: list[str] = []
+    first: dict[str, str] = {}
     for path in paths:
         digest = Trace.open(path).digest
         if digest in first:

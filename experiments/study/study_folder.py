@@ -84,7 +84,7 @@ class StudyFolder:
     @staticmethod
     def finished(folder: Path) -> set[str]:
         """The cells of every finished piece."""
-        found = set()
+        found: set[str] = set()
         for path in (folder / PIECES).glob("*.parquet"):
             with contextlib.suppress(OSError, ValueError, pl.exceptions.PolarsError):
                 data = read_file(path, MOST_BYTES)

@@ -1,11 +1,13 @@
 """The winners' plans, one for each setting, in one folder that can be copied to where they are to run."""
 
 import re
+import tomllib
 from collections.abc import Sequence
+
+import tomli_w
 
 from engine.plan.carried import carried
 from experiments.study import study_folder as files
-from experiments.study.contestants import plan_of
 from experiments.study.study_folder import StudyFolder
 from experiments.study.study_json import SettingSummary
 
@@ -16,16 +18,16 @@ def write_winners(place: StudyFolder, settings: Sequence[SettingSummary]) -> Non
     """`winners/`: each setting's winner, and the policies of users that they name; `winner.plan.toml`: the first."""
     names, written = winner_names(settings), {}
     for name, setting in names.items():
-        plan, policies = carried(plan_of(setting.plan_toml or ""))
+        tables, policies = carried(tomllib.loads(setting.plan_toml or ""))
         written.update(policies)
-        written[name] = _text(setting, plan.to_toml())
+        written[name] = _text(setting, tomli_w.dumps(tables))
     place.write_winners(written)
     if not names:
         place.remove(files.WINNER)
         return
     first = next(iter(names.values()))
-    plan, _ = carried(plan_of(first.plan_toml or ""), below=f"{files.WINNERS}/")
-    place.write(files.WINNER, _text(first, plan.to_toml()))
+    tables, _ = carried(tomllib.loads(first.plan_toml or ""), below=f"{files.WINNERS}/")
+    place.write(files.WINNER, _text(first, tomli_w.dumps(tables)))
 
 
 def winner_names(settings: Sequence[SettingSummary]) -> dict[str, SettingSummary]:

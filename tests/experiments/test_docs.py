@@ -110,6 +110,7 @@ def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
 def test_the_recipes_work_without_torch(studied: str, place: Path, laptop: Path) -> None:
     said = follow(scripts("howto.md"), place, laptop)
     assert "tokens_per_second" in said and "Search" in said
+    assert "mine.py:Mine against lru: " in said
     assert pl.read_parquet(place / "large" / "search.parquet")["outcome"].to_list().count("pruned") > 0
 
 

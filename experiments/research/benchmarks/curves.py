@@ -36,11 +36,11 @@ def one_pass(policy: str, demands: list[Demand]) -> np.ndarray:
     if policy == "lru":
         recency = lru_stack(LAYERS, EXPERTS, LAYERS)
         for demand in demands:
-            lru_positions(recency, demand, hits)
+            lru_positions(recency, demand, hits, demand.phase)
     else:
         future = belady_stack(LAYERS, EXPERTS, LAYERS)
         for demand, use in zip(demands, next_uses(demands), strict=True):
-            belady_positions(future, demand, use, hits)
+            belady_positions(future, demand, use, hits, demand.phase)
     return np.cumsum(hits.sum(axis=0)[:EXPERTS])
 
 
