@@ -139,7 +139,11 @@ Lowering = tuple[Signature, Callable[[BaseContext, ir.IRBuilder, Signature, Sequ
 
 @intrinsic
 def array_at(
-    context: object, address: types.Type, rows: types.Type, columns: types.Type, dtype: "types.NumberClass[types.Number]"
+    context: object,
+    address: types.Type,
+    rows: types.Type,
+    columns: types.Type,
+    dtype: "types.NumberClass[types.Number]",
 ) -> Lowering:
     """The array of `dtype` [rows], or [rows, columns] unless that is None, whose elements lie from `address` on."""
     made = types.Array(dtype.dtype, 1 if isinstance(columns, types.NoneType) else 2, "C")
