@@ -1,9 +1,10 @@
 # Every target sets up .venv first, on a machine that has only Python (>= 3.11) and make.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test fuzz kills check bench gpu docs clean
+.PHONY: demo test fuzz kills check bench gpu older docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -33,6 +34,14 @@ bench: $(READY)
 gpu: $(READY)
 	$(BIN)/python -m experiments.research.gpu_day $(ARGS)
 
+# The same in small where GPUs often are: Python 3.12, torch 2.11, transformers 5.17 and the wheels that are carried there.
+older: $(READY)
+	$(BIN)/python -m experiments.research.gpu_day.carry .wheels
+	$(PYTHON312) -m venv .older
+	.older/bin/python -m pip install --quiet torch==2.11.0 transformers==5.17.0 numba scipy safetensors 'typer>=0.29' pytest
+	.older/bin/python -m pip install --quiet --no-index --no-deps .wheels/*.whl
+	TRACEKIT_OLD_ENV=$(CURDIR)/.older/bin/python $(BIN)/pytest tests/experiments/research/gpu_day -k older
+
 # A site that opens from the disk: site/index.html. Nothing is fetched, neither to build it nor to read it.
 docs: $(READY)
 	$(BIN)/python -m experiments.research.reference_docs docs/reference
@@ -46,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv site
+	rm -rf .venv .older site

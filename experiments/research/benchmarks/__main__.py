@@ -15,6 +15,7 @@ BENCHMARKS = (
     "commands",
     "long",
     "engine",
+    "host",
     "offloading",
     "loading",
     "launches",

@@ -19,11 +19,15 @@ ROOT = Path(__file__).parents[4]
 LIMIT_S = 90
 
 
-def day(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.research.gpu_day", "--device", "cpu", "--tiny", "--output"]
+OLDER = os.environ.get("TRACEKIT_OLD_ENV")
+"""The Python of an environment such as machines with GPUs have; `make older` makes one."""
+
+
+def day(output: Path, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "experiments.research.gpu_day", "--device", "cpu", "--tiny", "--output"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, str(output), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(output), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -50,6 +54,17 @@ def test_the_whole_day_in_small(tmp_path: Path) -> None:
     start = time.monotonic()
     again = day(tmp_path, "--part", "2")
     assert again.returncode == 0 and "done" not in again.stdout and time.monotonic() - start < 60
+
+
+@pytest.mark.skipif(OLDER is None, reason="TRACEKIT_OLD_ENV names no other environment (make older)")
+def test_the_whole_day_in_an_older_environment(tmp_path: Path) -> None:
+    """With what that environment has, and nothing of this one."""
+    assert OLDER is not None
+    done = day(tmp_path, python=OLDER)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parts = [json.loads((tmp_path / f"gpu-day-part{part}.json").read_text()) for part in (1, 2, 3)]
+    assert {found["outcome"] for part in parts for found in part["steps"].values()} == {"done"}
+    assert parts[0]["machine"]["torch"] != torch.__version__
 
 
 def test_shapes_are_real_and_what_they_load_is_bounded(tmp_path: Path) -> None:
