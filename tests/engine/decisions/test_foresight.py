@@ -14,11 +14,11 @@ torch = pytest.importorskip("torch")
 from engine.decisions.run import iter_decisions  # noqa: E402
 from engine.decisions.spec import cache_spec  # noqa: E402
 from engine.hardware import load_hardware  # noqa: E402
-from engine.plan.plan import load_plan, plan_from_dict  # noqa: E402
+from engine.plan.plan import CachePlan, load_plan, plan_from_dict  # noqa: E402
 from engine.replay.predictor_costs import with_predictors  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from engine.simulator.costs import model_costs  # noqa: E402
-from policies.events import HIT_PREFETCHED, Events  # noqa: E402
+from policies.events import DROP, EVICT, HIT_PREFETCHED, Events  # noqa: E402
 from policies.learned.artefact import CARD, TENSORS, load_artefact, save_artefact  # noqa: E402
 from tests.helpers.predictors import random_artefact, varied_trace  # noqa: E402
 from tests.helpers.traces import make_trace, random_experts  # noqa: E402
@@ -97,6 +97,26 @@ def test_pieces_of_any_size_and_uncompiled_policies_decide_alike(name: str, tmp_
     whole = decisions(trace, plan)
     for other in (decisions(trace, plan, chunk=20), decisions(trace, plan, compiled=False)):
         assert np.array_equal(whole.code, other.code) and np.array_equal(whole.start, other.start)
+
+
+@pytest.mark.parametrize("name", ["mlp", "recurrent", "reuse-distance", "reuse-routing"])
+def test_after_a_reset_a_predictor_remembers_nothing(name: str, tmp_path: Path) -> None:
+    """Each request is decided as by itself; what leaves the cache in between aside."""
+    trace = varied_trace(tmp_path / "t.trace", seed=3)
+    plan = plan_with(random_artefact(tmp_path / "p", name, trace).path, name)
+    plan = plan.replace(cache=CachePlan(capacity="3/layer", reset="request"))
+
+    def kept(events: Events, first: int) -> list[tuple[int, ...]]:
+        return [(visit + first, *row) for visit, *row in events.rows() if row[0] not in (EVICT, DROP)]
+
+    expected: list[tuple[int, ...]] = []
+    first = 0
+    for request in np.unique(trace.request).tolist():
+        part = slice_trace(trace, Selection(requests=str(request)), tmp_path / f"{request}.trace")
+        alone = decisions(part, plan)
+        expected += kept(alone, first)
+        first += len(alone.start) - 1
+    assert kept(decisions(trace, plan, chunk=40), 0) == expected
 
 
 def test_only_what_is_probable_enough_is_suggested(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engine.decisions.spec import cache_spec  # noqa: E402  # needs torch
-from engine.plan.plan import Plan, plan_from_dict  # noqa: E402
+from engine.plan.plan import CachePlan, Plan, plan_from_dict  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
 from policies.events import HIT_PREFETCHED  # noqa: E402
@@ -56,16 +56,23 @@ def plan_of(prefetch: Path | None, eviction: Path | None = None, distance: int =
 
 
 @pytest.mark.parametrize(
-    ("prefetch", "eviction", "batch"),
+    ("prefetch", "eviction", "batch", "reset"),
     [
-        ("mlp", "reuse-distance", 1),
-        ("recurrent", None, 2),  # a padded batch: positions that are padding demand nothing and are not learned from
-        ("token-popularity", "reuse-routing", 1),
-        (None, "reuse-distance", 2),
+        ("mlp", "reuse-distance", 1, False),
+        ("mlp", "reuse-distance", 1, True),
+        # a padded batch: positions that are padding demand nothing and are not learned from
+        ("recurrent", None, 2, False),
+        ("token-popularity", "reuse-routing", 1, False),
+        (None, "reuse-distance", 2, False),
     ],
 )
 def test_the_engine_decides_as_the_simulator(
-    prefetch: str | None, eviction: str | None, batch: int, predictor: Callable[..., Path], tmp_path: Path
+    prefetch: str | None,
+    eviction: str | None,
+    batch: int,
+    reset: bool,
+    predictor: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     distance = 2 if prefetch == "mlp" else 1
     plan = plan_of(
@@ -73,6 +80,8 @@ def test_the_engine_decides_as_the_simulator(
         None if eviction is None else predictor(eviction),
         distance,
     )
+    if reset:
+        plan = plan.replace(cache=CachePlan(capacity="3/layer", reset="request"))
     model, tokenizer = load_model(CHECKPOINTS / NAME, "float32", "cpu")
     with offloaded(offload(model, plan)) as state:
         options = RecordOptions(max_new_tokens=8, lookahead=(1, 2), batch_size=batch)
