@@ -85,15 +85,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def _write_model(folder: Path) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedTokenizerFast
 
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(
-        MixtralConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2)
+    transformers.AutoModelForCausalLM.from_config(
+        transformers.MixtralConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2)
     ).save_pretrained(folder)
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(folder)
 
 
 def test_killed_and_run_again(jobs: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

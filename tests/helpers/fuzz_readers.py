@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig
-from transformers.utils.logging import disable_progress_bar
 
 from engine.decisions.foresight import Scores
 from engine.hardware import load_hardware
@@ -194,7 +193,8 @@ def _table(name: str, folder: Path) -> object:
 
 def _readers_of_models(place: Path) -> list[Reader]:
     torch.manual_seed(0)
-    config = MixtralConfig(
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
         vocab_size=16,
         hidden_size=8,
         num_hidden_layers=2,
@@ -204,8 +204,8 @@ def _readers_of_models(place: Path) -> list[Reader]:
         num_local_experts=3,
         num_experts_per_tok=2,
     )
-    disable_progress_bar()
-    AutoModelForCausalLM.from_config(config).save_pretrained(place / "model")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(place / "model")
     plan = plan_from_dict({"cache": {"capacity": "2/layer"}})
     with offloaded(offload(place / "model", plan, host="disk", slabs=place / "slabs", device="cpu")):
         pass

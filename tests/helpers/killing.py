@@ -36,7 +36,7 @@ class Job:
         self.arguments: list[str] = settings["arguments"]
         self.again: list[str] = settings.get("again", [])
         self.timed: list[str] = settings.get("timed", [])
-        self.folder = folder / self.name
+        self.folder: Path = folder / self.name
         self.said = folder / f"{self.name}.said"
         begun = time.monotonic()
         self.finish(self.folder / "warm")  # the first may compile
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def counted(self) -> Path:
-        return self.folder / "operations"
+        return Path(self.folder, "operations")
 
     def started(self, place: Path, kill_at: int | None = None) -> int:
         """The id of a process that runs the command; it kills itself before its operation number `kill_at`."""

@@ -120,7 +120,7 @@ def sglang(path: Path, tokens: int) -> None:
     """Responses with base64 of 32-bit ids, a line each."""
     with path.open("w") as file:
         for part in np.array_split(chosen(tokens).astype("<i4"), 16):
-            meta = {"prompt_tokens": 3, "completion_tokens": len(part) - 2}
+            meta: dict[str, object] = {"prompt_tokens": 3, "completion_tokens": len(part) - 2}
             meta["routed_experts"] = base64.b64encode(part.tobytes()).decode()
             file.write(json.dumps({"meta_info": meta}) + "\n")
 

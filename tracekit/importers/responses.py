@@ -75,12 +75,15 @@ def _items(source: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         yield from _events(source, data)
         return
     try:
-        whole = msgspec.json.decode(data, type=list[msgspec.Raw] if head.startswith(b"[") else msgspec.Raw)
+        if head.startswith(b"["):
+            whole = msgspec.json.decode(data, type=list[msgspec.Raw])
+        else:
+            whole = [msgspec.json.decode(data, type=msgspec.Raw)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         yield from _lines(source, data, str(error))
         return
     try:
-        for number, item in enumerate(_flat(whole if isinstance(whole, list) else [whole])):
+        for number, item in enumerate(_flat(whole)):
             yield f"response {number}", _opened(item)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImportFormatError(f"{source} is not JSON: {error}") from None

@@ -125,11 +125,12 @@ def _check_shapes(source: Path, sequences: Many[Sequence]) -> None:
 def _joined(source: Path, sequences: Many[Sequence], drop_slot: tuple[int, ...]) -> NDArray[np.uint16]:
     """The choices of all sequences [tokens, layers, k], UNUSED where absent, without some slots; checked."""
     layers, top_k = sequences[0].experts.shape[1:]
-    experts = np.empty((sum(len(one.experts) for one in sequences), layers, top_k - len(set(drop_slot))), np.uint16)
+    left = max(0, top_k - len(set(drop_slot)))
+    experts = np.empty((sum(len(one.experts) for one in sequences), layers, left), np.uint16)
     at = 0
     for sequence in sequences:
         for first, last in _pieces(sequence.experts):
-            part = without_slots(source, sequence.experts[first:last], drop_slot)
+            part: NDArray[Any] = without_slots(source, sequence.experts[first:last], drop_slot)
             wrong = (part < ABSENT) | (part >= MAX_EXPERTS)
             if wrong.any():
                 row, layer, slot = np.argwhere(wrong)[0]
@@ -192,7 +193,7 @@ def _columns(sequences: Many[Sequence]) -> dict[str, NDArray[Any]]:
         prompt = min(sequence.prompt, count)
         if prompt and not (sequence.joins and number):
             step += 1
-        steps = np.full(count, step, np.int32)
+        steps: NDArray[Any] = np.full(count, step, np.int32)
         steps[prompt:] = step + 1 + np.arange(count - prompt)
         if sequence.steps is not None:
             steps = sequence.steps

@@ -70,9 +70,10 @@ def load_model(
     chosen, place = parse_dtype(dtype), parse_device(device)
     directory = find_model(path_or_id)
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    check_experts(config, directory, trust_remote_code=trust_remote_code)
+    empty = check_experts(config, directory, trust_remote_code=trust_remote_code)
     check_weights(directory)
-    check_size(empty_model(config, directory, trust_remote_code=trust_remote_code), directory)
+    check_size(empty, directory)
+    del empty
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     placement: dict[str, dict[str, torch.device]] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with quietly(directory):
@@ -170,13 +171,15 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def check_experts(config: "PreTrainedConfig", directory: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise ModelError unless the configuration builds a language model with experts; reads no weights."""
-    if count_routed_layers(empty_model(config, directory, trust_remote_code=trust_remote_code)) == 0:
+def check_experts(config: "PreTrainedConfig", directory: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The `empty_model`. Raises ModelError unless it is a language model with experts; reads no weights."""
+    model = empty_model(config, directory, trust_remote_code=trust_remote_code)
+    if count_routed_layers(model) == 0:
         raise ModelError(
             f"{directory} is a {config.model_type} model without experts: only mixture-of-experts models "
             "can be recorded or offloaded"
         )
+    return model
 
 
 def check_size(model: PreTrainedModel, directory: Path) -> None:
