@@ -5,7 +5,8 @@ from html import escape
 
 import altair as alt
 
-from experiments.report.charts import NEUTRAL, Chart, Look, dimmed, finish, shown
+from experiments.report.causes import NEUTRAL
+from experiments.report.charts import Chart, Look, dimmed, finish, shown
 from experiments.report.effect import Effect
 from experiments.report.html_tables import NONE, table
 

@@ -18,7 +18,7 @@ from engine.replay.bounds import clairvoyant
 from experiments.study.cell_results import Row, measure, setting_of
 from experiments.study.cells import Cell, Routing, groups
 from experiments.study.curve_tables import Wanted, curve_rows, wanted_curves
-from experiments.study.run_study import cell_regret
+from experiments.study.run_study import cell_hindrances
 from experiments.study.schema import SCHEMA
 from experiments.study.search import work
 from experiments.study.shared import SharedRoutings
@@ -125,7 +125,7 @@ class _Trial:
         if not study.regret or not SharedRoutings().of(timed.routing).bounded(timed.bounds):
             return token * settings
         routings = len({one.routing for one in cells})
-        each = self._tried(lambda: cell_regret(self.shared, cell)) * longer
+        each = self._tried(lambda: cell_hindrances(self.shared, cell)) * longer
         return token * settings + each * study.regret * routings * len(study.machines) * len(study.shapes)
 
     def curves(self, study: Study, cells: Sequence[Cell]) -> float:

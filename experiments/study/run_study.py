@@ -142,8 +142,8 @@ def cell_hindrances(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None
         setting = setting_of(known, cell)
         (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
         regret = find_regret(known.trace, setting, done, progress)
-        how = {"steps": known.requests.steps, "demands": known.demands}
-        better = find_sensitivities(known.trace, setting, progress, **how)
+        steps, demands = known.requests.steps, known.demands
+        better = find_sensitivities(known.trace, setting, progress, steps=steps, demands=demands)
         return msgspec.structs.asdict(regret) | {BETTER[one.part, one.times]: one.tokens_per_second for one in better}
     except TracekitError:
         return None

@@ -88,11 +88,13 @@ def served(
     from engine.runtime.links.cuda_link import CudaLink
     from engine.runtime.loader import Loader
 
-    config = Qwen3MoeConfig(
-        vocab_size=64, hidden_size=HIDDEN, intermediate_size=64, moe_intermediate_size=16, num_hidden_layers=LAYERS,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=experts, num_experts_per_tok=top_k,
-    )  # fmt: skip
-    model = Qwen3MoeForCausalLM(config).to(torch.bfloat16).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": HIDDEN, "intermediate_size": 64, "moe_intermediate_size": 16,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "num_experts": experts, "num_experts_per_tok": top_k,
+    }  # fmt: skip
+    model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+    model = model.to(torch.bfloat16).eval()
     state = offloaded(offload(model, plan_from_dict({"cache": {"capacity": capacity}, **tables})))
     state.link.close()
     state.link = CudaLink(torch.device("cpu"))
@@ -109,7 +111,7 @@ def adding_up(visits: "list[tuple[Tensor, Tensor, Tensor]]", experts: int) -> np
     """Nanoseconds [visits] that adding up the experts of each takes, nothing computed and nothing decided."""
     import torch
 
-    from engine.runtime.experts import compute
+    from engine.runtime.experts.eager import compute
     from engine.runtime.visit_routing import read_back, sort_by_expert
 
     device = torch.device("cpu")

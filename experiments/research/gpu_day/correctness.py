@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
@@ -18,7 +18,7 @@ from engine.runtime.calibration import probes
 from engine.runtime.calibration.engine_costs import run_prompts
 from engine.runtime.experts.eager import Forward
 from engine.runtime.links.cuda_link import CudaLink
-from engine.runtime.links.queued_link import Source
+from engine.runtime.links.queued_link import Copy, Ticket
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import OffloadState, offloaded
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
@@ -150,18 +150,21 @@ def races(device: torch.device, *, tiny: bool) -> Found:
 
 def _provoke(state: OffloadState, delay: str) -> None:
     """Delay copies and experts of an offloaded model, and overwrite each slot whose expert has lost it."""
-    cuda, link, ask = state.device.type == "cuda", state.link, state.link.copy
+    cuda, link, ask = state.device.type == "cuda", state.link, state.link.copies
 
-    def copy(source: Source, target: Tensor, *, demand: bool) -> Any:
-        # On the caller's stream, hence before the copy: what still reads the slot has read it, or it was not ordered.
-        target.fill_(255)
-        if "copies" in delay or "both" in delay:
-            if isinstance(link, CudaLink):
+    def copies(asked: Sequence[Copy]) -> list[Ticket]:
+        late = "copies" in delay or "both" in delay
+        given = []
+        for source, target, demand in asked:
+            # On the caller's stream, hence before the copy: what still reads the slot has read it, or was not ordered.
+            target.fill_(255)
+            if late and isinstance(link, CudaLink):
                 with torch.cuda.stream(link._stream):
                     torch.cuda._sleep(CYCLES)  # type: ignore[no-untyped-call]
-            elif isinstance(source, Tensor):
-                return ask(_Delayed(source), target, demand=demand)
-        return ask(source, target, demand=demand)
+            elif late and isinstance(source, Tensor):
+                source = _Delayed(source)
+            given.append((source, target, demand))
+        return ask(given)
 
     def slow(compute: Forward, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         if "experts" in delay or "both" in delay:
@@ -171,7 +174,7 @@ def _provoke(state: OffloadState, delay: str) -> None:
                 sleep(0.0005)
         return compute(weights, rows)
 
-    state.link.copy = copy  # type: ignore[method-assign]
+    state.link.copies = copies  # type: ignore[method-assign]
     state._forward = [partial(slow, compute) for compute in state._forward]
 
 
@@ -183,7 +186,7 @@ from engine.runtime.offload_state import offloaded
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 model = offload(CHECKPOINTS / NAMES[0], plan_from_dict({"cache": {"capacity": "4/layer"}}), device=sys.argv[1])
 state = offloaded(model)
-tickets = [state.link.copy(state.store.slab(key), state.pool.slab(key, state.store.slab(key).numel()), demand=False)
+tickets = [state.link.copies([(state.store.slab(key), state.pool.slab(key, state.store.slab(key).numel()), False)])[0]
            for key in range(state.cache.slots)]
 if sys.argv[2] == "dropped":
     del state, model
