@@ -334,7 +334,7 @@ def load_hardware(
 def _engine_apart(label: str, tables: dict[str, Any]) -> dict[str, Any]:
     """The tables of a file; one of before engines were apart held the engine's costs among the machine's."""
     device = tables.get("device")
-    held = {key: tables[key] for key in ("overhead", "fused") if key in tables}
+    held: dict[str, Any] = {key: tables[key] for key in ("overhead", "fused") if key in tables}
     if isinstance(device, dict) and "expansions" in device:
         held["expansions"] = device["expansions"]
         tables = tables | {"device": {key: value for key, value in device.items() if key != "expansions"}}

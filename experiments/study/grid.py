@@ -290,7 +290,8 @@ def _machines(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProfil
     )
     if engines and not machines:
         raise StudyError(f"{label}: grid.engine is about time: give grid.hardware")
-    found = [[load_hardware(machine, engine) for engine in engines or [None]] for machine in machines]
+    under: list[str | None] = [*engines] or [None]
+    found = [[load_hardware(machine, engine) for engine in under] for machine in machines]
     _check_names("hardware", [first for first, *_ in found])
     for of_machine in found:
         _check_names("engine", [one.engine for one in of_machine])
