@@ -89,13 +89,15 @@ def bounding_costs(setting: Setting) -> list[Costs]:
     plan, machine = setting.plan, setting.machine
     assert machine is not None
 
-    def costs(on: HardwareProfile, experts: Literal["each", "fused"], lane: str) -> Costs:
-        compute = msgspec.structs.replace(plan.compute, experts=experts, cpu_experts=lane)
+    def costs(on: HardwareProfile, experts: Literal["each", "fused"], kernels: str, lane: str) -> Costs:
+        compute = msgspec.structs.replace(plan.compute, experts=experts, kernels=kernels, cpu_experts=lane)
         planned = plan.replace(compute=compute)
         return costs_without_predictors(setting.manifest, planned, on, setting.shape, setting.stored)
 
-    ways = [costs(machine, way, plan.compute.cpu_experts) for way in ("each", "fused")]
-    return [*ways, costs(machine.without_engine(), "fused", "never" if machine.cpu is None else "auto")]
+    lane = plan.compute.cpu_experts
+    ways = [costs(machine, *way, lane) for way in (("each", "eager"), ("each", "grouped"), ("fused", "grouped"))]
+    alone = costs(machine.without_engine(), "fused", "grouped", "never" if machine.cpu is None else "auto")
+    return [*ways, alone]
 
 
 def fewest_decode_loads(

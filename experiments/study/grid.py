@@ -137,8 +137,8 @@ def machines_of(label: str, grid: Tables, folder: Path) -> Iterator[HardwareProf
     machines, engines = ([place(name, folder) for name in texts(label, grid, axis)] for axis in ("hardware", "engine"))
     if engines and not machines:
         raise StudyError(f"{label}: grid.engine is about time: give grid.hardware")
-    under: list[str | None] = [*engines]
-    found = [[load_hardware(machine, engine) for engine in under or [None]] for machine in machines]
+    under: list[str | None] = [*engines] or [None]
+    found = [[load_hardware(machine, engine) for engine in under] for machine in machines]
     check_names("hardware", [first for first, *_ in found])
     for of_machine in found:
         check_names("engine", [one.engine for one in of_machine])
