@@ -78,9 +78,7 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
     """At most experts, slots (of the plan or of calibration, which takes 75 %), dense part, and a tenth."""
     prompts = routing.parent / "p.jsonl"
     first = ["--prompts", str(prompts), "--max-new-tokens", "3", "--capacity", "2/layer"]
-    tables: dict[str, dict[str, str]] = {}
     if command == "calibrate":
-        tables = {"prefetch": {"predictor": "gate"}}  # whose staging buffers are slots, too
         slots, short = "50%/layer", ["--dtype", "bfloat16", "--rounds", "1", "--repeats", "3", "--force"]
         arguments = [
             ["calibrate", "--output", str(tmp_path / f"{name}.toml"), *short, *model]
@@ -94,7 +92,7 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
         forced = ["--routing", str(routing), "--random-weights", "--capacity", "2/layer"]
         arguments = [["validate", str(CHECKPOINTS / NAMES[0]), *first], ["validate", str(large), *forced]]
     model = memory._empty(large, "auto")
-    plan = plan_from_dict({"cache": {"capacity": slots}, **tables})
+    plan = plan_from_dict({"cache": {"capacity": slots}})
     need = memory.footprint(model, plan)
     budget = need.host + need.device(memory.slots_of(model, plan))
     assert budget > 300e6
