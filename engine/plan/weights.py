@@ -32,15 +32,16 @@ _HQQ_DEFAULTS = {8: (64, 0), 4: (64, 0), 3: (64, 0), 2: (16, 128)}  # bits -> (g
 _HQQ = re.compile(r"hqq-(\d{1,2})bit(?:-g(\d{1,6})(?:-m(\d{1,6}))?)?")
 _CODES_PER_WORD_3BIT = 10
 
-FORMATS = (
+SERVED = (
     "fp32", "bf16", "fp16",
     "hqq-8bit", "hqq-8bit-g64",
     "hqq-4bit", "hqq-4bit-g64",
     "hqq-3bit", "hqq-3bit-g64",
     "hqq-2bit", "hqq-2bit-g16", "hqq-2bit-g16-m128",
-    *foreign_formats.WORDS,
 )  # fmt: skip
-"""The words a user is told about; HQQ takes other groups as well."""
+"""The words of formats that the engine stores; HQQ takes other groups as well."""
+FORMATS = (*SERVED, *foreign_formats.WORDS)
+"""The words a user is told about."""
 
 
 class ExpertShape(Protocol):

@@ -38,7 +38,8 @@ def command(
 
     docs/traces.md explains the figures; --json has all of them, by layer.
 
-    Examples: tracekit info prompts.trace --verify; tracekit info gpt-oss-20b --hardware rtx3060 --weights mxfp4
+    Example: tracekit info prompts.trace --verify
+    Example: tracekit info gpt-oss-20b --hardware rtx3060 --weights mxfp4
     """
     if _is_model(trace):
         from experiments.cli.info_model import tell_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.plan.plan import WeightsPlan, plan_from_dict
-from engine.plan.weights import FORMATS, WeightFormat
+from engine.plan.weights import SERVED, WeightFormat
 from engine.runtime import offload, offloaded
 from engine.shapes import ModelShape, load_shape, shape_names
 from tests.engine.runtime.models import PROMPT, MakeModel, answer, same
@@ -41,7 +41,7 @@ def module_of(shape: ModelShape) -> Any:
     return module
 
 
-@pytest.mark.parametrize("word", [*FORMATS, "hqq-4bit-g128", "hqq-3bit-g64-m128", "hqq-2bit-g64-m128"])
+@pytest.mark.parametrize("word", [*SERVED, "hqq-4bit-g128", "hqq-3bit-g64-m128", "hqq-2bit-g64-m128"])
 @pytest.mark.parametrize("name", shape_names())
 def test_a_slab_is_as_many_bytes_as_the_shape_says(name: str, word: str) -> None:
     shape, weight_format = load_shape(name), WeightFormat.parse(word)
