@@ -20,7 +20,7 @@ def load_shape(name_or_path: str | os.PathLike[str]) -> ModelShape:
             from engine.shapes.gguf_shape import shape_of_gguf
 
             return shape_of_gguf(read_gguf(text), text)
-        if text.endswith(".json") or (text not in shape_names() and Path(text).is_dir()):
+        if text.endswith(".json") or (not text.endswith(".toml") and text not in shape_names() and Path(text).is_dir()):
             from engine.shapes.config import load_config_shape
 
             return load_config_shape(text)

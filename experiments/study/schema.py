@@ -66,7 +66,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     (
         "device_bytes",
         INT,
-        "device memory: slots, staging, dense weights if a shape tells; missing if sizes are unknown",
+        "device memory: slots, staging and, with a shape, all else; missing if sizes are unknown",
     ),
     ("host_bytes", INT, "host memory for experts"),
     ("joules_per_token", REAL, "estimate, where the profile has power"),
@@ -111,6 +111,7 @@ of `decode_hit_ratio` (of `hit_ratio`, where a trace decodes nothing)."""
 
 EFFECT_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("hardware", TEXT, "as in results.parquet"),
+    ("engine", TEXT, "as in results.parquet"),
     ("model_shape", TEXT, "as in results.parquet"),
     ("batch", INT, "as in results.parquet"),
     ("capacity", TEXT, "cache.capacity, of both plans"),
