@@ -19,7 +19,7 @@ from engine.simulator.lanes import (
     serve,
     wait,
 )
-from engine.simulator.link import advance, enqueue, forget, promote
+from engine.simulator.link import advance, enqueue, give_up, promote
 from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
 from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Host, Machine
 from engine.simulator.options import compiled
@@ -168,7 +168,7 @@ def run(
                     prefetches[WASTED] += 1
                     machine.unused[slot] = 0
                     if machine.arrival[slot] == FAR:
-                        forget(machine, slot)
+                        give_up(machine, slot, routed)
                 e += 1
             if call_ns is not None:
                 now = call(machine, costs, visit, gathered, now, call_ns)

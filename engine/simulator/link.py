@@ -99,6 +99,14 @@ def promote(machine: Machine, costs: Costs, slot: int, routed: int, log: Log | N
 
 
 @compiled()
+def give_up(machine: Machine, slot: int, routed: int) -> None:
+    """A queued prefetch is not wanted any more: what waited behind it may begin from now on, and could not before."""
+    forget(machine, slot)
+    for i in range(machine.other[WAITING]):
+        machine.queue[i, Q_EARLIEST] = max(machine.queue[i, Q_EARLIEST], routed)
+
+
+@compiled()
 def forget(machine: Machine, slot: int) -> None:
     """Take the slot's copy out of the queue; what has begun of it stays."""
     i = 0
