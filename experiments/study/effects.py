@@ -138,20 +138,40 @@ def policy_name(one: Contestant) -> str:
     return eviction_name(one.plan) + (f" + {prefetch}" if prefetch else "") + computed_name(one.plan)
 
 
+MOST_ANSWERS, MOST_NAMED = 12, 3
+"""Sentences, and policies named in one of them; the table has all."""
+
+
 def answers(effects: pl.DataFrame) -> list[str]:
-    """For each policy a sentence: at which cache sizes it beats the baseline, and by how much."""
-    found = []
+    """For each policy at which cache sizes it beats the baseline, and by how much; one sentence for those alike.
+
+    Policies that differ from the baseline come first.
+    """
     several = effects["weights"].n_unique() > 1
     real = effects.filter(~pl.col("needs_future"))
+    alike: dict[str, list[str]] = {}
     for (policy, baseline), rows in real.group_by("policy", "baseline", maintain_order=True):
         places: dict[str, list[str]] = {}
         for row in rows.iter_rows(named=True):
             where = row["capacity"] + (f" {row['weights']}" if several and row["weights"] else "")
-            shown = row["outcome"] in ("better", "worse")
+            shown = row["outcome"] in SHOWN
             places.setdefault(row["outcome"], []).append(where + (f" ({effect_text(row)})" if shown else ""))
         parts = [f"{SAID[outcome]} at {', '.join(places[outcome])}" for outcome in SAID if outcome in places]
-        found.append(f"{policy} against {baseline}: {'; '.join(parts)}")
-    return found
+        alike.setdefault(f"against {baseline}: {'; '.join(parts)}", []).append(str(policy))
+    said = sorted(alike, key=lambda told: not any(SAID[outcome] in told for outcome in SHOWN))
+    found = [f"{_named(alike[told])} {told}" for told in said[:MOST_ANSWERS]]
+    more = sum(len(alike[told]) for told in said[MOST_ANSWERS:])
+    return [*found, f"{more} other policies: see the table"] if more else found
+
+
+SHOWN = ("better", "worse")
+
+
+def _named(policies: Sequence[str]) -> str:
+    """The first of them, and how many more: `lfu, arc, sieve and 4 others`."""
+    if len(policies) > MOST_NAMED + 1:
+        return f"{', '.join(policies[:MOST_NAMED])} and {len(policies) - MOST_NAMED} others"
+    return " and ".join([", ".join(policies[:-1]), policies[-1]]) if len(policies) > 1 else policies[0]
 
 
 def effect_text(row: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from experiments.study import schema, study_folder
 from experiments.study.schema import Columns
 from experiments.study.study_folder import StudyFolder, parquet, read_study, sha256
 from experiments.study.study_tables import read_table
+from experiments.study.trace_overviews import curve_sets
 from tracekit.errors import StudyError
 
 BAR = {
@@ -50,12 +51,15 @@ def test_values_that_no_study_writes(change: dict[str, object], says: str) -> No
         read_table(table(schema.TIMELINE, **(BAR | change)), schema.TIMELINE)
 
 
-def test_no_name_in_a_table_is_that_of_a_file_with_code() -> None:
+def test_a_policys_file_that_a_table_names_is_not_run(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     point = {"trace": "a", "batch": 1, "scope": "layer", "slots": 1, "share": 0.5, "hit_ratio": 0.5}
-    point |= {"decode_hit_ratio": 0.5}
-    assert len(read_table(table(schema.CURVES, **point, policy="belady"), schema.CURVES)) == 1
-    with pytest.raises(ValueError, match="column policy names others than lru and belady"):
-        read_table(table(schema.CURVES, **point, policy="./evil.py:P"), schema.CURVES)
+    point |= {"decode_hit_ratio": 0.5, "low": 0.4, "high": 0.6, "needs_future": False, "policy": f"{evil}:P"}
+    curves = read_table(table(schema.CURVES, **point), schema.CURVES)
+    (found,) = curve_sets(curves, pl.DataFrame(schema=schema.SCHEMA))
+    assert [one.policy for one in found.points] == [f"{evil}:P"]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_two_rows_do_not_ask_for_a_picture_of_gigabytes() -> None:
