@@ -9,8 +9,15 @@ import errno
 import io
 import os
 import stat
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PATIENCE_S = 2.0
+"""How long a named pipe's writer is waited for."""
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -39,7 +46,8 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
 def open_given(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A file of texts that a user names: a regular file, a pipe, or `-`, which is what is piped in.
 
-    Whoever names a pipe waits for it, and it may never end: the reader counts what it reads. OSError for anything else.
+    A pipe may never end: the reader counts what it reads. OSError for anything else, and for a pipe that nobody writes
+    into within `PATIENCE_S` seconds.
     """
     if os.fspath(path) == "-":
         return os.fdopen(os.dup(0), "rb")
@@ -47,7 +55,46 @@ def open_given(path: str | os.PathLike[str]) -> io.BufferedReader:
         piped = stat.S_ISFIFO(Path(path).stat().st_mode)
     except ValueError as error:  # a null byte in the path
         raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
-    return Path(path).open("rb") if piped else open_file(path)
+    return io.BufferedReader(_Pipe(os.fspath(path))) if piped else open_file(path)
+
+
+class _Pipe(io.RawIOBase):
+    """A named pipe, opened without waiting for a writer; then there is one, or an OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._first = b""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self._first = os.read(self._descriptor, 1)
+            except BlockingIOError:  # there is a writer, who has written nothing yet
+                break
+            if self._first:
+                break
+            if time.monotonic() > until:
+                os.close(self._descriptor)
+                raise OSError(errno.EINVAL, "it is a pipe that nobody writes into", path)
+            time.sleep(0.02)
+        os.set_blocking(self._descriptor, True)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer") -> int:
+        room = memoryview(buffer)
+        data = self._first or os.read(self._descriptor, len(room))
+        self._first = b""
+        room[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
 
 def read_file(path: str | os.PathLike[str], most: int) -> bytes:
