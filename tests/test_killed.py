@@ -20,7 +20,7 @@ from tests.tracekit.recorder.conftest import COMMON, WORDS
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, and kills with SIGKILL")
-MOMENTS = int(os.environ.get("TRACEKIT_KILLS", "16"))
+MOMENTS = int(os.environ.get("TRACEKIT_KILLS", "8"))
 SEED = int(os.environ.get("TRACEKIT_KILLS_SEED", "18"))
 STUDY = """
 traces = ["{folder}/a.trace"]

@@ -1,9 +1,6 @@
 """Measuring this machine with a model of its own, which is gone before the next one is loaded."""
 
-import ctypes
-import gc
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.hardware import HardwareProfile
@@ -26,6 +23,7 @@ def measured_here(
 ) -> HardwareProfile:
     """The profile of this machine by a model that `load` makes, and that is freed again. Raises TracekitError."""
     from engine.runtime.calibration.engine_costs import calibrate
+    from engine.runtime.memory import release
     from engine.runtime.offload_state import offloaded
 
     *others, own = calibration_plans(plan)
@@ -36,18 +34,6 @@ def measured_here(
     finally:
         del model
         release()
-
-
-def release() -> None:
-    """Give back what models of which nobody knows any more hold: they refer to themselves, through their hooks."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
-    # glibc keeps what was freed in pieces of up to 32 MB, as many as were in use at a time. Elsewhere there is no such
-    # call.
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _unless_too_large(load: "Callable[[Plan], PreTrainedModel]", plan: Plan) -> "PreTrainedModel | None":

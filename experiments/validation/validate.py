@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
-from experiments.validation.calibrating import measured_here, release
+from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
 from experiments.validation.verdict import TOLERANCE, check_tolerance
@@ -61,7 +61,7 @@ def validate(
     from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
     from engine.runtime.experts import grouped
-    from engine.runtime.memory import check_unoffloaded
+    from engine.runtime.memory import check_unoffloaded, release
     from engine.runtime.storage.rounding import rounded
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.options import RecordOptions

@@ -22,7 +22,7 @@ from engine.runtime.calibration.expansion import by_kind, check_formats, measure
 from engine.runtime.calibration.power import power
 from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.calibration.repeated import WIDTH, ascending
-from engine.runtime.memory import meminfo
+from engine.runtime.memory import meminfo, release
 from engine.runtime.offload_state import offloaded
 from tracekit.errors import HardwareError
 from tracekit.version import own_version
@@ -87,8 +87,8 @@ def calibrate_machine(
     disk_figures, read, disk_note = (
         ([], None, "disk: not measured") if disk is None else host_probes.disk(disk, repeats)
     )
-    matrix = torch.randn(probes.WIDTH, probes.WIDTH, device=device, dtype=dtype)
-    watts, power_note = power(device, lambda: matrix @ matrix)
+    watts, power_note = power(device, product(device, dtype))
+    release()  # what probes have left to the allocator, before the models run
     advance()
     bandwidth = dense[0].rate(probes.WIDTH**2 * dtype.itemsize)
     found = engine_costs([counted(one, bandwidth) for one in workloads], rounds)
@@ -148,6 +148,12 @@ def calibrate_machine(
         ),
     )
     return Calibration(profile, figures)
+
+
+def product(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Work for the device while its power is read."""
+    matrix = torch.randn(probes.WIDTH, probes.WIDTH, device=device, dtype=dtype)
+    return lambda: matrix @ matrix
 
 
 def link_of(sizes: Sequence[int], times: Sequence[float]) -> tuple[int, list[Rate]]:

@@ -28,7 +28,7 @@ EVICTION_NAMES = [name for name in sorted(EVICTION) if eviction_policy(name).rea
 PREFETCH_NAMES = [name for name in sorted(PREFETCH) if prefetcher(name).reads != "predicted"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     eviction=st.sampled_from(EVICTION_NAMES),

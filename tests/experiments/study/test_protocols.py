@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments.study import Threads, run_study
-from experiments.study.grid import study_from_dict
+from experiments.study.study_file import study_from_dict
 from tests.helpers.traces import make_trace, random_experts
 
 

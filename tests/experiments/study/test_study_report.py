@@ -255,7 +255,10 @@ def test_figures_are_pictures_of_every_chart(page: Path, studied: Path, tmp_path
     found = figures(studied, tmp_path, capsys, "--format", "png")
     pictures = [path for name, path in found.items() if name.endswith(".png")]
     assert len(pictures) == len(specs(page))
-    assert {"speed-rtx3060-at-mixtral-8x7b.png", "regret-t4-at-mixtral-8x7b.png"} <= found.keys()
+    assert {
+        "speed-rtx3060-under-transformers-eager-at-mixtral-8x7b.png",
+        "regret-t4-under-transformers-eager-at-mixtral-8x7b.png",
+    } <= found.keys()
     for path in pictures:
         data = path.read_bytes()
         width, height = struct.unpack(">II", data[16:24])
@@ -268,12 +271,12 @@ def test_figures_are_pictures_of_every_chart(page: Path, studied: Path, tmp_path
 def test_figures_can_be_chosen_and_are_vectors_or_tables(studied: Path, tmp_path: Path, capsys: Any) -> None:
     chosen = ("--select", "speed-t4*", "--select", "best-*")
     found = figures(studied, tmp_path, capsys, "--format", "svg", *chosen)
-    best = ("best-rtx3060-at-mixtral-8x7b", "best-t4-at-mixtral-8x7b")
+    best = ("best-rtx3060-under-transformers-eager-at-mixtral-8x7b", "best-t4-under-transformers-eager-at-mixtral-8x7b")
     assert found.keys() == {
-        "speed-t4-at-mixtral-8x7b.svg",
+        "speed-t4-under-transformers-eager-at-mixtral-8x7b.svg",
         *(f"{name}.{end}" for name in best for end in ("csv", "tex")),
     }
-    assert b"<svg" in found["speed-t4-at-mixtral-8x7b.svg"].read_bytes()
+    assert b"<svg" in found["speed-t4-under-transformers-eager-at-mixtral-8x7b.svg"].read_bytes()
     summary = json.loads((studied / "study.json").read_text())
     (t4,) = (setting for setting in summary["settings"] if setting["hardware"] == "t4")
     table = pl.read_csv(found[f"{best[1]}.csv"])
@@ -286,7 +289,10 @@ def test_figures_can_be_chosen_and_are_vectors_or_tables(studied: Path, tmp_path
     command = ["report", str(studied), "--output", str(tmp_path / "r.html")]
     assert cli([*command, "--figures", str(tmp_path / "f"), "--select", "sped-*"]) == 2
     said = capsys.readouterr().err
-    assert "no figure is named 'sped-*'; there are " in said and "speed-rtx3060-at-mixtral-8x7b, " in said
+    assert (
+        "no figure is named 'sped-*'; there are " in said
+        and "speed-rtx3060-under-transformers-eager-at-mixtral-8x7b, " in said
+    )
     assert cli([*command, "--format", "svg"]) == 2
     assert "--figures DIR" in capsys.readouterr().err
 

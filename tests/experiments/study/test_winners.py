@@ -132,7 +132,7 @@ def test_a_known_answer_gets_its_verdict(folder: Path, tmp_path: Path) -> None:
         phase=1,
     )
     (tmp_path / "copy.py").write_text((ROOT / "policies" / "eviction" / "lru.py").read_text())
-    grid = {"capacity": ["3/layer", "6/layer"], "eviction": ["lru", "./copy.py:Lru"], "hardware": "t4"}
+    grid = {"capacity": ["3/layer", "6/layer"], "eviction": ["lru", "./copy.py:Lru"], "hardware": "rtx4090"}
     grid |= {"model_shape": "mixtral-8x7b", "weights": "hqq-2bit"}
     tables = {"traces": "t.trace", "regret": 0, "bounds": False, "grid": grid}
     (setting,) = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1)).settings

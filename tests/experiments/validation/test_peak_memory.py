@@ -23,7 +23,7 @@ import sys, threading, time, torch
 torch.set_num_threads(1)
 from engine.runtime.calibration import machine_profile, probes
 from experiments.cli.main import run
-from experiments.validation.calibrating import release
+from engine.runtime.memory import release
 
 probes.COLD_BYTES, probes.WIDTH = 1 << 22, 256  # what is probed beside the model has a size of its own
 machine_profile.calibrate_machine.__kwdefaults__["copy_sizes"] = (256, 1 << 18, 1 << 20)

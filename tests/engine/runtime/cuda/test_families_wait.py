@@ -14,7 +14,7 @@ from tests.engine.runtime.models import plan_of
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
-from engine.runtime.experts import register, serve_experts  # noqa: E402
+from engine.runtime.experts.eager import register, serve_experts  # noqa: E402
 from tests.engine.runtime.test_families import READERS, fresh  # noqa: E402
 from tests.helpers.emulated_cuda.device import LATE, EmulatedCuda  # noqa: E402
 from tests.tracekit.recorder.exactness import documented  # noqa: E402
