@@ -4,7 +4,7 @@ PYTHON312 ?= python3.12
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test fuzz kills check bench gpu older docs clean
+.PHONY: demo test fuzz kills thorough check bench gpu older docs clean
 
 demo: $(READY)
 	$(BIN)/tracekit demo
@@ -20,6 +20,10 @@ fuzz: $(READY)
 # kill -9 at sixty moments of the commands that write; `make test` tries 16.
 kills: $(READY)
 	TRACEKIT_KILLS=60 $(BIN)/pytest -q tests/test_killed.py
+
+# Four times the random examples, and every case of long tables, which `make test` takes a part of.
+thorough: $(READY)
+	TRACEKIT_THOROUGH=1 TRACEKIT_KILLS=60 $(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from engine.replay.setting import Setting
 from engine.replay.speed_bounds import Fewest, least_times
 from engine.simulator.least_work import LeastWork, LeastWorks
 from engine.simulator.timeline import STALLS
+from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import costs_of
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.demand import iter_demand
@@ -139,7 +140,7 @@ def random_plan(rng: np.random.Generator, trace: Trace, capacity: str, lane: str
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60 * THOROUGH, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_nobody_finds_a_plan_that_beats_its_bound(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """Nor another plan's bound: not under the same engine with the lane as that one has it, and the machine's own not

@@ -18,6 +18,7 @@ from engine.replay.replay import replay
 from engine.simulator.timeline import Timeline
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.scenarios import random_scenario
+from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import FEATURES, context_of, costs_of, random_costs
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.errors import TraceError
@@ -28,7 +29,7 @@ EVICTION_NAMES = [name for name in sorted(EVICTION) if eviction_policy(name).rea
 PREFETCH_NAMES = [name for name in sorted(PREFETCH) if prefetcher(name).reads != "predicted"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60 * THOROUGH, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     eviction=st.sampled_from(EVICTION_NAMES),

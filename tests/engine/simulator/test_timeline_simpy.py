@@ -11,6 +11,7 @@ from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
 from tests.helpers.reference_cache import LOAD
 from tests.helpers.scenarios import Scenario, random_scenario, with_requests
 from tests.helpers.simpy_model import Machine
+from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -31,7 +32,7 @@ ACROSS_STEPS = [  # prefetching into the cache, for the next step, and a cache t
 
 
 @pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150 * THOROUGH, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 # A prefetch that waits for the disk is given up: what waited behind it cannot have begun before that.
 @example(seed=4754, chunk=50, features={"cpu", "engines", "chunks", "disk", "dequantisation"})
@@ -42,7 +43,7 @@ def test_every_event_is_at_its_time(
 
 
 @pytest.mark.parametrize(("prefetch", "into_cache", "wrap", "reset"), ACROSS_STEPS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50 * THOROUGH, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 def test_every_event_is_at_its_time_across_steps_and_requests(
     prefetch: str, into_cache: bool, wrap: bool, reset: bool, seed: int, chunk: int, features: set[str]

@@ -10,6 +10,7 @@ import pytest
 
 from engine.plan.plan import Plan
 from tests.engine.runtime.models import plan_of
+from tests.helpers.thorough import THOROUGH
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -64,7 +65,7 @@ def check(package: str, types: list[str], plan: Plan, own: list[Counter[str]]) -
             assert waits_of_steps(device, model) == [step + ours for step in own]
 
 
-@pytest.mark.parametrize("package", sorted(documented()))
+@pytest.mark.parametrize("package", sorted(documented())[:: 3 if THOROUGH == 1 else 1])
 def test_a_family(package: str, found: dict[str, list[str]]) -> None:
     if package not in found:
         pytest.skip(f"transformers {transformers.__version__} has no {package}")

@@ -1,0 +1,5 @@
+"""How thorough tests are: `make thorough` asks for four times the examples, and for every case of long tables."""
+
+import os
+
+THOROUGH = 4 if os.environ.get("TRACEKIT_THOROUGH") else 1
