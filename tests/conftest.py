@@ -26,3 +26,16 @@ def shared_data() -> Path:
         if (place / "qwen3-30b-a3b-phone").is_dir():
             return place
     pytest.skip(f"reference traces are not at {folder} (set TRACEKIT_SHARED to their folder)")
+
+
+LONG = ("test_visits.py", "test_grouped.py", "test_reader_memory.py", "test_expansion.py")
+"""Tables whose cases take seconds each: `make test` takes every second, `make thorough` all."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("TRACEKIT_THOROUGH"):
+        return
+    cases = [item for item in items if item.path.name in LONG and hasattr(item, "callspec")]
+    left = set(map(id, cases[1::2]))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
+    items[:] = [item for item in items if id(item) not in left]
