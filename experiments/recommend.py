@@ -79,6 +79,7 @@ def recommend(
     context: int | None = None,
     batch: int | None = None,
     formats: Sequence[str] = FORMATS,
+    reshape: str | None = None,
     workers: int = 2,
     progress: Callable[[int], object] | None = None,
 ) -> Recommendation:
@@ -87,12 +88,13 @@ def recommend(
     Args:
         trace: routing of the model, or of one with as many layers and experts.
         shape: the model's sizes; None takes those of the trace.
+        reshape: as `replay` takes it, where the trace routes otherwise than a model of that shape.
         context, batch: what is served: tokens of each sequence, sequences; None: as in the trace.
         progress: called with 1 for each plan that was replayed.
 
     Raises StudyError where no format fits, and what a replay raises.
     """
-    race = Race(trace, machine, shape, workers, progress)
+    race = Race(trace, machine, shape, reshape=reshape, workers=workers, progress=progress)
     serve = {key: value for key, value in (("context", context), ("batch", batch)) if value is not None}
     refused: dict[str, str] = {}
     field: list[Plan] = []
@@ -108,6 +110,8 @@ def recommend(
     field = race.best(race.with_prefetching(field), FIRST, LEFT[1])
     field = race.best(field, SECOND, LEFT[2])
     whole = sorted(race.choices(field), key=lambda choice: -choice.tokens_per_second)
+    if not whole:
+        raise StudyError(f"{trace.path}: no plan could be replayed on it on {machine.name}")
     first: dict[str | None, Choice] = {}
     for choice in whole:
         first.setdefault(choice.plan.weights.experts, choice)
@@ -122,17 +126,20 @@ class Race:
         trace: Trace,
         machine: HardwareProfile,
         shape: ModelShape | None,
+        *,
+        reshape: str | None = None,
         workers: int = 2,
         progress: Callable[[int], object] | None = None,
     ) -> None:
         self.trace, self.machine, self.shape, self.workers, self.progress = trace, machine, shape, workers, progress
+        self.reshape = reshape
         self.tried = 0
         self.steps = Steps.of(trace)
 
     def capacities(self, plan: Plan) -> list[Plan]:
         """What fits, as so many slots of each layer and as that many for all. CapacityError where nothing does."""
         load = load_of(plan, self.steps)
-        fitted = fit_capacity(plan, self.trace.manifest, self.machine, self.shape, load)
+        fitted = fit_capacity(plan, self.trace.manifest, self.machine, self.shape, load, reshape=self.reshape)
         slots = int(fitted.cache.capacity.removesuffix("/layer"))
         layers = len(self.trace.manifest.experts_per_layer)
         alike = self.shape is None or len(self.shape.moe_layers) == layers
@@ -199,7 +206,15 @@ class Race:
 
     def timed(self, plan: Plan, trace: Trace, on_done: Callable[[Replayed], object] | None = None) -> Result | None:
         try:
-            result = replay(trace, plan, self.machine, model_shape=self.shape, bounds=False, on_done=on_done)
+            result = replay(
+                trace,
+                plan,
+                self.machine,
+                model_shape=self.shape,
+                reshape=self.reshape,
+                bounds=False,
+                on_done=on_done,
+            )
         except PlanError:  # it asks for what was not recorded: gate weights, logits
             return None
         over = result.estimates is None or result.estimates.device_bytes > self.machine.device.memory_bytes

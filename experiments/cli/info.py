@@ -24,6 +24,7 @@ def command(
     hardware: Annotated[
         list[str] | None, typer.Option(help="of a model: this machine, repeatable; all shipped ones if not given")
     ] = None,
+    engine: options.Engine = None,
     weights: options.Weights = None,
     context: Annotated[int, typer.Option(min=1, max=1 << 24, help="of a model: tokens of each sequence")] = 4096,
     batch: Annotated[int, typer.Option(min=1, max=1 << 16, help="of a model: sequences at once")] = 1,
@@ -47,6 +48,7 @@ def command(
         code = tell_model(
             trace,
             hardware=hardware or [],
+            engine=engine,
             weights=weights,
             context=context,
             batch=batch,

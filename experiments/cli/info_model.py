@@ -15,7 +15,15 @@ GIB = 1 << 30
 
 
 def tell_model(
-    name: str, *, hardware: list[str], weights: str | None, context: int, batch: int, kv_cache: str | None, json: bool
+    name: str,
+    *,
+    hardware: list[str],
+    engine: str | None,
+    weights: str | None,
+    context: int,
+    batch: int,
+    kv_cache: str | None,
+    json: bool,
 ) -> int:
     """Print it; 1 where the model fits none of the machines, so that scripts can ask."""
     from engine.hardware import hardware_names, load_hardware
@@ -29,7 +37,7 @@ def tell_model(
     word = weights or "q4_k"
     serve = {"context": context, "batch": batch} | ({} if kv_cache is None else {"kv_cache": kv_cache})
     plan = Plan("auto", weights=word, serve=serve)
-    found = [prospect(shape, load_hardware(one), plan) for one in hardware or hardware_names()]
+    found = [prospect(shape, load_hardware(one, engine), plan) for one in hardware or hardware_names()]
     sizes = _sizes(shape)
     kv = WeightFormat.parse(kv_cache or "bf16")
     caches = {tokens: kv_bytes(shape, tokens, kv) for tokens in sorted({*CONTEXTS, context})}

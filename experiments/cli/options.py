@@ -40,6 +40,11 @@ Engine = Annotated[
     typer.Option(help="engine profile, name or file, or calibrated: the one in the hardware profile, the default"),
 ]
 
+Reshape = Annotated[
+    str | None,
+    typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
+]
+
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
 Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]

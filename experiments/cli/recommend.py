@@ -25,6 +25,8 @@ def command(
     batch: Annotated[
         int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")
     ] = None,
+    engine: options.Engine = None,
+    reshape: options.Reshape = None,
     memory: options.Memory = None,
     weights: Annotated[
         str | None, typer.Option(help="formats to choose from: bf16,hqq-4bit,... or q4_k,mxfp4,...; the engine's own")
@@ -55,13 +57,21 @@ def command(
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
     found: dict[str, Recommendation] = {}
     for name in hardware:
-        machine = load_hardware(name)
+        machine = load_hardware(name, engine)
         if limit is not None:
             device = msgspec.structs.replace(machine.device, memory_bytes=limit)
             machine = msgspec.structs.replace(machine, device=device)
         with console.progress(f"trying plans on {machine.name}", None) as advance:
             found[machine.name] = recommend(
-                opened, machine, shape, context=context, batch=batch, formats=formats, workers=workers, progress=advance
+                opened,
+                machine,
+                shape,
+                context=context,
+                batch=batch,
+                formats=formats,
+                reshape=reshape,
+                workers=workers,
+                progress=advance,
             )
     for name, one in found.items():
         if output is not None:

@@ -44,10 +44,7 @@ def command(
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
     model_shape: Annotated[str | None, typer.Option(help="size the experts as this model's, e.g. mixtral-8x7b")] = None,
-    reshape: Annotated[
-        str | None,
-        typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
-    ] = None,
+    reshape: options.Reshape = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,

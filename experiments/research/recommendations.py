@@ -33,8 +33,8 @@ def main() -> None:
     traces = [Trace.open(path) for path in parser.parse_args().traces]
     for which, shape, hardware, context, word in SETTINGS:
         trace, machine, model = traces[which], load_hardware(hardware), load_shape(shape)
-        found = recommend(trace, machine, model, context=context, formats=(word,))
-        race = Race(trace, machine, model)
+        found = recommend(trace, machine, model, context=context, formats=(word,), reshape="sizes")
+        race = Race(trace, machine, model, reshape="sizes")
         fitting = race.capacities(Plan("auto", weights=word, serve={"context": context}))
         plans = race.with_lanes(race.with_prefetching(race.with_policies(fitting)))
         best = max(race.speeds(plans, trace))

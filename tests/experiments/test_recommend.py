@@ -80,3 +80,13 @@ def test_the_command_writes_the_plan(trace: Trace, tmp_path: Path, capsys: pytes
 def test_nothing_that_fits_is_an_error(trace: Trace) -> None:
     with pytest.raises(StudyError, match="no format fits t4"):
         recommend(trace, load_hardware("t4"), load_shape("mixtral-8x22b"), formats=("bf16",))
+
+
+def test_a_trace_that_routes_otherwise_is_refused_or_reshaped(trace: Trace, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recommend", "gpt-oss-20b", "--trace", str(trace.path), "--hardware", "rtx3060", "--weights", "mxfp4"]
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert "--reshape sizes" in error and error.count("\n") == 1
+    assert run([*arguments, "--reshape", "sizes", "--engine", "graph-fused", "--json"]) == 0
+    (best,) = json.loads(capsys.readouterr().out)["rtx3060"]["plans"]
+    assert best["time"]["engine"] == "graph-fused" and best["tokens_per_second"] > 0
