@@ -25,6 +25,8 @@ class Prospect(NamedTuple):
     """A model on a machine. Speeds are tokens per second of all sequences; 0 slots where it does not fit."""
 
     machine: str
+    engine: str
+    """The software whose time is counted."""
     slots: int
     """Experts of each layer that find room on the device."""
     experts: int
@@ -64,6 +66,7 @@ def prospect(shape: ModelShape, machine: HardwareProfile, plan: Plan) -> Prospec
 
     return Prospect(
         machine=machine.name,
+        engine=machine.engine.name,
         slots=slots,
         experts=shape.experts,
         memory=device_memory(Setting.of(manifest, least, None, shape, load=load)),

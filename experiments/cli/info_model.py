@@ -74,11 +74,20 @@ def tell_model(
     return int(not any(one.fits for one in found))
 
 
-COLUMNS = ("machine", "device GiB", "takes GiB", "experts resident", "all missing", "even routing", "none missing")
+COLUMNS = (
+    "machine",
+    "engine",
+    "device GiB",
+    "takes GiB",
+    "experts resident",
+    "all missing",
+    "even routing",
+    "none missing",
+)
 
 
 def _row(one: "Prospect") -> list[str]:
-    cells = [one.machine, f"{one.room / GIB:.0f}", f"{one.memory.total / GIB:.1f}"]
+    cells = [one.machine, one.engine, f"{one.room / GIB:.0f}", f"{one.memory.total / GIB:.1f}"]
     if not one.fits:
         return [*cells, "does not fit", "-", "-", "-"]
     share = f"{one.slots} of {one.experts} ({percent(one.slots / one.experts, 0)})"

@@ -115,6 +115,21 @@ def random_experts(
     return rng.random((tokens, layers, experts)).argsort(axis=2)[:, :, :top_k].astype(np.uint16)
 
 
+def prompted_trace(path: Path) -> Trace:
+    """A prompt of 6 tokens and 30 decode steps, numbered from 100; 3 layers, top-2 of 8, with lookahead."""
+    rng = np.random.default_rng(0)
+    return make_trace(
+        path,
+        random_experts(rng, tokens=36, layers=3),
+        num_experts=8,
+        step=np.concatenate([[100] * 6, np.arange(101, 131)]),
+        phase=[0] * 6 + [1] * 30,
+        lookahead={1: rng.normal(size=(36, 2, 8))},
+        expert_bytes=[3_000_000] * 3,
+        expert_params=[1_500_000] * 3,
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -20,7 +20,7 @@ from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.scenarios import random_scenario
 from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import FEATURES, context_of, costs_of, random_costs
-from tests.helpers.traces import make_trace, random_experts
+from tests.helpers.traces import make_trace, prompted_trace
 from tracekit.errors import TraceError
 from tracekit.trace import Trace
 
@@ -68,18 +68,7 @@ def test_decisions_read_back_take_the_same_time(
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Trace:
-    """A prompt of 6 tokens and 30 decode steps, numbered from 100; 3 layers, top-2 of 8, with lookahead."""
-    rng = np.random.default_rng(0)
-    return make_trace(
-        tmp_path / "t.trace",
-        random_experts(rng, tokens=36, layers=3),
-        num_experts=8,
-        step=np.concatenate([[100] * 6, np.arange(101, 131)]),
-        phase=[0] * 6 + [1] * 30,
-        lookahead={1: rng.normal(size=(36, 2, 8))},
-        expert_bytes=[3_000_000] * 3,
-        expert_params=[1_500_000] * 3,
-    )
+    return prompted_trace(tmp_path / "t.trace")
 
 
 def test_a_plan_in_the_file_never_runs_code(trace: Trace, tmp_path: Path) -> None:
