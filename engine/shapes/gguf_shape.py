@@ -86,7 +86,7 @@ def shape_of_gguf(header: GgufHeader, label: str) -> ModelShape:
         if isinstance(inner, int) and isinstance(heads, int) and heads:
             config["linear_value_head_dim"] = inner // heads
     if kind == "glm4_moe":
-        config["num_hidden_layers"] = _less(config["num_hidden_layers"], values.get(f"{word}.nextn_predict_layers"))
+        config["num_hidden_layers"] = _less(config.get("num_hidden_layers"), values.get(f"{word}.nextn_predict_layers"))
         config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in names
     config["attention_bias"] = "blk.0.attn_q.bias" in names and kind not in ("gpt_oss", "qwen2_moe")
     config["lm_head_bias"] = "output.bias" in names

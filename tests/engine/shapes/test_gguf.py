@@ -10,7 +10,7 @@ import pytest
 
 from engine.shapes import ModelShape, load_shape
 from engine.shapes.gguf import read_gguf
-from engine.shapes.gguf_shape import _KEYS, shape_of_gguf, stored_parts
+from engine.shapes.gguf_shape import _KEYS, _KINDS, shape_of_gguf, stored_parts
 from tracekit.errors import ShapeError
 
 
@@ -177,4 +177,11 @@ def test_a_damaged_or_hostile_header_is_one_line(tmp_path: Path, data: bytes, sa
 def test_a_model_without_experts_is_refused(gguf: Any, tmp_path: Path) -> None:
     path = write(gguf, tmp_path / "m.gguf", "llama", {"block_count": 2}, {})
     with pytest.raises(ShapeError, match="without experts"):
+        load_shape(path)
+
+
+@pytest.mark.parametrize("architecture", sorted(_KINDS))
+def test_a_header_that_says_nothing_of_its_model_is_one_line(gguf: Any, tmp_path: Path, architecture: str) -> None:
+    path = write(gguf, tmp_path / "m.gguf", architecture, {"expert_count": 8, "expert_shared_count": 1}, {})
+    with pytest.raises(ShapeError, match="lacks num_hidden_layers"):
         load_shape(path)
