@@ -28,7 +28,7 @@ def shared_data() -> Path:
     pytest.skip(f"reference traces are not at {folder} (set TRACEKIT_SHARED to their folder)")
 
 
-LONG = ("test_visits.py", "test_grouped.py", "test_reader_memory.py", "test_expansion.py")
+LONG = ("test_visits.py", "test_grouped.py", "test_reader_memory.py", "test_expansion.py", "test_waits.py")
 """Tables whose cases take seconds each: `make test` takes every second, `make thorough` all."""
 
 

@@ -251,8 +251,11 @@ def test_a_full_disk_is_called_one(small_disk: Path, refused: Refused, tmp_path:
 # Every path of every command
 
 
-def test_no_command_waits_for_what_is_no_file(tmp_path: Path, refused: Refused) -> None:
+def test_no_command_waits_for_what_is_no_file(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pipe, a device or a directory in the place of every file that a command reads, and of most that it writes."""
+    monkeypatch.setattr("tracekit.opening.PATIENCE_S", 0.1)
     trace = make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 40, 2, 8)).path
     model = ROOT / "experiments" / "demo" / "checkpoints" / "mixtral-mini"
     (tmp_path / "p.jsonl").write_text('{"id": 1, "prompt": "a"}\n')

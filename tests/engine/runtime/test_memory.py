@@ -14,6 +14,7 @@ from engine.plan.plan import plan_from_dict
 from engine.runtime import offload, offloaded
 from experiments.cli.main import run
 from tests.engine.runtime.models import FAMILIES, MakeModel, answer
+from tests.helpers.thorough import THOROUGH
 from tracekit.errors import CapacityError, HardwareError, ModelError, PlanError
 
 torch = pytest.importorskip("torch")
@@ -54,7 +55,10 @@ def test_what_a_plan_needs_is_what_is_allocated(family: str, word: str | None, m
         answer(model, new_tokens=2)
 
 
-@pytest.mark.parametrize(("prompt", "new", "batch"), [(400, 20, 1), (100, 60, 4), (30, 5, 1), (60, 200, 2)])
+LOADS = [(400, 20, 1), (100, 60, 4), (30, 5, 1), (60, 200, 2)]
+
+
+@pytest.mark.parametrize(("prompt", "new", "batch"), LOADS if THOROUGH > 1 else LOADS[::3])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_sequences_take_is_what_they_were_to_take(name: str, prompt: int, new: int, batch: int) -> None:
     """Key-value cache and activations by formula, against all that torch allocates while the reference models answer.

@@ -32,7 +32,7 @@ ACROSS_STEPS = [  # prefetching into the cache, for the next step, and a cache t
 
 
 @pytest.mark.parametrize(("eviction", "prefetch", "into_cache"), VARIANTS)
-@settings(max_examples=150 * THOROUGH, deadline=None)
+@settings(max_examples=120 * THOROUGH, deadline=None)
 @given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
 # A prefetch that waits for the disk is given up: what waited behind it cannot have begun before that.
 @example(seed=4754, chunk=50, features={"cpu", "engines", "chunks", "disk", "dequantisation"})
