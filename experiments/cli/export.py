@@ -61,11 +61,16 @@ def write_counts(trace: Path, shape: "ModelShape", path: Path) -> None:
     import msgspec
     import numpy as np
 
-    from tracekit.durable import write_synced
+    from tracekit.durable import check_place, reporting, write_synced
+    from tracekit.errors import PlanError
     from tracekit.popularity import popularity
 
+    if path.is_file():
+        raise PlanError(f"{path} exists: choose another --counts, or remove it")
+    check_place(path)
     found = popularity(trace, [shape.experts] * len(shape.moe_layers))
     every = np.zeros((shape.layers, shape.experts), np.int64)
     every[list(shape.moe_layers)] = np.rint(found)
     data = msgspec.json.encode({"logical_count": every.tolist()})
-    write_synced(path, lambda file: file.write(data))
+    with reporting(path):
+        write_synced(path, lambda file: file.write(data))

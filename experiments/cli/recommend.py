@@ -1,7 +1,8 @@
 """`tracekit recommend`: which plan to run on which machine."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -50,19 +51,21 @@ def command(
     from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
     from experiments.recommend import FORMATS, recommend
+    from tracekit.durable import reporting, write_synced
     from tracekit.trace import Trace
 
     opened, limit = Trace.open(trace), parse_memory(memory)
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
+    machines = {machine.name: machine for machine in (load_hardware(name, engine) for name in hardware)}
+    places = {} if output is None else _places(output, list(machines))
     found: dict[str, Recommendation] = {}
-    for name in hardware:
-        machine = load_hardware(name, engine)
+    for name, machine in machines.items():
         if limit is not None:
             device = msgspec.structs.replace(machine.device, memory_bytes=limit)
             machine = msgspec.structs.replace(machine, device=device)
-        with console.progress(f"trying plans on {machine.name}", None) as advance:
-            found[machine.name] = recommend(
+        with console.progress(f"trying plans on {name}", None) as advance:
+            found[name] = recommend(
                 opened,
                 machine,
                 shape,
@@ -73,11 +76,10 @@ def command(
                 workers=workers,
                 progress=advance,
             )
-    for name, one in found.items():
-        if output is not None:
-            place = output if len(found) == 1 else output / f"{name}.plan.toml"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_text(place, one.choices[0].plan.to_toml())
+        if name in places:  # at once: another machine may fail
+            best = found[name].choices[0].plan.to_toml().encode()
+            with reporting(places[name]):
+                write_synced(places[name], partial(_write, best))
     if json:
         console.emit_json({name: _plain(one) for name, one in found.items()})
         return
@@ -89,10 +91,24 @@ def command(
     console.tell("Modelled, not measured: `tracekit validate` holds a plan against the engine.")
 
 
-def write_text(path: Path, text: str) -> None:
-    from tracekit.durable import write_synced
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
-    write_synced(path, lambda file: file.write(text.encode()))
+
+def _places(output: Path, names: list[str]) -> dict[str, Path]:
+    """Where each machine's plan is written, checked before the work: a file, or of several machines a folder."""
+    from tracekit.durable import check_place, reporting
+    from tracekit.errors import PlanError
+
+    if len(names) > 1:
+        with reporting(output):
+            output.mkdir(parents=True, exist_ok=True)
+    places = {name: output if len(names) == 1 else output / f"{name}.plan.toml" for name in names}
+    for place in places.values():
+        if place.is_file():
+            raise PlanError(f"{place} exists: choose another --output, or remove it")
+        check_place(place)
+    return places
 
 
 COLUMNS = ("weights", "plan", "tokens/s", "95 % interval", "TTFT ms", "GiB", "most time goes to", "J/token")

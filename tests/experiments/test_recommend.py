@@ -70,6 +70,14 @@ def test_the_command_writes_the_plan(trace: Trace, tmp_path: Path, capsys: pytes
         == 0
     )
     assert json.loads(capsys.readouterr().out)["time"]["tokens_per_second"] == best["tokens_per_second"]
+    assert run([*arguments, "--output", str(plan)]) == 2
+    assert "exists: choose another --output" in capsys.readouterr().err
+    assert run([*arguments, "--output", str(tmp_path / "nowhere" / "p.toml")]) == 2
+    assert "is no directory" in capsys.readouterr().err
+    several = [*arguments, "--context", "4096", "--hardware", "t4", "--output", str(tmp_path / "plans")]
+    assert run(several) == 0
+    assert sorted(path.name for path in (tmp_path / "plans").iterdir()) == ["rtx3060.plan.toml", "t4.plan.toml"]
+    capsys.readouterr()
     assert run([*arguments, "--memory", "13GiB", "--context", "4096"]) == 0
     assert "q4_k" in capsys.readouterr().out
     assert run([*arguments, "--memory", "4GiB"]) == 2

@@ -31,6 +31,8 @@ def test_a_plan_and_counts_for_ktransformers(tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert printed.startswith("--kt-num-gpu-experts 4 --kt-expert-placement-strategy frequency --init-expert-location")
     assert "not carried over: prefetch gate" in printed
+    assert run([*arguments, "--counts", str(counts)]) == 2
+    assert "exists: choose another --counts" in capsys.readouterr().err
     table = np.array(json.loads(counts.read_text())["logical_count"])
     assert table.shape == (27, 64) and not table[0].any()  # the dense layer counts nothing
     assert np.array_equal(table[1], np.bincount(experts[:, 0].ravel(), minlength=64))
