@@ -16,16 +16,20 @@ from tracekit.errors import ModelError
 Outcome = Literal["passed", "warned", "failed"]
 Cause = Literal["model", "noise", "unknown"]
 TOLERANCE = 0.15
+RUNS = 3
+"""Times that the engine runs; a machine that is measured for it is measured before and after them."""
 WORDS: dict[Outcome, str] = {"passed": "passed", "warned": "passed with a warning", "failed": "FAILED"}
 
 
 class TimeError(msgspec.Struct, frozen=True, kw_only=True):
     """Simulated against measured time of decode steps, in milliseconds and as a share of the measured time.
 
+    The time of a step, or of a visit, is the median over the runs of its side.
+
     `step_error_median` is the median over decode steps of |simulated - measured| / measured; `total_error` the signed
     error of their sum, `tokens_per_second_error` and `p99_error` of these. `layer_error_median` is the same as the
     first, over visits. `measured_runs` and `simulated_runs` are tokens per second of each run of the engine, and of the
-    simulator with each profile that was measured here; the first is the one that all other numbers are of.
+    simulator with each profile that was measured here.
     """
 
     hardware: str
@@ -141,6 +145,12 @@ def check_tolerance(tolerance: float) -> None:
     """Raises ModelError for a tolerance that is no share."""
     if not 0 < tolerance < float("inf"):
         raise ModelError(f"a tolerance of {tolerance:g} tells nothing: give a share above 0, such as 0.15")
+
+
+def check_runs(runs: int) -> None:
+    """Raises ModelError for fewer than one."""
+    if runs < 1:
+        raise ModelError(f"{runs} runs measure nothing: give at least 1")
 
 
 def _covered(time: TimeError) -> bool:
