@@ -15,9 +15,11 @@ from tracekit.errors import TracekitError
 PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 WHEELS = ("polars==1.36.1", "polars-runtime-32==1.36.1", "msgspec==0.22.0", "tomli-w==1.2.0", "termcolor==3.3.0")
+"""Of polars the smallest that the project takes."""
 PEERS = ("accelerate==1.15.0", "psutil==7.2.2")
 """What the day compares with, and what that needs."""
-"""Of polars the smallest that the project takes."""
+TESTS = ("hypothesis==6.170.15", "sortedcontainers==2.4.0")
+"""What test files import, beside pytest, which such a machine has."""
 BUILT = ("hqq==0.2.8.post1",)
 """Packages of Python alone that come without a wheel."""
 MOST_BYTES = 40 * 10**6
@@ -31,7 +33,7 @@ def gather(folder: Path) -> list[Path]:
         old.unlink()
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     target = ["--python-version", PYTHON, "--implementation", "cp", *platforms, "--dest", str(folder)]
-    _pip("download", "--no-deps", "--only-binary=:all:", *target, *WHEELS, *PEERS)
+    _pip("download", "--no-deps", "--only-binary=:all:", *target, *WHEELS, *PEERS, *TESTS)
     _pip("wheel", "--no-deps", "--wheel-dir", str(folder), *BUILT)
     for wheel in sorted(folder.glob("*.whl")):
         if wheel.stat().st_size > LARGE_BYTES:
