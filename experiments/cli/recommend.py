@@ -9,6 +9,8 @@ import typer
 from experiments.cli import console, options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from experiments.recommend import Choice, Recommendation
 
 GIB = 1 << 30
@@ -18,7 +20,9 @@ def command(
     model: Annotated[
         str, typer.Argument(help="a model: its directory, config.json or GGUF, or a shipped shape's name; or trace")
     ],
-    trace: Annotated[Path, typer.Option(help="recorded routing of the model, or of one with as many experts")],
+    trace: Annotated[
+        Path, typer.Option(help="recorded routing of the model, or of one with as many experts; else prior:MODEL")
+    ],
     hardware: Annotated[list[str], typer.Option(help="the machine, repeatable; `calibrate` measures this one")],
     context: Annotated[
         int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
@@ -29,6 +33,9 @@ def command(
     engine: options.Engine = None,
     reshape: options.Reshape = None,
     memory: options.Memory = None,
+    tokens: options.PriorTokens = None,
+    prompt_tokens: options.PriorPrompt = None,
+    requests: options.PriorRequests = None,
     weights: Annotated[
         str | None, typer.Option(help="formats to choose from: bf16,hqq-4bit,... or q4_k,mxfp4,...; the engine's own")
     ] = None,
@@ -43,6 +50,9 @@ def command(
     The best plan of each format, with an interval over requests, memory and what limits it. Modelled, not measured: run
     the plan with `tracekit validate` where the model is. How much a format loses in quality is not weighed here.
 
+    Without a recording, --trace prior:MODEL draws routing from what is published of models like it (docs/sizing.md):
+    the interval is then between the least and the most local of those models.
+
     Example: tracekit recommend mixtral-8x7b --trace my.trace --hardware rtx3060 --context 8192 --output best.plan.toml
     """
     import msgspec
@@ -50,11 +60,21 @@ def command(
     from engine.hardware import load_hardware
     from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
+    from experiments.cli import prior
+    from experiments.prior import model_of, recommend_prior
     from experiments.recommend import FORMATS, recommend
+    from tracekit.caution import MARK
     from tracekit.durable import reporting, write_synced
     from tracekit.trace import Trace
 
-    opened, limit = Trace.open(trace), parse_memory(memory)
+    limit, like = parse_memory(memory), model_of(trace)
+    options.refuse_without_prior(like, tokens, prompt_tokens, requests)
+    race: Callable[..., Recommendation]
+    if like is None:
+        race = partial(recommend, Trace.open(trace))
+    else:
+        wanted = prior.asked(like, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests or batch)
+        race = partial(recommend_prior, wanted)
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
     machines = {machine.name: machine for machine in (load_hardware(name, engine) for name in hardware)}
@@ -65,8 +85,7 @@ def command(
             device = msgspec.structs.replace(machine.device, memory_bytes=limit)
             machine = msgspec.structs.replace(machine, device=device)
         with console.progress(f"trying plans on {name}", None) as advance:
-            found[name] = recommend(
-                opened,
+            found[name] = race(
                 machine,
                 shape,
                 context=context,
@@ -84,8 +103,10 @@ def command(
         console.emit_json({name: _plain(one) for name, one in found.items()})
         return
     for name, one in found.items():
-        title = f"{model} on {name}, routing of {trace.name}: {one.tried} replays"
-        console.table(title, COLUMNS, [_row(choice) for choice in one.choices])
+        routing = trace.name if like is None else f"{trace} ({MARK})"
+        columns = [PRIOR_INTERVAL if column == INTERVAL and like is not None else column for column in COLUMNS]
+        title = f"{model} on {name}, routing of {routing}: {one.tried} replays"
+        console.table(title, columns, [_row(choice) for choice in one.choices])
         for word, why in one.refused.items():
             console.tell(f"{word} is left out: {why}")
     console.tell("Modelled, not measured: `tracekit validate` holds a plan against the engine.")
@@ -111,7 +132,8 @@ def _places(output: Path, names: list[str]) -> dict[str, Path]:
     return places
 
 
-COLUMNS = ("weights", "plan", "tokens/s", "95 % interval", "TTFT ms", "GiB", "most time goes to", "J/token")
+INTERVAL, PRIOR_INTERVAL = "95 % interval", "least to most local"
+COLUMNS = ("weights", "plan", "tokens/s", INTERVAL, "TTFT ms", "GiB", "most time goes to", "J/token")
 
 
 def _row(choice: "Choice") -> list[str]:
@@ -136,6 +158,7 @@ def _plain(found: "Recommendation") -> dict[str, object]:
     return {
         "tried": found.tried,
         "refused": found.refused,
+        "prior": next((choice.result.provenance.get("prior") for choice in found.choices), None),
         "plans": [
             {
                 "plan": choice.plan.to_dict(),

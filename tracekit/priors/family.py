@@ -27,7 +27,7 @@ Level = Literal["low", "likely", "high"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """From the least local known model to the most local."""
 
-Statistic = Literal["overlap", "overlap-8", "any-repeat", "lru", "lru-cold", "working-set", "static"]
+Statistic = Literal["overlap", "chance", "any-repeat", "lru", "lru-cold", "hottest", "static"]
 
 
 class Locality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,12 +69,12 @@ class Locality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Known(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A published figure of a model, and where it stands.
 
-    statistic: what `value` is, a share but for "working-set":
-        overlap, overlap-8: of its experts that a token has from the one, the eight, before it;
-        any-repeat: tokens with at least one expert of the one before, at the layer that `depth` (0 to 1) names;
-        lru, lru-cold: hits of LRU with `slots` a layer, once the cache is full, or from an empty one on;
-        working-set: distinct experts of a layer in `tokens` tokens;
-        static: choices among the `slots` most popular experts of other requests.
+    statistic: what share `value` is:
+        overlap: of its experts that a token has from the one before;
+        chance: of its experts that a token has in common with one of another request;
+        any-repeat: of tokens with any expert of the one before, at the layer that `depth` (0 to 1) names;
+        lru, lru-cold: of lookups that hit under LRU with `slots` a layer, after a long prompt, or from an empty cache;
+        hottest, static: of choices among the `slots` most popular experts of the request itself, of other requests.
     tokens: how many the figure was taken over.
     """
 

@@ -18,6 +18,7 @@ from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 from tracekit.writer import TraceWriter
 
+SIZES = ("moe_layers", "model_layers", "expert_params", "expert_bytes", "dense_bytes")
 MOST_CHOSEN = 1 << 28
 """Experts chosen in one prompt, which is one step and written at once."""
 _SHARD = 1 << 22  # experts chosen: as many are gathered before they are written
@@ -35,6 +36,7 @@ def prior_trace(
     seed: int = 0,
     name: str | None = None,
     family: Family | None = None,
+    sizes: Manifest | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> Trace:
     """Draw a trace of one locality, write it to `path`, which must not exist, and open it.
@@ -47,6 +49,7 @@ def prior_trace(
         seed: another one, another trace; the three levels of a seed differ by locality alone.
         name: the model that it stands for; None: the family.
         family: None takes the nearest (`family_of`).
+        sizes: what it says of the layers and their bytes goes into the trace, for replays without a model's shape.
         progress: told of the tokens written.
 
     The same arguments give the same trace. It is marked as synthetic and as a prior. Layers are drawn independently,
@@ -71,6 +74,8 @@ def prior_trace(
         raise TraceError(f"seed is {seed}, expected 0 to 2**63 - 1")
     family = family or family_of(most, top_k)
     manifest = _manifest(family, level, list(experts_per_layer), top_k, name, seed)
+    if sizes is not None:
+        manifest = msgspec.structs.replace(manifest, **{key: getattr(sizes, key) for key in SIZES})
     shard = max(1, _SHARD // (len(experts_per_layer) * top_k))
     gate = Gate(family.locality(level), experts_per_layer, top_k, seed)
     with whole_or_nothing(Path(path)) as place, TraceWriter(place, manifest) as writer:
@@ -96,6 +101,7 @@ def prior_traces(
     folder: Path,
     name: str | None = None,
     family: Family | None = None,
+    sizes: Manifest | None = None,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> dict[Level, Trace]:
     """`prior_trace` for each level, least local first, as `LEVEL.trace` in `folder`, which exists."""
@@ -111,6 +117,7 @@ def prior_traces(
             seed=seed,
             name=name,
             family=family,
+            sizes=sizes,
             progress=progress,
         )
         for level in LEVELS
