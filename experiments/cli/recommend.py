@@ -1,8 +1,7 @@
 """`tracekit recommend`: which plan to run on which machine."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +10,8 @@ from experiments.cli import console, options
 if TYPE_CHECKING:
     from engine.hardware import HardwareProfile
     from experiments.recommend import Recommendation
+
+HERE = "this-machine"
 
 
 def command(
@@ -76,13 +77,12 @@ def command(
     from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
     from experiments.cli.prior import asked
-    from experiments.cli.recommended import plain, show
+    from experiments.cli.recommended import next_command, plain, show
     from experiments.prior import model_of
     from experiments.recommend import FORMATS, recommend, recommend_on_prior
     from experiments.recommend.on_prior import REQUESTS, TOKENS
     from experiments.recommend.quality import load_quality, parse_loss
     from experiments.recommend.residence import HostMemory
-    from tracekit.durable import reporting, write_synced
     from tracekit.errors import PlanError
     from tracekit.trace import Trace
 
@@ -97,8 +97,14 @@ def command(
         raise PlanError("--quality-loss needs to know what formats lose: give --quality FILE.json too")
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
-    machines = _machines(model, hardware, engine, device, formats, measure_disk, limit)
-    places = {} if output is None else _places(output, list(machines))
+    named = _named(hardware or [], engine, limit)
+    if named and measure_disk is not None:
+        raise PlanError("--measure-disk is of this machine: leave out --hardware, or give --disk-speed")
+    places = {} if output is None else _places(output, list(named) or [HERE])
+    profile = None if named or output is None else _free(beside(output))
+    machines = named or {HERE: _measured(model, engine, device, formats, measure_disk, limit)}
+    if profile is not None:
+        _save(profile, machines[HERE].to_toml())
     found: dict[str, Recommendation] = {}
     for name, machine in machines.items():
         with console.progress(f"trying plans on {name}", None) as advance:
@@ -118,9 +124,7 @@ def command(
                 )
                 found[name] = recommend_on_prior(wanted, machine, shape, **how)
         if name in places:  # at once: another machine may fail
-            best = found[name].choices[0].plan.to_toml().encode()
-            with reporting(places[name]):
-                write_synced(places[name], partial(_write, best))
+            _save(places[name], found[name].choices[0].plan.to_toml())
     if json:
         console.emit_json({name: plain(one) for name, one in found.items()})
         return
@@ -128,38 +132,34 @@ def command(
         routing = f"routing of {trace.name}" if opened is not None and trace is not None else "routing drawn"
         show(f"{model} on {name}, {routing}", one)
         if name in places:
-            console.tell(f"wrote {places[name]}: the fastest of these")
+            told = str(profile) if profile is not None else (hardware or [name])[list(machines).index(name)]
+            console.tell(f"wrote {places[name]}, the fastest of these: {next_command(model, one, places[name], told)}")
 
 
-def _machines(
-    model: str,
-    hardware: list[str] | None,
-    engine: str | None,
-    device: str,
-    formats: tuple[str, ...],
-    disk: Path | None,
-    limit: int | None,
-) -> "dict[str, HardwareProfile]":
-    """The machines that are named, by name; this one, measured, where none is. With no more memory than `limit`."""
+def _named(hardware: list[str], engine: str | None, limit: int | None) -> "dict[str, HardwareProfile]":
+    """The machines that are named, with no more device memory than `limit`, by name."""
     from msgspec.structs import replace
 
     from engine.hardware import load_hardware
-    from engine.plan.weights import WeightFormat
-    from tracekit.errors import HardwareError
 
-    if hardware:
-        if disk is not None:
-            raise HardwareError("--measure-disk is of this machine: leave out --hardware, or give --disk-speed")
-        named = [load_hardware(name, engine) for name in hardware]
-        if limit is not None:
-            named = [replace(one, device=replace(one.device, memory_bytes=limit)) for one in named]
-        return {machine.name: machine for machine in named}
+    found = [load_hardware(name, engine) for name in hardware]
+    if limit is not None:
+        found = [replace(one, device=replace(one.device, memory_bytes=limit)) for one in found]
+    return {machine.name: machine for machine in found}
+
+
+def _measured(
+    model: str, engine: str | None, device: str, formats: tuple[str, ...], disk: Path | None, limit: int | None
+) -> "HardwareProfile":
+    """This machine, measured with the model."""
+    from engine.hardware import load_hardware
+    from engine.plan.weights import WeightFormat
     from experiments.measuring import STAGES, measured_machine
 
     expanded = [word for word in formats if WeightFormat.parse(word).group]
     with console.progress("measuring this machine", STAGES) as advance:
         machine = measured_machine(model, device=device, formats=expanded, disk=disk, memory=limit, advance=advance)
-    return {machine.name: load_hardware(machine, engine)}
+    return load_hardware(machine, engine)
 
 
 def _rate(text: str | None) -> int | None:
@@ -169,21 +169,34 @@ def _rate(text: str | None) -> int | None:
     return parse_memory(None if text is None else text.strip().removesuffix("/s"), "--disk-speed")
 
 
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
+def _save(place: Path, text: str) -> None:
+    from tracekit.durable import reporting, write_synced
+
+    with reporting(place):
+        write_synced(place, lambda file: file.write(text.encode()))
+
+
+def beside(plan: Path) -> Path:
+    """Where the profile of the machine lies that was measured for this plan: `my.plan.toml`, `my.hardware.toml`."""
+    return plan.with_name(f"{plan.name.removesuffix('.toml').removesuffix('.plan')}.hardware.toml")
 
 
 def _places(output: Path, names: list[str]) -> dict[str, Path]:
     """Where each machine's plan is written, checked before the work: a file, or of several machines a folder."""
-    from tracekit.durable import check_place, reporting
-    from tracekit.errors import PlanError
+    from tracekit.durable import reporting
 
     if len(names) > 1:
         with reporting(output):
             output.mkdir(parents=True, exist_ok=True)
-    places = {name: output if len(names) == 1 else output / f"{name}.plan.toml" for name in names}
-    for place in places.values():
-        if place.is_file():
-            raise PlanError(f"{place} exists: choose another --output, or remove it")
-        check_place(place)
-    return places
+    return {name: _free(output if len(names) == 1 else output / f"{name}.plan.toml") for name in names}
+
+
+def _free(place: Path) -> Path:
+    """The place of a file that can be written and is not there yet."""
+    from tracekit.durable import check_place
+    from tracekit.errors import PlanError
+
+    if place.is_file():
+        raise PlanError(f"{place} exists: choose another --output, or remove it")
+    check_place(place)
+    return place

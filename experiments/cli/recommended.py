@@ -1,7 +1,11 @@
 """A recommendation as tables for people and as plain data for machines."""
 
+from pathlib import Path
+from shlex import quote
+
 from engine.hardware.engine_profile import CALIBRATED
 from engine.plan.plan import ServePlan
+from engine.plan.weights import WeightFormat
 from experiments.cli import console
 from experiments.recommend import Choice, Recommendation
 from experiments.statistics.speeds import MODELLED
@@ -76,6 +80,17 @@ def _takes(choice: Choice, parts: list[str]) -> list[str]:
         UNKNOWN if cost is None else f"{estimates.currency} {cost:.2f}",
         UNKNOWN if choice.quality_loss is None else console.percent(choice.quality_loss, 1),
     ]
+
+
+def next_command(model: str, found: Recommendation, plan: Path, hardware: str) -> str:
+    """What to run with the fastest plan: our engine, or where that does not store the format, another."""
+    best = found.choices[0]
+    stored = WeightFormat.parse(best.plan.weights.experts or "bf16")
+    if stored.foreign:
+        return f"tracekit export {quote(str(plan))} --to llama.cpp --model {quote(model)}"
+    words = f'tracekit generate {quote(model)} "..." --plan {quote(str(plan))}'
+    words += f" --hardware {quote(hardware)}" if best.plan.compute.cpu_experts == "auto" else ""
+    return words + (" --host disk --slabs DIR" if best.where == "disk" else "")
 
 
 def plain(found: Recommendation) -> dict[str, object]:

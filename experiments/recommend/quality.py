@@ -54,7 +54,10 @@ class _Plan(msgspec.Struct, frozen=True):
 
 
 def load_quality(path: Path) -> dict[str, float]:
-    """The loss of each format that the file knows. Raises PlanError, naming the file and what is wrong with it."""
+    """The loss of each format that the file knows, by its whole name (`WeightFormat.name`).
+
+    Raises PlanError, naming the file and what is wrong with it.
+    """
     path = path / RESULT if path.is_dir() else path
     try:
         given: Any = msgspec.json.decode(read_file(path, MOST_BYTES))
@@ -101,13 +104,13 @@ def _worse(value: float | None, base: float | None) -> float | None:
 
 
 def _checked(path: Path, losses: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Losses of formats that there are, at least 0: what a format seems to gain is noise."""
+    """Losses by the whole names of formats, at least 0: what a format seems to gain is noise."""
     found: dict[str, float] = {}
     for word, loss in losses:
-        WeightFormat.parse(word)
+        name = WeightFormat.parse(word).name
         if not -1 < loss < float("inf"):
             raise PlanError(f"--quality {path}: a loss of {loss} for {word}: give a share, such as 0.02")
-        found[word] = max(found.get(word, 0.0), loss)
+        found[name] = max(found.get(name, 0.0), loss)
     if not found:
         raise PlanError(f"--quality {path} says nothing of any format")
     return found

@@ -56,7 +56,7 @@ def recommend(
         context, batch: what is served: tokens of each sequence, sequences; None: as in the trace. With a batch the
             trace's requests are replayed as if so many of them were decoded together.
         host: what host memory holds, and the disk behind it; None: what the machine's profile says.
-        quality: the loss of each format of which one is known, as a share (`experiments.recommend.quality`).
+        quality: the loss of each format of which one is known, by its whole name (`experiments.recommend.quality`).
         quality_loss: formats that are known to lose more are left out; those of which nothing is known are not.
         progress: called with the number of plans that were just replayed.
 
@@ -68,9 +68,9 @@ def recommend(
     refused: dict[str, str] = {}
     field: list[Entrant] = []
     for word in formats:
-        WeightFormat.parse(word)
-        if quality_loss is not None and known.get(word, 0.0) > quality_loss:
-            refused[word] = f"it loses {100 * known[word]:.1f} %, more than {100 * quality_loss:g} %"
+        loss = known.get(WeightFormat.parse(word).name)
+        if quality_loss is not None and loss is not None and loss > quality_loss:
+            refused[word] = f"it loses {100 * loss:.1f} %, more than {100 * quality_loss:g} %"
             continue
         try:
             field += race.capacities(Plan("auto", weights=word, serve=serve))
@@ -87,7 +87,10 @@ def recommend(
     if not first:
         raise StudyError(f"{trace.path}: no plan could be replayed on it on {machine.name}")
     shares, independent = RequestShares.of(race.trace), looks_independent(race.trace)
-    choices = [_choice(race.trace, one, shares, known.get(str(word)), independent) for word, one in first.items()]
+    choices = [
+        _choice(race.trace, one, shares, known.get(WeightFormat.parse(str(word)).name), independent)
+        for word, one in first.items()
+    ]
     return Recommendation(choices[:SHOWN], refused, race.tried)
 
 
