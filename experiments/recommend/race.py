@@ -22,6 +22,7 @@ from experiments.recommend.residence import HostMemory, Residence, residences
 from experiments.study.cells import Routing
 from experiments.study.shared import SharedRoutings
 from policies.cache import CacheSpec
+from policies.eviction.base import EvictionPolicy
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PlanError
 from tracekit.prefix import prefix_steps
@@ -30,8 +31,17 @@ from tracekit.trace import Trace
 
 LEAST_STEPS = 64
 """Decode steps of a beginning, at least."""
+MOST_LOOKED_AT = 4_000_000_000
+"""Slots that a policy looks at for the victims of a whole trace, at most: some seconds."""
 NOT_OFFERED = {"static", "learned", "popular", "learned-adaptive", "random", "fifo", "clock", "lfu-perfect"}
 """They need a profile or a fitted file of their own, or are for comparison."""
+
+
+class Length(NamedTuple):
+    """How much of a trace is replayed: this share of its decode steps, of long ones about so many lookups."""
+
+    share: float
+    lookups: int
 
 
 class Entrant(NamedTuple):
@@ -81,6 +91,11 @@ class Race:
         self.tried = 0
         self._shared = SharedRoutings()
 
+    @property
+    def lookups(self) -> int:
+        """Experts chosen in the whole trace."""
+        return self.trace.tokens * self.trace.layers * self.trace.top_k
+
     def capacities(self, plan: Plan) -> list[Entrant]:
         """What fits, as so many slots of each layer and as that many for all. CapacityError where nothing does."""
         manifest, load = self.trace.manifest, load_of(plan, self.steps)
@@ -98,9 +113,15 @@ class Race:
         raise reasons[0]
 
     def with_policies(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Each with every policy, but for those that would look at slots for longer than all else takes."""
         names = [name for name in EVICTION if name not in NOT_OFFERED and not eviction_policy(name).bound]
-        plain = [EvictionPlan(policy=name) for name in names]
-        return [one._replace(plan=one.plan.replace(eviction=each)) for one in entrants for each in plain]
+        found = []
+        for one in entrants:
+            looked_at = self.lookups * int(one.plan.capacity.amount)
+            for name in names:
+                if looked_at <= MOST_LOOKED_AT or not _looks_at_all(name):
+                    found.append(one._replace(plan=one.plan.replace(eviction=EvictionPlan(policy=name))))
+        return found
 
     def with_prefetching(self, entrants: Sequence[Entrant]) -> list[Entrant]:
         """Each as it is, and with every prefetcher: few or many suggestions, one layer ahead or two."""
@@ -126,9 +147,9 @@ class Race:
         lane = ComputePlan(cpu_experts="auto")
         return [*entrants, *(one._replace(plan=one.plan.replace(compute=lane)) for one in entrants)]
 
-    def best(self, entrants: Sequence[Entrant], share: float, keep: int) -> list[Entrant]:
+    def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
         """The best of each format on a beginning of the trace."""
-        ranked = sorted(self.timed(entrants, share), key=lambda one: -one.speed)
+        ranked = sorted(self.timed(entrants, length), key=lambda one: -one.speed)
         kept: dict[str | None, list[Entrant]] = {}
         for one in ranked:
             group = kept.setdefault(one.entrant.plan.weights.experts, [])
@@ -136,10 +157,11 @@ class Race:
                 group.append(one.entrant)
         return [one for group in kept.values() for one in group]
 
-    def timed(self, entrants: Sequence[Entrant], share: float = 1.0) -> list[Timed]:
-        """Those that fit, and that the trace can answer for, on so much of the trace."""
+    def timed(self, entrants: Sequence[Entrant], length: Length | None = None) -> list[Timed]:
+        """Those that fit, and that the trace can answer for, on so much of the trace; None: on all of it."""
         routing = self.routing
-        if share < 1:
+        if length is not None:
+            share = min(length.share, length.lookups / max(self.lookups, 1))
             routing = replace(routing, steps=prefix_steps(self.trace, share, LEAST_STEPS))
         together: dict[tuple[str, bytes], list[tuple[Entrant, Setting]]] = {}
         for one in entrants:
@@ -177,6 +199,11 @@ class Race:
         self.tried += plans
         if self.progress is not None:
             self.progress(plans)
+
+
+def _looks_at_all(policy: str) -> bool:
+    """Whether a policy asks every slot for each victim."""
+    return eviction_policy(policy).victim is EvictionPolicy.victim
 
 
 def _meaning(spec: CacheSpec) -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ from engine.replay.estimates import find_estimates
 from engine.replay.summary import time_of
 from engine.shapes import ModelShape
 from experiments.recommend.choice import Choice, Recommendation
-from experiments.recommend.race import Entrant, Race, Timed
+from experiments.recommend.race import Entrant, Length, Race, Timed
 from experiments.recommend.residence import HostMemory
 from experiments.statistics.request_shares import RequestShares
 from experiments.statistics.speeds import speed_interval
@@ -25,10 +25,11 @@ from tracekit.trace import Trace
 
 FORMATS = ("bf16", "hqq-8bit", "hqq-4bit", "hqq-3bit", "hqq-2bit")
 """What the engine stores; `gguf`'s and others only if asked for."""
-FIRST, SECOND = 1 / 16, 1 / 4
-"""Shares of the decode steps of the first two rounds."""
+FIRST, SECOND = Length(1 / 16, 300_000), Length(1 / 4, 3_000_000)
+"""Beginnings of the trace on which plans race first."""
 LEFT = (3, 4, 2)
-"""Plans of each format that are left after each round."""
+"""Plans of each format that are left after each round; one goes over the whole of a trace beyond `LONG` lookups."""
+LONG = 10_000_000
 SHOWN = 5
 
 
@@ -80,7 +81,7 @@ def recommend(
         raise StudyError(f"no format fits {machine.name}: {next(iter(refused.values()), 'none was given')}")
     field = race.best(race.with_lanes(race.with_policies(field)), FIRST, LEFT[0])
     field = race.best(race.with_prefetching(field), FIRST, LEFT[1])
-    field = race.best(field, SECOND, LEFT[2])
+    field = race.best(field, SECOND, LEFT[2] if race.lookups <= LONG else 1)
     first: dict[str | None, Timed] = {}
     for one in sorted(race.timed(field), key=lambda one: -one.speed):
         first.setdefault(one.entrant.plan.weights.experts, one)
