@@ -88,7 +88,8 @@ def next_command(model: str, found: Recommendation, plan: Path, hardware: str) -
     stored = WeightFormat.parse(best.plan.weights.experts or "bf16")
     if stored.foreign:
         return f"tracekit export {quote(str(plan))} --to llama.cpp --model {quote(model)}"
-    words = f'tracekit generate {quote(model)} "..." --plan {quote(str(plan))}'
+    directory = quote(model) if Path(model).is_dir() else "DIR"
+    words = f'tracekit generate {directory} "..." --plan {quote(str(plan))}'
     words += f" --hardware {quote(hardware)}" if best.plan.compute.cpu_experts == "auto" else ""
     return words + (" --host disk --slabs DIR" if best.where == "disk" else "")
 
