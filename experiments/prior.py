@@ -15,7 +15,6 @@ from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from engine.shapes import ModelShape, load_shape
-from experiments.recommend import Recommendation, recommend
 from tracekit.batched import batched
 from tracekit.caution import MARK
 from tracekit.errors import TraceError
@@ -127,37 +126,10 @@ def replay_prior(
     return PriorResult(
         prior=said,
         decode_hit_ratio=interval({level: result.phases.decode.hit_ratio for level, result in results.items()}),
-        tokens_per_second=interval({level: time and time.tokens_per_second for level, time in times.items()}),
-        ttft_ms=interval({level: time and time.ttft_ms for level, time in times.items()}),
+        tokens_per_second=interval({level: time.tokens_per_second if time else None for level, time in times.items()}),
+        ttft_ms=interval({level: time.ttft_ms if time else None for level, time in times.items()}),
         results=results,
     )
-
-
-def recommend_prior(
-    asked: Asked, machine: HardwareProfile, shape: ModelShape | None = None, **options: Any
-) -> Recommendation:
-    """`recommend` on the likely routing of a prior; the interval of each plan is over the three localities."""
-    model = load_shape(asked.model)
-    said, sizes = about(asked, model), shape or model
-    with drawn(asked, model) as traces:
-        found = recommend(traces["likely"], machine, sizes, **options)
-        choices = []
-        for choice in found.choices:
-            times = [
-                replay(
-                    traces[level],
-                    choice.plan,
-                    machine,
-                    model_shape=sizes,
-                    reshape=options.get("reshape"),
-                    bounds=False,
-                ).time
-                for level in ("low", "high")
-            ]
-            speeds = [choice.tokens_per_second, *(time.tokens_per_second or 0.0 for time in times if time is not None)]
-            result = from_prior(choice.result, said, "likely")
-            choices.append(choice._replace(result=result, low=min(speeds), high=max(speeds)))
-    return found._replace(choices=choices)
 
 
 def from_prior(result: Result, said: About, level: Level) -> Result:

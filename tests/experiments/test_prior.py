@@ -11,7 +11,8 @@ from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from engine.shapes import load_shape
 from experiments.cli.main import run
-from experiments.prior import Asked, Interval, drawn, model_of, recommend_prior, replay_prior
+from experiments.prior import Asked, Interval, drawn, model_of, replay_prior
+from experiments.recommend_prior import recommend_prior
 from experiments.validation.prior import against_prior, inside
 from tests.helpers.command_line import assert_one_line
 from tracekit.caution import MARK
