@@ -146,11 +146,13 @@ def command(
     from engine.replay.against_recorded import AgainstRecorded
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
-    from engine.replay.replay import replay
+    from engine.replay.replay import replay, warm_up_steps
     from engine.replay.step_log import write_steps
     from experiments.cli.plans import given_decisions, plan_from_options
-    from experiments.cli.results import agreement_rows, result_rows
+    from experiments.cli.results import agreement_rows, is_calibrated, result_rows
     from experiments.prior import model_of
+    from experiments.statistics.request_shares import RequestShares
+    from experiments.statistics.speeds import MODELLED, Ends, interval_words, speed_interval
     from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
@@ -229,7 +231,13 @@ def command(
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
     window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
 
+    ends: list[Ends | None] = []
+
     def write_tables(done: "Replayed") -> None:
+        if done.timeline is not None:
+            shares = RequestShares.of(opened)
+            uncounted = warm_up_steps(opened, shares.steps, warm_up or 0)
+            ends.append(speed_interval(shares, done.step_ns, 1.0, warm_up=uncounted))
         if steps is not None:
             write_steps(steps, opened, done)
         if timeline is not None and hardware is not None:
@@ -262,12 +270,19 @@ def command(
             on_done=write_tables,
             log=window,
         )
+    between = None
+    if result.time is not None and result.time.tokens_per_second is not None and ends and ends[0] is not None:
+        between = (ends[0][0] / result.time.scale, ends[0][1] / result.time.scale)
     if json:
-        found = {} if recorded is None else {"against_recorded": recorded.agreement}
+        found: dict[str, object] = {} if recorded is None else {"against_recorded": recorded.agreement}
+        if result.time is not None:
+            found["tokens_per_second_interval"] = between
         console.emit_json({**result.to_dict(), **found})
         return
-    rows = result_rows(result)
+    rows = result_rows(result, interval_words(between))
     if recorded is not None:
         rows += agreement_rows(recorded.agreement)
     console.table(str(trace), ["what", "value"], rows)
+    if result.time is not None and not is_calibrated(result):
+        console.tell(f"All times are {MODELLED}; the interval is over requests. tracekit calibrate measures a machine.")
     console.warn(result.warnings)
