@@ -12,7 +12,7 @@ from engine.replay.replay import replay
 from engine.shapes import load_shape
 from experiments.cli.main import run
 from experiments.prior import Asked, Interval, drawn, model_of, replay_prior
-from experiments.recommend_prior import recommend_prior
+from experiments.recommend import recommend_on_prior
 from experiments.validation.prior import against_prior, inside
 from tests.helpers.command_line import assert_one_line
 from tracekit.caution import MARK
@@ -58,11 +58,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_recommendations_are_between_the_localities() -> None:
     machine = load_hardware("rtx3060")
-    found = recommend_prior(ASKED, machine, formats=("hqq-4bit",), context=4096)
+    found = recommend_on_prior(ASKED, machine, None, formats=("hqq-4bit",), context=4096)
     (choice,) = found.choices
     assert choice.low is not None and choice.high is not None
     assert choice.low <= choice.tokens_per_second <= choice.high and choice.low < choice.high
-    assert choice.result.provenance["prior"]["mark"] == MARK
+    assert found.prior is not None and found.prior.mark == MARK
+    assert choice.plan.prefetch.predictor == "none"  # layers are independent: nothing to learn
 
 
 def test_recommend_says_what_its_routing_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
