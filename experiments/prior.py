@@ -126,8 +126,8 @@ def replay_prior(
     return PriorResult(
         prior=said,
         decode_hit_ratio=interval({level: result.phases.decode.hit_ratio for level, result in results.items()}),
-        tokens_per_second=interval({level: time and time.tokens_per_second for level, time in times.items()}),
-        ttft_ms=interval({level: time and time.ttft_ms for level, time in times.items()}),
+        tokens_per_second=interval({level: time.tokens_per_second if time else None for level, time in times.items()}),
+        ttft_ms=interval({level: time.ttft_ms if time else None for level, time in times.items()}),
         results=results,
     )
 

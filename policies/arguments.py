@@ -38,7 +38,7 @@ CACHE: Kinds = {
     "experts": int, "group_of": _U32, "size": _I64, "unit": int, "clairvoyant": bool, "capacity": _I64, "used": _I64,
     "place": _I32, "seen": _U32, "last_use": _I64, "first": _I64, "resident": _U32, "resident_count": _I64,
     "position": _U32, "free": _I64, "ring": _I64, "staged": _I32, "staged_count": _I64, "clock": _I64,
-    "into_cache": bool, "target": _I64, "suggestion": _I32, "fault": _I64, "missing": _I64,
+    "into_cache": bool, "distance": int, "wraps": bool, "suggestion": _I32, "fault": _I64, "missing": _I64,
 }  # fmt: skip
 BATCH: Kinds = {
     "layer": _I32, "start": _I64, "demand": _U32, "recency": _U32, "signal": _F64, "signal_recency": _F64,

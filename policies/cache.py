@@ -117,7 +117,7 @@ class ExpertCache:
         state = self.state
         self._visit = OneVisit(
             spec.experts,
-            state.target.tolist(),
+            targets_of(spec).tolist(),
             np.dtype(self._index),
             spec.count,
             event_buffer(spec.experts, 1, len(state.resident), len(state.staged), len(state.suggestion)),
@@ -150,7 +150,8 @@ class ExpertCache:
             staged_count=np.zeros(1, np.int64),
             clock=np.zeros(2, np.int64),
             into_cache=spec.into_cache,
-            target=targets_of(spec),
+            distance=spec.distance,
+            wraps=spec.wrap,
             suggestion=np.full(min(spec.count, spec.experts) if spec.prefetch != "none" else 0, -1, np.int32),
             fault=np.zeros(2, np.int64),
             missing=np.zeros(spec.experts + 1, np.int64),

@@ -51,7 +51,8 @@ class CacheState(NamedTuple):
     staged_count: np.ndarray  # i64 [1]
     clock: np.ndarray  # i64 [2]: VISITS and REFERENCES so far
     into_cache: bool  # prefetches go into the cache instead of staging buffers
-    target: np.ndarray  # i64 [layers]: the layer that is prefetched for at each layer, -1 for none
+    distance: int  # prefetches are for the layer so many ahead
+    wraps: bool  # past the last layer, of the next step
     suggestion: np.ndarray  # i32 [count]: scratch for the prefetcher
     fault: np.ndarray  # i64 [2]: 1 where a policy named a BAD_VICTIM, or a prefetcher a BAD_SUGGESTION
     missing: np.ndarray  # i64 [experts]: scratch, where in the demand the visit's missing experts stand

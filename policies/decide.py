@@ -123,8 +123,10 @@ def decide(
 
         if prefetcher is not None:
             prefetcher.observe(layer, batch.demand[start:stop])
-            target = cache.target[layer]
-            if target >= 0:
+            target = layer + cache.distance
+            if cache.wraps and target >= len(cache.group_of):
+                target -= len(cache.group_of)
+            if target < len(cache.group_of):
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
                 n = prefetch(cache, eviction, target, now, group, held, events, n, count)
         events.start[visit + 1] = n

@@ -20,7 +20,8 @@ def asked(model: str, **given: int | None) -> "Asked":
 
 def replay(wanted: "Asked", plan: "Plan", hardware: str | None, *, json: bool, **options: Any) -> None:
     """`tracekit replay prior:MODEL`."""
-    from experiments.prior import LEVELS, replay_prior
+    from experiments.prior import replay_prior
+    from tracekit.priors import LEVELS
 
     drawn = len(LEVELS) * (wanted.tokens + wanted.requests * wanted.prompt_tokens)
     with console.progress("drawing routing", drawn) as advance:

@@ -48,6 +48,9 @@ def command(
     memory: options.Memory = None,
     emulate_link: options.EmulateLink = None,
     prefill_chunk: options.PrefillChunk = None,
+    runs: Annotated[
+        int, typer.Option(min=1, max=1000, help="times that the engine runs; a step's time is the median over them")
+    ] = 3,
     threshold: Annotated[
         float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
     ] = None,
@@ -130,6 +133,7 @@ def command(
             dtype=dtype,
             device=device,
             emulate_link=link,
+            runs=runs,
             threshold=threshold,
             tolerance=tolerance,
             progress=progress,
@@ -147,6 +151,7 @@ def command(
             host=host,
             slabs=slabs,
             prefill_chunk=prefill_chunk,
+            runs=runs,
             threshold=threshold,
             tolerance=tolerance,
             sampling=sampling,
@@ -170,8 +175,8 @@ def command(
             ("link", "this machine's" if time.emulated_link is None else f"{time.emulated_link}, on both sides"),
             ("experts lie", result.host),
             ("decode steps timed", str(time.steps)),
-            ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}{runs(time.measured_runs)}"),
-            ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}{runs(time.simulated_runs)}"),
+            ("tokens/s, engine", f"{time.measured_tokens_per_second:.2f}{between(time.measured_runs)}"),
+            ("tokens/s, simulator", f"{time.simulated_tokens_per_second:.2f}{between(time.simulated_runs)}"),
             ("tokens/s, error", signed(time.tokens_per_second_error)),
             ("p99 of a token, engine / simulator", f"{time.measured_p99_ms:.2f} / {time.simulated_p99_ms:.2f} ms"),
             ("p99 of a token, error", signed(time.p99_error)),
@@ -187,7 +192,7 @@ def command(
         raise typer.Exit(1)
 
 
-def runs(rates: "Sequence[float]") -> str:
+def between(rates: "Sequence[float]") -> str:
     """How far repeated runs are apart; nothing of a single one."""
     return f" (of {len(rates)} runs {min(rates):.2f} to {max(rates):.2f})" if len(rates) > 1 else ""
 

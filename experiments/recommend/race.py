@@ -26,6 +26,7 @@ from policies.eviction.base import EvictionPolicy
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PlanError
 from tracekit.prefix import prefix_steps
+from tracekit.priors import is_prior
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
@@ -124,7 +125,12 @@ class Race:
         return found
 
     def with_prefetching(self, entrants: Sequence[Entrant]) -> list[Entrant]:
-        """Each as it is, and with every prefetcher: few or many suggestions, one layer ahead or two."""
+        """Each as it is, and with every prefetcher: few or many suggestions, one layer ahead or two.
+
+        Not on a prior, whose layers are independent: what a prefetcher wins there is chance.
+        """
+        if is_prior(self.trace):
+            return list(entrants)
         top_k = self.trace.manifest.top_k
         found = list(entrants)
         for name in PREFETCH:

@@ -10,7 +10,7 @@ MOST = 12
 """More bars than this are a table."""
 LINE = 17
 BAR = 12
-GAP = 14
+GAP = 22
 CHARACTERS = 42
 """So many fit a phone's 340 pixels in the widest of usual fonts."""
 

@@ -65,28 +65,27 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """What the engine did: its decisions, when, what became of its prefetches, and what its experts take.
+    """What the engine did in all its runs of one routing, and what its experts take.
 
-    `again`: the times of further runs of the same routing.
+    `logs`: the decisions of each run; `timings`: the times of those that were timed; `fates`: what became of the last
+    one's prefetches.
     """
 
-    log: Events
-    timings: "Timings"
+    logs: Sequence[Events]
+    timings: Sequence["Timings"]
     fates: dict[str, int]
     expert_bytes: Sequence[int]
     expert_params: Sequence[int]
-    again: Sequence["Timings"] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the simulator assumes, and whether it was measured here and now; `again`: what others found."""
+    """What the simulator assumes, and whether it was measured here and now: a profile for each time it was measured."""
 
-    hardware: HardwareProfile
+    profiles: Sequence[HardwareProfile]
     calibrated_here: bool
     device: str
     emulate_link: "EmulatedLink | None"
-    again: Sequence[HardwareProfile] = ()
 
 
 def compare(
@@ -97,7 +96,6 @@ def compare(
     machine: Machine,
     *,
     tokens: Tokens,
-    runs: Sequence[Events] = (),
     threshold: float | None = None,
     tolerance: float = TOLERANCE,
     whole: bool = True,
@@ -105,39 +103,30 @@ def compare(
 ) -> Validation:
     """The verdict on `plan`, which the engine ran on the routing of `trace`; the simulator runs it here.
 
-    `runs` are the decisions of the engine's other runs of the same routing. `whole`: the engine was not stopped midway,
-    where prefetches are under way of which nobody knows what becomes.
+    `whole`: the engine was not stopped midway, where prefetches are under way of which nobody knows what becomes.
     """
     # The trace counts what the model was loaded with, the engine what it stores.
     manifest = msgspec.structs.replace(
         trace.manifest, expert_bytes=list(measured.expert_bytes), expert_params=list(measured.expert_params)
     )
     as_stored = plan.replace(weights=WeightsPlan())
-    settings = [
-        Setting.of(manifest, as_stored, hardware, stored=plan.weights.experts)
-        for hardware in (machine.hardware, *machine.again)
-    ]
+    settings = [Setting.of(manifest, as_stored, hardware, stored=plan.weights.experts) for hardware in machine.profiles]
     pieces: list[Events] = []
-    simulated, *others = run(
+    simulated = run(
         trace,
         settings[0].spec,
         [setting.target for setting in settings],
         keep=True,
         on_events=lambda demand, events: pieces.append(events),
     )
-    decisions = compare_logs(Events.join(pieces), measured.log)
-    for other in runs if decisions.identical else ():
-        again = compare_logs(other, measured.log)
+    log, *others = measured.logs
+    decisions = compare_logs(Events.join(pieces), log)
+    for other in others if decisions.identical else ():
+        again = compare_logs(other, log)
         if not again.identical:
             first = f"the engine differs from its own first run: {again.first_difference}"
             decisions = msgspec.structs.replace(again, first_difference=first)
     time = time_error(simulated, measured.timings, machine, trace.layers)
-    decode = simulated.phase == DECODE
-    time = msgspec.structs.replace(
-        time,
-        measured_runs=[rate((one.step_end - one.step_start)[decode]) for one in (measured.timings, *measured.again)],
-        simulated_runs=[rate(one.step_ns[decode]) for one in (simulated, *others)],
-    )
     right = decisions.identical and tokens.identical
     judged = judge(identical=right, time=time, tolerance=tolerance, threshold=threshold)
     return Validation(
@@ -146,13 +135,13 @@ def compare(
         decisions=decisions,
         tokens=tokens,
         time=time,
-        prefetches=Prefetches(simulated=prefetch_fates(simulated), measured=measured.fates) if whole else None,
+        prefetches=Prefetches(simulated=prefetch_fates(simulated[0]), measured=measured.fates) if whole else None,
         threshold=threshold,
         judged=judged,
         passed=judged.outcome != "failed",
         verdict=f"{exact_words(decisions, tokens)}; {time_words(time, judged, threshold)}",
         host=host,
-        warnings=[] if machine.calibrated_here else profile_warnings(machine.hardware, machine.device),
+        warnings=[] if machine.calibrated_here else profile_warnings(machine.profiles[0], machine.device),
     )
 
 
@@ -181,24 +170,31 @@ def compare_logs(simulated: Events, measured: Events) -> Decisions:
     return Decisions(entries=len(measured), identical=identical, first_difference=difference)
 
 
-def time_error(simulated: Replayed, timings: "Timings", machine: Machine, layers: int) -> TimeError:
-    """How far simulated decode steps and visits are from measured ones. Raises ModelError when there are none."""
-    if len(timings.step_start) != len(simulated.step_ns):
+def time_error(simulated: Sequence[Replayed], timings: Sequence["Timings"], machine: Machine, layers: int) -> TimeError:
+    """How far simulated decode steps and visits are from measured ones, each the median over its side's runs.
+
+    Raises ModelError when there are none.
+    """
+    phase = simulated[0].phase
+    if any(len(one.step_start) != len(phase) for one in timings):
         raise ModelError("the engine ran another number of steps than it recorded: the model is not deterministic")
-    decode = simulated.phase == DECODE
+    decode = phase == DECODE
     if not decode.any():
         raise ModelError("no decode steps to time: raise --max-new-tokens")
-    measured = (timings.step_end - timings.step_start)[decode].astype(float)
-    modelled = simulated.step_ns[decode].astype(float)
-    # A visit ends where the next begins or the step ends; its time runs from the end of the one before.
-    spans, model_spans = (
-        np.diff(ends.reshape(-1, layers), axis=1)[decode].astype(float)
-        for ends in (timings.visit_end, simulated.visit_end)
-    )
-    link = machine.emulate_link
+    runs = [(one.step_end - one.step_start)[decode].astype(float) for one in timings]
+    model_runs = [one.step_ns[decode].astype(float) for one in simulated]
+    measured, modelled = np.median(runs, axis=0), np.median(model_runs, axis=0)
+
+    def spans(ends: np.ndarray) -> np.ndarray:
+        # A visit ends where the next begins or the step ends; its time runs from the end of the one before.
+        found: np.ndarray = np.diff(ends.reshape(-1, layers), axis=1)[decode].astype(float)
+        return found
+
+    visits, model_visits = (np.median([spans(one.visit_end) for one in side], axis=0) for side in (timings, simulated))
+    link, hardware = machine.emulate_link, machine.profiles[0]
     return TimeError(
-        hardware=machine.hardware.name,
-        engine=machine.hardware.engine.name,
+        hardware=hardware.name,
+        engine=hardware.engine.name,
         calibrated_here=machine.calibrated_here,
         emulated_link=None if link is None else f"{link.bytes_per_s / 1e9:g} GB/s",
         steps=int(decode.sum()),
@@ -209,10 +205,12 @@ def time_error(simulated: Replayed, timings: "Timings", machine: Machine, layers
         simulated_p99_ms=float(np.percentile(modelled, 99) / 1e6),
         p99_error=float(np.percentile(modelled, 99) / np.percentile(measured, 99) - 1),
         step_error_median=float(np.median(np.abs(modelled - measured) / measured)),
-        layer_error_median=float(np.median(np.abs(model_spans - spans) / np.maximum(spans, 1))),
+        layer_error_median=float(np.median(np.abs(model_visits - visits) / np.maximum(visits, 1))),
         total_error=float(modelled.sum() / measured.sum() - 1),
         measured_step_ms=(measured / 1e6).round(4).tolist(),
         simulated_step_ms=(modelled / 1e6).round(4).tolist(),
+        measured_runs=[rate(one) for one in runs],
+        simulated_runs=[rate(one) for one in model_runs],
     )
 
 

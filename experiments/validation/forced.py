@@ -12,7 +12,7 @@ from engine.plan.plan import Plan
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
-from experiments.validation.verdict import TOLERANCE, check_tolerance
+from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
@@ -34,6 +34,7 @@ def validate_routing(
     dtype: str = "auto",
     device: str = "auto",
     emulate_link: "EmulatedLink | None" = None,
+    runs: int = RUNS,
     threshold: float | None = None,
     tolerance: float = TOLERANCE,
     progress: Callable[[str], object] | None = None,
@@ -45,6 +46,7 @@ def validate_routing(
         routing: a trace of a model with as many MoE layers and experts, a request at a time.
         hardware: what the simulator assumes; None measures this machine first, as `validate` does.
         steps: the trace's first steps that are run; None runs all.
+        runs: times that they are timed, as `validate` does.
 
     Decisions and time are compared as `validate` does; tokens are not, being random. Raises TracekitError.
     """
@@ -52,11 +54,12 @@ def validate_routing(
     from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
-    from engine.runtime.memory import fit_checkpoint
+    from engine.runtime.memory import fit_checkpoint, release
     from engine.runtime.storage.random_weights import random_model
     from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
 
     check_tolerance(tolerance)
+    check_runs(runs)
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -74,14 +77,14 @@ def validate_routing(
     lane: dict[str, Any] = {}
     if plan.compute.cpu_experts != "never":
         lane = {"hardware": check_lane(hardware)}
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
     calibrated_here = hardware is None
-    if hardware is None:
+    profiles = [] if hardware is None else [hardware]
+    if calibrated_here:
         say("calibrating")
-        rng = np.random.default_rng(seed)
-        prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
-        hardware = measured_here(offloaded_model, plan, [prompt], CALIBRATION_TOKENS)
+        profiles.append(measured_here(offloaded_model, plan, [prompt], CALIBRATION_TOKENS))
 
-    say("timing the offloaded model")
     made = offloaded_model(plan)
     with offloaded(made) as state:
         distance = state.lookahead_distance
@@ -89,12 +92,22 @@ def validate_routing(
         count = forced.steps if steps is None else min(steps, forced.steps)
         if count < 1:
             raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
-        for _ in range(2):  # the first time warms up
+        logs, timings = [], []
+        for number in range(runs + 1):  # the first warms up
+            say(f"timing the offloaded model, run {number} of {runs}" if number else "warming up")
             state.time_by(partial(device_time, state.device))
             for _ in forced_steps(made, forced, count, seed):
                 pass
+            logs.append(state.log)
+            timings.append(state.timings)
         params = [layer.expert_params for layer in state.layers]
-        measured = Measured(state.log, state.timings, state.prefetches, state.expert_bytes, params)
+        measured = Measured(logs, timings[1:], state.prefetches, state.expert_bytes, params)
+        whole = count == forced.steps
+    del made, state, forced  # before another copy
+    release()
+    if calibrated_here and runs > 1:
+        say("calibrating again")
+        profiles.append(measured_here(offloaded_model, plan, [prompt], CALIBRATION_TOKENS))
 
     say("simulating")
     return compare(
@@ -102,9 +115,9 @@ def validate_routing(
         plan,
         first_steps(routing, count),
         measured,
-        Machine(hardware, calibrated_here, device, emulate_link),
+        Machine(profiles, calibrated_here, device, emulate_link),
         tokens=Tokens(compared=0, identical=True),
         threshold=threshold,
         tolerance=tolerance,
-        whole=count == forced.steps,
+        whole=whole,
     )

@@ -75,7 +75,7 @@ def against_prior(
             level: replay(drawn, plan, machine, model_shape=shape, bounds=False) for level, drawn in traces.items()
         }
     own = replay(trace, plan, machine, model_shape=shape, bounds=False).phases.decode.hit_ratio
-    speeds = interval({level: one.time and one.time.tokens_per_second for level, one in found.items()})
+    speeds = interval({level: one.time.tokens_per_second if one.time else None for level, one in found.items()})
     hits = interval({level: one.phases.decode.hit_ratio for level, one in found.items()})
     return PriorCheck(
         mark=MARK,

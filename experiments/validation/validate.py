@@ -13,7 +13,7 @@ from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
-from experiments.validation.verdict import TOLERANCE, check_tolerance
+from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.trace import Trace
 
@@ -36,6 +36,7 @@ def validate(
     host: str = "memory",
     slabs: Path | None = None,
     prefill_chunk: int | None = None,
+    runs: int = RUNS,
     threshold: float | None = None,
     tolerance: float = TOLERANCE,
     sampling: "Sampling | None" = None,
@@ -50,6 +51,8 @@ def validate(
         host, slabs: where experts lie, as `offload` takes it.
         prefill_chunk: tokens of a prompt that are read at a time, each a step; None reads them at once.
         emulate_link: how the engine's copies are slowed down; those of a given `hardware` are, too.
+        runs: times that the engine runs; with more than one, a machine that is measured here is measured again after
+            them, so that a drift of the machine shows in the spread.
         threshold: the largest median step error that passes, as a share; None lets any pass.
         sampling: how tokens are drawn, on both sides from the same numbers; None: greedily.
         tolerance: how far time may be off, as a share, without a warning (`experiments.validation.verdict`).
@@ -73,6 +76,7 @@ def validate(
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
     check_tolerance(tolerance)
+    check_runs(runs)
     if hardware is not None:
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
@@ -85,12 +89,13 @@ def validate(
     placed: dict[str, Any] = {"emulate_link": emulate_link, "host": host, "slabs": slabs, "dtype": dtype, "say": say}
     encoded = encode_prompts(prompts, tokenizer)
     check_unoffloaded(directory, dtype)
+    chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
+    load = partial(offload, directory, device=device, **placed)
     calibrated_here = hardware is None
-    if hardware is None:
+    profiles = [] if hardware is None else [hardware]
+    if calibrated_here:
         say("calibrating")
-        chosen = encode_prompts(calibration_prompts or prompts[:1], tokenizer)
-        load = partial(offload, directory, device=device, **placed)
-        hardware = measured_here(load, plan, chosen, max_new_tokens)
+        profiles.append(measured_here(load, plan, chosen, max_new_tokens))
 
     say("generating without offloading")
     # On the host: what the device cannot hold is why the model is offloaded.
@@ -107,22 +112,32 @@ def validate(
     del loaded  # before another copy
     release()
 
-    loaded = offload(directory, plan, device=device, **placed, **lane)
-    state = offloaded(loaded)
-    with tempfile.TemporaryDirectory() as folder, state:
-        say("recording the offloaded model")
+    with tempfile.TemporaryDirectory() as folder:
         path = keep_trace or Path(folder) / "engine.trace"
-        ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
-        drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
-        options = RecordOptions(max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn)
-        trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
-        recorded = state.log
-
-        say("timing the offloaded model")
-        state.time_by(partial(device_time, state.device))
-        generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk, sampling)
-        params = [layer.expert_params for layer in state.layers]
-        measured = Measured(recorded, state.timings, state.prefetches, state.expert_bytes, params)
+        loaded = offload(directory, plan, device=device, **placed, **lane)
+        with offloaded(loaded) as state:
+            say("recording the offloaded model")
+            ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
+            drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
+            options = RecordOptions(
+                max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn
+            )
+            trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+            logs, timings, identical = [state.log], [], True
+            for number in range(runs):
+                say(f"timing the offloaded model, run {number + 1} of {runs}")
+                state.time_by(partial(device_time, state.device))
+                generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk, sampling)
+                identical &= generated == plain
+                logs.append(state.log)
+                timings.append(state.timings)
+            params = [layer.expert_params for layer in state.layers]
+            measured = Measured(logs, timings, state.prefetches, state.expert_bytes, params)
+        del loaded, state  # before another copy
+        release()
+        if calibrated_here and runs > 1:
+            say("calibrating again")
+            profiles.append(measured_here(load, plan, chosen, max_new_tokens))
 
         say("simulating")
         return compare(
@@ -130,9 +145,8 @@ def validate(
             plan,
             trace,
             measured,
-            Machine(hardware, calibrated_here, device, emulate_link),
-            tokens=Tokens(compared=sum(map(len, plain)), identical=plain == generated),
-            runs=[state.log],
+            Machine(profiles, calibrated_here, device, emulate_link),
+            tokens=Tokens(compared=sum(map(len, plain)), identical=identical),
             threshold=threshold,
             tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",

@@ -10,22 +10,28 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
+from scipy.special import stdtrit
 
 from tracekit.errors import ModelError
 
 Outcome = Literal["passed", "warned", "failed"]
 Cause = Literal["model", "noise", "unknown"]
 TOLERANCE = 0.15
+RUNS = 3
+"""Times that the engine runs; a machine that is measured for it is measured before and after them."""
 WORDS: dict[Outcome, str] = {"passed": "passed", "warned": "passed with a warning", "failed": "FAILED"}
 
 
 class TimeError(msgspec.Struct, frozen=True, kw_only=True):
     """Simulated against measured time of decode steps, in milliseconds and as a share of the measured time.
 
+    The time of a step, or of a visit, is the median over the runs of its side.
+
     `step_error_median` is the median over decode steps of |simulated - measured| / measured; `total_error` the signed
     error of their sum, `tokens_per_second_error` and `p99_error` of these. `layer_error_median` is the same as the
     first, over visits. `measured_runs` and `simulated_runs` are tokens per second of each run of the engine, and of the
-    simulator with each profile that was measured here; the first is the one that all other numbers are of.
+    simulator with each profile that was measured here.
     """
 
     hardware: str
@@ -143,7 +149,20 @@ def check_tolerance(tolerance: float) -> None:
         raise ModelError(f"a tolerance of {tolerance:g} tells nothing: give a share above 0, such as 0.15")
 
 
+def check_runs(runs: int) -> None:
+    """Raises ModelError for fewer than one."""
+    if runs < 1:
+        raise ModelError(f"{runs} runs measure nothing: give at least 1")
+
+
 def _covered(time: TimeError) -> bool:
-    """Whether the two sides' runs overlap: some run of one is no slower than some of the other, and the other way."""
-    simulated = time.simulated_runs or [time.simulated_tokens_per_second]
-    return min(simulated) <= max(time.measured_runs) and min(time.measured_runs) <= max(simulated)
+    """Whether the two sides' runs are no further apart than chance allows: Student's t of log rates, at 95 %.
+
+    Three runs know little of their own spread; that the lowest of one side is above the highest of the other is not
+    enough to blame the model.
+    """
+    sides = [np.log(time.measured_runs), np.log(time.simulated_runs or [time.simulated_tokens_per_second])]
+    degrees = sum(len(side) - 1 for side in sides)
+    pooled = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / degrees
+    width = float(stdtrit(degrees, 0.975)) * (pooled * sum(1 / len(side) for side in sides)) ** 0.5
+    return bool(abs(sides[0].mean() - sides[1].mean()) <= width)

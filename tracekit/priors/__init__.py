@@ -6,7 +6,7 @@ are synthetic and say so; whatever is found on them is a "prior, not your model"
 """
 
 from tracekit.caution import MARK, PRIOR
-from tracekit.priors.family import LEVELS, Family, Known, Locality, family_names, family_of, load_family
+from tracekit.priors.family import LEVELS, Family, Known, Level, Locality, family_names, family_of, load_family
 from tracekit.priors.traces import is_prior, prior_trace, prior_traces
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PRIOR",
     "Family",
     "Known",
+    "Level",
     "Locality",
     "family_names",
     "family_of",

@@ -33,7 +33,7 @@ Statistic = Literal["overlap", "chance", "any-repeat", "lru", "lru-cold", "hotte
 class Locality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parts of the variance of a gate's scores, each 0 to 1 and at most 1 in all; see the module's text.
 
-    `by_depth` multiplies them at the first layer, the middle and the last, linearly between.
+    `ends` multiplies them at the first and the last MoE layer, where real models route more by the token alone.
     """
 
     popularity: float
@@ -42,26 +42,24 @@ class Locality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slow_tokens: float
     fast: float
     fast_tokens: float
-    by_depth: tuple[float, float, float] = (1, 1, 1)
+    ends: tuple[float, float] = (1, 1)
 
     def correlation(self, lag: float) -> float:
-        """Of an expert's scores `lag` tokens apart in a request, where `by_depth` is 1."""
+        """Of an expert's scores `lag` tokens apart in a request, but at the ends."""
         decaying = self.slow * math.exp(-lag / self.slow_tokens) + self.fast * math.exp(-lag / self.fast_tokens)
         return self.popularity + self.topic + decaying
 
-    def at_depth(self, layer: int, layers: int) -> float:
-        """The factor of `by_depth` at a layer of `layers`."""
-        first, middle, last = self.by_depth
-        depth = 2 * layer / max(1, layers - 1)
-        return first + (middle - first) * depth if depth <= 1 else middle + (last - middle) * (depth - 1)
+    def at_layer(self, layer: int, layers: int) -> float:
+        """The factor of `ends` at a layer of `layers`."""
+        return self.ends[0] if layer == 0 else self.ends[1] if layer == layers - 1 else 1.0
 
     def check(self, label: str) -> None:
         """TraceError, after `label`, for what is no variance."""
         parts = (self.popularity, self.topic, self.slow, self.fast)
-        if not all(part >= 0 for part in parts) or not all(factor >= 0 for factor in self.by_depth):
+        if not all(part >= 0 for part in parts) or not all(factor >= 0 for factor in self.ends):
             raise TraceError(f"{label}: parts of a variance are 0 or more")
-        if not sum(parts) * max(self.by_depth) <= 1:
-            raise TraceError(f"{label}: the parts of the variance are {sum(parts) * max(self.by_depth):.3f}, at most 1")
+        if not sum(parts) * max(1, *self.ends) <= 1:
+            raise TraceError(f"{label}: the parts of the variance are {sum(parts) * max(1, *self.ends):.3f}, at most 1")
         if not (self.slow_tokens > 0 and self.fast_tokens > 0):
             raise TraceError(f"{label}: slow_tokens and fast_tokens are above 0")
 
@@ -108,9 +106,9 @@ class Family(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return found
 
     def distance(self, experts: int, top_k: int) -> float:
-        """How far a granularity is from the family's: doublings of the experts, and of the share chosen."""
+        """How far a granularity is from the family's: doublings of the experts, and half those of the share chosen."""
         share = math.log2(top_k / experts) - math.log2(self.top_k / self.experts)
-        return abs(math.log2(experts / self.experts)) + abs(share)
+        return abs(math.log2(experts / self.experts)) + abs(share) / 2
 
     def models(self) -> tuple[str, ...]:
         """The models it was fitted to, in the order of the file."""
@@ -142,6 +140,11 @@ def load_family(name: str | os.PathLike[str]) -> Family:
     return family
 
 
-def family_of(experts: int, top_k: int) -> Family:
-    """The shipped family nearest to a granularity; of equally near ones the first by name."""
-    return min(map(load_family, family_names()), key=lambda family: family.distance(experts, top_k))
+def family_of(experts: int, top_k: int, *, without: str | None = None) -> Family:
+    """The shipped family nearest to a granularity, of equally near ones the first by name.
+
+    `without`: none that was fitted to this model.
+    """
+    families = [load_family(name) for name in family_names()]
+    fit = [family for family in families if without not in family.models()]
+    return min(fit, key=lambda family: family.distance(experts, top_k))

@@ -25,7 +25,7 @@ class Gate:
         layers, experts = len(experts_per_layer), max(experts_per_layer)
         self.layers, self.top_k = layers, top_k
         self._shape = (layers, experts)
-        factor = np.array([locality.at_depth(layer, layers) for layer in range(layers)])
+        factor = np.array([locality.at_layer(layer, layers) for layer in range(layers)])
         part = {name: np.sqrt(factor * getattr(locality, name)) for name in ("popularity", "topic", "slow", "fast")}
         rest = 1 - factor * (locality.popularity + locality.topic + locality.slow + locality.fast)
         self._mix = np.stack([part["slow"], part["fast"], np.sqrt(np.maximum(rest, 0))], axis=1).astype(np.float32)

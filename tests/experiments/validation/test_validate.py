@@ -19,7 +19,7 @@ from experiments.validation.calibrating import calibration_plans  # noqa: E402
 from experiments.validation.comparison import compare_logs, profile_warnings  # noqa: E402
 from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
-from tracekit.errors import PlanError  # noqa: E402
+from tracekit.errors import ModelError, PlanError  # noqa: E402
 from tracekit.recorder.prompts import Prompt  # noqa: E402
 from tracekit.trace import Trace  # noqa: E402
 
@@ -43,7 +43,7 @@ def single_thread() -> Iterator[None]:
 def test_engine_equals_the_plain_model_and_the_simulator(name: str, capacity: str, prefetch: str) -> None:
     plan = plan_from_dict({"cache": {"capacity": capacity}, "prefetch": {"predictor": prefetch}})
     result = validate(
-        CHECKPOINTS / name, plan, PROMPTS, hardware=load_hardware("t4"), dtype="float32", max_new_tokens=12
+        CHECKPOINTS / name, plan, PROMPTS, hardware=load_hardware("t4"), dtype="float32", max_new_tokens=12, runs=1
     )
     assert result.tokens.identical and result.tokens.compared == 24
     assert result.decisions.identical, result.decisions.first_difference
@@ -62,6 +62,7 @@ def test_policies_that_read_gate_weights_and_layer_order_decide_alike() -> None:
             hardware=load_hardware("t4"),
             dtype="float32",
             max_new_tokens=12,
+            runs=1,
         )
         assert result.decisions.identical, (eviction, prefetch, result.decisions.first_difference)
         assert result.tokens.identical
@@ -71,7 +72,7 @@ def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.
     model = CHECKPOINTS / NAMES[0]
     plan = plan_from_dict({"cache": {"capacity": "3/layer"}})
     hardware = load_hardware("t4")
-    settings = {"hardware": hardware, "dtype": "float32", "max_new_tokens": 8}
+    settings = {"hardware": hardware, "dtype": "float32", "max_new_tokens": 8, "runs": 1}
     validate(model, plan, PROMPTS[1:], keep_trace=tmp_path / "profile.trace", **settings)
     tables = {"policy": "static", "profile": str(tmp_path / "profile.trace")}
     static = plan_from_dict({"cache": {"capacity": "3/layer"}, "eviction": tables})
@@ -96,9 +97,13 @@ def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(
         calibration_prompts=PROMPTS[1:],
         dtype="float32",
         max_new_tokens=8,
+        runs=2,
         keep_trace=tmp_path / "engine.trace",
     )
     assert result.warnings == []
+    # Both sides are repeated: the engine runs twice, between two measurements of the machine.
+    assert len(result.time.measured_runs) == len(result.time.simulated_runs) == 2
+    assert result.judged.measured_spread is not None and result.judged.simulated_spread is not None
     assert result.time.calibrated_here and result.time.simulated_tokens_per_second > 0
     trace = Trace.open(tmp_path / "engine.trace")
     assert trace.manifest.complete and trace.manifest.expert_params[0] > 0
@@ -141,6 +146,8 @@ def test_the_cpu_lane_is_validated_with_a_profile_that_knows_the_cpu(tmp_path: P
     plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "compute": {"cpu_experts": "auto"}})
     with pytest.raises(PlanError, match="give --hardware"):
         validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], dtype="float32", max_new_tokens=4)
+    with pytest.raises(ModelError, match="0 runs measure nothing"):
+        validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], runs=0)
     profile = load_hardware("rtx3060")
     assert profile.cpu is not None
     result = validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], hardware=profile, dtype="float32", max_new_tokens=6)
@@ -197,6 +204,7 @@ def test_quantised_experts_agree_with_the_rounded_model_and_the_simulator(weight
         hardware=load_hardware("t4"),
         dtype="float32",
         max_new_tokens=8,
+        runs=1,
     )
     assert result.passed, result.verdict
     assert result.tokens.compared == 8 and result.plan["weights"] == tables["weights"]
@@ -209,6 +217,6 @@ def test_grouped_kernels_are_validated_against_themselves_over_stacked_experts()
         pytest.skip("Triton's interpreter is not at hand: its extra is not installed, or there is a GPU")
     plan = plan_from_dict({"cache": {"capacity": "4/layer"}, "compute": {"kernels": "grouped"}})
     prompt = Prompt(id="a", prompt="The")
-    settings = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 2}
+    settings = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 2, "runs": 1}
     result = validate(CHECKPOINTS / NAMES[0], plan, [prompt], **settings)
     assert result.decisions.identical and result.tokens.identical and result.tokens.compared == 2

@@ -57,6 +57,8 @@ def test_time_alone_warns_and_a_difference_fails() -> None:
         ([100.0, 98.0, 101.0], [140.0], "model", "3 runs are 3.0 % apart, so it is the model's error"),
         ([100.0, 98.0, 141.0], [140.0], "noise", "43.0 % apart, so it may be the machine's noise"),
         ([100.0, 99.0], [140.0, 98.0], "noise", "the simulator's 2 runs are 35.3 % apart"),
+        # No run is as fast as the simulator, but three so far apart say little of a fourth.
+        ([100.0, 85.0, 130.0], [131.0, 132.0], "noise", "the engine's 3 runs are 45.0 % apart"),
         ([100.0, 99.0], [140.0, 150.0], "model", "the simulator's 2 runs are 6.9 % apart"),
     ],
 )
