@@ -9,6 +9,8 @@ import pytest
 # Without a GPU, Triton's kernels are interpreted on the CPU: asked for before any module that defines one is read.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Some families' configurations ask the hub for others' when they are built: nothing here may go to a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_configure() -> None:

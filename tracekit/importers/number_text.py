@@ -45,7 +45,10 @@ def numbers_in(text: memoryview) -> NDArray[np.signedinteger] | None:
             return None
         rest = rest[whole * len(unit) :]
         digits = piece.translate(None, b"[]" + _BLANK).rstrip(b",")
-        values = np.fromstring(digits.decode(), np.int64, sep=",") if digits else np.zeros(0, np.int64)
+        try:
+            values = np.fromstring(digits.decode(), np.int64, sep=",") if digits else np.zeros(0, np.int64)
+        except ValueError:  # what is no whole number may stand behind the rows that are alike
+            return None
         narrow = not len(values) or (values.min() >= -(2**15) and values.max() < 2**15)
         found.append(values.astype(np.int16 if narrow else np.int32))
     if rest:

@@ -68,19 +68,41 @@ def load_model(
     MoE model; all that is cheap to know is checked before any weight is read.
     """
     chosen, place = parse_dtype(dtype), parse_device(device)
+    directory, config = _checked(path_or_id, trust_remote_code)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    return _loaded(directory, config, chosen, place, trust_remote_code), tokenizer
+
+
+def load_without_tokenizer(path_or_id: str | Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """As `load_model`, of a directory that need not have a tokenizer: who counts in tokens already needs none."""
+    chosen, place = parse_dtype(dtype), parse_device(device)
+    directory, config = _checked(path_or_id, trust_remote_code=False)
+    return _loaded(directory, config, chosen, place, trust_remote_code=False)
+
+
+def _checked(path_or_id: str | Path, trust_remote_code: bool) -> tuple[Path, "PreTrainedConfig"]:
+    """The model's directory and configuration. Raises ModelError for all that is cheap to know."""
     directory = find_model(path_or_id)
     config = load_config(directory, trust_remote_code=trust_remote_code)
     empty = check_experts(config, directory, trust_remote_code=trust_remote_code)
     check_weights(directory)
     check_size(empty, directory)
-    del empty
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    return directory, config
+
+
+def _loaded(
+    directory: Path,
+    config: "PreTrainedConfig",
+    dtype: "torch.dtype | str",
+    place: torch.device,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
     placement: dict[str, dict[str, torch.device]] = {"device_map": {"": place}} if find_spec("accelerate") else {}
     with quietly(directory):
         loaded, report = _auto_class(config).from_pretrained(
             directory,
             config=config,
-            dtype=chosen,
+            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
@@ -93,7 +115,7 @@ def load_model(
         model.train(False)
         if not _grouped_mm_can_serve(model):
             model.set_experts_implementation("eager")
-    return model, tokenizer
+    return model
 
 
 def find_model(path_or_id: str | Path) -> Path:

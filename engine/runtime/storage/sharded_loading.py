@@ -27,7 +27,7 @@ from tracekit.recorder.models import (
     find_model,
     load_config,
     load_generation_settings,
-    load_model,
+    load_without_tokenizer,
     parse_dtype,
     quietly,
 )
@@ -42,8 +42,8 @@ def opened_checkpoint(
 ) -> Iterator[tuple[PreTrainedModel, Origin]]:
     """The model at `path_or_id`, its experts without storage and the rest on `device`, and where its experts are.
 
-    These can be read within the block. Bit for bit what `load_model` loads. Checkpoints in a quantised format, and
-    code that comes with a model, are loaded whole, which `say` is called with. Raises ModelError.
+    These can be read within the block. Bit for bit what `load_without_tokenizer` loads. Checkpoints in a quantised
+    format, and code that comes with a model, are loaded whole, which `say` is called with. Raises ModelError.
     """
     directory = find_model(path_or_id)
     config = load_config(directory)
@@ -51,7 +51,7 @@ def opened_checkpoint(
     reason = _must_be_whole(config)
     if reason:
         say(f"{directory} is loaded whole: {reason}")
-        yield load_model(directory, dtype, "cpu")[0], LoadedExperts()
+        yield load_without_tokenizer(directory, dtype, "cpu"), LoadedExperts()
         return
     # Here, since older versions of transformers have not what it imports.
     from engine.runtime.storage.checkpoint_experts import CheckpointExperts
@@ -100,12 +100,19 @@ class LazyTensor:
         return self.stored.read(dtype=dtype).to(self.device)
 
 
-def _must_be_whole(config: PreTrainedConfig) -> str:
-    """Why a model cannot be loaded shard by shard; "" if it can."""
+def too_old() -> str:
+    """What of the installed packages cannot load any model shard by shard; "" if they can."""
     for package, wanted in STREAMED_WITH.items():
         have = metadata.version(package)
         if tuple(map(int, re.findall(r"\d+", have)[:2])) < wanted:
             return f"{package} {have} is installed, and only {'.'.join(map(str, wanted))} or newer reads it in parts"
+    return ""
+
+
+def _must_be_whole(config: PreTrainedConfig) -> str:
+    """Why a model cannot be loaded shard by shard; "" if it can."""
+    if reason := too_old():
+        return reason
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are in a quantised format, which transformers unpacks"
     if getattr(config, "auto_map", None):
