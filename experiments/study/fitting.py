@@ -5,7 +5,7 @@ them has, where the study's `serve` does not say. What follows from it (keys, na
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 
@@ -18,18 +18,22 @@ from engine.shapes import ModelShape
 from engine.shapes.load import Load
 from tracekit.errors import CapacityError, PlanError
 from tracekit.manifest import Manifest
-
-if TYPE_CHECKING:
-    from experiments.study.cells import Routing
+from tracekit.trace import Trace
 
 AUTO = "auto"
+
+
+class Routing(Protocol):
+    """Whatever opens a trace as it is to be replayed (`experiments.study.cells.Routing`)."""
+
+    def open(self) -> Trace: ...
 
 
 class Fitting:
     """What `auto` means on each machine, for the traces of a study; `routings` by batch size."""
 
     def __init__(
-        self, routings: Mapping[int | None, Sequence["Routing"]], max_device_bytes: int | None, reshape: str | None
+        self, routings: Mapping[int | None, Sequence[Routing]], max_device_bytes: int | None, reshape: str | None
     ) -> None:
         self._routings, self._limit, self._reshape = routings, max_device_bytes, reshape
         self._opened: dict[int | None, list[tuple[Manifest, Steps]]] = {}
