@@ -13,8 +13,9 @@ from experiments.recommend.choice import Recommendation
 from experiments.recommend.race import Entrant, Race
 from experiments.recommend.recommend import recommend
 from experiments.recommend.residence import Residence
+from tracekit.priors.family import Level
 
-LIKELY = "likely"
+LIKELY: Level = "likely"
 TOKENS, REQUESTS = 1024, 4
 """Generated tokens in all and requests, where nothing else is asked for."""
 
