@@ -86,7 +86,8 @@ def served(name: str, dtype: str, plan: Plan, prompt: int, new: int, batch: int)
             PeakBytes(*tensors()) as counted,
         ):
             list(generation.passes())
-        cache = sum(tensor.nbytes for layer in generation.cache.layers for tensor in (layer.keys, layer.values))
+        kept_cache: Any = generation.cache
+        cache = sum(tensor.nbytes for layer in kept_cache.layers for tensor in (layer.keys, layer.values))
         slot = state.pool.bytes // state.pool.slots
         return Served(sum(kept.values()), slot, len(state.layers), cache, counted.peak, allocated(profiled))
 
