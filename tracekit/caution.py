@@ -28,6 +28,10 @@ class Caution(msgspec.Struct, frozen=True):
 
 
 FEW_TOKENS = 64
+PRIOR = "synthetic prior"
+"""The source that the manifest of a trace drawn from a prior (`tracekit.priors`) names."""
+MARK = "prior, not your model"
+"""What is said beside every figure that comes from one."""
 
 
 def routing_cautions(*, complete: bool, source: str, decode_tokens: int, independent: bool | None) -> list[Caution]:
@@ -35,7 +39,10 @@ def routing_cautions(*, complete: bool, source: str, decode_tokens: int, indepen
     found = []
     if not complete:
         found.append(Caution("incomplete trace", "the trace is incomplete: its recording did not finish"))
-    if source.startswith("synthetic"):
+    if source == PRIOR:
+        text = f"{MARK}: routing drawn from what is published of models of this granularity"
+        found.append(Caution("synthetic trace", text))
+    elif source.startswith("synthetic"):
         found.append(Caution("synthetic trace", "the trace is synthetic: hit ratios say nothing about a real model"))
     if decode_tokens == 0:
         found.append(Caution("no decode steps", "the trace has no decode steps: no tokens per second"))

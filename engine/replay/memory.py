@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from engine.hardware import HardwareProfile
@@ -99,7 +100,7 @@ def fit_capacity(
             f"has {room / 2**30:.1f} GiB of {machine.device.memory_bytes / 2**30:.1f} for them: store weights in fewer "
             "bits, or give a shorter context"
         )
-    return plan.replace(cache=CachePlan(capacity=f"{slots}/layer"))
+    return plan.replace(cache=msgspec.structs.replace(plan.cache, capacity=f"{slots}/layer"))
 
 
 def expanded_bytes(shape: ModelShape, plan: Plan) -> int:

@@ -1,7 +1,5 @@
 """`tracekit calibrate`: this machine as a hardware profile that the simulator reads."""
 
-from contextlib import ExitStack
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +7,6 @@ import typer
 
 from experiments.cli import console, options
 from tracekit.errors import HardwareError
-
-PROMPTS = (
-    "Return a list of the names in the current scope, sorted by",
-    "def read(self, size=-1):\n    if self.closed:\n        raise ValueError(",
-    "The module defines the following functions and classes:",
-)
-
-MAX_NEW_TOKENS = 32
 
 
 def command(
@@ -57,14 +47,10 @@ def command(
         raise HardwareError(f"--disk {disk} is no directory: give one on the disk that slabs are to lie on")
     import torch
 
-    from engine.plan.plan import Plan
-    from engine.runtime.calibration.engine_costs import Workload
     from engine.runtime.calibration.machine_profile import STAGES, calibrate_machine, summary
-    from engine.runtime.offload import offload
-    from engine.runtime.offload_state import offloaded
     from experiments.demo.reference_models import CHECKPOINTS, NAMES
-    from tracekit.recorder.models import find_model, load_tokenizer, parse_device, parse_dtype
-    from tracekit.recorder.prompts import Prompt, encode_prompts
+    from experiments.measuring import workloads
+    from tracekit.recorder.models import find_model, parse_device, parse_dtype
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -74,23 +60,19 @@ def command(
         raise HardwareError(
             f"--dtype {dtype} is not what compute can be measured in: give float32, bfloat16 or float16"
         )
-    # Some hits, some loads, and a gate that is asked ahead, so that each has its share in what a visit takes.
-    plans = [Plan("50%/layer", prefetch="gate")]
-    directories = [find_model(model or CHECKPOINTS / NAMES[0])]
-    if model is None:  # small enough for several at a time: other numbers of experts, and without asking ahead
-        plans.append(Plan("50%/layer"))
-        directories = [find_model(CHECKPOINTS / each) for each in NAMES]
-    given = [Prompt(id=str(i), prompt=text) for i, text in enumerate(PROMPTS)]
-    with ExitStack() as opened, console.progress("measuring", STAGES) as advance:
-        workloads = []
-        for where, plan in product(directories, plans):
-            loaded = offload(where, plan, device=place, dtype=str(chosen).removeprefix("torch."))
-            opened.enter_context(offloaded(loaded))
-            workloads.append(Workload(loaded, encode_prompts(given, load_tokenizer(where)), MAX_NEW_TOKENS))
+    # A gate that is asked ahead has its share in what a visit takes; small models, several at a time, also without.
+    names = NAMES if model is None else [model]
+    directories = [find_model(CHECKPOINTS / name if model is None else name) for name in names]
+    prefetch = ["gate"] if model is not None else ["gate", "none"]
+    word = str(chosen).removeprefix("torch.")
+    with (
+        console.progress("measuring", STAGES) as advance,
+        workloads(directories, place, word, prefetch=prefetch) as running,
+    ):
         found = calibrate_machine(
-            workloads,
+            running,
             dtype=chosen,
-            formats=[word for word in (weights or "").split(",") if word],
+            formats=[each for each in (weights or "").split(",") if each],
             disk=disk,
             name=name,
             rounds=rounds,

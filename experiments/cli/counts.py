@@ -61,6 +61,11 @@ def replay_cells(
     where = f"{shape.name} on {machine.name} ({machine.engine.name})"
     title = f"{path.name}: {where}, misses {spread}, experts {chosen.compute.experts}"
     console.table(title, COLUMNS, [_row(cell) for cell in found])
+    if not machine.calibrated:
+        console.tell(
+            "Modelled, not measured. Counts have no requests to take an interval over: --spread random, with several "
+            "--seed, shows what it matters which lookups miss."
+        )
 
 
 COLUMNS = ("cell", "ms/step", "tokens/s", "compute", "overhead", "stall", "link", "hit ratio", "measured", "error")

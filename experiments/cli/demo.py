@@ -25,6 +25,7 @@ def command(
 
     say("importing")
     from experiments.demo.chain import HARDWARE, SHAPE, run_demo
+    from experiments.statistics.speeds import MODELLED, interval_words
     from experiments.validation.verdict import WORDS
 
     result = run_demo(output, say)
@@ -40,10 +41,12 @@ def command(
             share = "-" if speed is None or bound is None else f"{100 * speed / bound:.0f} %"
             prefetched = console.percent(row.result.hits_by.prefetch / row.result.lookups)
             capacity, hits = str(row.plan["cache"]["capacity"]), console.percent(row.result.hit_ratio)
-            rows.append([row.title, capacity, hits, prefetched, console.number(speed, 3), share])
+            rows.append(
+                [row.title, capacity, hits, prefetched, console.number(speed, 3), interval_words(row.ends, 2), share]
+            )
         console.table(
-            f"Plans on a modelled {HARDWARE} at {SHAPE}'s shape",
-            ["plan", "capacity", "hit ratio", "prefetched", "tokens/s", "of the bound"],
+            f"Plans on a {HARDWARE} at {SHAPE}'s shape, {MODELLED}",
+            ["plan", "capacity", "hit ratio", "prefetched", "tokens/s", "interval", "of the bound"],
             rows,
         )
         verdict, time_found = result.validation, result.validation.time

@@ -1,9 +1,11 @@
 """`tracekit info MODEL`: what a model is and takes, where it fits, how fast it could be, before it is fetched."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from experiments.cli import console
 from experiments.cli.console import percent
+from experiments.statistics.speeds import MODELLED
 
 if TYPE_CHECKING:
     from engine.replay.prospect import Prospect
@@ -37,7 +39,9 @@ def tell_model(
     word = weights or "q4_k"
     serve = {"context": context, "batch": batch} | ({} if kv_cache is None else {"kv_cache": kv_cache})
     plan = Plan("auto", weights=word, serve=serve)
-    found = [prospect(shape, load_hardware(one, engine), plan) for one in hardware or hardware_names()]
+    machines = [load_hardware(one, engine) for one in hardware or hardware_names()]
+    found = [prospect(shape, machine, plan) for machine in machines]
+    measured = {machine.name for machine in machines if machine.calibrated}
     sizes = _sizes(shape)
     kv = WeightFormat.parse(kv_cache or "bf16")
     caches = {tokens: kv_bytes(shape, tokens, kv) for tokens in sorted({*CONTEXTS, context})}
@@ -69,8 +73,11 @@ def tell_model(
     console.table(shape.name, ["what", "value"], _facts(shape, sizes, caches, name))
     title = f"{word}, {context} tokens of context" + (f", {batch} sequences" if batch > 1 else "")
     console.table(title, COLUMNS, [_row(one) for one in found])
-    console.tell(_sentence(shape, found, word, context))
-    console.tell("Modelled, not measured; real routing repeats itself, so a cache does better than even routing.")
+    console.tell(_sentence(shape, found, word, context, measured))
+    console.tell(
+        "Speeds are modelled, not measured, between every expert copied and none; real routing repeats itself, so a "
+        "cache does better than even routing."
+    )
     return int(not any(one.fits for one in found))
 
 
@@ -94,7 +101,7 @@ def _row(one: "Prospect") -> list[str]:
     return [*cells, share, *(f"{speed:.1f} tok/s" for speed in (one.missing, one.even, one.resident))]
 
 
-def _sentence(shape: "ModelShape", found: "list[Prospect]", word: str, context: int) -> str:
+def _sentence(shape: "ModelShape", found: "list[Prospect]", word: str, context: int, measured: Collection[str]) -> str:
     fitting = [one for one in found if one.fits]
     where = f"{shape.name} in {word} with {context} tokens of context"
     if not fitting:
@@ -104,9 +111,10 @@ def _sentence(shape: "ModelShape", found: "list[Prospect]", word: str, context: 
     whole = best.slots == best.experts
     held = "all of it" if whole else f"{best.slots} of {best.experts} experts of each layer"
     speed = f"{best.resident:.1f}" if whole else f"{best.missing:.1f} to {best.resident:.1f}"
+    said = "" if best.machine in measured else f", {MODELLED}"
     return (
         f"{where} runs on {', '.join(one.machine for one in fitting)}; fastest on {best.machine}, which holds {held}: "
-        f"{speed} tokens/s."
+        f"{speed} tokens/s{said}."
     )
 
 

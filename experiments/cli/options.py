@@ -45,6 +45,12 @@ Reshape = Annotated[
     typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
 ]
 
+PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all; 256")]
+PriorPrompt = Annotated[
+    int | None, typer.Option("--prompt-tokens", min=0, help="of prior: tokens of each request's prompt; 128")
+]
+PriorRequests = Annotated[int | None, typer.Option("--requests", min=1, help="of prior: one, or as many as --batch")]
+
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
 Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]
@@ -68,6 +74,14 @@ def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
     if not gigabytes_per_s > 0:
         raise HardwareError(f"--emulate-link {gigabytes_per_s:g} is no speed: give GB/s above 0")
     return EmulatedLink(gigabytes_per_s * 1e9)
+
+
+def refuse_without_prior(model: str | None, *asked: int | None) -> None:
+    """Raise PlanError if routing is described (`PriorTokens`, ...) that a recorded trace has already."""
+    if model is None and any(value is not None for value in asked):
+        raise PlanError(
+            "--tokens, --prompt-tokens and --requests say what routing to draw: give prior:MODEL in place of a trace"
+        )
 
 
 def refuse_decided(option: str, asked: Mapping[str, object]) -> None:

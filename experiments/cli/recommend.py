@@ -1,25 +1,31 @@
 """`tracekit recommend`: which plan to run on which machine."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from experiments.cli import console, options
 
 if TYPE_CHECKING:
-    from experiments.recommend import Choice, Recommendation
+    from engine.hardware import HardwareProfile
+    from experiments.recommend import Recommendation
 
-GIB = 1 << 30
+HERE = "this-machine"
 
 
 def command(
     model: Annotated[
         str, typer.Argument(help="a model: its directory, config.json or GGUF, or a shipped shape's name; or trace")
     ],
-    trace: Annotated[Path, typer.Option(help="recorded routing of the model, or of one with as many experts")],
-    hardware: Annotated[list[str], typer.Option(help="the machine, repeatable; `calibrate` measures this one")],
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="recorded routing of the model, or of one with as many experts; without it a prior is drawn"),
+    ] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(help="the machine, repeatable; without it this one is measured, with the model of the directory"),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
     ] = None,
@@ -28,9 +34,28 @@ def command(
     ] = None,
     engine: options.Engine = None,
     reshape: options.Reshape = None,
+    tokens: options.PriorTokens = None,
+    prompt_tokens: options.PriorPrompt = None,
+    requests: options.PriorRequests = None,
     memory: options.Memory = None,
+    host_memory: Annotated[
+        str | None, typer.Option(help="host memory for experts, e.g. 32GiB; the profile's if not given")
+    ] = None,
+    disk_speed: Annotated[
+        str | None, typer.Option(help="what the disk reads, e.g. 3GB/s, for experts that host memory cannot hold")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="formats to choose from: bf16,hqq-4bit,... or q4_k,mxfp4,...; the engine's own")
+    ] = None,
+    quality: Annotated[
+        Path | None, typer.Option(help="what formats lose: a JSON file of measurements (docs/sizing.md)")
+    ] = None,
+    quality_loss: Annotated[
+        str | None, typer.Option(help="leave out formats that are known to lose more, e.g. 2%; needs --quality")
+    ] = None,
+    device: Annotated[str, typer.Option(help="of this machine, if it is measured: auto, cpu, cuda, ...")] = "auto",
+    measure_disk: Annotated[
+        Path | None, typer.Option(help="a directory whose disk is measured too, if this machine is")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="write the fastest plan here; with several machines a folder")
@@ -40,113 +65,138 @@ def command(
 ) -> None:
     """Try formats, capacities, policies, prefetchers and the CPU lane in the machine's memory; say which is fastest.
 
-    The best plan of each format, with an interval over requests, memory and what limits it. Modelled, not measured: run
-    the plan with `tracekit validate` where the model is. How much a format loses in quality is not weighed here.
+    The best plan of each format, with an interval over requests, memory by part, what limits it, and what a token
+    costs. Modelled, not measured: run the plan with `tracekit validate` where the model is. Experts lie on disk where
+    host memory cannot hold them, if it is known how fast that is.
+
+    Without --trace, routing is drawn from what is published of models like it: a prior, not your model, whose interval
+    is between the least and the most local of these. Without --hardware this machine is measured, with the model.
 
     Example: tracekit recommend mixtral-8x7b --trace my.trace --hardware rtx3060 --context 8192 --output best.plan.toml
     """
-    import msgspec
-
-    from engine.hardware import load_hardware
     from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
-    from experiments.recommend import FORMATS, recommend
-    from tracekit.durable import reporting, write_synced
+    from experiments.cli.prior import asked
+    from experiments.cli.recommended import next_command, plain, show
+    from experiments.prior import model_of
+    from experiments.recommend import FORMATS, recommend, recommend_on_prior
+    from experiments.recommend.on_prior import REQUESTS, TOKENS
+    from experiments.recommend.quality import load_quality, parse_loss
+    from experiments.recommend.residence import HostMemory
+    from tracekit.errors import PlanError
     from tracekit.trace import Trace
 
-    opened, limit = Trace.open(trace), parse_memory(memory)
+    like = model if trace is None else model_of(trace)
+    options.refuse_without_prior(like, tokens, prompt_tokens, requests)
+    if like == "trace":
+        raise PlanError("which routing? Give --trace, or a model in place of `trace`: routing like its is then drawn")
+    opened, limit = Trace.open(trace) if like is None and trace is not None else None, parse_memory(memory)
+    room, rate = parse_memory(host_memory, "--host-memory"), _rate(disk_speed)
+    losses, most = None if quality is None else load_quality(quality), parse_loss(quality_loss)
+    if most is not None and losses is None:
+        raise PlanError("--quality-loss needs to know what formats lose: give --quality FILE.json too")
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
-    machines = {machine.name: machine for machine in (load_hardware(name, engine) for name in hardware)}
-    places = {} if output is None else _places(output, list(machines))
+    named = _named(hardware or [], engine, limit)
+    if named and measure_disk is not None:
+        raise PlanError("--measure-disk is of this machine: leave out --hardware, or give --disk-speed")
+    places = {} if output is None else _places(output, list(named) or [HERE])
+    profile = None if named or output is None else _free(beside(output))
+    machines = named or {HERE: _measured(model, engine, device, formats, measure_disk, limit)}
+    if profile is not None:
+        _save(profile, machines[HERE].to_toml())
     found: dict[str, Recommendation] = {}
     for name, machine in machines.items():
-        if limit is not None:
-            device = msgspec.structs.replace(machine.device, memory_bytes=limit)
-            machine = msgspec.structs.replace(machine, device=device)
         with console.progress(f"trying plans on {name}", None) as advance:
-            found[name] = recommend(
-                opened,
-                machine,
-                shape,
-                context=context,
-                batch=batch,
-                formats=formats,
-                reshape=reshape,
-                workers=workers,
-                progress=advance,
-            )
+            how: dict[str, Any] = {
+                **{"context": context, "batch": batch, "formats": formats, "host": HostMemory.of(machine, room, rate)},
+                **{"quality": losses, "quality_loss": most, "reshape": reshape, "workers": workers},
+                "progress": advance,
+            }
+            if opened is not None:
+                found[name] = recommend(opened, machine, shape, **how)
+            else:
+                wanted = asked(
+                    like or model,
+                    tokens=tokens or TOKENS,
+                    prompt_tokens=prompt_tokens,
+                    requests=requests or batch or REQUESTS,
+                )
+                found[name] = recommend_on_prior(wanted, machine, shape, **how)
         if name in places:  # at once: another machine may fail
-            best = found[name].choices[0].plan.to_toml().encode()
-            with reporting(places[name]):
-                write_synced(places[name], partial(_write, best))
+            _save(places[name], found[name].choices[0].plan.to_toml())
     if json:
-        console.emit_json({name: _plain(one) for name, one in found.items()})
+        console.emit_json({name: plain(one) for name, one in found.items()})
         return
     for name, one in found.items():
-        title = f"{model} on {name}, routing of {trace.name}: {one.tried} replays"
-        console.table(title, COLUMNS, [_row(choice) for choice in one.choices])
-        for word, why in one.refused.items():
-            console.tell(f"{word} is left out: {why}")
-    console.tell("Modelled, not measured: `tracekit validate` holds a plan against the engine.")
+        routing = f"routing of {trace.name}" if opened is not None and trace is not None else "routing drawn"
+        show(f"{model} on {name}, {routing}", one)
+        if name in places:
+            told = str(profile) if profile is not None else (hardware or [name])[list(machines).index(name)]
+            console.tell(f"wrote {places[name]}, the fastest of these: {next_command(model, one, places[name], told)}")
 
 
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
+def _named(hardware: list[str], engine: str | None, limit: int | None) -> "dict[str, HardwareProfile]":
+    """The machines that are named, with no more device memory than `limit`, by name."""
+    from msgspec.structs import replace
+
+    from engine.hardware import load_hardware
+
+    found = [load_hardware(name, engine) for name in hardware]
+    if limit is not None:
+        found = [replace(one, device=replace(one.device, memory_bytes=limit)) for one in found]
+    return {machine.name: machine for machine in found}
+
+
+def _measured(
+    model: str, engine: str | None, device: str, formats: tuple[str, ...], disk: Path | None, limit: int | None
+) -> "HardwareProfile":
+    """This machine, measured with the model."""
+    from engine.hardware import load_hardware
+    from engine.plan.weights import WeightFormat
+    from experiments.measuring import STAGES, measured_machine
+
+    expanded = [word for word in formats if WeightFormat.parse(word).group]
+    with console.progress("measuring this machine", STAGES) as advance:
+        machine = measured_machine(model, device=device, formats=expanded, disk=disk, memory=limit, advance=advance)
+    return load_hardware(machine, engine)
+
+
+def _rate(text: str | None) -> int | None:
+    """Bytes per second of `3GB/s`."""
+    from engine.plan.capacity import parse_memory
+
+    return parse_memory(None if text is None else text.strip().removesuffix("/s"), "--disk-speed")
+
+
+def _save(place: Path, text: str) -> None:
+    from tracekit.durable import reporting, write_synced
+
+    with reporting(place):
+        write_synced(place, lambda file: file.write(text.encode()))
+
+
+def beside(plan: Path) -> Path:
+    """Where the profile of the machine lies that was measured for this plan: `my.plan.toml`, `my.hardware.toml`."""
+    return plan.with_name(f"{plan.name.removesuffix('.toml').removesuffix('.plan')}.hardware.toml")
 
 
 def _places(output: Path, names: list[str]) -> dict[str, Path]:
     """Where each machine's plan is written, checked before the work: a file, or of several machines a folder."""
-    from tracekit.durable import check_place, reporting
-    from tracekit.errors import PlanError
+    from tracekit.durable import reporting
 
     if len(names) > 1:
         with reporting(output):
             output.mkdir(parents=True, exist_ok=True)
-    places = {name: output if len(names) == 1 else output / f"{name}.plan.toml" for name in names}
-    for place in places.values():
-        if place.is_file():
-            raise PlanError(f"{place} exists: choose another --output, or remove it")
-        check_place(place)
-    return places
+    return {name: _free(output if len(names) == 1 else output / f"{name}.plan.toml") for name in names}
 
 
-COLUMNS = ("weights", "plan", "tokens/s", "95 % interval", "TTFT ms", "GiB", "most time goes to", "J/token")
+def _free(place: Path) -> Path:
+    """The place of a file that can be written and is not there yet."""
+    from tracekit.durable import check_place
+    from tracekit.errors import PlanError
 
-
-def _row(choice: "Choice") -> list[str]:
-    from experiments.study.grid import plan_name
-
-    time, estimates = choice.result.time, choice.result.estimates
-    assert time is not None and estimates is not None
-    between = "too few requests" if choice.low is None else f"{choice.low:.2f} to {console.number(choice.high, 2)}"
-    return [
-        str(choice.plan.weights.experts),
-        plan_name(choice.plan, stored=False),
-        f"{choice.tokens_per_second:.2f}",
-        between,
-        console.number(time.ttft_ms, 0),
-        f"{estimates.device_bytes / GIB:.1f}",
-        choice.limit,
-        console.number(estimates.joules_per_token, 1),
-    ]
-
-
-def _plain(found: "Recommendation") -> dict[str, object]:
-    return {
-        "tried": found.tried,
-        "refused": found.refused,
-        "plans": [
-            {
-                "plan": choice.plan.to_dict(),
-                "tokens_per_second": choice.tokens_per_second,
-                "low": choice.low,
-                "high": choice.high,
-                "limit": choice.limit,
-                "time": choice.result.time,
-                "estimates": choice.result.estimates,
-                "warnings": choice.result.warnings,
-            }
-            for choice in found.choices
-        ],
-    }
+    if place.is_file():
+        raise PlanError(f"{place} exists: choose another --output, or remove it")
+    check_place(place)
+    return place

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    trace: Annotated[Path | None, typer.Argument(help="a trace directory")] = None,
+    trace: Annotated[
+        Path | None, typer.Argument(help="a trace directory; prior:MODEL where there is none (docs/sizing.md)")
+    ] = None,
     plan: options.PlanFile = None,
     policy: options.Policy = None,
     profile: Annotated[
@@ -51,7 +53,10 @@ def command(
     arrival_rate: Annotated[
         float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate and --spread; 0 without")] = None,
+    tokens: options.PriorTokens = None,
+    prompt_tokens: options.PriorPrompt = None,
+    requests: options.PriorRequests = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate, --spread or prior:; 0 without")] = None,
     reset: Annotated[
         str | None, typer.Option(help="request: the cache is emptied when the next request begins; over the plan's")
     ] = None,
@@ -108,6 +113,8 @@ def command(
 
     --counts times published counts whose routing is not known; docs/simulator.md says how they are spread over visits.
 
+    prior:MODEL in place of a trace draws routing from what is published of models like it: three results, a prior.
+
     Example: tracekit replay demo.trace --policy lru --capacity 4/layer --hardware rtx3060 --model-shape mixtral-8x7b
     """
     if counts is not None:
@@ -121,6 +128,7 @@ def command(
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             "--reshape": reshape,
+            **{"--tokens": tokens, "--prompt-tokens": prompt_tokens, "--requests": requests},
         }
         options.refuse_decided("--counts", asked)
         replay_cells(
@@ -138,10 +146,13 @@ def command(
     from engine.replay.against_recorded import AgainstRecorded
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
-    from engine.replay.replay import replay
+    from engine.replay.replay import replay, warm_up_steps
     from engine.replay.step_log import write_steps
     from experiments.cli.plans import given_decisions, plan_from_options
-    from experiments.cli.results import agreement_rows, result_rows
+    from experiments.cli.results import agreement_rows, is_calibrated, result_rows
+    from experiments.prior import model_of
+    from experiments.statistics.request_shares import RequestShares
+    from experiments.statistics.speeds import MODELLED, Ends, interval_words, speed_interval
     from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
@@ -152,8 +163,12 @@ def command(
         raise PlanError("replay what? give a trace directory, or --counts and a CSV file")
     if arrival_rate is not None and batch is None:
         raise PlanError("--arrival-rate says when requests come to a batch: give --batch too")
-    if seed is not None and arrival_rate is None:
+    model = model_of(trace)
+    options.refuse_without_prior(model, tokens, prompt_tokens, requests)
+    if seed is not None and arrival_rate is None and model is None:
         raise PlanError("--seed is of the arrivals: give --arrival-rate too")
+    if engine is not None and hardware is None:
+        raise PlanError("--engine says what time a machine's software takes: give --hardware too")
     if decisions is None:
         chosen = plan_from_options(
             plan,
@@ -179,14 +194,33 @@ def command(
             **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm},
         }
         options.refuse_decided("--decisions", asked)
+    if model is not None:
+        from experiments.cli import prior
+
+        asked = {
+            **{"--model-shape": model_shape, "--reshape": reshape, "--arrival-rate": arrival_rate, "--warm": warm},
+            **{"--decisions": decisions, "--events": events, "--steps": steps, "--timeline": timeline},
+            **{"--timeline-steps": timeline_steps, "--against-recorded": against_recorded or None},
+        }
+        options.refuse_decided("prior:", asked)
+        prior.replay(
+            prior.asked(model, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests or batch, seed=seed),
+            chosen,
+            hardware,
+            json=json,
+            batch=batch,
+            engine=engine,
+            bounds=bounds,
+            sensitivities=sensitivities,
+            warm_up=warm_up or 0,
+        )
+        return
     for path in (steps, timeline):
         if path is not None:
             check_place(path)
     opened = Trace.open(trace)
     if batch is not None:
         opened = batched(opened, batch, arrival_rate=arrival_rate, seed=seed or 0)
-    if engine is not None and hardware is None:
-        raise PlanError("--engine says what time a machine's software takes: give --hardware too")
     given = None
     if decisions is not None:
         given = given_decisions(decisions, opened, plan, weights)
@@ -197,7 +231,13 @@ def command(
         raise PlanError("--timeline-steps is of the timeline: give --timeline too")
     window = None if timeline is None else timeline_window(timeline_steps, len(step_starts(opened.step)) - 1)
 
+    ends: list[Ends | None] = []
+
     def write_tables(done: "Replayed") -> None:
+        if done.timeline is not None:
+            shares = RequestShares.of(opened)
+            uncounted = warm_up_steps(opened, shares.steps, warm_up or 0)
+            ends.append(speed_interval(shares, done.step_ns, 1.0, warm_up=uncounted))
         if steps is not None:
             write_steps(steps, opened, done)
         if timeline is not None and hardware is not None:
@@ -230,12 +270,19 @@ def command(
             on_done=write_tables,
             log=window,
         )
+    between = None
+    if result.time is not None and result.time.tokens_per_second is not None and ends and ends[0] is not None:
+        between = (ends[0][0] / result.time.scale, ends[0][1] / result.time.scale)
     if json:
-        found = {} if recorded is None else {"against_recorded": recorded.agreement}
+        found: dict[str, object] = {} if recorded is None else {"against_recorded": recorded.agreement}
+        if result.time is not None:
+            found["tokens_per_second_interval"] = between
         console.emit_json({**result.to_dict(), **found})
         return
-    rows = result_rows(result)
+    rows = result_rows(result, interval_words(between))
     if recorded is not None:
         rows += agreement_rows(recorded.agreement)
     console.table(str(trace), ["what", "value"], rows)
+    if result.time is not None and not is_calibrated(result):
+        console.tell(f"All times are {MODELLED}; the interval is over requests. tracekit calibrate measures a machine.")
     console.warn(result.warnings)

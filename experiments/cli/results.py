@@ -8,10 +8,11 @@ from engine.hardware.engine_profile import CALIBRATED
 from engine.replay.against_recorded import Agreement
 from engine.replay.result import Estimates, Regret, Result, Sensitivity, Time
 from experiments.cli.console import number, percent
+from experiments.statistics.speeds import MODELLED
 
 
-def result_rows(result: Result) -> list[tuple[str, str]]:
-    """What a person wants to know of a replay, in reading order."""
+def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
+    """What a person wants to know of a replay, in reading order; `interval` is of its speed, in words."""
     prefetched = f", {result.hits_by.prefetch} of them prefetched" if result.prefetches else ""
     rows = [
         ("tokens", f"{result.tokens} ({result.phases.decode.tokens} decode)"),
@@ -32,7 +33,7 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
         rows += [
             ("hardware", time.hardware + (f" at {time.model_shape}'s shape" if time.model_shape else "")),
             ("engine", time.engine),
-            ("decode tokens/s", speed_text(time)),
+            ("decode tokens/s", speed_text(time, interval, calibrated=is_calibrated(result))),
             ("time to first token", "-" if time.ttft_ms is None else f"{time.ttft_ms:.1f} ms"),
         ]
         if time.tpot_ms is not None:
@@ -61,11 +62,21 @@ def result_rows(result: Result) -> list[tuple[str, str]]:
     return rows
 
 
-def speed_text(time: Time) -> str:
-    """Tokens per second, and beside the number what it mostly is, if that is an assumption about software."""
+def is_calibrated(result: Result) -> bool:
+    """Whether the machine was measured, and the engine is the one that was measured on it."""
+    time, machine = result.time, result.provenance["hardware"]
+    return time is not None and machine["calibrated"] and time.engine == CALIBRATED
+
+
+def speed_text(time: Time, interval: str, *, calibrated: bool) -> str:
+    """Tokens per second between which and which, whether anything of that was measured, and what the number mostly is,
+    if that is an assumption about software."""
     if not time.fits:
         return "none: the plan does not fit"
-    text = number(time.tokens_per_second, 3)
+    if time.tokens_per_second is None:
+        return "-"
+    text = f"{time.tokens_per_second:.3f}" + (f" {interval}" if interval else "")
+    text += "" if calibrated else f", {MODELLED}"
     if time.largest_part == "overhead" and time.engine != CALIBRATED:
         text += f" ({percent(time.overhead_s / time.total_s)} of the time is overhead assumed of {time.engine})"
     return text

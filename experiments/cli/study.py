@@ -189,10 +189,13 @@ def _show_effects(effects: "pl.DataFrame", output: Path) -> None:
 
 def _show(study: "FinishedStudy", output: Path) -> None:
     """Of each setting the best plans, what to keep in mind, and one verdict; the report has every comparison."""
+    from experiments.statistics.speeds import MODELLED
+
     summary = study.summary
     for found in summary.settings:
         if found.best:
-            console.table(f"The best plans: {found.conditions}", *_best(found))
+            said = f" ({MODELLED})" if found.modelled else ""
+            console.table(f"The best plans: {found.conditions}{said}", *_best(found))
             if found.alike and len(found.best) > 1:
                 console.tell(f"all of these: {found.alike}")
         _show_effects(found.conditions.rows_of(study.effects), output)
@@ -215,11 +218,13 @@ def _show(study: "FinishedStudy", output: Path) -> None:
 
 def _best(found: "SettingSummary") -> tuple[list[str], list[list[str]]]:
     """The table of the best plans, as the report has it."""
+    from experiments.study.leaders import valued
+
     columns = ["plan", found.unit or "", "against the best", "GB on device", "of the bound"]
     rows = [
         [
             leader.name,
-            f"{leader.value:.3f}" if leader.value < 1000 else f"{leader.value:,.0f}",
+            valued(leader.value, leader.ends),
             "best" if place == 0 else leader.words or "-",
             "-" if leader.device_bytes is None else f"{leader.device_bytes / 1e9:.2f}",
             console.percent(leader.share_of_bound, 1),

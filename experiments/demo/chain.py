@@ -10,10 +10,13 @@ import numpy as np
 
 from engine.curves.curve import CurvePoint, curve
 from engine.plan.plan import Plan, Scalar, WeightsPlan, plan_from_dict
+from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.report import content
+from experiments.statistics.request_shares import RequestShares
+from experiments.statistics.speeds import speed_interval
 from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
 from experiments.validation.validate import validate
@@ -49,6 +52,8 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, dict[str, Scalar]]
     is_bound: bool
     result: Result
+    ends: tuple[float, float] | None = None
+    """Between which tokens per second the plan is, over requests."""
 
     @property
     def title(self) -> str:
@@ -142,8 +147,10 @@ def record_model(name: str, prompts_file: Path, output: Path) -> Trace:
 def replay_plan(trace: Trace, name: str, plan: Plan) -> DemoRow:
     """Replay one plan of `PLANS`."""
     is_bound = eviction_policy(plan.eviction.policy).bound or prefetcher(plan.prefetch.predictor).bound
-    result = replay(trace, plan, HARDWARE, model_shape=SHAPE)
-    return DemoRow(name=name, plan=plan.to_dict(), is_bound=is_bound, result=result)
+    passes: list[Replayed] = []
+    result = replay(trace, plan, HARDWARE, model_shape=SHAPE, on_done=passes.append)
+    ends = speed_interval(RequestShares.of(trace), passes[0].step_ns, result.time.scale) if result.time else None
+    return DemoRow(name=name, plan=plan.to_dict(), is_bound=is_bound, result=result, ends=ends)
 
 
 def validate_plan(plan: Plan, prompts_file: Path, say: Callable[[str], object]) -> Validation:
@@ -202,6 +209,7 @@ def write(
                 ("modelled machine", f"{HARDWARE} at {SHAPE}'s shape, {stored}"),
             ),
             rows=tuple(_policy_row(row) for row in rows),
+            modelled=True,
             curves=tuple(
                 content.CurvePoint(
                     policy=names.get(point.policy, point.policy),
@@ -255,4 +263,6 @@ def _policy_row(row: DemoRow) -> content.PolicyRow:
         bound_tokens_per_second=None if result.bounds is None else result.bounds.best_tokens_per_second,
         bytes_loaded_per_token=_bytes_per_token(result),
         is_bound=row.is_bound,
+        low=None if row.ends is None else row.ends[0],
+        high=None if row.ends is None else row.ends[1],
     )

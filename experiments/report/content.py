@@ -198,11 +198,13 @@ class RegretRow:
 class Best:
     """One of a machine's best plans: what the objective asks for (`value`), and how it stands against the winner.
 
-    `sure`: it was shown to be worse; False: level with the winner, or not told apart; None: not compared.
+    `within` is the interval of `value`, in words. `sure`: it was shown to be worse; False: level with the winner, or
+    not told apart; None: not compared.
     """
 
     label: str
     value: float
+    within: str = ""
     device_bytes: float | None = None
     share_of_bound: float | None = None
     against: str = ""
@@ -276,6 +278,7 @@ class Setting:
     """What a study found on one machine: who won (`statement`), how sure that is (`verdict`), and every plan's row.
 
     `best` are the best plans, the winner first, by `unit`; `alike` is what these have in common.
+    `modelled`: the objective is a time on a machine that nobody measured.
     `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
     kind: "speed", "memory", "fates", "regret", "timeline". `effects` are against `baseline`; `answers`: the
     same, a sentence for each policy.
@@ -286,6 +289,7 @@ class Setting:
     verdict: str = ""
     best: tuple[Best, ...] = ()
     unit: str = ""
+    modelled: bool = False
     alike: str = ""
     ranking: tuple[str, ...] = ()
     baseline: str = ""
@@ -325,13 +329,14 @@ class CurveSet:
 class ReportContent:
     """Everything on the page, in reading order; what is empty is left out.
 
-    `subtitle` is (what, which) pairs, as ("model", "mistralai/Mixtral-8x7B-v0.1"). `reproduce` holds shell
-    commands.
+    `subtitle` is (what, which) pairs, as ("model", "mistralai/Mixtral-8x7B-v0.1"). `modelled`: the times of `rows` are
+    of a machine that nobody measured. `reproduce` holds shell commands.
     """
 
     title: str
     subtitle: tuple[tuple[str, str], ...] = ()
     rows: tuple[PolicyRow, ...] = ()
+    modelled: bool = False
     settings: tuple[Setting, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
     curve_sets: tuple[CurveSet, ...] = ()

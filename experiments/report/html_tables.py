@@ -109,12 +109,19 @@ def policy_table(rows: Sequence[PolicyRow]) -> str:
 
 def best_table(best: Sequence[Best], unit: str) -> str:
     """The best plans of one machine, the winner first."""
-    columns = ["Best plans", unit[:1].upper() + unit[1:], "Against the best", "Device memory", "Of the bound"]
+    columns = [
+        "Best plans",
+        unit[:1].upper() + unit[1:],
+        "Interval",
+        "Against the best",
+        "Device memory",
+        "Of the bound",
+    ]
     cells = []
     for place, one in enumerate(best):
         against = '<span class="tag">best</span>' if place == 0 else _or_none(one.against.replace("-", "\u2212"))
         shares = [number(one.device_bytes, size), number(one.share_of_bound, percent)]
-        cells.append([escape(one.label), number(one.value, rate), against, *shares])
+        cells.append([escape(one.label), number(one.value, rate), _or_none(one.within), against, *shares])
     empty = [place for place in range(len(columns)) if cells and all(line[place] == NONE for line in cells)]
     kept = [place for place in range(len(columns)) if place not in empty]
     lines = [[line[place] for place in kept] for line in cells]

@@ -13,6 +13,7 @@ from experiments.report.charts import Chart, Look
 from experiments.report.content import CurvePoint, PolicyRow, ReportContent
 from experiments.report.parts import chart_of, legend, policy_filter, section, shell
 from experiments.report.validation_section import verdict
+from experiments.statistics.speeds import MODELLED
 from tracekit.errors import TracekitError
 
 
@@ -75,7 +76,8 @@ def _sections(content: ReportContent, look: dict[str, Look], drawn: dict[str, Ch
         sections.append(section("policies", "Policies", _policies(content.rows)))
     if any(row.tokens_per_second is not None for row in content.rows):
         numbers = html_tables.speed_table(content.rows)
-        figure("speed", "Tokens per second", charts.speeds(content.rows, look), numbers)
+        heading = "Tokens per second" + (f", {MODELLED}" if content.modelled else "")
+        figure("speed", heading, charts.speeds(content.rows, look), numbers)
     for index, setting in enumerate(content.settings):
         sections += setting_sections.details(index, setting, look, drawn)
     for index, found in enumerate(content.curve_sets):
@@ -112,7 +114,7 @@ def _curve_legend(points: Sequence[CurvePoint], look: dict[str, Look]) -> str:
 
 def _header(content: ReportContent) -> str:
     parts = [f"<h1>{escape(content.title)}</h1>"]
-    if lede := _lede(content.rows):
+    if lede := _lede(content.rows, modelled=content.modelled):
         parts.append(f'<p class="lede">{lede}</p>')
     if not content.settings:  # else the answers come first
         parts.append(_facts(content))
@@ -129,7 +131,7 @@ def _facts(content: ReportContent) -> str:
     return "\n".join(parts)
 
 
-def _lede(rows: tuple[PolicyRow, ...]) -> str:
+def _lede(rows: tuple[PolicyRow, ...], *, modelled: bool) -> str:
     """What a reader wants to know first: the best that needs no foresight, and how far from its bound."""
     labelled = list(zip(html_tables.row_labels(rows), rows, strict=True))
     real = [(label, row) for label, row in labelled if not row.is_bound]
@@ -143,6 +145,9 @@ def _lede(rows: tuple[PolicyRow, ...]) -> str:
     label, row = max(timed, key=lambda pair: pair[1].tokens_per_second or 0)
     speed = html_tables.rate(row.tokens_per_second or 0.0)
     text = f"Fastest without foresight is <b>{escape(label)}</b> at <b>{speed} tokens/s</b>"
+    if row.low is not None and row.high is not None:
+        text += f" ({html_tables.rate(row.low)} to {html_tables.rate(row.high)})"
+    text += f", {MODELLED}" if modelled else ""
     if (share := row.share_of_bound) is not None:
         text += f", {html_tables.percent(share)} of what clairvoyant decisions would allow with that cache"
     return text + "."

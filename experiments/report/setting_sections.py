@@ -7,6 +7,7 @@ from experiments.report.causes import explained
 from experiments.report.charts import Chart, Look
 from experiments.report.content import Setting
 from experiments.report.parts import chart_of, legend, section, swatches
+from experiments.statistics.speeds import MODELLED
 
 MOST_ROWS = 200
 
@@ -17,7 +18,8 @@ def answer(index: int, setting: Setting) -> str:
     if setting.verdict:
         parts.append(f"<p>{escape(setting.verdict)}</p>")
     if setting.best:
-        parts.append(html_tables.best_table(setting.best, setting.unit))
+        unit = f"{setting.unit}, {MODELLED}" if setting.modelled else setting.unit
+        parts.append(html_tables.best_table(setting.best, unit))
         if setting.alike and len(setting.best) > 1:
             parts.append(f'<p class="small">All of these: {escape(setting.alike)}.</p>')
     if setting.answers:
@@ -52,6 +54,7 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
     if fitting:
         some = any(map(setting.fits, fitting)) and not all(map(setting.fits, rows))
         heading = "Tokens per second of the plans that fit" if some else "Tokens per second"
+        heading += f", {MODELLED}" if setting.modelled else ""
         chart = charts.speeds(fitting, look)
         numbers = html_tables.speed_table(fitting[:MOST_ROWS])
         figure("speed", heading, chart, numbers, legend({row.name: look[row.name] for row in rows}))

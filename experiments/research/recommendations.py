@@ -10,7 +10,8 @@ import argparse
 from engine.hardware import load_hardware
 from engine.plan.plan import Plan
 from engine.shapes import load_shape
-from experiments.recommend import Race, recommend
+from experiments.recommend import recommend
+from experiments.recommend.race import Race
 from tracekit.trace import Trace
 
 SETTINGS = (  # which of the two traces, shape, machine, context, format
@@ -37,7 +38,7 @@ def main() -> None:
         race = Race(trace, machine, model, reshape="sizes")
         fitting = race.capacities(Plan("auto", weights=word, serve={"context": context}))
         plans = race.with_lanes(race.with_prefetching(race.with_policies(fitting)))
-        best = max(race.speeds(plans, trace))
+        best = max(one.speed for one in race.timed(plans))
         speed = found.choices[0].tokens_per_second
         print(
             f"{shape} on {hardware}, {word}, {context}: {speed:.3f} of {best:.3f} tokens/s, {speed / best:.4f}, "

@@ -22,7 +22,7 @@ from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
 from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.caution import Caution
-from tracekit.errors import TraceError, TracekitError
+from tracekit.errors import CapacityError, TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
 
 Row = dict[str, Any]
@@ -37,6 +37,8 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
         try:
             if routing.trace.tokens == 0:
                 raise TraceError(f"{routing.trace.path} holds no tokens: nothing to replay")
+            if cell.refused is not None:
+                raise CapacityError(cell.refused)
             setting = setting_of(routing, cell)
         except TracekitError as error:
             rows[cell.key]["error"] = str(error)
@@ -76,6 +78,7 @@ def described(cell: Cell) -> Row:
         "plan": plan_name(cell.plan),
         "plan_toml": cell.plan.to_toml(),
         "capacity": cell.plan.cache.capacity,
+        "capacity_given": cell.capacity_given or cell.plan.cache.capacity,
         "eviction": cell.plan.eviction.policy,
         "prefetch": cell.plan.prefetch.predictor,
         "weights": cell.plan.weights.experts,

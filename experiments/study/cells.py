@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
+from experiments.study.fitting import Fitting, is_auto
 from experiments.study.once import distinct
 from experiments.study.sources import policies_digest, sources_digest
 from experiments.study.study_file import Study
 from policies.learned.artefact import CARD, MOST_CARD_BYTES
-from tracekit.errors import PlanError
+from tracekit.errors import CapacityError, PlanError
 from tracekit.opening import read_file
 from tracekit.prefix import first_steps
 from tracekit.shards import file_digest
@@ -59,21 +61,36 @@ class Cell:
     shape: ModelShape | None
     bounds: bool | None
     reshape: str | None = None
+    capacity_given: str | None = None
+    """The capacity as the study says it; `auto`, where the plan has what that became."""
+    refused: str | None = None
+    """Why `auto` became nothing."""
 
 
 def cells_of(study: Study) -> list[Cell]:
     """Every cell of the grid, in the order of the file: traces (the same twice only once), batches, machines, shapes,
-    plans."""
-    found = []
-    for path, digest in distinct(study.traces).items():
-        for batch in study.batches:
-            routing = Routing(path, batch, digest)
-            for machine in study.machines:
-                for shape in study.shapes:
-                    for plan in study.plans:
-                        key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
-                        found.append(Cell(key, routing, plan, machine, shape, study.bounds, study.reshape))
-    return found
+    plans.
+
+    A plan whose capacity is `auto` has the slots that its machine leaves for it (`experiments.study.fitting`). Where
+    the grid has the same plan with that capacity, too, the two are one cell.
+    """
+    traces = distinct(study.traces).items()
+    routings = {batch: [Routing(path, batch, digest) for path, digest in traces] for batch in study.batches}
+    fitting = Fitting(routings, study.max_device_bytes, study.reshape)
+    found: dict[str, Cell] = {}
+    for place in range(len(traces)):
+        for batch, machine, shape, given in product(study.batches, study.machines, study.shapes, study.plans):
+            plan, refused = given, None
+            if is_auto(given) and machine is not None:
+                try:
+                    plan = fitting.plan(given, batch, machine, shape)
+                except CapacityError as error:
+                    refused = str(error)
+            routing, asked = routings[batch][place], given.cache.capacity
+            key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
+            if key not in found or is_auto(given):
+                found[key] = Cell(key, routing, plan, machine, shape, study.bounds, study.reshape, asked, refused)
+    return list(found.values())
 
 
 def cell_key(

@@ -7,14 +7,15 @@ import msgspec
 import polars as pl
 
 from experiments.statistics.ranking import in_words, places
+from experiments.statistics.speeds import MODELLED
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import NOT_TWICE, Contest, Contestant, Once
 from experiments.study.effects import Family, Pair, against_baseline, answers, effect_rows
-from experiments.study.leaders import leaders, verdict
-from experiments.study.notes import left_out, no_winner, notes, plans
+from experiments.study.leaders import leaders, valued, verdict
+from experiments.study.notes import left_out, no_winner, notes, plans, sized
 from experiments.study.schema import EFFECTS
 from experiments.study.search import told, words
-from experiments.study.study_file import Study
+from experiments.study.study_file import WITHOUT_TIME, Study
 from experiments.study.study_json import SettingSummary
 
 RUNNERS_UP = 5
@@ -31,18 +32,19 @@ def conclude(
     found, effects = [], [pl.DataFrame(schema=EFFECTS)]
     for (_, shape, batch), part in rows.group_by("hardware_digest", "model_shape", "batch", maintain_order=True):
         setting = Conditions(part["hardware"][0], shape, batch, part["engine"][0])
-        summary, table = _concluded(study, setting, Contest.of(study, part, once), setting.rows_of(searched))
+        contest = Contest.of(study, part, once)
+        summary, table = _concluded(study, setting, contest, sized(part), setting.rows_of(searched))
         found.append(summary)
         effects.append(table)
     return found, pl.concat(effects).rechunk()
 
 
 def _concluded(
-    study: Study, setting: Conditions, contest: Contest, searched: pl.DataFrame
+    study: Study, setting: Conditions, contest: Contest, slots: list[str], searched: pl.DataFrame
 ) -> tuple[SettingSummary, pl.DataFrame]:
     rounds = told(searched)
     real, fitting, room = contest.real, contest.fitting, contest.room
-    said = left_out([one.device_bytes for one in real if one not in fitting], room)
+    said = slots + left_out([one.device_bytes for one in real if one not in fitting], room)
     large = sum(found.too_large for found in rounds)
     of_search = left_out([0] * large, room) + ([note] if (note := words(rounds)) else [])
     asked = against_baseline(study, contest)
@@ -63,11 +65,12 @@ def _concluded(
         answers=answers(table),
         notes=said + of_search,
         search=rounds,
+        modelled=modelled(study, setting.hardware),
     )
     if winner is None:
         return summary, table
     comparisons = [family.of(winner, one) for one in rivals]
-    best, alike = leaders(fitting, comparisons)
+    best, alike = leaders(fitting, comparisons, study.statistics.level)
     return msgspec.structs.replace(
         summary,
         winner=winner.name,
@@ -76,7 +79,7 @@ def _concluded(
         unit=winner.unit,
         device_bytes=winner.device_bytes,
         share_of_bound=winner.share_of_bound,
-        statement=statement(winner, len(fitting), searched=study.search is not None),
+        statement=statement(winner, len(fitting), study, modelled=summary.modelled),
         best=best,
         alike=alike,
         verdict=verdict(comparisons),
@@ -125,11 +128,17 @@ def _names(fitting: Sequence[Contestant]) -> dict[str, str]:
     return {one.toml: one.short if alike else one.name for one in fitting}
 
 
-def statement(winner: Contestant, count: int, *, searched: bool = False) -> str:
+def modelled(study: Study, hardware: str | None) -> bool:
+    """Whether what is compared are times on a machine that nobody measured."""
+    machine = next((one for one in study.machines if one is not None and one.name == hardware), None)
+    return machine is not None and not machine.calibrated and study.objective not in WITHOUT_TIME
+
+
+def statement(winner: Contestant, count: int, study: Study, *, modelled: bool) -> str:
     """Who won."""
-    value = f"{winner.value:.3f}" if winner.value < 1000 else f"{winner.value:,.0f}"
-    which = f"{plans(count)} at full length" if searched else plans(count)
-    words = f"best of {which}: {winner.name}, with {value} {winner.unit}"
+    which = plans(count) if study.search is None else f"{plans(count)} at full length"
+    words = f"best of {which}: {winner.name}, with {valued(winner.value, winner.ends(study.statistics.level))}"
+    words += f" {winner.unit}" + (f" ({MODELLED})" if modelled else "")
     if winner.share_of_bound is not None:
         words += f", {100 * winner.share_of_bound:.0f} % of what clairvoyant decisions allow with that cache"
     return words

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
-from experiments.statistics.comparison import Quantity
+from experiments.statistics.comparison import Quantity, rate_intervals
 from experiments.study.grid import plan_name
 from experiments.study.study_file import Objective, Study
 
@@ -45,6 +45,8 @@ class Contestant:
     quantity: Quantity
     costs: np.ndarray | None
     """What each request cost, over all traces in order; None where that is unknown."""
+    tokens: np.ndarray | None
+    """Decode tokens of each request, where tokens per second are asked for."""
     lookups: np.ndarray | None
     """Where misses are compared, of how many lookups they are."""
 
@@ -52,6 +54,13 @@ class Contestant:
     def policy(self) -> str:
         """Its eviction policy's name."""
         return self.plan.eviction.policy
+
+    def ends(self, level: float) -> tuple[float, float] | None:
+        """Between which tokens per second it is at this level; None for another objective, or where nothing tells."""
+        if self.tokens is None or self.costs is None or self.quantity != "tokens/s":
+            return None
+        found = rate_intervals(self.tokens, self.costs[None].astype(np.float64), level=level)
+        return None if found is None else (float(found[0, 0]), float(found[0, 1]))
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -152,6 +161,7 @@ def _contestant(objective: Objective, part: pl.DataFrame, once: Once) -> Contest
         share_of_bound=bound,
         quantity=quantity,
         costs=_by_request(part, column, once),
+        tokens=_by_request(part, "request_tokens", once) if quantity == "tokens/s" else None,
         lookups=_by_request(part, "request_lookups", once) if quantity == "hit ratio" else None,
     )
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
-from engine.plan.plan import Plan, PrefetchPlan, plan_from_dict
+from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
@@ -25,6 +25,7 @@ AXES = (
 )
 TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
+NOTHING_SAID = ServePlan()
 IDLE = ("distance", "wrap", "count", "target", "staging")
 """What is left out of a plan that prefetches nothing."""
 
@@ -84,8 +85,13 @@ def _brackets(values: Tables) -> str:
     return f" ({', '.join(f'{key} {value}' for key, value in values.items())})" if values else ""
 
 
-def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None) -> Iterator[Plan]:
-    """Every plan of the grid, once, in the order of the file; the `baseline`'s policy first where it is not there."""
+def plans_of(
+    label: str, grid: Tables, folder: Path, baseline: str | None = None, serve: ServePlan = NOTHING_SAID
+) -> Iterator[Plan]:
+    """Every plan of the grid, once, in the order of the file; the `baseline`'s policy first where it is not there.
+
+    `serve` is what all of them serve.
+    """
     capacities = texts(label, grid, "capacity")
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
     default = plan_from_dict({"cache": {"capacity": "1"}}).eviction.policy
@@ -110,6 +116,7 @@ def plans_of(label: str, grid: Tables, folder: Path, baseline: str | None = None
             "prefetch": prefetch,
             "weights": stored,
             "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
+            "serve": msgspec.to_builtins(serve),
         }
         plan = plan_from_dict(tables, "grid")
         known = msgspec.json.encode(plan, order="deterministic")

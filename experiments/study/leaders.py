@@ -25,6 +25,8 @@ class Leader(msgspec.Struct, frozen=True, kw_only=True):
     value: float
     device_bytes: int | None
     share_of_bound: float | None
+    ends: tuple[float, float] | None = None
+    """Between which tokens per second `value` is."""
     against: float | None = None
     low: float | None = None
     high: float | None = None
@@ -60,7 +62,7 @@ def plan_parts(plan: Plan) -> dict[str, str]:
     }
 
 
-def leaders(fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) -> tuple[list[Leader], str]:
+def leaders(fitting: Sequence[Contestant], comparisons: Sequence[Comparison], level: float) -> tuple[list[Leader], str]:
     """The best plans, the winner first, and what all of them share. `comparisons` are the winner's."""
     best = sorted(fitting, key=lambda one: one.rank)[:MOST]
     parts = [plan_parts(one.plan) for one in best]
@@ -73,6 +75,7 @@ def leaders(fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) ->
             value=one.value,
             device_bytes=one.device_bytes,
             share_of_bound=one.share_of_bound,
+            ends=one.ends(level),
         )
         if judged is not None and one is not best[0]:
             ends = (judged.low, judged.high)
@@ -82,6 +85,15 @@ def leaders(fitting: Sequence[Contestant], comparisons: Sequence[Comparison]) ->
             )
         found.append(leader)
     return found, shared(parts)
+
+
+def valued(value: float, ends: tuple[float, float] | None) -> str:
+    """A figure with its interval, where there is one: `3.430 [3.101, 3.812]`."""
+
+    def shown(number: float) -> str:
+        return f"{number:.3f}" if number < 1000 else f"{number:,.0f}"
+
+    return shown(value) + (f" [{shown(ends[0])}, {shown(ends[1])}]" if ends else "")
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:

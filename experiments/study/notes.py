@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 
-from experiments.study.contestants import Contestant
+import polars as pl
+
+from experiments.study.contestants import Contestant, plan_of
+from experiments.study.fitting import AUTO, became, is_auto
+from experiments.study.grid import stored_name
 from experiments.study.study_file import Study
 
 MEND = "give grid.model_shape, or leave out max_device_bytes"
@@ -40,6 +44,14 @@ def left_out(sizes: Sequence[int | None], room: int | None) -> list[str]:
     return found + ([f"{plans(unknown)} left out, of unknown size: {MEND}"] if unknown else [])
 
 
+def sized(rows: pl.DataFrame) -> list[str]:
+    """What capacity `auto` became in one setting, by how weights are stored."""
+    own = rows.filter((pl.col("capacity_given") == AUTO) & (pl.col("capacity") != AUTO))
+    asked = own.select("plan_toml", "capacity").unique(maintain_order=True).iter_rows()
+    text = became([(stored_name(plan_of(toml)), capacity) for toml, capacity in asked])
+    return [text] if text else []
+
+
 def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list[str]:
     """What to keep in mind when reading the verdicts."""
     found = []
@@ -50,7 +62,8 @@ def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list
         )
     if len({one.stored for one in fitting}) > 1:
         found.append("weight formats differ in quality, too, of which a replay knows nothing")
-    if len({one.plan.cache.capacity for one in fitting}) > 1 and study.max_device_bytes is None:
+    fitted = all(is_auto(plan) for plan in study.plans)
+    if len({one.plan.cache.capacity for one in fitting}) > 1 and study.max_device_bytes is None and not fitted:
         found.append("a larger cache wins where it fits: max_device_bytes says what else the device has to hold")
     if comparisons:
         several = "1 comparison" if comparisons == 1 else f"{comparisons} comparisons"

@@ -24,6 +24,7 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("plan", TEXT, "the plan in a few words"),
     ("plan_toml", TEXT, "the plan as a file"),
     ("capacity", TEXT, "cache.capacity"),
+    ("capacity_given", TEXT, "the same as the study's file says it: `auto`, where capacity is what that became"),
     ("eviction", TEXT, "eviction.policy"),
     ("prefetch", TEXT, "prefetch.predictor"),
     ("weights", TEXT, "weights.experts"),

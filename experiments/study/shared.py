@@ -18,8 +18,8 @@ from engine.replay.passes import run
 from engine.replay.speed_bounds import Fewest
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
+from experiments.statistics.request_shares import RequestShares
 from experiments.study.cells import Routing
-from experiments.study.request_shares import RequestShares
 from policies.cache import CacheSpec
 from policies.registry import prefetcher
 from tracekit.demand import Demand, iter_demand

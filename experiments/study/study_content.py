@@ -23,6 +23,7 @@ from experiments.report.content import (
 )
 from experiments.report.content import Setting as Drawn
 from experiments.report.effect import Effect
+from experiments.report.html_tables import rate
 from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
@@ -118,6 +119,7 @@ def _setting(
             Best(
                 label=leader.name,
                 value=leader.value,
+                within="" if leader.ends is None else f"{rate(leader.ends[0])} to {rate(leader.ends[1])}",
                 device_bytes=leader.device_bytes,
                 share_of_bound=leader.share_of_bound,
                 against=leader.words,
@@ -126,6 +128,7 @@ def _setting(
             for leader in found.best
         ),
         unit=found.unit or "",
+        modelled=found.modelled,
         alike=found.alike,
         ranking=tuple(found.ranking),
         verdicts=tuple(

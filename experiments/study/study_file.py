@@ -4,7 +4,7 @@ traces = ["a.trace", "b.trace"]
 objective = "tokens_per_second"        # or "p99", "bytes", "hit_ratio"
 
 [grid]                                 # every key: a value or a list of values; a table's lists multiply, too
-capacity = ["2/layer", "4/layer"]
+capacity = ["2/layer", "4/layer"]      # or "auto": what each machine leaves
 eviction = ["lru", "lfu", {policy = "lru-k", k = [2, 3]}]
 prefetch = ["none", {predictor = "gate", count = [1, 2]}]
 weights = "hqq-2bit"
@@ -21,9 +21,10 @@ import msgspec
 
 from engine.hardware import HardwareProfile
 from engine.plan.capacity import Capacity
-from engine.plan.plan import Plan
+from engine.plan.plan import Plan, ServePlan
 from engine.shapes import ModelShape, load_shape
 from experiments.statistics.comparison import LEAST_EFFECT
+from experiments.study.fitting import is_auto
 from experiments.study.grid import AXES, Tables, batches_of, check_names, choices, machines_of, place, plans_of, texts
 from tracekit.errors import StudyError, TracekitError, did_you_mean
 from tracekit.named_toml import convert, read_toml
@@ -104,6 +105,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     regret: int = 3
     # the eviction policy that all others are compared with at each capacity; None: the first of the grid
     baseline: str | None = None
+    # what the device is kept free for, as in a plan; None: what the traces' own requests need
+    serve: ServePlan | None = None
     # whether plans with caches of other sizes are rivals of the winner, too
     across_capacities: bool = False
     statistics: Statistics = Statistics()
@@ -140,7 +143,9 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         shapes = tuple(load_shape(place(name, folder)) for name in texts(label, file.grid, "model_shape"))
         check_names("model_shape", shapes)
         baseline = None if file.baseline is None else place(file.baseline, folder)
-        plans = tuple(plans_of(label, file.grid, folder, baseline))
+        plans = tuple(plans_of(label, file.grid, folder, baseline, file.serve or ServePlan()))
+        if not machines and any(is_auto(plan) for plan in plans):
+            raise StudyError('capacity "auto" is what fits on a machine: give grid.hardware')
         limit = file.max_device_bytes
         if isinstance(limit, str):
             parsed = Capacity.parse(limit)

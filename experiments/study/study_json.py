@@ -55,6 +55,8 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     unit: str | None = None
     device_bytes: int | None = None
     share_of_bound: float | None = None
+    modelled: bool = False
+    """Whether the objective is a time on a machine that nobody measured."""
     statement: str
     answers: list[str] = []
     """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""

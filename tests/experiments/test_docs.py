@@ -52,12 +52,12 @@ def laptop(place: Path) -> Path:
     return home / "bin"
 
 
-def scripts(page: str, heading: str | None = None) -> str:
-    """The shell commands of a page, of one section if named, one after the other."""
+def scripts(page: str, heading: str | None = None, *, language: str = "sh") -> str:
+    """The shell commands of a page, of one section if named, one after the other; `bash` are those that need torch."""
     text = (DOCS / page).read_text("utf-8")
     if heading is not None:
         (text,) = [part for part in re.split(r"^## ", text, flags=re.MULTILINE) if part.startswith(heading + "\n")]
-    found = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert found, (page, heading)
     return "".join(found)
 
@@ -108,7 +108,11 @@ def test_the_tutorial_studies_without_torch(studied: str, place: Path) -> None:
 
 
 def test_the_recipes_work_without_torch(studied: str, place: Path, laptop: Path) -> None:
+    """And the plans that they end with run where the model is."""
     said = follow(scripts("howto.md"), place, laptop)
+    assert said.count("prior, not your model; modelled, not measured") == 3
+    generated = follow(scripts("howto.md", language="bash"), place)
+    assert len(generated.strip().splitlines()) > 1
     assert "tokens_per_second" in said and "Search" in said
     assert re.search(r"mine\.py:Mine\b.* against lru: ", said)
     assert pl.read_parquet(place / "large" / "search.parquet")["outcome"].to_list().count("pruned") > 0

@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from engine.hardware import load_hardware
+from engine.hardware import Disk, Host, load_hardware
 from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from engine.shapes import load_shape
 from experiments.cli.main import run
 from experiments.recommend import recommend
+from experiments.recommend.residence import LATENCY_NS, HostMemory
 from tests.helpers.traces import make_trace
+from tracekit.batched import batched
 from tracekit.errors import StudyError
 from tracekit.trace import Trace
 
@@ -36,7 +39,7 @@ def test_the_best_of_each_format_fits_and_is_what_a_replay_says(trace: Trace) ->
     for choice in found.choices:
         again = replay(trace, choice.plan, machine, model_shape=shape, bounds=False)
         assert again.time is not None and again.estimates is not None
-        assert again.time.tokens_per_second == choice.tokens_per_second
+        assert again.time == choice.time and again.estimates == choice.estimates
         assert again.estimates.device_bytes <= machine.device.memory_bytes and choice.plan.serve.context == 4096
         assert choice.low is not None and choice.high is not None
         assert choice.low < choice.tokens_per_second < choice.high
@@ -98,3 +101,128 @@ def test_a_trace_that_routes_otherwise_is_refused_or_reshaped(trace: Trace, caps
     assert run([*arguments, "--reshape", "sizes", "--engine", "graph-fused", "--json"]) == 0
     (best,) = json.loads(capsys.readouterr().out)["rtx3060"]["plans"]
     assert best["time"]["engine"] == "graph-fused" and best["tokens_per_second"] > 0
+
+
+def test_experts_lie_on_disk_where_the_host_cannot_hold_them(trace: Trace) -> None:
+    """As a replay on a machine with that disk says; a format that fits stays in memory; no disk, and it is left out."""
+    machine, shape = load_hardware("rtx3060"), load_shape("mixtral-8x7b")
+    formats = ("hqq-4bit", "hqq-2bit")
+    host = HostMemory(room=20 << 30, disk_bytes_per_s=3 * 10**9)
+    found = recommend(trace, machine, shape, context=4096, formats=formats, host=host)
+    of_format = {choice.plan.weights.experts: choice for choice in found.choices}
+    assert {word: choice.where for word, choice in of_format.items()} == {"hqq-4bit": "disk", "hqq-2bit": "host memory"}
+    disk = Disk(read_bytes_per_s=3 * 10**9, latency_ns=LATENCY_NS, host_cache_bytes=20 << 30)
+    slow = of_format["hqq-4bit"]
+    again = replay(trace, slow.plan, msgspec.structs.replace(machine, disk=disk), model_shape=shape, bounds=False)
+    assert again.time == slow.time and again.estimates is not None
+    assert slow.estimates.host_bytes == again.estimates.host_bytes == 20 << 30
+    roomy = recommend(trace, machine, shape, context=4096, formats=("hqq-4bit",)).choices[0]
+    assert roomy.where == "host memory" and roomy.tokens_per_second > slow.tokens_per_second
+    without = recommend(trace, machine, shape, context=4096, formats=formats, host=HostMemory(room=20 << 30))
+    assert "the host has 20.0 GiB for them" in without.refused["hqq-4bit"]
+    assert [choice.plan.weights.experts for choice in without.choices] == ["hqq-2bit"]
+
+
+def test_what_host_memory_is_known() -> None:
+    """What is said, else the profile's [host], else what its [disk] is given as a cache."""
+    machine = load_hardware("rtx3060")
+    assert HostMemory.of(machine) == HostMemory(None, None)
+    disk = Disk(read_bytes_per_s=10**9, latency_ns=0, host_cache_bytes=7 << 30)
+    machine = msgspec.structs.replace(machine, disk=disk)
+    assert HostMemory.of(machine).room == 7 << 30
+    machine = msgspec.structs.replace(machine, host=Host(memory_bytes=16 << 30, reserved_bytes=1 << 30))
+    assert HostMemory.of(machine).room == 15 << 30 and HostMemory.of(machine, 1).room == 1
+
+
+def test_a_device_that_computes_in_the_hosts_memory_shares_it(trace: Trace) -> None:
+    """Slots and all experts, or slots and the cache before the disk, are no more than there is."""
+    machine = load_hardware("rtx4090")
+    for room, where in ((40 << 30, "host memory"), (16 << 30, "disk")):
+        shared = msgspec.structs.replace(machine, host=Host(memory_bytes=room, holds_dense=True))
+        host = HostMemory.of(shared)._replace(disk_bytes_per_s=10**9)
+        (one,) = recommend(
+            trace, shared, load_shape("mixtral-8x7b"), context=2048, formats=("hqq-4bit",), host=host
+        ).choices
+        assert one.where == where
+        assert one.estimates.device_bytes + one.estimates.host_bytes <= room
+
+
+def test_a_batch_is_replayed_as_one(trace: Trace) -> None:
+    machine, shape = load_hardware("rtx3060"), load_shape("mixtral-8x7b")
+    (one,) = recommend(trace, machine, shape, context=2048, batch=4, formats=("hqq-2bit",)).choices
+    again = replay(batched(trace, 4), one.plan, machine, model_shape=shape, bounds=False)
+    assert again.time == one.time and one.plan.serve.batch == 4
+
+
+def test_formats_that_lose_too_much_are_left_out(
+    trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of those that are known; the others say that they are not."""
+    (tmp_path / "q.json").write_text(json.dumps({"hqq-4bit": 0.01, "hqq-2bit": 0.2}))
+    arguments = ["recommend", "mixtral-8x7b", "--trace", str(trace.path), "--hardware", "rtx3060", "--context", "2048"]
+    arguments += ["--weights", "hqq-4bit,hqq-3bit,hqq-2bit", "--quality", str(tmp_path / "q.json")]
+    assert run([*arguments, "--quality-loss", "2%"]) == 0
+    said = capsys.readouterr().out
+    assert "hqq-2bit is left out: it loses 20.0 %, more than 2 %" in said
+    assert "1.0 %" in said and "not known" in said and "modelled, not measured" in said
+    assert run([*arguments, "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["rtx3060"]["plans"]
+    losses = {one["plan"]["weights"]["experts"]: one["quality_loss"] for one in plans}
+    assert losses == {"hqq-4bit": 0.01, "hqq-3bit": None, "hqq-2bit": 0.2}
+    for one in plans:
+        assert sum(one["estimates"]["device_parts"].values()) == one["estimates"]["device_bytes"]
+        assert one["estimates"]["joules_per_token"] > 0 and one["estimates"]["cost_per_million_tokens"] > 0
+
+
+def test_mistakes_are_one_line(trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q.json").write_text('{"hqq-4bit": "much"}')
+    model, routed = ["recommend", "mixtral-8x7b"], ["--trace", str(trace.path)]
+    here = [*model, *routed, "--hardware", "rtx3060"]
+    for arguments, wanted in (
+        ([*model, *routed], "Name one with --hardware, or give a model's directory in place of 'mixtral-8x7b'"),
+        (["recommend", "trace", "--hardware", "t4"], "which routing? Give --trace"),
+        ([*here, "--quality-loss", "2%"], "give --quality FILE.json too"),
+        ([*here, "--quality", str(tmp_path / "q.json")], "Expected `float`, got `str`"),
+        ([*here, "--quality", str(tmp_path / "none.json")], "No such file"),
+        ([*here, "--quality", str(tmp_path / "q.json"), "--quality-loss", "x"], "Expected `float`"),
+        ([*here, "--host-memory", "12"], "--host-memory '12' is no amount of memory"),
+        ([*here, "--disk-speed", "fast"], "capacity 'fast' is not understood"),
+        ([*here, "--measure-disk", "."], "--measure-disk is of this machine"),
+        ([*here, "--tokens", "4"], "give prior:MODEL"),
+    ):
+        assert run(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert wanted in error and error.count("\n") == 1, error
+
+
+def test_without_a_trace_a_prior_is_drawn_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Between the least and the most local model known, the likely one in between."""
+    arguments = ["recommend", "mixtral-8x7b", "--hardware", "rtx3060", "--context", "2048", "--tokens", "128"]
+    arguments += ["--weights", "hqq-4bit"]
+    assert run([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["rtx3060"]
+    assert found["prior"]["mark"] == "prior, not your model"
+    (one,) = found["plans"]
+    assert one["low"] < one["tokens_per_second"] < one["high"] and one["calibrated"] is False
+    assert run(arguments) == 0
+    said = capsys.readouterr().out
+    assert "least to most local" in said and said.count("prior, not your model") >= 2
+    assert "modelled, not measured" in said
+
+
+def test_this_machine_is_measured_with_the_model(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quick look at it; what it is measured with runs in the engine."""
+    pytest.importorskip("torch")
+    from experiments.demo.reference_models import CHECKPOINTS, NAMES
+
+    for name, value in (("ROUNDS", 1), ("REPEATS", 3), ("MAX_NEW_TOKENS", 4)):
+        monkeypatch.setattr(f"experiments.measuring.{name}", value)
+    monkeypatch.setattr("engine.runtime.calibration.machine_profile.COPY_SIZES", (1 << 8, 1 << 20))
+    mini = str(CHECKPOINTS / NAMES[0])
+    arguments = ["recommend", mini, "--trace", str(trace.path), "--reshape", "sizes", "--device", "cpu"]
+    assert run([*arguments, "--weights", "bf16", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["this-machine"]["plans"]
+    assert one["calibrated"] and one["time"]["engine"] == "calibrated" and one["tokens_per_second"] > 0
+    assert one["experts_in"] == "host memory"

@@ -12,7 +12,7 @@ from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result
 from experiments.research.prediction.recordings import Setting
-from experiments.study.request_shares import RequestShares
+from experiments.statistics.request_shares import RequestShares
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 

@@ -10,10 +10,10 @@ import pytest
 
 from engine.hardware import load_hardware
 from engine.plan.plan import load_plan, plan_from_dict
+from experiments.statistics.request_shares import RequestShares
 from experiments.study import Threads, run_study, study_from_dict
 from experiments.study.cell_results import measure
 from experiments.study.cells import cells_of, groups
-from experiments.study.request_shares import RequestShares
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.trace import Trace
 

@@ -71,7 +71,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     function: Any = machine_profile.calibrate_machine
     smaller = function.__kwdefaults__ | {"copy_sizes": SIZES[:-1], "tokens": (1, 8)}
     monkeypatch.setattr(function, "__kwdefaults__", smaller)
-    monkeypatch.setattr("experiments.cli.calibrate.MAX_NEW_TOKENS", 8)
+    monkeypatch.setattr("experiments.measuring.MAX_NEW_TOKENS", 8)
 
 
 @pytest.mark.usefixtures("small")

@@ -1,0 +1,1 @@
+"""Priors against what is published, and against recorded traces that no family was fitted to."""
