@@ -32,6 +32,7 @@ COMMANDS = {
     "replay": ("replay", "Replay a plan on a trace: hits, bytes and, on modelled hardware, time."),
     "curve": ("curve", "Hit ratio against cache size for several policies."),
     "recommend": ("recommend", "Say which plan is fastest for a model on a machine, within its memory."),
+    "size": ("size", "Say which machine is fast enough for a model, and what each costs."),
     "study": ("study", "Replay a grid of plans on traces and machines, and name the best."),
     "report": ("report", "Draw a study as one HTML file that opens offline."),
     "validate": ("validate", "Run a plan in the engine and in the simulator, and say how far they differ."),

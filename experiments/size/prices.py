@@ -1,0 +1,144 @@
+"""What machines cost and draw: one file, dated, with sources, that a user may replace as a whole."""
+
+import datetime
+import os
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from engine.hardware import HardwareProfile
+from engine.hardware.economy import Amount, Power, Price
+from tracekit import named_toml
+from tracekit.errors import HardwareError
+
+Hours = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class ListedPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one machine costs: bought (`device`, and `rest` where known), or hired (`per_hour`)."""
+
+    device: Amount | None = None
+    """The accelerator alone."""
+    rest: Amount | None = None
+    """Host, memory, power supply, case."""
+    per_hour: Amount | None = None
+    """Hire of the machine, electricity included."""
+    date: datetime.date
+    source: str
+
+    def __post_init__(self) -> None:
+        if (self.device is None) == (self.per_hour is None):
+            raise ValueError("price: give either device (and rest), or per_hour")
+        if self.device is None and self.rest is not None:
+            raise ValueError("price: rest goes with device")
+
+    @property
+    def purchase(self) -> float:
+        """What is paid before the first token; 0 of a hired machine."""
+        return (self.device or 0) + (self.rest or 0)
+
+
+class ListedPower(Power, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one machine draws."""
+
+    date: datetime.date
+    source: str
+    assumed: tuple[str, ...] = ()
+    """Fields that no source says."""
+
+    @property
+    def drawn(self) -> Power:
+        """The watts alone."""
+        return Power(**{name: getattr(self, name) for name in Power.__struct_fields__})
+
+
+class Listed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is known of one machine."""
+
+    price: ListedPrice | None = None
+    power: ListedPower | None = None
+
+
+class Life(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Hours of use over which a purchase is written off."""
+
+    hours: Hours
+    source: str
+
+
+class Electricity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What bought machines pay for it."""
+
+    per_kwh: Amount
+    date: datetime.date
+    source: str
+
+
+class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A file of prices and powers. Read one with `load_prices`."""
+
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+    life: Life
+    electricity: Electricity
+    machines: dict[str, Listed] = {}
+
+
+class Priced(NamedTuple):
+    """A machine whose profile carries what is known of its price and power, and nothing else."""
+
+    machine: HardwareProfile
+    purchase: float | None
+    """None: not known; 0 of a hired machine."""
+    hired: bool
+    unknown: list[str]
+
+
+def load_prices(path: str | os.PathLike[str] | None = None) -> PriceList:
+    """The shipped price list, or a user's. Raises HardwareError."""
+    if path is None:
+        return named_toml.load(
+            "prices", PriceList, what="price list", package="experiments", folder="size", error=HardwareError
+        )
+    table = named_toml.read_toml(path, "price list", HardwareError)
+    return named_toml.convert(table, PriceList, label=f"price list {os.fspath(path)}", error=HardwareError)
+
+
+def priced(machine: HardwareProfile, prices: PriceList, *, own: bool, life_hours: int | None = None) -> Priced:
+    """The machine as the list prices it.
+
+    Args:
+        own: whether the profile's own tables `power` and `price` count where the list has none: those of a user's file
+            do, those of a shipped one are older than the list.
+        life_hours: of a bought machine, in place of the list's.
+    """
+    listed, unknown = prices.machines.get(machine.name, Listed()), []
+    power, price = (machine.power, machine.price) if own else (None, None)
+    if listed.power is not None:
+        power = listed.power.drawn
+        if listed.power.assumed:
+            unknown.append(f"{', '.join(listed.power.assumed)} are assumptions")
+    if power is None:
+        unknown.append("power is not known")
+    purchase = None if price is None else price.purchase or 0
+    if listed.price is not None:
+        purchase = listed.price.purchase
+        if listed.price.per_hour is not None:
+            price = Price(currency=prices.currency, per_hour=listed.price.per_hour)
+        else:
+            price = Price(
+                currency=prices.currency,
+                purchase=purchase,
+                lifetime_hours=prices.life.hours,
+                electricity_per_kwh=prices.electricity.per_kwh,
+            )
+            if listed.price.rest is None:
+                unknown.append("the price is that of the device alone")
+    if price is None:
+        unknown.append("price is not known")
+    elif price.currency != prices.currency:
+        unknown.append(f"its price is in {price.currency}, others are in {prices.currency}: not compared")
+        price, purchase = None, None
+    if price is not None and price.purchase is not None and life_hours is not None:
+        price = msgspec.structs.replace(price, lifetime_hours=life_hours)
+    hired = price is not None and price.per_hour is not None
+    return Priced(msgspec.structs.replace(machine, power=power, price=price), purchase, hired, unknown)
