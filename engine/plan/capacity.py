@@ -104,11 +104,11 @@ class Capacity:
         return tuple(capacity), size
 
 
-def parse_memory(text: str | None) -> int | None:
-    """Bytes of `8GiB`, `500MB`, ... PlanError for anything else."""
+def parse_memory(text: str | None, option: str = "--memory") -> int | None:
+    """Bytes of `8GiB`, `500MB`, ... PlanError for anything else, naming the option."""
     if text is None:
         return None
     parsed = Capacity.parse(text)
     if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
-        raise PlanError(f"--memory {text!r} is no amount of memory: write 8GiB, 500MB, ...")
+        raise PlanError(f"{option} {text!r} is no amount of memory: write 8GiB, 500MB, ...")
     return int(parsed.amount)

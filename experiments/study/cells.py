@@ -12,6 +12,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
+from experiments.quality.measurement import Estimate
 from experiments.study.once import distinct
 from experiments.study.sources import policies_digest, sources_digest
 from experiments.study.study_file import Study
@@ -50,7 +51,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of the results to be."""
+    """One row of the results to be. `loss` was measured elsewhere: it stands in the row, and is no part of its key."""
 
     key: str
     routing: Routing
@@ -59,6 +60,7 @@ class Cell:
     shape: ModelShape | None
     bounds: bool | None
     reshape: str | None = None
+    loss: Estimate | None = None
 
 
 def cells_of(study: Study) -> list[Cell]:
@@ -72,7 +74,8 @@ def cells_of(study: Study) -> list[Cell]:
                 for shape in study.shapes:
                     for plan in study.plans:
                         key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
-                        found.append(Cell(key, routing, plan, machine, shape, study.bounds, study.reshape))
+                        loss = None if study.quality is None else study.quality.loss_of(plan.weights)
+                        found.append(Cell(key, routing, plan, machine, shape, study.bounds, study.reshape, loss))
     return found
 
 

@@ -5,6 +5,7 @@ import json
 import msgspec
 
 from engine.hardware import HardwareProfile
+from experiments.quality.measurement import Estimate
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
 from experiments.study.leaders import Leader
@@ -30,6 +31,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     kept: int
     pruned: int
     too_large: int
+    too_lossy: int = 0
     failed: int
     last_kept: End | None
     first_pruned: End | None
@@ -49,12 +51,15 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     room_bytes: int | None
     contestants: int
     too_large: int
+    too_lossy: int = 0
     winner: str | None = None
     plan_toml: str | None = None
     value: float | None = None
     unit: str | None = None
     device_bytes: int | None = None
     share_of_bound: float | None = None
+    loss: Estimate | None = None
+    """Of quality, as it was measured; None: it was not."""
     statement: str
     answers: list[str] = []
     """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""
@@ -80,6 +85,16 @@ class Failure(msgspec.Struct, frozen=True):
     first_plan: str
 
 
+class QualitySource(msgspec.Struct, frozen=True, kw_only=True):
+    """Which measurement of quality the losses are from."""
+
+    model: str
+    model_digest: str
+    text_digest: str
+    documents: int
+    tokens: int
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What it all was made from; `traces`: digests by path."""
 
@@ -88,6 +103,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     traces: dict[str, str]
     hardware: list[HardwareProfile]
     model_shapes: list[str]
+    quality: QualitySource | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +112,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     baseline: str
     max_device_bytes: int | None
+    quality_loss: float | None = None
+    """The most that winners may lose of quality, as a share of bits per byte."""
     cells: int
     failed: int
     errors: list[Failure]
