@@ -22,7 +22,14 @@ from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.generation import UNDIVIDED
 from tracekit.recorder.layers import family, is_encoder_decoder
-from tracekit.recorder.models import check_experts, find_model, load_config, parse_device, parse_dtype
+from tracekit.recorder.models import (
+    check_experts,
+    empty_model,
+    find_model,
+    load_config,
+    parse_device,
+    parse_dtype,
+)
 from tracekit.recorder.seam import moe_layers
 from tracekit.version import own_version
 
@@ -66,7 +73,8 @@ class Work:
         self.config: PreTrainedConfig = load_config(self.directory)
         self.device = str(parse_device(options.device))
         self.dtype = dtype_of(self.config, parse_dtype(options.dtype))
-        self.empty: PreTrainedModel = check_experts(self.config, self.directory).to(self.dtype)
+        check_experts(self.config, self.directory)
+        self.empty: PreTrainedModel = empty_model(self.config, self.directory, self.dtype)
         if is_encoder_decoder(self.empty) or not self.empty.can_generate():
             raise ModelError(f"{self.directory} predicts no text token by token: there is nothing to measure")
         text = self.config.get_text_config()
