@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from tracekit.durable import lock_directory, reporting, write_synced
+from tracekit.durable import TEMPORARY, lock_directory, reporting, write_synced
 from tracekit.errors import StudyError, shortened
 from tracekit.opening import read_file
 
@@ -34,11 +34,14 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / RECORDS
-        if folder.exists() and not (folder.is_dir() and (self.path.is_file() or not any(folder.iterdir()))):
+        begun = folder / (RECORDS + TEMPORARY)  # by a run that was killed at once
+        if folder.exists() and not (folder.is_dir() and (self.path.is_file() or set(folder.iterdir()) <= {begun})):
             raise StudyError(f"{folder} exists and holds no measurement of quality: choose another with --output")
         with reporting(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock_directory(folder)
+            for unfinished in folder.glob(f"*{TEMPORARY}"):
+                unfinished.unlink()
         self._known = self._finished()
 
     def __enter__(self) -> "Records":
