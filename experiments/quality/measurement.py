@@ -229,7 +229,11 @@ def loss_text(found: Estimate | None) -> str:
     """A loss as people read it: `0.31 % [0.27, 0.36]`."""
     if found is None:
         return "-"
-    words = f"{100 * found.value:.2f} %"
+    words = f"{_percent(found.value)} %"
     if found.low is None or found.high is None:
         return words
-    return f"{words} [{100 * found.low:.2f}, {100 * found.high:.2f}]"
+    return f"{words} [{_percent(found.low)}, {_percent(found.high)}]"
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share, 2) + 0.0:.2f}"  # no minus before 0.00

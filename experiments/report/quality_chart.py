@@ -36,7 +36,7 @@ def frontier(rows: Sequence[PolicyRow], most_loss: float | None = None) -> Chart
     others = sorted((row for row in rows if row not in leading), key=lambda row: -(row.tokens_per_second or 0))
     formats = [row.weights or AS_STORED for row in leading]
     hues = [PALETTE[place % len(PALETTE)] for place in range(len(formats))]
-    legend = alt.Legend(orient="top", title=None, labelLimit=320, symbolStrokeWidth=1.5)
+    legend = alt.Legend(orient="top", title=None, labelLimit=320, columns=3, symbolOpacity=1, symbolStrokeWidth=1.5)
     colour = alt.Color("format:N", sort=None, legend=legend).scale(domain=formats, range=hues)
     lost, shown = "loss of quality", "decode tokens per second"
     share, ticks = alt.Axis(format=".3~%", tickCount=6, grid=False), alt.Axis(tickCount=5)
@@ -72,7 +72,7 @@ def frontier(rows: Sequence[PolicyRow], most_loss: float | None = None) -> Chart
     if most_loss is not None:
         end = alt.Chart(alt.InlineData(values=[{"loss": most_loss}])).mark_rule(strokeWidth=2, style="bound")
         layers.append(end.encode(x=x))
-        sentence += f" What is right of the upright line loses more than the {100 * most_loss:.2g} % allowed."
+        sentence += f" What is right of the upright line loses more than the {100 * most_loss:.3g} % allowed."
     return finish(alt.layer(*layers), 320, sentence)
 
 

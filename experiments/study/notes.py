@@ -91,8 +91,8 @@ def stored_words(one: Contestant) -> str:
 
 
 def share(value: float) -> str:
-    """A share of quality in percent, with two digits that count."""
-    return f"{100 * value:.2g} %"
+    """A share of quality in percent, with three digits that count."""
+    return f"{100 * value:.3g} %"
 
 
 def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list[str]:

@@ -88,7 +88,7 @@ def test_the_fastest_within_the_floor_wins(
     said = "; ".join(setting.notes)
     assert "4 plans left out, of which it is not known what they lose: q4_k; measure them" in said
     assert ("left out, losing more than" in said) == (len(able) < len(rows) - 4)
-    assert f"at a loss of quality of {100 * best['quality_loss']:.2g} %" in setting.statement
+    assert f"at a loss of quality of {100 * best['quality_loss']:.3g} %" in setting.statement
     # What hinders plans is told of plans that may win.
     hindered = rows.join(pl.read_parquet(tmp_path / "regret.parquet"), on="cell", how="semi")
     assert (hindered["quality_loss"] <= share).all()
