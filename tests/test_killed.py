@@ -76,6 +76,10 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         job("slabs", "generate", place / "model", "w1 w2", *small, "--max-new-tokens", 1, "--slabs", "{out}/slabs"),
         job("study", "study", place / "study.toml", "--output", "{out}/study", "--workers", 2),
         job(
+            *("quality", "quality", place / "model", "--text", place / "prompts.jsonl", "--device", "cpu"),
+            *("--capacity", "2/layer", "--weights", "fp32", "--output", "{out}/q"),
+        ),
+        job(
             *("events", "replay", long.path, *small, "--events", "{out}/e.parquet", "--steps", "{out}/s.parquet"),
             *("--hardware", "rtx3060", "--model-shape", "mixtral-8x7b", "--timeline", "{out}/t.json.gz"),
         ),

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 
@@ -59,3 +59,19 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
     ) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount=1: bar.advance(task, amount)
+
+
+@contextmanager
+def meter(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of a total that is known only on the way: it is told how much is done, and of how much."""
+    with ExitStack() as stack:
+        advance, shown = None, 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal advance, shown
+            if advance is None:
+                advance = stack.enter_context(progress(description, total))
+            advance(done - shown)
+            shown = done
+
+        yield report

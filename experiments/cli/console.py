@@ -4,9 +4,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from tracekit.errors import printable
-from tracekit.progress import progress
+from tracekit.progress import meter, progress
 
-__all__ = ["emit_json", "number", "percent", "progress", "say", "table", "tell", "warn"]
+__all__ = ["emit_json", "meter", "number", "percent", "progress", "say", "table", "tell", "warn"]
 
 
 SCHEMA = 1

@@ -34,6 +34,7 @@ COMMANDS = {
     "recommend": ("recommend", "Say which plan is fastest for a model on a machine, within its memory."),
     "size": ("size", "Say which machine is fast enough for a model, and what each costs."),
     "study": ("study", "Replay a grid of plans on traces and machines, and name the best."),
+    "quality": ("quality", "Measure what plans cost in how well a model predicts a text."),
     "report": ("report", "Draw a study as one HTML file that opens offline."),
     "validate": ("validate", "Run a plan in the engine and in the simulator, and say how far they differ."),
     "generate": ("generate", "Generate text with a model whose experts are offloaded."),

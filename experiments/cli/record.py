@@ -1,8 +1,7 @@
 """`tracekit record`: run an MoE model on prompts and write down what its gates chose."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from tracekit.errors import ModelError, PlanError, TraceError
 if TYPE_CHECKING:
     from tracekit.recorder.options import RecordOptions
     from tracekit.recorder.prompts import Prompt
-    from tracekit.recorder.recorder import Progress
 
 
 def command(
@@ -121,7 +119,7 @@ def _run(
             stack.enter_context(offloaded(loaded))
         before = load_manifest(output).tokens if settings.resume and (output / "manifest.json").exists() else 0
         start = time.perf_counter()
-        report = stack.enter_context(_meter("recording"))
+        report = stack.enter_context(console.meter("recording"))
         try:
             record(loaded, tokenizer, requests, output, settings, report)
         except KeyboardInterrupt:
@@ -140,22 +138,6 @@ def _run(
         "seconds": round(seconds, 3),
         "tokens_per_second": round((manifest.tokens - before) / seconds, 1),
     }
-
-
-@contextmanager
-def _meter(description: str) -> "Iterator[Progress]":
-    """Progress of a total that is known only once the prompts are encoded."""
-    with ExitStack() as stack:
-        advance, shown = None, 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal advance, shown
-            if advance is None:
-                advance = stack.enter_context(console.progress(description, total))
-            advance(done - shown)
-            shown = done
-
-        yield report
 
 
 def _distances(given: list[str]) -> tuple[int, ...]:

@@ -218,9 +218,12 @@ def _show(study: "FinishedStudy", output: Path) -> None:
 
 def _best(found: "SettingSummary") -> tuple[list[str], list[list[str]]]:
     """The table of the best plans, as the report has it."""
+    from experiments.quality.measurement import loss_text
     from experiments.study.leaders import valued
 
+    measured = any(leader.loss is not None for leader in found.best)
     columns = ["plan", found.unit or "", "against the best", "GB on device", "of the bound"]
+    columns += ["loss of quality"] if measured else []
     rows = [
         [
             leader.name,
@@ -228,6 +231,7 @@ def _best(found: "SettingSummary") -> tuple[list[str], list[list[str]]]:
             "best" if place == 0 else leader.words or "-",
             "-" if leader.device_bytes is None else f"{leader.device_bytes / 1e9:.2f}",
             console.percent(leader.share_of_bound, 1),
+            *([loss_text(leader.loss)] if measured else []),
         ]
         for place, leader in enumerate(found.best)
     ]

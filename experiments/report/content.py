@@ -24,7 +24,8 @@ class PolicyRow:
     policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
     Belady does. `low` to `high` is the interval of `tokens_per_second`. `fates` counts prefetches that were there in
     time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown). `weights`,
-    `kernels` and `lane` say how experts are stored and computed, where that is not as usual.
+    `kernels` and `lane` say how experts are stored and computed, where that is not as usual. `loss` is what it costs in
+    quality, as a share, between `loss_low` and `loss_high`.
     """
 
     name: str
@@ -44,6 +45,9 @@ class PolicyRow:
     high: float | None = None
     device_bytes: float | None = None
     fates: tuple[int, int, int] | None = None
+    loss: float | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
 
     def __post_init__(self) -> None:
         _named("a policy row", self.name)
@@ -52,6 +56,8 @@ class PolicyRow:
         rates = ("tokens_per_second", "bound_tokens_per_second", "low", "high")
         for name in (*rates, "bytes_loaded_per_token", "device_bytes"):
             _within(f"policy row {self.name!r}", name, getattr(self, name))
+        for name in ("loss", "loss_low", "loss_high"):  # by chance a format may gain
+            _within(f"policy row {self.name!r}", name, None if (loss := getattr(self, name)) is None else abs(loss))
 
     @property
     def parts(self) -> dict[str, str]:
@@ -199,7 +205,7 @@ class Best:
     """One of a machine's best plans: what the objective asks for (`value`), and how it stands against the winner.
 
     `within` is the interval of `value`, in words. `sure`: it was shown to be worse; False: level with the winner, or
-    not told apart; None: not compared.
+    not told apart; None: not compared. `loss`: of quality, in words.
     """
 
     label: str
@@ -209,6 +215,7 @@ class Best:
     share_of_bound: float | None = None
     against: str = ""
     sure: bool | None = None
+    loss: str = ""
 
     def __post_init__(self) -> None:
         _named("a best plan", self.label)
@@ -279,9 +286,9 @@ class Setting:
 
     `best` are the best plans, the winner first, by `unit`; `alike` is what these have in common.
     `modelled`: the objective is a time on a machine that nobody measured.
-    `room` is how many bytes of the device plans may take. `again` says how to make a figure again, by the figure's
-    kind: "speed", "memory", "fates", "regret", "timeline". `effects` are against `baseline`; `answers`: the
-    same, a sentence for each policy.
+    `room` is how many bytes of the device plans may take, `most_loss` the share of quality that they may lose. `again`
+    says how to make a figure again, by the figure's kind: "speed", "memory", "quality", "fates", "regret", "timeline".
+    `effects` are against `baseline`; `answers`: the same, a sentence for each policy.
     """
 
     title: str
@@ -298,6 +305,7 @@ class Setting:
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     room: float | None = None
+    most_loss: float | None = None
     rows: tuple[PolicyRow, ...] = ()
     regrets: tuple[RegretRow, ...] = ()
     better: tuple[BetterRow, ...] = ()

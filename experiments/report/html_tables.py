@@ -94,6 +94,7 @@ POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
     ("Bound", lambda row: number(row.bound_tokens_per_second, rate)),
     ("of bound", lambda row: number(row.share_of_bound, percent)),
     ("Loaded per token", lambda row: number(row.bytes_loaded_per_token, size)),
+    ("Loss of quality", lambda row: number(row.loss, percent)),
 )
 """Each column's heading, and what stands under it."""
 
@@ -116,11 +117,12 @@ def best_table(best: Sequence[Best], unit: str) -> str:
         "Against the best",
         "Device memory",
         "Of the bound",
+        "Loss of quality",
     ]
     cells = []
     for place, one in enumerate(best):
         against = '<span class="tag">best</span>' if place == 0 else _or_none(one.against.replace("-", "\u2212"))
-        shares = [number(one.device_bytes, size), number(one.share_of_bound, percent)]
+        shares = [number(one.device_bytes, size), number(one.share_of_bound, percent), _or_none(one.loss)]
         cells.append([escape(one.label), number(one.value, rate), _or_none(one.within), against, *shares])
     empty = [place for place in range(len(columns)) if cells and all(line[place] == NONE for line in cells)]
     kept = [place for place in range(len(columns)) if place not in empty]

@@ -62,6 +62,7 @@ def plans(rows: Sequence[PolicyRow], title: str) -> Table:
         ("bound", rate),
         ("loaded per token", size),
         ("device memory", size),
+        ("loss of quality", percent),
     )
     lines = tuple(
         (
@@ -73,6 +74,7 @@ def plans(rows: Sequence[PolicyRow], title: str) -> Table:
             row.bound_tokens_per_second,
             row.bytes_loaded_per_token,
             row.device_bytes,
+            row.loss,
         )
         for label, row in zip(row_labels(rows), rows, strict=True)
     )

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from experiments.report import charts, effect_chart, html_tables, study_charts
+from experiments.report import charts, effect_chart, html_tables, quality_chart, study_charts
 from experiments.report.causes import explained
 from experiments.report.charts import Chart, Look
 from experiments.report.content import Setting
@@ -62,6 +62,10 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
     if len({row.device_bytes for row in sized}) > 1:
         chart = study_charts.memory(sized, look, setting.room)
         figure("memory", "Speed against memory", chart, study_charts.memory_table(sized))
+    lossy = [row for row in fitting if row.loss is not None and not row.is_bound]
+    if len({row.loss for row in lossy}) > 1:
+        chart = quality_chart.frontier(lossy, setting.most_loss)
+        figure("quality", "Speed against quality", chart, quality_chart.frontier_table(lossy))
     fetched = [row for row in fitting or rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)

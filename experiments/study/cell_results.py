@@ -83,6 +83,9 @@ def described(cell: Cell) -> Row:
         "prefetch": cell.plan.prefetch.predictor,
         "weights": cell.plan.weights.experts,
         "needs_future": needs_future(cell.plan),
+        "quality_loss": None if cell.loss is None else cell.loss.value,
+        "quality_loss_low": None if cell.loss is None else cell.loss.low,
+        "quality_loss_high": None if cell.loss is None else cell.loss.high,
     }
 
 

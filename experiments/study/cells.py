@@ -13,6 +13,7 @@ import msgspec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
+from experiments.quality.measurement import Estimate
 from experiments.study.fitting import Fitting, is_auto
 from experiments.study.once import distinct
 from experiments.study.sources import policies_digest, sources_digest
@@ -52,7 +53,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of the results to be."""
+    """One row of the results to be. `loss` was measured elsewhere: it stands in the row, and is no part of its key."""
 
     key: str
     routing: Routing
@@ -61,6 +62,7 @@ class Cell:
     shape: ModelShape | None
     bounds: bool | None
     reshape: str | None = None
+    loss: Estimate | None = None
     capacity_given: str | None = None
     """The capacity as the study says it; `auto`, where the plan has what that became."""
     refused: str | None = None
@@ -88,8 +90,9 @@ def cells_of(study: Study) -> list[Cell]:
                     refused = str(error)
             routing, asked = routings[batch][place], given.cache.capacity
             key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
+            loss = None if study.quality is None else study.quality.loss_of(plan.weights)
             if key not in found or is_auto(given):
-                found[key] = Cell(key, routing, plan, machine, shape, study.bounds, study.reshape, asked, refused)
+                found[key] = Cell(key, routing, plan, machine, shape, study.bounds, study.reshape, loss, asked, refused)
     return list(found.values())
 
 

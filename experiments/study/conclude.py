@@ -12,7 +12,7 @@ from experiments.study.conditions import Conditions
 from experiments.study.contestants import NOT_TWICE, Contest, Contestant, Once
 from experiments.study.effects import Family, Pair, against_baseline, answers, effect_rows
 from experiments.study.leaders import leaders, valued, verdict
-from experiments.study.notes import left_out, no_winner, notes, plans, sized
+from experiments.study.notes import left_out, no_winner, notes, of_quality, plans, share, sized, too_lossy
 from experiments.study.schema import EFFECTS
 from experiments.study.search import told, words
 from experiments.study.study_file import WITHOUT_TIME, Study
@@ -44,9 +44,14 @@ def _concluded(
 ) -> tuple[SettingSummary, pl.DataFrame]:
     rounds = told(searched)
     real, fitting, room = contest.real, contest.fitting, contest.room
-    said = slots + left_out([one.device_bytes for one in real if one not in fitting], room)
+    said = slots + left_out([one.device_bytes for one in real if one not in contest.placed], room)
+    said += too_lossy(study, contest)
     large = sum(found.too_large for found in rounds)
     of_search = left_out([0] * large, room) + ([note] if (note := words(rounds)) else [])
+    if lossy := sum(found.too_lossy for found in rounds):
+        of_search.append(
+            f"{plans(lossy)} left out by the search, losing more of quality than is allowed, or not measured"
+        )
     asked = against_baseline(study, contest)
     effects = [pair for pair in asked if not pair.first.needs_future]
     winner = min(fitting, key=lambda one: one.rank, default=None)
@@ -60,8 +65,9 @@ def _concluded(
         **setting._asdict(),
         room_bytes=room,
         contestants=len(fitting),
-        too_large=len(real) - len(fitting),
-        statement=no_winner(real, room),
+        too_large=len(real) - len(contest.placed),
+        too_lossy=len(contest.placed) - len(fitting),
+        statement=no_winner(study, contest),
         answers=answers(table),
         notes=said + of_search,
         search=rounds,
@@ -79,13 +85,14 @@ def _concluded(
         unit=winner.unit,
         device_bytes=winner.device_bytes,
         share_of_bound=winner.share_of_bound,
+        loss=winner.loss,
         statement=statement(winner, len(fitting), study, modelled=summary.modelled),
         best=best,
         alike=alike,
         verdict=verdict(comparisons),
         comparisons=comparisons,
         ranking=_ranking(leading, family, _names(contest.everyone)),
-        notes=said + notes(study, fitting, len(family)) + of_search,
+        notes=said + of_quality(study, fitting, winner) + notes(study, fitting, len(family)) + of_search,
     ), table
 
 
@@ -141,4 +148,6 @@ def statement(winner: Contestant, count: int, study: Study, *, modelled: bool) -
     words += f" {winner.unit}" + (f" ({MODELLED})" if modelled else "")
     if winner.share_of_bound is not None:
         words += f", {100 * winner.share_of_bound:.0f} % of what clairvoyant decisions allow with that cache"
+    if winner.loss is not None:
+        words += f", at a loss of quality of {share(winner.loss.value)}"
     return words

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
+from experiments.quality.measurement import Estimate
 from experiments.statistics.comparison import Quantity, rate_intervals
 from experiments.study.grid import plan_name
 from experiments.study.study_file import Objective, Study
@@ -42,6 +43,8 @@ class Contestant:
     unit: str
     device_bytes: int | None
     share_of_bound: float | None
+    loss: Estimate | None
+    """What it costs in quality, where that was measured."""
     quantity: Quantity
     costs: np.ndarray | None
     """What each request cost, over all traces in order; None where that is unknown."""
@@ -83,11 +86,13 @@ class Contestant:
 class Contest:
     """Everyone who was replayed in one setting, in the order of the file.
 
-    `real` need no foresight; of these `fitting` fit into `room` bytes of the device (None: no limit is known).
+    `real` need no foresight; of these `placed` fit into `room` bytes of the device (None: no limit is known); and of
+    these `fitting` lose no more of quality than the study allows.
     """
 
     everyone: list[Contestant]
     real: list[Contestant]
+    placed: list[Contestant]
     fitting: list[Contestant]
     room: int | None
 
@@ -98,8 +103,10 @@ class Contest:
         real = [one for one in everyone if not one.needs_future]
         memory = memories(study).get(rows["hardware"][0])
         limits = [size for size in (study.max_device_bytes, memory) if size is not None]
-        fitting = [one for one in real if _fits(one.device_bytes, limits, known=study.max_device_bytes is not None)]
-        return cls(everyone, real, fitting, min(limits, default=None))
+        placed = [one for one in real if _fits(one.device_bytes, limits, known=study.max_device_bytes is not None)]
+        most = study.quality_loss
+        fitting = [one for one in placed if most is None or (one.loss is not None and one.loss.value <= most)]
+        return cls(everyone, real, placed, fitting, min(limits, default=None))
 
 
 def contestants(study: Study, rows: pl.DataFrame, once: Once) -> list[Contestant]:
@@ -159,11 +166,18 @@ def _contestant(objective: Objective, part: pl.DataFrame, once: Once) -> Contest
         unit=unit,
         device_bytes=None if part["device_bytes"].null_count() else int(numbers["device_bytes"].max()),
         share_of_bound=bound,
+        loss=loss_of_row(part),
         quantity=quantity,
         costs=_by_request(part, column, once),
         tokens=_by_request(part, "request_tokens", once) if quantity == "tokens/s" else None,
         lookups=_by_request(part, "request_lookups", once) if quantity == "hit ratio" else None,
     )
+
+
+def loss_of_row(part: pl.DataFrame) -> Estimate | None:
+    """What the plan of these rows costs in quality, where that was measured."""
+    value, low, high = part.select("quality_loss", "quality_loss_low", "quality_loss_high").row(0)
+    return None if value is None else Estimate(value, low, high)
 
 
 def _by_request(part: pl.DataFrame, column: str, once: Once) -> np.ndarray | None:
@@ -200,9 +214,11 @@ def _fits(device_bytes: int | None, limits: list[int], *, known: bool) -> bool:
 
 
 def fitting_rows(study: Study, rows: pl.DataFrame) -> pl.Series:
-    """Of each row, whether its plan fits on every trace: bool [rows]."""
+    """Of each row, whether its plan fits on every trace, and loses no more of quality than is allowed: bool [rows]."""
     size = pl.col("device_bytes").max().over("plan_toml", "hardware", "hardware_digest", "model_shape", "batch")
     memory = pl.col("hardware").replace_strict(memories(study), default=None, return_dtype=pl.Int64)
     limit = pl.lit(study.max_device_bytes, pl.Int64)
     within = (size <= limit).fill_null(study.max_device_bytes is None) & (size <= memory).fill_null(value=True)
+    if study.quality_loss is not None:
+        within &= (pl.col("quality_loss") <= study.quality_loss).fill_null(value=False)
     return rows.select(fits=within)["fits"]

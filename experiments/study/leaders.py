@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.plan.plan import Plan
+from experiments.quality.measurement import Estimate
 from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import Comparison, Outcome
 from experiments.study.contestants import Contestant
@@ -17,7 +18,8 @@ class Leader(msgspec.Struct, frozen=True, kw_only=True):
     """One of the best plans. `name` says what tells it from the others of its table.
 
     `against`: how much better than the winner it is, as a share (negative: worse), between `low` and `high`; None for
-    the winner itself, and where they were not compared. `outcome` is of the winner against it.
+    the winner itself, and where they were not compared. `outcome` is of the winner against it. `loss` of quality is
+    known where it was measured.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Leader(msgspec.Struct, frozen=True, kw_only=True):
     share_of_bound: float | None
     ends: tuple[float, float] | None = None
     """Between which tokens per second `value` is."""
+    loss: Estimate | None = None
     against: float | None = None
     low: float | None = None
     high: float | None = None
@@ -76,6 +79,7 @@ def leaders(fitting: Sequence[Contestant], comparisons: Sequence[Comparison], le
             device_bytes=one.device_bytes,
             share_of_bound=one.share_of_bound,
             ends=one.ends(level),
+            loss=one.loss,
         )
         if judged is not None and one is not best[0]:
             ends = (judged.low, judged.high)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from experiments.study.contestants import Contestant, plan_of
+from experiments.study.contestants import Contest, Contestant, plan_of
 from experiments.study.fitting import AUTO, became, is_auto
 from experiments.study.grid import stored_name
 from experiments.study.study_file import Study
 
+MOST_NAMED = 6
 MEND = "give grid.model_shape, or leave out max_device_bytes"
 
 
@@ -25,8 +26,11 @@ def amount(size: int) -> str:
     return f"{size} bytes"
 
 
-def no_winner(real: Sequence[Contestant], room: int | None) -> str:
+def no_winner(study: Study, contest: Contest) -> str:
     """Why nobody won."""
+    real, room = contest.real, contest.room
+    if contest.placed and study.quality_loss is not None:
+        return f"no winner: of what fits no plan is known to lose at most {share(study.quality_loss)}"
     if not real or room is None:
         return "no winner: no plan was replayed on every trace"
     if all(one.device_bytes is None for one in real):
@@ -52,6 +56,56 @@ def sized(rows: pl.DataFrame) -> list[str]:
     return [text] if text else []
 
 
+def too_lossy(study: Study, contest: Contest) -> list[str]:
+    """How many plans that fit were no candidates for what they lose of quality, or since that is not known."""
+    if study.quality_loss is None:
+        return []
+    refused = [one for one in contest.placed if one not in contest.fitting]
+    measured = [one for one in refused if one.loss is not None]
+    unknown = [one for one in refused if one.loss is None]
+    found = []
+    if measured:
+        losses = {stored_words(one): share(one.loss.value) for one in measured if one.loss is not None}
+        each = ", ".join(f"{name} {loss}" for name, loss in list(losses.items())[:MOST_NAMED])
+        found.append(f"{plans(len(measured))} left out, losing more than {share(study.quality_loss)}: {each}")
+    if unknown:
+        names = ", ".join(list(dict.fromkeys(map(stored_words, unknown)))[:MOST_NAMED])
+        found.append(
+            f"{plans(len(unknown))} left out, of which it is not known what they lose: {names}; measure them with "
+            "tracekit quality, or leave out quality_loss"
+        )
+    return found
+
+
+def of_quality(study: Study, fitting: Sequence[Contestant], winner: Contestant) -> list[str]:
+    """What to keep in mind of what the plans cost in quality."""
+    several = len({one.plan.weights for one in fitting}) > 1
+    if study.quality is None:
+        return ["weight formats differ in quality, too, of which a replay knows nothing"] if several else []
+    found = [f"loss of quality is that of {study.quality.said}: of another model or text it is another"]
+    unknown = [stored_words(one) for one in fitting if one.loss is None]
+    if unknown:
+        names = ", ".join(list(dict.fromkeys(unknown))[:MOST_NAMED])
+        found.append(f"not known is what is lost by {names}: no such format was measured")
+    most, high = study.quality_loss, None if winner.loss is None else winner.loss.high
+    if most is not None and winner.loss is not None and winner.loss.value:
+        if high is None:
+            found.append("too few documents were measured for an interval of the winner's loss")
+        elif high > most:
+            found.append(f"the winner may lose more than {share(most)}: the interval of its loss ends at {share(high)}")
+    return found
+
+
+def stored_words(one: Contestant) -> str:
+    """How a plan stores weights."""
+    return stored_name(one.plan).removeprefix(", ") or "as stored"
+
+
+def share(value: float) -> str:
+    """A share of quality in percent, with three digits that count."""
+    return f"{100 * value:.3g} %"
+
+
 def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list[str]:
     """What to keep in mind when reading the verdicts."""
     found = []
@@ -60,8 +114,6 @@ def notes(study: Study, fitting: Sequence[Contestant], comparisons: int) -> list
             f"not compared request by request: {alone} of {plans(len(fitting))}, since sizes of experts are unknown or "
             "one pass counted all cache sizes; with hardware and sizes all are"
         )
-    if len({one.stored for one in fitting}) > 1:
-        found.append("weight formats differ in quality, too, of which a replay knows nothing")
     fitted = all(is_auto(plan) for plan in study.plans)
     if len({one.plan.cache.capacity for one in fitting}) > 1 and study.max_device_bytes is None and not fitted:
         found.append("a larger cache wins where it fits: max_device_bytes says what else the device has to hold")

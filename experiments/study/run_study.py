@@ -9,6 +9,7 @@ import polars as pl
 from engine.replay.passes import run
 from engine.replay.regret import find_regret
 from engine.replay.sensitivities import find_sensitivities
+from experiments.quality.measurement import Measurement
 from experiments.study import study_folder as files
 from experiments.study.cell_results import Row, described, measure, setting_of
 from experiments.study.cells import RESULTS, Cell, cells_of, group_key, groups
@@ -21,7 +22,7 @@ from experiments.study.search import search
 from experiments.study.shared import SharedRoutings
 from experiments.study.study_file import Study
 from experiments.study.study_folder import StudyFolder
-from experiments.study.study_json import Failure, Provenance, SettingSummary, Summary
+from experiments.study.study_json import Failure, Provenance, QualitySource, SettingSummary, Summary
 from experiments.study.winner_plans import write_winners
 from experiments.study.winner_timelines import expert_rows, timeline_rows
 from experiments.study.workers import OnPiece, Say, Workers
@@ -169,6 +170,7 @@ def summarise(
         objective=study.objective,
         baseline=study.baseline,
         max_device_bytes=study.max_device_bytes,
+        quality_loss=study.quality_loss,
         cells=len(cells),
         failed=len(failed),
         errors=[Failure(error=error, cells=count, first_plan=plan) for error, count, plan in reasons.iter_rows()],
@@ -183,6 +185,18 @@ def summarise(
             traces={cell.routing.path: cell.routing.digest for cell in cells},
             hardware=[machine for machine in study.machines if machine is not None],
             model_shapes=[shape.name for shape in study.shapes if shape is not None],
+            quality=None if study.quality is None else quality_source(study.quality),
         ),
         files=digests,
+    )
+
+
+def quality_source(found: Measurement) -> QualitySource:
+    """Which measurement it is."""
+    return QualitySource(
+        model=found.model.name,
+        model_digest=found.model.digest,
+        text_digest=found.text.digest,
+        documents=found.text.documents,
+        tokens=found.text.tokens,
     )

@@ -29,6 +29,9 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("prefetch", TEXT, "prefetch.predictor"),
     ("weights", TEXT, "weights.experts"),
     ("needs_future", BOOL, "whether the plan knows the future, which no machine does"),
+    ("quality_loss", REAL, "measured loss of quality, a share of bits per byte; missing: the format was not measured"),
+    ("quality_loss_low", REAL, "lower end of its interval; missing: too few documents"),
+    ("quality_loss_high", REAL, "upper end of the interval"),
     ("tokens", INT, "tokens replayed"),
     ("decode_tokens", INT, "of these, in decode steps"),
     ("lookups", INT, "demanded experts"),
@@ -161,7 +164,7 @@ SEARCH_COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("plan_toml", TEXT, "the plan as a file"),
     ("value", REAL, "what the objective asks for, on this beginning; missing: could not be replayed on every trace"),
     ("place", INT, "from 1, among the plans that fit and need no foresight"),
-    ("outcome", TEXT, "kept, baseline (kept to compare with), bound (kept), pruned, too large, or failed"),
+    ("outcome", TEXT, "kept, baseline (kept to compare with), bound (kept), pruned, too large, too lossy, or failed"),
 )
 SEARCH: Columns = {name: kind for name, kind, _ in SEARCH_COLUMNS}
 """What a search made of each plan in each round (experiments.study.search)."""

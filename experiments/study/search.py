@@ -98,7 +98,9 @@ def _outcomes(study: Study, rows: pl.DataFrame) -> pl.DataFrame:
     failed = set(rows.filter(pl.col("error").is_not_null())["plan_toml"])
     plans = rows.unique("plan_toml", keep="first", maintain_order=True)
     tomls = plans["plan_toml"].to_list()
-    otherwise = {toml: "failed" if toml in failed or toml not in values else "too large" for toml in tomls}
+    lossy = {one.toml for one in contest.placed if one not in contest.fitting}
+    otherwise = {toml: "too lossy" if toml in lossy else "too large" for toml in tomls}
+    otherwise |= {toml: "failed" for toml in tomls if toml in failed or toml not in values}
     return plans.select(
         *("hardware", "engine", *SETTING, "plan", "plan_toml"),
         value=pl.Series([values.get(toml) for toml in tomls], dtype=SEARCH["value"]),
@@ -121,6 +123,7 @@ def told(rounds: pl.DataFrame) -> list[Round]:
                 kept=sum(counts.get(name, 0) for name in KEPT),
                 pruned=counts.get("pruned", 0),
                 too_large=counts.get("too large", 0),
+                too_lossy=counts.get("too lossy", 0),
                 failed=counts.get("failed", 0),
                 last_kept=_end(ranked.filter(pl.col("outcome") == "kept").tail(1)),
                 first_pruned=_end(ranked.filter(pl.col("outcome").is_in(["pruned", "baseline"])).head(1)),

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from experiments.quality.measurement import loss_text
 from experiments.report.content import (
     Best,
     BetterRow,
@@ -27,7 +28,7 @@ from experiments.report.html_tables import rate
 from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import rate_intervals
 from experiments.study import study_folder as files
-from experiments.study.contestants import overall, plan_of
+from experiments.study.contestants import loss_of_row, overall, plan_of
 from experiments.study.effects import SAID
 from experiments.study.grid import eviction_name, stored_name
 from experiments.study.leaders import plan_parts
@@ -71,7 +72,7 @@ def report_content(folder: Path, validation: Path | None = None) -> ReportConten
             ("objective", summary.objective.replace("_", " ")),
             ("cells", f"{summary.cells:,}, {summary.failed:,} failed"),
         ),
-        settings=tuple(_setting(found, sound, tables, summary.statistics) for found in summary.settings),
+        settings=tuple(_setting(found, sound, tables, summary) for found in summary.settings),
         curve_sets=tuple(curve_sets(tables[files.CURVES], sound, summary.statistics.level)),
         heat_maps=tuple(heat_maps(tables[files.EXPERTS])),
         validation=_validated(folder, validation),
@@ -93,9 +94,7 @@ def _validated(study: Path, given: Path | None) -> Validation | None:
     return panel(found)
 
 
-def _setting(
-    found: SettingSummary, sound: pl.DataFrame, tables: dict[str, pl.DataFrame], statistics: Statistics
-) -> Drawn:
+def _setting(found: SettingSummary, sound: pl.DataFrame, tables: dict[str, pl.DataFrame], summary: Summary) -> Drawn:
     rows = found.conditions.rows_of(sound)
     plans = rows.partition_by("plan_toml", maintain_order=True)
     traces = max((len(part) for part in plans), default=0)
@@ -108,7 +107,7 @@ def _setting(
             return bool(large), -(_rate(part, "tokens_per_second") or 0.0)
 
         whole = sorted(whole, key=place)[:MOST_PLANS]
-    intervals = _intervals(whole, statistics)
+    intervals = _intervals(whole, summary.statistics)
     formats = len({stored_name(plan_of(toml)) for toml in rows["plan_toml"].unique()}) > 1
     title = str(found.conditions)
     return Drawn(
@@ -124,6 +123,7 @@ def _setting(
                 share_of_bound=leader.share_of_bound,
                 against=leader.words,
                 sure=None if leader.outcome is None else leader.outcome in ("better", "worse"),
+                loss="" if leader.loss is None else loss_text(leader.loss),
             )
             for leader in found.best
         ),
@@ -139,6 +139,7 @@ def _setting(
         answers=tuple(found.answers),
         notes=tuple(found.notes),
         room=found.room_bytes,
+        most_loss=summary.quality_loss,
         rows=tuple(_row(part, None if intervals is None else intervals[place]) for place, part in enumerate(whole)),
         regrets=tuple(_regrets(rows, tables[files.REGRET])),
         better=tuple(_better(rows, tables[files.REGRET])),
@@ -202,6 +203,7 @@ def _again(found: SettingSummary, rows: pl.DataFrame) -> dict[str, str]:
     return {
         "speed": f"# a bar; its interval is of request_ns in results.parquet\n{one}",
         "memory": f"# a point\n{one}",
+        "quality": f"# a point; its loss is what tracekit quality measured\n{one}",
         "fates": f"# a bar\n{one}",
         "regret": f"# a bar, as `regret`\n{one} --json",
         "timeline": f"# in ui.perfetto.dev, with all layers\n{one} --timeline T.json.gz",
@@ -231,7 +233,7 @@ def _row(part: pl.DataFrame, interval: np.ndarray | None) -> PolicyRow:
     if not part["decode_bytes_loaded"].null_count() and total["decode_tokens"]:
         scaled = part["decode_bytes_loaded"] * part["time_scale"].fill_null(1.0)
         loaded = float(scaled.sum()) / total["decode_tokens"]
-    fates = tuple(total[name] for name in FATES)
+    fates, lost = tuple(total[name] for name in FATES), loss_of_row(part)
     return PolicyRow(
         name=parts["eviction"],
         capacity=parts["capacity"],
@@ -250,6 +252,9 @@ def _row(part: pl.DataFrame, interval: np.ndarray | None) -> PolicyRow:
         high=None if interval is None else float(interval[1]),
         device_bytes=None if part["device_bytes"].null_count() else float(max(part["device_bytes"])),
         fates=None if None in fates else (fates[0] or 0, fates[1] or 0, fates[2] or 0),
+        loss=None if lost is None else lost.value,
+        loss_low=None if lost is None else lost.low,
+        loss_high=None if lost is None else lost.high,
     )
 
 

@@ -2,6 +2,8 @@
 
 traces = ["a.trace", "b.trace"]
 objective = "tokens_per_second"        # or "p99", "bytes", "hit_ratio"
+quality = "quality"                    # a measurement of quality (tracekit quality --output)
+quality_loss = "0.5 %"                 # winners lose no more
 
 [grid]                                 # every key: a value or a list of values; a table's lists multiply, too
 capacity = ["2/layer", "4/layer"]      # or "auto": what each machine leaves
@@ -23,6 +25,7 @@ from engine.hardware import HardwareProfile
 from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan, ServePlan
 from engine.shapes import ModelShape, load_shape
+from experiments.quality.measurement import Measurement, load_measurement, parse_loss
 from experiments.statistics.comparison import LEAST_EFFECT
 from experiments.study.fitting import is_auto
 from experiments.study.grid import AXES, Tables, batches_of, check_names, choices, machines_of, place, plans_of, texts
@@ -76,6 +79,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     traces: tuple[str, ...]
     objective: Objective
     max_device_bytes: int | None
+    quality: Measurement | None
+    quality_loss: float | None
     reshape: str | None
     bounds: bool | None
     regret: int
@@ -97,6 +102,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     objective: Objective | None = None
     # "12GiB": winners take no more of the device; bytes are numbers too
     max_device_bytes: str | int | None = None
+    # a measurement of quality (tracekit quality --output): results get a loss, and the report draws speed against it
+    quality: str | None = None
+    # "0.5 %": winners lose no more by that measurement; formats that were not measured cannot win; 0.005 is the same
+    quality_loss: str | float | None = None
     # "sizes": a shape that routes otherwise than a trace sizes its experts; None: such cells fail
     reshape: Literal["sizes"] | None = None
     # Belady's bounds beside every cell; None: up to 20 M lookups
@@ -154,6 +163,10 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
             limit = int(parsed.amount)
         if limit is not None and limit < 1:
             raise StudyError(f'max_device_bytes = {limit}: give bytes, such as "12GiB"')
+        quality = None if file.quality is None else load_measurement(place(file.quality, folder, always=True))
+        most_loss = None if file.quality_loss is None else parse_loss(file.quality_loss)
+        if most_loss is not None and quality is None:
+            raise StudyError("quality_loss needs a measurement: quality = the folder of tracekit quality --output")
     except TracekitError as error:
         text = str(error)
         raise (error if text.startswith(label) else type(error)(f"{label}: {text}")) from None
@@ -168,6 +181,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
         traces=tuple(dict.fromkeys(place(name, folder, always=True) for name in traces)),
         objective=objective,
         max_device_bytes=limit,
+        quality=quality,
+        quality_loss=most_loss,
         reshape=file.reshape,
         bounds=file.bounds,
         regret=file.regret,

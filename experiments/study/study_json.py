@@ -5,6 +5,7 @@ import json
 import msgspec
 
 from engine.hardware import HardwareProfile
+from experiments.quality.measurement import Estimate
 from experiments.statistics.comparison import Comparison
 from experiments.study.conditions import Conditions
 from experiments.study.leaders import Leader
@@ -30,6 +31,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     kept: int
     pruned: int
     too_large: int
+    too_lossy: int = 0
     failed: int
     last_kept: End | None
     first_pruned: End | None
@@ -49,6 +51,7 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     room_bytes: int | None
     contestants: int
     too_large: int
+    too_lossy: int = 0
     winner: str | None = None
     plan_toml: str | None = None
     value: float | None = None
@@ -57,6 +60,8 @@ class SettingSummary(msgspec.Struct, frozen=True, kw_only=True):
     share_of_bound: float | None = None
     modelled: bool = False
     """Whether the objective is a time on a machine that nobody measured."""
+    loss: Estimate | None = None
+    """Of quality, as it was measured; None: it was not."""
     statement: str
     answers: list[str] = []
     """Each policy against the baseline, a sentence each: at which cache sizes it is better, worse, level."""
@@ -82,6 +87,16 @@ class Failure(msgspec.Struct, frozen=True):
     first_plan: str
 
 
+class QualitySource(msgspec.Struct, frozen=True, kw_only=True):
+    """Which measurement of quality the losses are from."""
+
+    model: str
+    model_digest: str
+    text_digest: str
+    documents: int
+    tokens: int
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What it all was made from; `traces`: digests by path."""
 
@@ -90,6 +105,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     traces: dict[str, str]
     hardware: list[HardwareProfile]
     model_shapes: list[str]
+    quality: QualitySource | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +114,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     baseline: str
     max_device_bytes: int | None
+    quality_loss: float | None = None
+    """The most that winners may lose of quality, as a share of bits per byte."""
     cells: int
     failed: int
     errors: list[Failure]

@@ -71,7 +71,11 @@ class Batch:
 
     def _forward(self, ids: I64, mask: I64 | None, positions: I64) -> Tensor:
         """Feed ids [batch, time]; returns the last position's logits [batch, vocabulary]."""
-        arguments: dict[str, int | Tensor] = dict(self._last_only)
+        return self.fed(ids, mask, positions, **self._last_only)[:, -1]
+
+    def fed(self, ids: I64, mask: I64 | None, positions: I64, **arguments: int | Tensor) -> Tensor:
+        """Feed ids [batch, time] behind what was fed before; returns logits [batch, time, vocabulary], of as many
+        positions as `arguments` of the model's own leave."""
         if self._positions:
             arguments["position_ids"] = torch.from_numpy(positions).to(self.device)
         with self.reporting(), torch.inference_mode():
@@ -84,7 +88,7 @@ class Batch:
             )
         self.cache = self.checked(getattr(output, "past_key_values", None))
         logits: Tensor = output.logits
-        return logits[:, -1]
+        return logits
 
     def padded(self, live: I64, start: int, chunk: int) -> tuple[I64, Bools, I64]:
         """Tokens `start` to `start + chunk` of the prompts `live`, right-padded: ids, which are real, and positions.
