@@ -79,9 +79,10 @@ def command(
     from experiments.cli.prior import asked
     from experiments.cli.recommended import next_command, plain, show
     from experiments.prior import model_of
+    from experiments.quality.losses import load_losses
+    from experiments.quality.measurement import parse_loss
     from experiments.recommend import FORMATS, recommend, recommend_on_prior
     from experiments.recommend.on_prior import REQUESTS, TOKENS
-    from experiments.recommend.quality import load_quality, parse_loss
     from experiments.recommend.residence import HostMemory
     from tracekit.errors import PlanError
     from tracekit.trace import Trace
@@ -92,9 +93,10 @@ def command(
         raise PlanError("which routing? Give --trace, or a model in place of `trace`: routing like its is then drawn")
     opened, limit = Trace.open(trace) if like is None and trace is not None else None, parse_memory(memory)
     room, rate = parse_memory(host_memory, "--host-memory"), _rate(disk_speed)
-    losses, most = None if quality is None else load_quality(quality), parse_loss(quality_loss)
+    losses = None if quality is None else load_losses(quality)
+    most = None if quality_loss is None else parse_loss(quality_loss)
     if most is not None and losses is None:
-        raise PlanError("--quality-loss needs to know what formats lose: give --quality FILE.json too")
+        raise PlanError("--quality-loss needs to know what formats lose: give --quality too")
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
     named = _named(hardware or [], engine, limit)

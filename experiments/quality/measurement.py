@@ -221,7 +221,8 @@ def parse_loss(value: str | float) -> float:
     elif not isinstance(value, bool):
         share = float(value)
     if share is None or not 0 <= share < 1:
-        raise StudyError(f'quality_loss = {value!r}: give a share of bits per byte, such as "0.5 %" or 0.005')
+        also = "" if isinstance(value, str) else " or 0.005"
+        raise StudyError(f'a loss of quality of {value!r}: give a share of bits per byte, such as "0.5 %"{also}')
     return share
 
 

@@ -57,7 +57,7 @@ def recommend(
         context, batch: what is served: tokens of each sequence, sequences; None: as in the trace. With a batch the
             trace's requests are replayed as if so many of them were decoded together.
         host: what host memory holds, and the disk behind it; None: what the machine's profile says.
-        quality: the loss of each format of which one is known, by its whole name (`experiments.recommend.quality`).
+        quality: the loss of each format of which one is known, by its whole name (`experiments.quality.losses`).
         quality_loss: formats that are known to lose more are left out; those of which nothing is known are not.
         progress: called with the number of plans that were just replayed.
 
