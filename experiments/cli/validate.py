@@ -188,6 +188,8 @@ def command(
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
         console.warn(result.warnings)
         console.tell(f"{WORDS[result.judged.outcome]}: {result.verdict}")
+        if result.prior is not None:
+            console.tell(result.prior.sentence())
     if not result.passed:
         raise typer.Exit(1)
 

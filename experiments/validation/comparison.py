@@ -13,6 +13,7 @@ from engine.plan.plan import Plan, WeightsPlan
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import prefetch_fates
+from experiments.validation.prior import PriorCheck
 from experiments.validation.verdict import TOLERANCE, TimeError, Verdict, judge, time_words
 from policies.events import Events
 from tracekit.errors import ModelError
@@ -61,6 +62,8 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
     host: str = "in memory"
     warnings: list[str] = []
+    prior: PriorCheck | None = None
+    """What would have been said of the model had nothing been recorded of it; None where no prior can run the plan."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ from engine.replay.replay import replay
 from engine.shapes import ModelShape
 from experiments.prior import Interval, interval
 from tracekit.caution import MARK
+from tracekit.errors import TracekitError
 from tracekit.priors import family_of, prior_traces
 from tracekit.rows import PREFILL
 from tracekit.trace import Trace
@@ -49,11 +50,11 @@ def against_prior(
     *,
     shape: ModelShape | None = None,
     seed: int = 0,
-) -> PriorCheck:
+) -> PriorCheck | None:
     """Replay `plan` on `machine` with routing drawn from the prior: as many requests, prompts and tokens as `trace`.
 
-    `trace` is the routing of the run that was measured, with sizes of experts, or of `shape`. Raises what a replay
-    raises, TraceError where the trace has no generated tokens to compare.
+    `trace` is the routing of the run that was measured, with sizes of experts, or of `shape`. None where the plan reads
+    what no prior has: a look ahead, gate logits, token ids, or a profile of the model.
     """
     manifest = trace.manifest
     prompts = int((trace.phase == PREFILL).sum())
@@ -71,9 +72,12 @@ def against_prior(
             family=family,
             sizes=manifest,
         )
-        found = {
-            level: replay(drawn, plan, machine, model_shape=shape, bounds=False) for level, drawn in traces.items()
-        }
+        try:
+            found = {
+                level: replay(drawn, plan, machine, model_shape=shape, bounds=False) for level, drawn in traces.items()
+            }
+        except TracekitError:
+            return None
     own = replay(trace, plan, machine, model_shape=shape, bounds=False).phases.decode.hit_ratio
     speeds = interval({level: one.time.tokens_per_second if one.time else None for level, one in found.items()})
     hits = interval({level: one.phases.decode.hit_ratio for level, one in found.items()})

@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
+from experiments.validation.prior import against_prior
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
 from tracekit.errors import ModelError
 from tracekit.trace import Trace
@@ -140,7 +143,7 @@ def validate(
             profiles.append(measured_here(load, plan, chosen, max_new_tokens))
 
         say("simulating")
-        return compare(
+        found = compare(
             str(model),
             plan,
             trace,
@@ -151,6 +154,8 @@ def validate(
             tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
+        checked = against_prior(trace, plan, profiles[0], found.time.measured_tokens_per_second)
+        return msgspec.structs.replace(found, prior=checked)
 
 
 def _on(model: Any, device: str) -> Any:

@@ -103,6 +103,8 @@ def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(
     assert result.warnings == []
     # Both sides are repeated: the engine runs twice, between two measurements of the machine.
     assert len(result.time.measured_runs) == len(result.time.simulated_runs) == 2
+    assert result.prior is not None and result.prior.inside is not None
+    assert f"measured {result.time.measured_tokens_per_second:.2f}" in result.prior.sentence()
     assert result.judged.measured_spread is not None and result.judged.simulated_spread is not None
     assert result.time.calibrated_here and result.time.simulated_tokens_per_second > 0
     trace = Trace.open(tmp_path / "engine.trace")
