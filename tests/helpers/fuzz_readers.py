@@ -23,6 +23,8 @@ from engine.runtime.storage.disk_store import load_slabs, open_slabs
 from engine.runtime.storage.slab_files import INDEX, REST
 from engine.shapes import load_shape
 from engine.simulator.costs import model_costs
+from experiments.quality.losses import load_losses
+from experiments.size.prices import load_prices
 from experiments.study import Threads, load_study, run_study
 from experiments.study.schema import SCHEMA
 from experiments.study.study_content import report_content
@@ -32,12 +34,14 @@ from policies.learned.artefact import CARD, TENSORS, load_artefact
 from tests.helpers.foreign import SOURCES
 from tests.helpers.fuzzing import Files, Reader, with_digests
 from tests.helpers.predictors import random_artefact
+from tests.helpers.quality import measurement
 from tests.helpers.studies import traced
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.errors import TracekitError
 from tracekit.importers import ImportOptions, import_trace
 from tracekit.manifest import MANIFEST_NAME
 from tracekit.popularity import read_counts
+from tracekit.priors.family import load_family
 from tracekit.recorder.models import check_experts, load_config
 from tracekit.recorder.prompts import read_prompts
 from tracekit.recorder.seam import moe_layers
@@ -68,6 +72,7 @@ def all_readers(place: Path) -> list[Reader]:
     """The readers; `place` is an empty folder to make the samples in."""
     return [
         *_readers_of_tables(place),
+        *_readers_of_figures(),
         *_readers_of_traces(place),
         *_readers_of_studies(place),
         *_readers_of_models(place),
@@ -95,6 +100,19 @@ def _readers_of_tables(place: Path) -> list[Reader]:
             {"p.json": json.dumps({"logical_count": [[3, 1], [0, 7]]}).encode()},
             lambda folder: read_counts(folder / "p.json"),
         ),
+    ]
+
+
+def _readers_of_figures() -> list[Reader]:
+    """What others measured, asked or paid."""
+    family = Path(load_family.__code__.co_filename).parent / "families" / "mixtral.toml"
+    prices = Path(load_prices.__code__.co_filename).parent / "prices.toml"
+    measured = measurement({"hqq-4bit": 0.01}).to_json()
+    return [
+        Reader("prior family", {"f.toml": family.read_bytes()}, lambda folder: load_family(folder / "f.toml")),
+        Reader("prices", {"p.toml": prices.read_bytes()}, lambda folder: load_prices(folder / "p.toml")),
+        Reader("losses", {"l.json": b'{"q4_k": 0.02}'}, lambda folder: load_losses(folder / "l.json")),
+        Reader("quality", {"q.json": measured.encode()}, lambda folder: load_losses(folder / "q.json")),
     ]
 
 
