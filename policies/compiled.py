@@ -1,11 +1,10 @@
 """Compiled policies: the machine code of `decide` for one eviction policy and one prefetcher, kept on disk.
 
 numba compiles `decide` for the types of its arguments; a policy's hooks are found through the type of its state. The
-compiled code is stored under a digest of every source that went into it, so an edited policy file never meets code
-that was compiled from the old one.
+compiled code is stored under a digest of all code that went into it, so an edited policy file never meets what was
+compiled from the old one.
 """
 
-import hashlib
 import importlib.util
 import os
 import sys
@@ -15,8 +14,6 @@ from functools import wraps
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-import llvmlite
-import numba
 import numpy as np
 from numba.core import types
 from numba.extending import overload, overload_method, register_jitable
@@ -25,13 +22,13 @@ from policies import arguments
 from policies import decide as decide_module
 from policies.arguments import unpacking
 from policies.cache_state import as_key
+from policies.code_digest import code_digest
 from policies.compile_cache import cache_directory
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from policies.prefetch.none import NoPrefetch
 from policies.registry import hooks
-from tracekit.errors import PolicyError
 
 Decide = Callable[[np.ndarray, np.ndarray], int]
 """`decide` on the `table` and the `numbers` of `Arguments`"""
@@ -106,7 +103,7 @@ for _base in (EvictionPolicy, Prefetcher):
 
 
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
-    """Every module whose source goes into the compiled code: the kernel's, the policies', their helpers', by name."""
+    """Every module whose code goes into the compiled code: the kernel's, the policies', their helpers', by name."""
     return reachable([decide_module, *MAKING, *own_modules(policies)], policies)
 
 
@@ -161,13 +158,6 @@ def used_modules(module: ModuleType) -> list[ModuleType]:
     return found
 
 
-def constants(module: ModuleType) -> str:
-    """The numbers and texts that code in `module` may name, wherever they came from: they are compiled in."""
-    plain = (bool, int, float, str, tuple)
-    named = vars(module).items()
-    return repr(sorted((name, repr(v)) for name, v in named if isinstance(v, plain) and not name.startswith("__")))
-
-
 def make_callable(module: ModuleType) -> None:
     """Let compiled code call the plain functions that code in `module` may name."""
     for value in vars(module).values():
@@ -179,35 +169,30 @@ def make_callable(module: ModuleType) -> None:
 def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
     """The compiled kernel for this pair of policies; compiled on first use, then loaded from disk.
 
-    Raises PolicyError when the policy's source cannot be read. What cannot be compiled raises numba's errors at the
-    first call; `policies.compile_errors` turns them into a line.
+    What cannot be compiled raises numba's errors at the first call; `policies.compile_errors` turns them into a line.
     """
     modules = source_modules((eviction, prefetcher))
-    # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
-    digest = source_digest(
-        modules, " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in (eviction, prefetcher))
-    )
-    name = f"tracekit_compiled_{digest[:32]}"
-    with LOADING:
-        if name not in sys.modules:
-            load_compiled(name, digest, eviction, prefetcher, modules)
-        run: Decide = sys.modules[name].run
-        return run
-
-
-def load_compiled(
-    name: str, digest: str, eviction: type[Policy], prefetcher: type[Policy], modules: list[ModuleType]
-) -> None:
-    """Make the module `name`, whose `run` is compiled at its first call."""
-    for module in modules:
-        if module not in MAKING:
-            make_callable(module)
     text = SHIM.format(
         eviction=eviction.__qualname__,
         prefetcher=prefetcher.__qualname__,
         unpacking=unpacking(eviction, None if prefetcher is NoPrefetch else prefetcher),
     )
-    states = {"Eviction": eviction.State, "Prefetcher": prefetcher.State}
+    # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
+    classes = " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in (eviction, prefetcher))
+    digest = code_digest(modules, classes + text)
+    name = f"tracekit_compiled_{digest[:32]}"
+    with LOADING:
+        if name not in sys.modules:
+            for module in modules:
+                if module not in MAKING:
+                    make_callable(module)
+            load_compiled(name, digest, text, {"Eviction": eviction.State, "Prefetcher": prefetcher.State})
+        run: Decide = sys.modules[name].run
+        return run
+
+
+def load_compiled(name: str, digest: str, text: str, states: dict[str, type]) -> None:
+    """Make the module `name` of this text, whose `run` is compiled at its first call."""
     kept = cache_directory()
     if kept is None:
         sys.modules[name] = ModuleType(name)
@@ -236,14 +221,3 @@ def source_files(policies: tuple[type[Policy], ...]) -> list[Path]:
     home = __name__.partition(".")[0]
     own = [file for name, file in files.items() if name.partition(".")[0] not in (home, "tracekit")]
     return own or list(files.values())
-
-
-def source_digest(modules: list[ModuleType], classes: str) -> str:
-    """A digest of the names of the policies' classes, their modules' source texts and the compiler's versions."""
-    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__} {classes}".encode())
-    for module in modules:
-        if module.__file__ is None:
-            raise PolicyError(f"policy module {module.__name__} has no source file")
-        digest.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")
-        digest.update(constants(module).encode() + b"\0")
-    return digest.hexdigest()

@@ -111,6 +111,26 @@ def test_a_policy_file_is_compiled_once_and_never_outlived(tmp_path: Path) -> No
     assert run(f"print(json.dumps(evicted({name!r})))", cache) == 0
 
 
+def test_code_that_was_loaded_before_an_edit_is_not_kept_as_the_edited(tmp_path: Path) -> None:
+    """A process compiles what it has in memory, whatever stands in the file by then."""
+    policy, cache = tmp_path / "mine.py", tmp_path / "cache"
+    rules = tmp_path / "rules.py"
+    before, after = (f"def offset(expert):\n    return {factor} * expert\n" for factor in (0, 9))
+    rules.write_text(before)
+    policy.write_text(MINE.format(sign="-1"))
+    name = f"{policy}:Mine"
+    late = run(
+        f"""
+        import rules
+        Path({str(rules)!r}).write_text({after!r})
+        print(json.dumps([evicted({name!r}), evicted({name!r}, compiled=False)]))
+        """,
+        cache,
+    )
+    assert late == [1, 1]
+    assert run(f"print(json.dumps([evicted({name!r}), evicted({name!r}, compiled=False)]))", cache) == [0, 0]
+
+
 def test_what_cannot_be_compiled_is_one_line(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text(
