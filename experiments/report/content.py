@@ -320,6 +320,11 @@ class Setting:
         """Whether a plan takes no more of the device than there is, as far as its size is known."""
         return self.room is None or row.device_bytes is None or row.device_bytes <= self.room
 
+    def may_win(self, row: PolicyRow) -> bool:
+        """Whether a plan fits and is known to lose no more quality than is allowed, where a limit is set."""
+        kept = self.most_loss is None or (row.loss is not None and row.loss <= self.most_loss)
+        return kept and self.fits(row)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveSet:

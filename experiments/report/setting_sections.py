@@ -18,10 +18,10 @@ def answer(index: int, setting: Setting) -> str:
     if setting.verdict:
         parts.append(f"<p>{escape(setting.verdict)}</p>")
     if setting.best:
-        unit = f"{setting.unit}, {MODELLED}" if setting.modelled else setting.unit
-        parts.append(html_tables.best_table(setting.best, unit))
-        if setting.alike and len(setting.best) > 1:
-            parts.append(f'<p class="small">All of these: {escape(setting.alike)}.</p>')
+        parts.append(html_tables.best_table(setting.best, setting.unit))
+        alike = [setting.alike] if setting.alike and len(setting.best) > 1 else []
+        if said := [*alike, *([MODELLED] if setting.modelled else [])]:
+            parts.append(f'<p class="small">All of these: {escape(", ".join(said))}.</p>')
     if setting.answers:
         told = "".join(f"<li>{escape(answer)}</li>" for answer in setting.answers)
         parts.append(f"<h3>Against {escape(setting.baseline)} at each cache size</h3><ul>{told}</ul>")
@@ -48,15 +48,20 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
         figure("effects", f"Against {escape(setting.baseline)} at each cache size", chart, numbers, buttons)
     timed = sorted(
         (row for row in rows if row.tokens_per_second is not None),
-        key=lambda row: (not setting.fits(row), -(row.tokens_per_second or 0)),
+        key=lambda row: (not setting.may_win(row), not setting.fits(row), -(row.tokens_per_second or 0)),
     )
     fitting = [row for row in timed if setting.fits(row)] or timed
-    if fitting:
-        some = any(map(setting.fits, fitting)) and not all(map(setting.fits, rows))
+    allowed = [row for row in fitting if setting.may_win(row)] or fitting
+    if allowed:
+        some = any(map(setting.fits, allowed)) and not all(map(setting.fits, rows))
         heading = "Tokens per second of the plans that fit" if some else "Tokens per second"
+        if len(allowed) < len(fitting):
+            heading += (
+                " and lose no more than is allowed" if some else " of the plans that lose no more than is allowed"
+            )
         heading += f", {MODELLED}" if setting.modelled else ""
-        chart = charts.speeds(fitting, look)
-        numbers = html_tables.speed_table(fitting[:MOST_ROWS])
+        chart = charts.speeds(allowed, look)
+        numbers = html_tables.speed_table(allowed[:MOST_ROWS])
         figure("speed", heading, chart, numbers, legend({row.name: look[row.name] for row in rows}))
     sized = [row for row in timed if row.device_bytes is not None and not row.is_bound]
     if len({row.device_bytes for row in sized}) > 1:
@@ -66,7 +71,7 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
     if len({row.loss for row in lossy}) > 1:
         chart = quality_chart.frontier(lossy, setting.most_loss)
         figure("quality", "Speed against quality", chart, quality_chart.frontier_table(lossy))
-    fetched = [row for row in fitting or rows if row.fates is not None and any(row.fates) and not row.is_bound]
+    fetched = [row for row in allowed or rows if row.fates is not None and any(row.fates) and not row.is_bound]
     if fetched:
         chart = study_charts.fates(fetched)
         numbers = study_charts.fates_table(fetched[:MOST_ROWS])
@@ -92,7 +97,7 @@ def details(index: int, setting: Setting, look: dict[str, Look], drawn: dict[str
         shown = timed[:MOST_ROWS] or list(rows[:MOST_ROWS])
         count = "" if len(shown) == len(rows) else f" The best {len(shown)} of {len(rows):,} are listed."
         text = (
-            "A row is one plan over all traces, those that fit first. Hits by prefetch is the share of hits that a "
+            "A row is one plan over all traces, those that may win first. Hits by prefetch is the share of hits that a "
             "prefetch brought. The bound is what no plan can beat with that cache on that machine and engine; rows "
             f"marked foresight know the future.{count}"
         )
