@@ -19,7 +19,6 @@ from policies.cache_state import (
     Batch,
     CacheState,
     allocate_slot,
-    insert,
 )
 from policies.compile_errors import explain
 from policies.compiled import Decide, compiled_decide, mentions, source_files
@@ -49,7 +48,8 @@ class CacheSpec:
     """Everything that decides a cache's decisions.
 
     `capacity` [groups] and `size` [keys] are in the same unit: slots (size 1) or bytes. One group per layer, or one
-    for all layers. `pinned` keys are resident from the start and never evicted. `predictor` and `estimator` are the
+    for all layers. `pinned` keys are resident from the start and never leave; what is left of the capacity is the
+    policy's, which never hears of them. `predictor` and `estimator` are the
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
     `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
     request. `warm` is the trace that it is warmed with. Who says when a request begins, and reads that trace, is
@@ -188,11 +188,17 @@ class ExpertCache:
         self._begun = -int(self.state.clock[VISITS])
 
     def _pin(self, key: int) -> None:
-        group = int(self.state.group_of[key // self.spec.experts])
-        if self.state.used[group] + self.state.size[key] > self.state.capacity[group]:
-            raise CapacityError(f"pinned experts do not fit into the cache (expert key {key})")
-        insert(self.state, key, group, allocate_slot(self.state))
-        self.state.place[key] |= PINNED
+        """Give the expert a slot for good, out of the capacity that is its policy's."""
+        layer, expert = divmod(key, self.spec.experts)
+        group = int(self.state.group_of[layer])
+        if self.state.size[key] > self.state.capacity[group]:
+            raise CapacityError(
+                f"pinned experts do not fit into the cache (expert {expert} of MoE layer {layer}): pin fewer, or give "
+                + ("that layer" if len(self.spec.capacity) > 1 else "the cache")
+                + " more capacity"
+            )
+        self.state.capacity[group] -= self.state.size[key]
+        self.state.place[key] = allocate_slot(self.state) << SLOT | RESIDENT | PINNED
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""

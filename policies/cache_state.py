@@ -8,7 +8,7 @@ import numpy as np
 RESIDENT = 1  # in the cache
 STAGED = 2  # in a staging buffer
 PREFETCHED = 4  # loaded ahead and not demanded since
-PINNED = 8  # may never be evicted
+PINNED = 8  # in the cache for good, and in none of the arrays that policies look through
 FLAGS = 15
 SLOT = 4  # bits to shift
 
@@ -36,13 +36,13 @@ class CacheState(NamedTuple):
     size: np.ndarray  # i64 [keys]: what an expert takes of the capacity (1 when capacity counts slots)
     unit: int  # the size of every expert if all sizes are equal, else 0
     clairvoyant: bool  # a bound decides, which may evict what the visit itself demands
-    capacity: np.ndarray  # i64 [groups]
-    used: np.ndarray  # i64 [groups]
+    capacity: np.ndarray  # i64 [groups]: beside what is pinned
+    used: np.ndarray  # i64 [groups]: of that
     place: np.ndarray  # i32 [keys]: 0 absent, else slot << SLOT with RESIDENT or STAGED, with PREFETCHED and PINNED
     seen: np.ndarray  # u32 [keys]: the last visit that demanded the expert
     last_use: np.ndarray  # i64 [keys], or empty if the policy does not read it: running number of the last reference
     first: np.ndarray  # i64 [groups + 1]: where each group's part of `resident` starts
-    resident: np.ndarray  # u32: resident keys, group by group, unordered
+    resident: np.ndarray  # u32: resident keys that may leave, group by group, unordered
     resident_count: np.ndarray  # i64 [groups]
     position: np.ndarray  # u32 [keys]: index in `resident`
     free: np.ndarray  # i64 [slots]: ring of free slots, first in first out

@@ -10,7 +10,8 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
    step's); each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.
 
-A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Nothing here looks at
+A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Of pinned experts only
+the log tells: they are no part of the capacity that policies share out, and no hook hears of them. Nothing here looks at
 a clock.
 """
 
@@ -67,12 +68,13 @@ def decide(
             cache.seen[expert] = now
             place = cache.place[expert]
             signal = batch.signal[i] if has_signal else 0.0
-            if place & RESIDENT:
-                eviction.on_hit(expert, group, now, signal)
-            else:
-                eviction.on_miss(expert, group, now, signal)
-            if cache.unit == 0:
-                held += cache.size[expert] * (place & RESIDENT)
+            if place & PINNED == 0:
+                if place & RESIDENT:
+                    eviction.on_hit(expert, group, now, signal)
+                else:
+                    eviction.on_miss(expert, group, now, signal)
+                if cache.unit == 0:
+                    held += cache.size[expert] * (place & RESIDENT)
             # No branch on hit or miss, which nothing can predict: both are written, one is kept.
             events.code[n] = pack(HIT, expert, place >> SLOT)
             cache.missing[missing] = i
@@ -116,7 +118,7 @@ def decide(
         cache.clock[REFERENCES] += stop - start
         for i in range(start, stop):
             expert = batch.recency[i]
-            if cache.place[expert] & RESIDENT:
+            if cache.place[expert] & (RESIDENT | PINNED) == RESIDENT:
                 if keeps_order:
                     cache.last_use[expert] = references + i
                 eviction.on_reference(expert, group, now, batch.signal_recency[i] if has_signal else 0.0)
@@ -214,7 +216,7 @@ def choose_victim(
 ) -> tuple[bool, int]:
     """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
 
-    A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
+    A victim must be one of the group's residents that may leave and is not demanded: any other is a fault.
     """
     named = eviction.victim(cache, group, incoming, now, signal)
     victim = as_key(named)

@@ -21,6 +21,7 @@ from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 WRAPPED = 24  # scenarios in which it prefetches past the last layer
+PINNED = 12  # scenarios in which some experts are in the cache for good
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
 
@@ -84,8 +85,10 @@ class Trial:
         return hashlib.sha256(repr([self._decide(s) for s in self._scenarios()]).encode()).hexdigest()
 
     def _scenarios(self) -> Iterator[Scenario]:
-        """The routings it is tried on; who says that it can is also asked for the next step."""
+        """The routings it is tried on; beside pinned experts, too; who says that it can is also asked for the next
+        step."""
         yield from scenarios()
+        yield from (scenario.beside_pinned(seed) for seed, scenario in enumerate(scenarios(PINNED)))
         if issubclass(self.policy, Prefetcher) and self.policy.wraps:
             yield from (scenario.past_the_end() for scenario in scenarios(WRAPPED))
 

@@ -41,6 +41,7 @@ class Scenario:
     into_cache: bool
     visits: tuple[Visit, ...]
     wrap: bool = False
+    pinned: tuple[int, ...] = ()
 
     def spec(self, eviction: str, prefetch: str) -> CacheSpec:
         """The cache, deciding by these policies."""
@@ -56,6 +57,7 @@ class Scenario:
             staging=self.staging,
             into_cache=self.into_cache,
             wrap=self.wrap,
+            pinned=self.pinned,
         )
 
     def batch(self, signal: str, hint: str) -> Batch:
@@ -96,6 +98,16 @@ class Scenario:
         """The same with prefetching from the last layers for the next step's first ones."""
         return replace(self, wrap=True, distance=min(self.distance, self.layers))
 
+    def beside_pinned(self, seed: int) -> "Scenario":
+        """The same with some experts in the cache for good: any that fit."""
+        left, pinned = list(self.capacity), []
+        for key in np.random.default_rng([20260103, seed]).permutation(len(self.size)).tolist()[::2]:
+            group = key // self.experts if len(left) > 1 else 0
+            if self.size[key] <= left[group]:
+                left[group] -= self.size[key]
+                pinned.append(key)
+        return replace(self, pinned=tuple(sorted(pinned)))
+
     def __str__(self) -> str:
         """The scenario in words, short enough for a message."""
         unit = "slot(s)" if set(self.size) == {1} else f"bytes of experts that take {spaced(self.size)}"
@@ -109,6 +121,7 @@ class Scenario:
         layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
         return (
             f"{layers} of {self.experts} experts, {spaced(self.capacity)} {unit}"
+            + (f", experts {spaced(self.pinned)} pinned" if self.pinned else "")
             + (f", prefetching {self.count} for {self.distance} ahead" if self._prefetches else "")
             + (", past the last layer too" if self.wrap else "")
             + (" into the cache" if self._prefetches and self.into_cache else "")

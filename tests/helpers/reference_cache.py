@@ -26,6 +26,7 @@ class ReferenceCache:
         size: of each key.
         policy: a name in `REFERENCES`; `parameters` are that policy's own.
         future: for the bounds, the demanded keys of every visit of the trace.
+        pinned: keys that are there for ever. The policy is never told of them, and has what is left of the capacity.
     """
 
     def __init__(
@@ -43,18 +44,21 @@ class ReferenceCache:
         wrap: bool = False,
         future: Sequence[Collection[int]] = (),
         parameters: Mapping[str, Any] | None = None,
+        pinned: Collection[int] = (),
     ) -> None:
         self.layers, self.experts = layers, experts
         self.capacity, self.size = list(capacity), list(size)
         self.staging, self.into_cache, self.distance, self.count = staging, into_cache, distance, count
-        self.future, self.wrap = future, wrap
+        self.future, self.wrap, self.pinned = future, wrap, set(pinned)
         self.kept: list[int] = []  # resident keys, least recently used first
         self.staged: list[int] = []  # oldest first
         self.fresh: set[int] = set()  # loaded ahead, not demanded since
+        self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging - len(self.pinned)
+        for key in self.pinned:
+            self.capacity[self.group(key)] -= self.size[key]
         self.policy = REFERENCES[policy](self, **(parameters or {}))
         self.visits = 0
         self.vanished: list[set[int]] = []  # by visit: staged experts that were used but found no room to stay
-        self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging
 
     def group(self, key: int) -> int:
         return key // self.experts if len(self.capacity) > 1 else 0
@@ -77,8 +81,11 @@ class ReferenceCache:
         demand = list(dict.fromkeys(chosen))
         by_last_reference = list(dict.fromkeys(reversed(chosen)))[::-1]
 
-        missing = [key for key in demand if key not in self.kept and key not in self.staged]
+        missing = [key for key in demand if key not in self.kept and key not in self.staged and key not in self.pinned]
         for key in demand:
+            if key in self.pinned:
+                events.append((now, HIT_PINNED, key))
+                continue
             if key in self.kept:
                 self.policy.hit(key, now)
             else:
@@ -121,7 +128,7 @@ class ReferenceCache:
         return events
 
     def prefetch(self, key: int, demand: list[int], now: int, events: list[Event]) -> None:
-        if key in self.kept or key in self.staged:
+        if key in self.kept or key in self.staged or key in self.pinned:
             return
         if self.into_cache:
             if not self.make_room(key, demand, now, events):

@@ -77,6 +77,7 @@ class Scenario:
             wrap=spec.wrap,
             future=[{layer * spec.experts + expert for expert in chosen} for layer, chosen in visits],
             parameters={**(spec.eviction_parameters or {}), **parameters},
+            pinned=spec.pinned,
         )
         events: list[Event] = []
         for (layer, chosen), hint in zip(visits, self.hints(), strict=True):
@@ -148,6 +149,18 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
         staging=int(rng.integers(1, 4)),
     )
     return Scenario(trace, replace(spec, **fixed))
+
+
+def with_pinned(scenario: Scenario, seed: int) -> Scenario:
+    """The scenario with some experts pinned: any that fit, from none to as many as there is room for."""
+    spec, rng = scenario.spec, np.random.default_rng(seed)
+    left, pinned = list(spec.capacity), []
+    for key in rng.permutation(spec.layers * spec.experts)[: int(rng.integers(0, spec.layers * spec.experts))].tolist():
+        group = key // spec.experts if len(left) > 1 else 0
+        if spec.size[key] <= left[group]:
+            left[group] -= int(spec.size[key])
+            pinned.append(key)
+    return replace(scenario, spec=replace(spec, pinned=tuple(pinned)))
 
 
 def with_requests(scenario: Scenario, seed: int) -> tuple[Scenario, list[Scenario]]:

@@ -14,7 +14,7 @@ from policies.cache import CacheSpec
 from policies.registry import EVICTION
 from tests.helpers.reference_cache import EVICT, LOAD, Event
 from tests.helpers.reference_policies import REFERENCES
-from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of
+from tests.helpers.scenarios import Recorded, Scenario, decisions, memory_trace, random_scenario, slots_of, with_pinned
 
 SEEDS = st.integers(0, 2**32 - 1)
 PARAMETERS: dict[str, tuple[Mapping[str, float], ...]] = {
@@ -96,9 +96,31 @@ def test_events_equal_the_reference_when_prefetching(eviction: str, into_cache: 
 
 
 @pytest.mark.parametrize("eviction", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+def test_events_equal_the_reference_beside_pinned_experts(eviction: str, seed: int) -> None:
+    scenario = busy_scenario(seed, eviction)
+    if eviction == "belady-bypass":  # as above: before anything is pinned, so that it fits
+        scenario = replace(scenario, spec=replace(scenario.spec, size=np.ones_like(scenario.spec.size)))
+    assert_as_reference(with_pinned(scenario, seed))
+
+
+@pytest.mark.parametrize("into_cache", [False, True], ids=["staging", "cache"])
+@settings(max_examples=50, deadline=None)
+@given(seed=SEEDS, eviction=st.sampled_from(WITH_PREFETCH))
+def test_events_equal_the_reference_when_prefetching_beside_pinned_experts(
+    into_cache: bool, seed: int, eviction: str
+) -> None:
+    if not (into_cache and eviction == "belady"):
+        assert_as_reference(with_pinned(random_scenario(seed, eviction, "gate", into_cache=into_cache), seed))
+
+
+@pytest.mark.parametrize("eviction", NAMES)
 def test_compiled_policies_decide_as_interpreted_ones(eviction: str) -> None:
     for seed in range(30):
         scenario = busy_scenario(seed, eviction)
+        assert decisions(scenario) == decisions(scenario, compiled=False), seed
+        scenario = with_pinned(scenario, seed)
         assert decisions(scenario) == decisions(scenario, compiled=False), seed
 
 
