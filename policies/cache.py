@@ -198,7 +198,7 @@ class ExpertCache:
                 + " more capacity"
             )
         self.state.capacity[group] -= self.state.size[key]
-        self.state.place[key] = allocate_slot(self.state) << SLOT | RESIDENT | PINNED
+        self.state.place[key] = allocate_slot(self.state) << SLOT | PINNED
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 # What `place` of an expert is made of: its slot in the upper bits, these flags in the lower four; 0 is absent.
-RESIDENT = 1  # in the cache
+RESIDENT = 1  # in the cache until it is evicted
 STAGED = 2  # in a staging buffer
 PREFETCHED = 4  # loaded ahead and not demanded since
-PINNED = 8  # in the cache for good, and in none of the arrays that policies look through
+PINNED = 8  # in the cache for good: it is not RESIDENT, and in no array that policies look through
 FLAGS = 15
 SLOT = 4  # bits to shift
 
@@ -38,7 +38,7 @@ class CacheState(NamedTuple):
     clairvoyant: bool  # a bound decides, which may evict what the visit itself demands
     capacity: np.ndarray  # i64 [groups]: beside what is pinned
     used: np.ndarray  # i64 [groups]: of that
-    place: np.ndarray  # i32 [keys]: 0 absent, else slot << SLOT with RESIDENT or STAGED, with PREFETCHED and PINNED
+    place: np.ndarray  # i32 [keys]: 0 absent, else slot << SLOT with RESIDENT, STAGED or PINNED, and perhaps PREFETCHED
     seen: np.ndarray  # u32 [keys]: the last visit that demanded the expert
     last_use: np.ndarray  # i64 [keys], or empty if the policy does not read it: running number of the last reference
     first: np.ndarray  # i64 [groups + 1]: where each group's part of `resident` starts

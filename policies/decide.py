@@ -10,9 +10,9 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
    step's); each that is neither resident nor staged is loaded into
    a staging buffer, or into the cache.
 
-A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Of pinned experts only
-the log tells: they are no part of the capacity that policies share out, and no hook hears of them. Nothing here looks at
-a clock.
+A visit never evicts an expert that it demands (the bound `belady-bypass` may, once it is used). Of pinned experts the
+log alone tells: they are no part of the capacity that policies share out, and no hook hears of them. Nothing here looks
+at a clock.
 """
 
 from policies.cache_state import (
@@ -68,13 +68,12 @@ def decide(
             cache.seen[expert] = now
             place = cache.place[expert]
             signal = batch.signal[i] if has_signal else 0.0
-            if place & PINNED == 0:
-                if place & RESIDENT:
-                    eviction.on_hit(expert, group, now, signal)
-                else:
-                    eviction.on_miss(expert, group, now, signal)
-                if cache.unit == 0:
-                    held += cache.size[expert] * (place & RESIDENT)
+            if place & RESIDENT:
+                eviction.on_hit(expert, group, now, signal)
+            elif place & PINNED == 0:
+                eviction.on_miss(expert, group, now, signal)
+            if cache.unit == 0:
+                held += cache.size[expert] * (place & RESIDENT)
             # No branch on hit or miss, which nothing can predict: both are written, one is kept.
             events.code[n] = pack(HIT, expert, place >> SLOT)
             cache.missing[missing] = i
@@ -118,7 +117,7 @@ def decide(
         cache.clock[REFERENCES] += stop - start
         for i in range(start, stop):
             expert = batch.recency[i]
-            if cache.place[expert] & (RESIDENT | PINNED) == RESIDENT:
+            if cache.place[expert] & RESIDENT:
                 if keeps_order:
                     cache.last_use[expert] = references + i
                 eviction.on_reference(expert, group, now, batch.signal_recency[i] if has_signal else 0.0)
@@ -222,7 +221,7 @@ def choose_victim(
     victim = as_key(named)
     if named < 0:
         return False, victim
-    if named < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
+    if named < len(cache.place) and cache.place[victim] & RESIDENT:
         position = cache.position[victim] - cache.first[group]
         if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
             eviction.on_evict(victim, group, now)

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numba import njit
 
-from engine.curves.belady import belady_positions, belady_stack, next_uses
-from engine.curves.lru import lru_positions, lru_stack
+from engine.stacks.belady import belady_positions, belady_stack, next_uses
+from engine.stacks.lru import lru_positions, lru_stack
 from tracekit.demand import Demand, iter_demand
 from tracekit.trace import Trace
 

@@ -1,10 +1,24 @@
-"""Fair by construction: what a predictor says of requests that it was fitted on is no evidence."""
+"""Fair by construction: what was learned from requests is no evidence on them."""
 
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.plan.placement import load_placement, parse_pinned
 from engine.plan.plan import Plan
 from policies.learned.artefact import Artefact, load_artefact
 from tracekit.errors import PlanError
-from tracekit.requests import known_requests
+from tracekit.requests import known_requests, request_digests
 from tracekit.trace import Trace
+
+
+class Learned(NamedTuple):
+    """Something in a plan that was made from requests, known by their digests."""
+
+    what: str
+    made: str
+    requests: frozenset[str]
 
 
 def artefacts_of(plan: Plan) -> list[Artefact]:
@@ -17,23 +31,59 @@ def artefacts_of(plan: Plan) -> list[Artefact]:
     return found
 
 
+def learned_of(plan: Plan) -> Iterator[Learned]:
+    """What the plan knows from routing that was recorded: predictors, placements, the split of its capacity.
+
+    Of files of counts nobody can say whose requests they count. Raises PlanError, PolicyError, TraceError.
+    """
+    for artefact in artefacts_of(plan):
+        yield Learned(f"predictor {artefact.path}", "fitted on", frozenset(artefact.card.fitted.requests))
+    if plan.placement.pinned is not None and (file := parse_pinned(plan.placement.pinned).file) is not None:
+        source = load_placement(file).source
+        if source is not None:
+            yield Learned(f"placement {file}", "made from", frozenset(source.requests))
+    profile, curves = plan.placement.profile, plan.cache.split_from
+    for path, what in ((profile, f"the profile of placement {plan.placement.pinned}"), (curves, "cache.split_from")):
+        if path is not None and Path(path).is_dir():
+            yield Learned(f"{what} ({path})", "made from", _digests_at(path, Trace.open(Path(path)).digest))
+
+
+@lru_cache(16)
+def _digests_at(path: str, digest: str) -> frozenset[str]:
+    """Of the trace of this `digest` at `path`: a study asks for each of its cells."""
+    return digests_of(Trace.open(Path(path)))
+
+
+def digests_of(trace: Trace) -> frozenset[str]:
+    """The digests of all requests of a trace."""
+    return frozenset(digest for own in request_digests(trace).values() for digest in own)
+
+
 def check_evidence(trace: Trace, plan: Plan, *, allow_fitted: bool = False) -> list[str]:
-    """Refuse to replay what a predictor of `plan` has learned from; with `allow_fitted` say so instead, as warnings.
+    """Refuse to replay what `plan` has learned from; with `allow_fitted` say so instead, as warnings.
 
     Requests are known by what they hold, not by where the trace lies: a copy, a slice or a merge does not hide them.
-    Raises PlanError.
+    The profile of `static` is the one thing that is never refused: with the trace's own it is best in hindsight, which
+    the result says. Raises PlanError.
     """
     warnings = []
-    for artefact in artefacts_of(plan):
-        seen = known_requests(trace, artefact.card.fitted.requests)
+    for learned in learned_of(plan):
+        seen = known_requests(trace, learned.requests)
         if not seen:
             continue
         count = f"{len(seen)} of the {trace.manifest.requests} requests of {trace.path}"
         if not allow_fitted:
             unseen = "" if len(seen) == trace.manifest.requests else ": replay the others (tracekit slice), or"
             raise PlanError(
-                f"predictor {artefact.path} was fitted on {count}, so they are no evidence{unseen or ';'} "
+                f"{learned.what} was {learned.made} {count}, so they are no evidence{unseen or ';'} "
                 "--allow-fitted replays them and marks the result"
             )
-        warnings.append(f"NOT EVIDENCE: predictor {artefact.path} was fitted on {count}")
+        warnings.append(f"NOT EVIDENCE: {learned.what} was {learned.made} {count}")
+    profile = plan.eviction.profile
+    if (
+        profile is not None
+        and Path(profile).is_dir()
+        and known_requests(trace, _digests_at(profile, Trace.open(Path(profile)).digest))
+    ):
+        warnings.append(f"NOT EVIDENCE: eviction.profile ({profile}) holds requests of {trace.path}: hindsight")
     return warnings

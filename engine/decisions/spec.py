@@ -1,36 +1,27 @@
 """What a plan means for a model's MoE layers: the cache that its decisions are taken in."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-
+from engine.decisions.pinning import filled, placed
+from engine.decisions.splitting import groups_of
 from engine.plan.plan import Plan
 from policies.cache import CacheSpec
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import PlanError
-from tracekit.popularity import popularity
 
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
-    """What `plan` means for a model with these MoE layers. Raises CapacityError."""
-    num_experts = max(experts_per_layer)
-    capacity, size = plan.capacity.groups(experts_per_layer, num_experts, expert_bytes)
-    pinned: tuple[int, ...] = ()
-    if eviction_policy(plan.eviction.policy).needs_profile:
-        if plan.eviction.profile is None:
-            raise PlanError(f"eviction policy {plan.eviction.policy!r} needs eviction.profile = a trace (--profile)")
-        counts = popularity(Path(plan.eviction.profile), list(experts_per_layer))
-        pinned = most_popular(counts, experts_per_layer, capacity, size)
-    elif plan.eviction.profile is not None:
-        raise PlanError(f"eviction policy {plan.eviction.policy!r} reads no profile: remove eviction.profile")
+    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
+    pinned = placed(plan, experts_per_layer)
+    capacity, size = groups_of(plan, experts_per_layer, expert_bytes, pinned)
+    pinned = filled(plan, experts_per_layer, capacity, size) or pinned
     _check_artefacts(plan)
     return CacheSpec(
         pinned=pinned,
         predictor=plan.prefetch.artefact,
         estimator=plan.eviction.artefact,
         layers=len(experts_per_layer),
-        experts=num_experts,
+        experts=max(experts_per_layer),
         capacity=capacity,
         size=size,
         eviction=plan.eviction.policy,
@@ -60,19 +51,3 @@ def _check_artefacts(plan: Plan) -> None:
             )
         if artefact is not None and not reads.startswith("predicted"):
             raise PlanError(f"{kind} policy {name!r} reads no fitted predictor: remove {kind}.artefact")
-
-
-def most_popular(
-    counts: np.ndarray, experts_per_layer: Sequence[int], capacity: Sequence[int], size: np.ndarray
-) -> tuple[int, ...]:
-    """Keys of the experts of the most `counts` [layers, experts], as many as fit into each group; ties by key."""
-    experts = max(experts_per_layer)
-    order = np.argsort(-counts.ravel(), kind="stable")
-    left = list(capacity)
-    pinned = []
-    for key in order.tolist():
-        group = key // experts if len(left) > 1 else 0
-        if key % experts < experts_per_layer[key // experts] and size[key] <= left[group]:
-            left[group] -= int(size[key])
-            pinned.append(key)
-    return tuple(pinned)

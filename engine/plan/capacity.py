@@ -1,12 +1,13 @@
-"""Capacity: how much of the experts the device holds, in the four ways a plan may say it."""
+"""Capacity: how much of the experts the device holds, in the ways a plan may say it."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
+from engine.plan.layers import LayerSlots, check_layers, parse_exceptions
 from tracekit.errors import CapacityError, PlanError
 
 _SYNTAX = re.compile(r"\s*([0-9]{1,40}(?:\.[0-9]{1,40})?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
@@ -19,7 +20,8 @@ class Capacity:
     """A parsed capacity.
 
     `512` is slots, `2000MiB` bytes and `25%` a share of all experts, each for the whole model; with `/layer` behind it,
-    each layer has that much of its own, and experts of other layers never take it. `auto` is as much as fits on the
+    each layer has that much of its own, and experts of other layers never take it; some layers may have slots of their
+    own number (`6/layer; layers 0-3,7: 12`). `auto` is as much as fits on the
     machine that runs the model, which only the engine can say.
     """
 
@@ -27,17 +29,29 @@ class Capacity:
     amount: Fraction
     unit: str  # "slots", "bytes", "share" or "auto"
     per_layer: bool
+    exceptions: tuple[LayerSlots, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Capacity":
-        """Parse a capacity. Raises CapacityError."""
+        """Parse a capacity. Raises CapacityError, and PlanError for layers that cannot be."""
+        usual, *others = text.split(";")
+        if others and all(part.strip() for part in others):
+            found = cls.parse(usual.strip())
+            if not found.per_layer or found.unit not in ("slots", "share"):
+                raise CapacityError(
+                    f"capacity {text[:64]!r}: layers with slots of their own stand beside slots per layer for the "
+                    "others, as in 6/layer; layers 0-3: 12"
+                )
+            exceptions = parse_exceptions(others, text)
+            words = "; ".join([found.text, *(one.text for one in exceptions)])
+            return replace(found, text=words, exceptions=exceptions)
         if text == "auto":
             return cls(text, Fraction(0), "auto", True)
         match = _SYNTAX.fullmatch(text)
         if match is None:
             raise CapacityError(
                 f"capacity {text[:64]!r} is not understood; "
-                "write 4/layer, 512, 2000MiB or 25%, each with or without /layer"
+                "write 4/layer, 512, 2000MiB or 25%, each with or without /layer, or 6/layer; layers 0-3: 12"
             )
         amount, unit, per_layer = Fraction(match[1]), match[2], match[3] is not None
         if unit == "%":
@@ -54,6 +68,10 @@ class Capacity:
 
     def times(self, factor: Fraction, experts_per_layer: Sequence[int]) -> str:
         """So many times this capacity, as a plan says it; of slots and shares no more than there are experts."""
+        if self.exceptions:
+            most = max(experts_per_layer)
+            scaled = [one._replace(slots=min(int(one.slots * factor), most)).text for one in self.exceptions]
+            return "; ".join([replace(self, exceptions=()).times(factor, experts_per_layer), *scaled])
         amount, of_each = self.amount * factor, "/layer" if self.per_layer else ""
         if self.unit == "share":
             return f"{float(min(100 * amount, Fraction(100))):.6f}%{of_each}"
@@ -101,6 +119,12 @@ class Capacity:
             if capacity[0] > most:
                 where = "a layer has" if self.per_layer else "the model has"
                 raise CapacityError(f"capacity {self.text!r}: {where} only {most} experts")
+        for one in self.exceptions:
+            check_layers(one.layers, layers, f"capacity {self.text!r}")
+            for layer in one.layers:
+                if one.slots > (most := experts_per_layer[layer]):
+                    raise CapacityError(f"capacity {self.text!r}: layer {layer} has only {most} experts")
+                capacity[layer] = one.slots
         return tuple(capacity), size
 
 

@@ -1,7 +1,7 @@
 """The plan: what to cache, what to prefetch, how weights are stored. The same file for simulator and engine."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict, Unpack
@@ -10,6 +10,8 @@ import msgspec
 
 from engine.plan.capacity import Capacity
 from engine.plan.carried import resolved
+from engine.plan.layers import capacity_text
+from engine.plan.placement import parse_pinned
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
 from tracekit.html_table import html_table
@@ -21,12 +23,27 @@ Scalar = str | int | float | bool
 class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`cache`: how much device memory holds experts."""
 
-    # "4/layer", "512", "2000MiB", "25%": see engine.plan.capacity
+    # "4/layer", "512", "2000MiB", "25%"; layers by themselves: ["6/layer", {layers = "0-3", slots = 12}], or the same
+    # as text, "6/layer; layers 0-3: 12" (MoE layers from 0)
     capacity: str
+    # how the slots of the capacity, all together, are shared by layers: `even`, or `curve`, where an LRU cache of each
+    # layer gains most; None: as `capacity` says
+    split: Literal["even", "curve"] | None = None
+    # for `curve`: the trace that says what a layer gains
+    split_from: str | None = None
     # "request": when the next request begins the cache is emptied, and its policies forget what they know
     reset: Literal["never", "request"] = "never"
     # a trace: the cache begins as this plan leaves it at that trace's end
     warm: str | None = None
+
+
+class PlacementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`placement`: experts that are on the device from the start and never leave, out of the cache's capacity."""
+
+    # "layers 0-5" (MoE layers from 0), "popular:16/layer", or the path of a placement (tracekit place)
+    pinned: str | None = None
+    # for `popular`: a trace, or a file of counts (tracekit.popularity)
+    profile: str | None = None
 
 
 class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +119,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A plan's file. Every table but `cache` may be left out."""
 
     cache: CachePlan
+    placement: PlacementPlan = PlacementPlan()
     eviction: EvictionPlan = EvictionPlan()
     prefetch: PrefetchPlan = PrefetchPlan()
     weights: WeightsPlan = WeightsPlan()
@@ -113,6 +131,7 @@ class _Tables(TypedDict, total=False):
     """Some of a plan's tables."""
 
     cache: CachePlan
+    placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
     weights: WeightsPlan
@@ -131,6 +150,7 @@ class Plan:
     """
 
     cache: CachePlan
+    placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
     weights: WeightsPlan
@@ -139,7 +159,7 @@ class Plan:
 
     def __init__(
         self,
-        capacity: str,
+        capacity: str | Sequence[str | Mapping[str, object]],
         *,
         eviction: str | Mapping[str, object] = "lru",
         prefetch: str | Mapping[str, object] = "none",
@@ -150,9 +170,17 @@ class Plan:
         reset: str = "never",
         warm: str | None = None,
         kernels: str | None = None,
+        split: str | None = None,
+        split_from: str | None = None,
+        placement: str | Mapping[str, object] | None = None,
     ) -> None:
+        given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
-            "cache": {"capacity": capacity, "reset": reset, "warm": warm},
+            "cache": {
+                **{"capacity": given, "reset": reset, "warm": warm},
+                **{"split": split, "split_from": split_from},
+            },
+            "placement": {"pinned": placement} if placement is None or isinstance(placement, str) else placement,
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
@@ -165,6 +193,16 @@ class Plan:
     def capacity(self) -> Capacity:
         """The parsed capacity."""
         return Capacity.parse(self.cache.capacity)
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether each layer has a cache of its own."""
+        return self.capacity.per_layer or self.cache.split is not None
+
+    @property
+    def alike(self) -> bool:
+        """Whether the capacity is one number, of each layer or of all together, and all of it is the policy's."""
+        return not self.capacity.exceptions and self.cache.split is None and self.placement.pinned is None
 
     def replace(self, **tables: Unpack[_Tables]) -> "Plan":
         """This plan with other tables."""
@@ -205,8 +243,14 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
                 if not isinstance(value, int | float):
                     raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
             given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
+    cache = given.get("cache")
+    if isinstance(cache, Mapping) and isinstance(cache.get("capacity"), list):
+        try:
+            given["cache"] = {**cache, "capacity": capacity_text(cache["capacity"])}
+        except PlanError as error:
+            raise PlanError(f"{label}: cache.capacity: {error}") from None
     file = convert(given, _File, label=label, error=PlanError)
-    Capacity.parse(file.cache.capacity)
+    _check_placing(file, label)
     if file.cache.warm is not None and file.cache.reset != "never":
         raise PlanError(
             f'{label}: cache.warm fills the cache once, cache.reset = "{file.cache.reset}" empties it: give one of them'
@@ -219,6 +263,20 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     plan = object.__new__(Plan)
     plan.__dict__.update(msgspec.structs.asdict(file))
     return plan
+
+
+def _check_placing(file: _File, label: str) -> None:
+    """Raise PlanError, or CapacityError, where what says how slots are given out contradicts itself."""
+    cache, placement, capacity = file.cache, file.placement, Capacity.parse(file.cache.capacity)
+    if (cache.split == "curve") != (cache.split_from is not None):
+        raise PlanError(f'{label}: cache.split = "curve" and cache.split_from, a trace, belong together: give both')
+    if cache.split is not None and (capacity.exceptions or capacity.unit == "bytes"):
+        raise PlanError(f"{label}: cache.split shares out slots: give cache.capacity as 6/layer, 512 or 25%")
+    popular = placement.pinned is not None and parse_pinned(placement.pinned).popular is not None
+    if popular != (placement.profile is not None):
+        raise PlanError(
+            f'{label}: placement.pinned = "popular:..." and placement.profile, a trace or counts, belong together'
+        )
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:

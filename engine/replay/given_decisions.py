@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import CachePlan, EvictionPlan, Plan, PrefetchPlan, plan_from_toml
+from engine.plan.plan import CachePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, plan_from_toml
 from engine.replay.given_checks import FINE, MISSING, WORDS, Held, nothing_held, settle
 from policies.cache import CacheSpec, slots_of
 from policies.events import KIND_NAMES, Events
@@ -77,7 +77,7 @@ class GivenDecisions:
         # Nothing of the plan's policies: the file may come from anywhere, and naming code is not running it.
         prefetch = PrefetchPlan(staging=self.plan.prefetch.staging)
         cache = CachePlan(capacity=self.plan.cache.capacity)
-        neutral = self.plan.replace(cache=cache, eviction=EvictionPlan(), prefetch=prefetch)
+        neutral = self.plan.replace(cache=cache, placement=PlacementPlan(), eviction=EvictionPlan(), prefetch=prefetch)
         spec = cache_spec(self.trace.manifest.experts_per_layer, sizes, neutral)
         return replace(spec, wrap=self.plan.prefetch.wrap)
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import CachePlan, PlacementPlan, Plan
 from engine.plan.weights import WeightFormat
 from engine.replay.passes import Steps
 from engine.replay.setting import Setting
@@ -85,9 +85,8 @@ def fit_capacity(
     """
     if plan.capacity.unit != "auto":
         return plan
-    one = Setting.of(
-        manifest, plan.replace(cache=CachePlan(capacity="1/layer")), None, shape, reshape=reshape, load=load
-    )
+    least = plan.replace(cache=CachePlan(capacity="1/layer"), placement=PlacementPlan())
+    one = Setting.of(manifest, least, None, shape, reshape=reshape, load=load)
     if not one.sizes:
         raise CapacityError(
             "capacity 'auto' needs the sizes of experts, which the trace does not say: give a model shape"

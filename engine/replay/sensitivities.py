@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile, Rate
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import Plan
 from engine.replay.memory import fits
 from engine.replay.passes import Replayed, run
 from engine.replay.result import Sensitivity
@@ -108,7 +108,9 @@ def improved(machine: HardwareProfile, part: str, times: Fraction) -> HardwarePr
 
 def enlarged(plan: Plan, times: Fraction, experts_per_layer: Sequence[int]) -> Plan:
     """The plan with that many times the slots or bytes: whole ones, and slots for no more than all experts."""
-    return plan.replace(cache=CachePlan(capacity=plan.capacity.times(times, experts_per_layer)))
+    return plan.replace(
+        cache=msgspec.structs.replace(plan.cache, capacity=plan.capacity.times(times, experts_per_layer))
+    )
 
 
 def _on(setting: Setting, plan: Plan, machine: HardwareProfile) -> Setting:

@@ -63,7 +63,7 @@ class Setting:
             check_shape(manifest, shape, reshape)
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
         spec = cache_spec(manifest.experts_per_layer, sizes, plan) if given is None else given.spec_of(sizes)
-        absolute = given is None and not plan.capacity.per_layer and plan.capacity.unit != "share"
+        absolute = given is None and not plan.per_layer and plan.capacity.unit != "share"
         if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
             raise CapacityError(
                 f"capacity {plan.cache.capacity!r} is for all layers, but the trace has {spec.layers} MoE layers and "

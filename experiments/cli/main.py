@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": ("diff", "Say how far two recordings of the same prompts differ."),
     "synthetic": ("synthetic", "Write a trace of stated statistics, for tests and examples."),
     "fit": ("fit", "Fit a predictor for prefetching or eviction on a trace."),
+    "place": ("place", "Choose the experts that stay on the device, from a trace, as a placement file."),
     "replay": ("replay", "Replay a plan on a trace: hits, bytes and, on modelled hardware, time."),
     "curve": ("curve", "Hit ratio against cache size for several policies."),
     "recommend": ("recommend", "Say which plan is fastest for a model on a machine, within its memory."),

@@ -23,7 +23,8 @@ PlanFile = Annotated[Path | None, typer.Option(help="a plan file (TOML)")]
 Capacity = Annotated[
     str | None,
     typer.Option(
-        help="4/layer, 512, 2000MiB or 25%, each also with /layer, or auto where the model runs; over the plan's"
+        help="4/layer, 512, 2000MiB or 25%, each also with /layer, '6/layer; layers 0-3: 12', or auto where the model "
+        "runs; over the plan's"
     ),
 ]
 Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:Class; over the plan's")]

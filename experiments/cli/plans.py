@@ -29,6 +29,10 @@ def plan_from_options(
     prefetch_wrap: bool | None = None,
     reset: str | None = None,
     warm: Path | None = None,
+    split: str | None = None,
+    split_from: Path | None = None,
+    pinned: str | None = None,
+    pinned_profile: Path | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -37,7 +41,8 @@ def plan_from_options(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
     options: dict[str, dict[str, str | int | Path | None]] = {
-        "cache": {"capacity": capacity, "reset": reset, "warm": warm},
+        "cache": {"capacity": capacity, "reset": reset, "warm": warm, "split": split, "split_from": split_from},
+        "placement": {"pinned": pinned, "profile": pinned_profile},
         "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
         "prefetch": {
             "predictor": prefetch,

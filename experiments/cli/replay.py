@@ -31,9 +31,25 @@ def command(
         Path | None, typer.Option(help="for --prefetch learned: what tracekit fit wrote")
     ] = None,
     allow_fitted: Annotated[
-        bool, typer.Option("--allow-fitted", help="replay also what a predictor was fitted on; the result is marked")
+        bool,
+        typer.Option(
+            "--allow-fitted", help="replay also what a predictor or placement was made from; the result is marked"
+        ),
     ] = False,
     capacity: options.Capacity = None,
+    split: Annotated[
+        str | None, typer.Option(help="even or curve: how the capacity's slots are shared by layers; over the plan's")
+    ] = None,
+    split_from: Annotated[Path | None, typer.Option(help="for --split curve: the trace that says what helps")] = None,
+    pinned: Annotated[
+        str | None,
+        typer.Option(
+            help='experts that never leave: "layers 0-5", popular:2/layer, FILE.placement.toml; over the plan\'s'
+        ),
+    ] = None,
+    pinned_profile: Annotated[
+        Path | None, typer.Option(help="for --pinned popular: a trace, or counts, that says what is popular")
+    ] = None,
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
@@ -185,13 +201,18 @@ def command(
             prefetch_wrap=prefetch_wrap,
             reset=reset,
             warm=warm,
+            split=split,
+            split_from=split_from,
+            pinned=pinned,
+            pinned_profile=pinned_profile,
         )
     else:
         asked = {
             **{"--policy": policy, "--profile": profile, "--capacity": capacity, "--prefetch": prefetch},
             **{"--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count, "--staging": staging},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
-            **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm},
+            **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm, "--split": split},
+            **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
         }
         options.refuse_decided("--decisions", asked)
     if model is not None:

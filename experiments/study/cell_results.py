@@ -192,13 +192,13 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None:
+    if spec.reset or spec.warm is not None or spec.pinned:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None
     if plan.eviction.policy not in STACK_CURVES:
         return None
-    return "layer" if plan.capacity.per_layer else "global"
+    return "layer" if plan.per_layer else "global"
 
 
 def stacked(routing: SharedRouting, cell: Cell, setting: Setting, scope: Scope) -> Row:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile
+from engine.plan.placement import load_placement, parse_pinned
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
 from experiments.quality.measurement import Estimate
@@ -106,8 +107,13 @@ def cell_key(
 ) -> str:
     """sha256 of what a cell's row follows from: not where the files lie, but what they hold."""
     tables = plan.to_dict()
-    if plan.cache.warm is not None:
-        tables["cache"]["warm"] = Trace.open(plan.cache.warm).digest
+    for name, path in (("warm", plan.cache.warm), ("split_from", plan.cache.split_from)):
+        if path is not None:
+            tables["cache"][name] = Trace.open(path).digest
+    if plan.placement.profile is not None:
+        tables["placement"]["profile"] = _profile_digest(plan.placement.profile)
+    elif plan.placement.pinned is not None and (file := parse_pinned(plan.placement.pinned).file) is not None:
+        tables["placement"]["pinned"] = _placement_digest(file)
     if plan.eviction.profile is not None:
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
@@ -137,6 +143,10 @@ def _profile_digest(path: str) -> str:
     return file_digest(Path(path)) if Path(path).is_file() else Trace.open(path).digest
 
 
+def _placement_digest(path: str) -> str:
+    return hashlib.sha256(repr(load_placement(path)).encode()).hexdigest()
+
+
 def _artefact_digest(path: str) -> str:
     """Of a fitted predictor: its card names its tensors' digest."""
     try:
@@ -153,7 +163,7 @@ def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     found: dict[tuple[Routing, bytes], list[Cell]] = {}
     for cell in cells:
         plan = cell.plan
-        decided = msgspec.json.encode((plan.cache, plan.eviction, plan.prefetch), order="deterministic")
+        decided = msgspec.json.encode((plan.cache, plan.placement, plan.eviction, plan.prefetch), order="deterministic")
         found.setdefault((cell.routing, decided), []).append(cell)
     return list(found.values())
 

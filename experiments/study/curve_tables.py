@@ -57,11 +57,11 @@ def wanted_curves(cells: Sequence[Cell], level: float) -> list[Wanted]:
         capacity = cell.plan.capacity
         key: tuple[Routing, Scope, bool | None] = (
             cell.routing,
-            "layer" if capacity.per_layer else "global",
+            "layer" if cell.plan.per_layer else "global",
             cell.bounds,
         )
         plans = asked.setdefault(key, {})
-        if cell.plan.prefetch.predictor == "none":
+        if cell.plan.prefetch.predictor == "none" and cell.plan.alike:
             plans.setdefault(eviction_name(cell.plan), cell.plan)
             if capacity.unit == "slots":
                 sizes.setdefault(key, set()).add(int(capacity.amount))

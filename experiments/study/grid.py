@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
+from engine.plan.layers import capacity_text
 from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
@@ -20,10 +21,10 @@ from tracekit.errors import StudyError, did_you_mean
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "reset", "warm", "eviction", "prefetch", "weights", "compute_experts", "kernels", "cpu_experts"),
-    *("hardware", "engine", "model_shape", "batch"),
+    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "weights"),
+    *("compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
 )
-TABLES = {"eviction": "policy", "prefetch": "predictor", "weights": "experts"}
+TABLES = {"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
 IDLE = ("distance", "wrap", "count", "target", "staging")
@@ -32,12 +33,21 @@ IDLE = ("distance", "wrap", "count", "target", "staging")
 
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
     """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
-    words = f"{eviction_name(plan)}, {plan.cache.capacity}"
+    words = f"{eviction_name(plan)}, {plan.cache.capacity}" + placing_name(plan)
     words += ", reset by request" if plan.cache.reset == "request" else ""
     words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
     return words + (stored_name(plan) if stored else "") + computed_name(plan)
+
+
+def placing_name(plan: Plan) -> str:
+    """How the cache's slots are given out, as the end of a name: `, split by curve, popular:2/layer pinned`."""
+    words = "" if plan.cache.split is None else f", split {plan.cache.split}"
+    if plan.cache.split_from is not None:
+        words += f" of {Path(plan.cache.split_from).name}"
+    pinned = plan.placement.pinned
+    return words + ("" if pinned is None else f", {Path(pinned).name if pinned.endswith('.toml') else pinned} pinned")
 
 
 def stored_name(plan: Plan) -> str:
@@ -92,7 +102,7 @@ def plans_of(
 
     `serve` is what all of them serve.
     """
-    capacities = texts(label, grid, "capacity")
+    capacities = _capacities(label, grid)
     evictions = list(_tables(label, grid, "eviction", folder)) or [{}]
     default = plan_from_dict({"cache": {"capacity": "1"}}).eviction.policy
     if baseline is not None and baseline not in [table.get("policy", default) for table in evictions]:
@@ -103,15 +113,25 @@ def plans_of(
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
     resets = texts(label, grid, "reset") or ["never"]
+    splits = list(_splits(label, grid, folder))
+    placements = list(_tables(label, grid, "placement", folder)) or [{}]
     warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
     seen: set[bytes] = set()
-    for capacity, reset, warm, eviction, prefetch, stored, experts, kernel, lane in itertools.product(
-        capacities, resets, warmed or [None], evictions, prefetches, weights, together, kernels, lanes
-    ):
+    caches = itertools.product(capacities, splits, placements, resets, warmed or [None])
+    others = itertools.product(evictions, prefetches, weights, together, kernels, lanes)
+    for (capacity, split, placement, reset, warm), (
+        eviction,
+        prefetch,
+        stored,
+        experts,
+        kernel,
+        lane,
+    ) in itertools.product(caches, others):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
         tables = {
-            "cache": {"capacity": capacity, "reset": reset, "warm": warm},
+            "cache": {"capacity": capacity, **split, "reset": reset, "warm": warm},
+            "placement": {} if placement.get("pinned") == "none" else placement,
             "eviction": eviction,
             "prefetch": prefetch,
             "weights": stored,
@@ -179,10 +199,28 @@ def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[
         choices = [_values(item) for item in value.values()]
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
-            for key in ("profile", "artefact", "policy", "predictor"):
-                if isinstance(name := table.get(key), str):
+            for key in ("profile", "artefact", "policy", "predictor", "pinned"):
+                if isinstance(name := table.get(key), str) and (key != "pinned" or name.endswith(".toml")):
                     table[key] = place(name, folder, always=key in ("profile", "artefact"))
             yield table
+
+
+def _capacities(label: str, grid: Tables) -> list[str]:
+    """The texts of `grid.capacity`, in which a list within the list is one capacity with layers by themselves."""
+    given = [capacity_text(value) if isinstance(value, list) else value for value in _values(grid.get("capacity", []))]
+    return texts(label, {"capacity": given}, "capacity")
+
+
+def _splits(label: str, grid: Tables, folder: Path) -> Iterator[dict[str, str]]:
+    """What each way of `grid.split` adds to a plan's `cache`: `none`, `even`, and `curve` with each trace of
+    `grid.split_from`."""
+    traces = [place(name, folder, always=True) for name in texts(label, grid, "split_from")]
+    ways = texts(label, grid, "split")
+    if ("curve" in ways) != bool(traces):
+        raise StudyError(f'{label}: "curve" in grid.split and grid.split_from, a trace, belong together: give both')
+    for way in ways or ["none"]:
+        of_way = [{"split": way, "split_from": trace} for trace in traces] if way == "curve" else [{"split": way}]
+        yield from of_way if way != "none" else [{}]
 
 
 def texts(label: str, grid: Tables, axis: str) -> list[str]:

@@ -63,7 +63,7 @@ def curve_sets(curves: pl.DataFrame, rows: pl.DataFrame, level: float = 0.95) ->
         slots = int(max(part["slots"]))
         for (toml,), cell in own.group_by("plan_toml", maintain_order=True):
             plan = plan_of(str(toml))
-            share = _share(plan.capacity, scope, slots)
+            share = _share(plan.capacity, scope, slots) if plan.alike else None
             name = eviction_name(plan)
             if share is not None and (name, share) not in points:
                 points[name, share] = _point(cell.row(0, named=True), name, share, column, level)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import CachePlan, PlacementPlan, Plan
 from tracekit.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -14,8 +14,12 @@ CAPACITIES = ("75%/layer", "25%/layer")
 
 
 def calibration_plans(plan: Plan) -> list[Plan]:
-    """Plans to calibrate by, the first that fits: the same policies, whose own work costs time, with another cache."""
-    return [plan.replace(cache=CachePlan(capacity=capacity)) for capacity in (*CAPACITIES, plan.cache.capacity)]
+    """Plans to calibrate by, the first that fits: the same policies, whose own work costs time, with another cache, in
+    which nothing is pinned."""
+    return [
+        plan.replace(cache=CachePlan(capacity=capacity), placement=PlacementPlan())
+        for capacity in (*CAPACITIES, plan.cache.capacity)
+    ]
 
 
 def measured_here(

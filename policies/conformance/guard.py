@@ -119,12 +119,12 @@ def _check_victim(
     said = f"victim() for expert {incoming} returned {victim}"
     if not 0 <= victim < len(cache.place):
         raise Violation("victims", f"{said}, which is no expert's key (0 to {len(cache.place) - 1}, or -1 for none)")
+    if cache.place[victim] & PINNED:
+        raise Violation("victims", f"{said}, which is pinned")
     if not cache.place[victim] & RESIDENT:
         raise Violation("victims", f"{said}, which is not in the cache")
     if cache.group_of[victim // cache.experts] != group:
         raise Violation("victims", f"{said}, which is resident in another group than {group}")
-    if cache.place[victim] & PINNED:
-        raise Violation("victims", f"{said}, which is pinned")
     if cache.seen[victim] == now and not policy.bound:
         mend = "pass over experts with cache.seen[expert] == now"
         raise Violation("demand", f"{said}, which the same visit demands: {mend}")

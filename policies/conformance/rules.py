@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from policies.cache import ExpertCache
-from policies.cache_state import RESIDENT, SLOT, Batch
+from policies.cache_state import PINNED, RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
 from policies.conformance.report import EXEMPT, FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.conformance.scenario import Scenario, scenarios, shrink, with_other_future
@@ -21,7 +21,7 @@ from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
 WRAPPED = 24  # scenarios in which it prefetches past the last layer
-PINNED = 12  # scenarios in which some experts are in the cache for good
+BESIDE_PINNED = 12  # scenarios in which some experts are in the cache for good
 CUTS = 3  # how many futures each scenario is given
 Decided = list[tuple[int, int, int, int]]  # visit, kind, key, slot
 
@@ -88,7 +88,7 @@ class Trial:
         """The routings it is tried on; beside pinned experts, too; who says that it can is also asked for the next
         step."""
         yield from scenarios()
-        yield from (scenario.beside_pinned(seed) for seed, scenario in enumerate(scenarios(PINNED)))
+        yield from (scenario.beside_pinned(seed) for seed, scenario in enumerate(scenarios(BESIDE_PINNED)))
         if issubclass(self.policy, Prefetcher) and self.policy.wraps:
             yield from (scenario.past_the_end() for scenario in scenarios(WRAPPED))
 
@@ -221,7 +221,7 @@ def _one(batch: Batch, visit: int) -> Batch:
 
 def _check_capacity(cache: ExpertCache, scenario: Scenario, visit: int) -> None:
     state = cache.state
-    resident = np.flatnonzero(state.place & RESIDENT)
+    resident = np.flatnonzero(state.place & (RESIDENT | PINNED))
     for group, capacity in enumerate(scenario.capacity):
         members = resident[state.group_of[resident // scenario.experts] == group]
         taken = sum(scenario.size[key] for key in members)

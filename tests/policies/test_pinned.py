@@ -63,9 +63,9 @@ def test_no_policy_hears_of_a_pinned_expert(eviction: str) -> None:
         for group, first in enumerate(state.first[:-1]):
             shown = state.resident[first : first + state.resident_count[group]].tolist()
             assert not set(shown) & set(scenario.pinned)
-        assert events.rows() == cache_of(scenario, eviction, compiled=True).run(
-            scenario.batch(signal, "lookahead")
-        ).rows()
+        assert (
+            events.rows() == cache_of(scenario, eviction, compiled=True).run(scenario.batch(signal, "lookahead")).rows()
+        )
 
 
 @settings(max_examples=150, deadline=None)
@@ -91,7 +91,7 @@ def test_what_is_pinned_keeps_its_slot_and_residents_keep_to_the_capacity(seed: 
         cache.visit(layer, list(dict.fromkeys(chosen)))
         state = cache.state
         assert {key: int(state.place[key]) for key in scenario.spec.pinned} == before
-        resident = np.flatnonzero(state.place & RESIDENT)
+        resident = np.flatnonzero(state.place & (RESIDENT | PINNED))
         groups = state.group_of[resident // scenario.spec.experts]
         held = np.bincount(groups, scenario.spec.size[resident], minlength=len(scenario.spec.capacity))
         assert (held <= np.array(scenario.spec.capacity)).all()
@@ -101,7 +101,7 @@ def test_what_is_pinned_keeps_its_slot_and_residents_keep_to_the_capacity(seed: 
 def test_more_pinned_than_fits_is_refused() -> None:
     spec = replace(random_scenario(0).spec, layers=2, experts=4, capacity=(1, 4), size=np.ones(8, np.int64))
     ExpertCache(replace(spec, pinned=(0, 4, 5, 6, 7)), compiled=False)
-    with pytest.raises(CapacityError, match="expert 1 of MoE layer 0.*that layer more capacity"):
+    with pytest.raises(CapacityError, match=r"expert 1 of MoE layer 0.*that layer more capacity"):
         ExpertCache(replace(spec, pinned=(0, 1)), compiled=False)
     with pytest.raises(CapacityError, match="the cache more capacity"):
         ExpertCache(replace(spec, capacity=(1,), pinned=(0, 1)), compiled=False)

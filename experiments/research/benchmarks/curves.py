@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.curves.belady import belady_positions, belady_stack, next_uses
-from engine.curves.lru import lru_positions, lru_stack
 from engine.decisions.signals import NOTHING, next_use
+from engine.stacks.belady import belady_positions, belady_stack, next_uses
+from engine.stacks.lru import lru_positions, lru_stack
 from experiments.research.benchmarks.alternating import Row, medians
 from experiments.research.benchmarks.load import EXPERTS, LAYERS, new_cache, routing
 from policies.cache_state import Batch

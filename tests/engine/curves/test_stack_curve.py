@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine.curves import belady, lru, stack_curve
+from engine.curves import stack_curve
+from engine.stacks import belady, lru
 from engine.curves.stack_curve import STACK_CURVES, Scope, Sharing, StackCurve, belady_curve, lru_curve
 from engine.decisions.run import iter_decisions
 from engine.plan.plan import plan_from_dict

@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from engine.curves.options import OPTIONS
+from engine.stacks.options import OPTIONS
 
 WORDS = np.uint64(8)
 """Words of 64 references to a block; each block's bits are counted."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from engine.curves.options import OPTIONS
+from engine.stacks.options import OPTIONS
 from tracekit.demand import Demand
 
 RANKS = np.uint64(1 << 16)

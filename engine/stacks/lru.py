@@ -15,9 +15,9 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from engine.curves.options import OPTIONS
-from engine.curves.places import MOST, Places, make_places, move_to_front
-from engine.curves.reference_bits import Timeline, append, behind, make_timeline
+from engine.stacks.options import OPTIONS
+from engine.stacks.places import MOST, Places, make_places, move_to_front
+from engine.stacks.reference_bits import Timeline, append, behind, make_timeline
 from tracekit.demand import Demand
 
 ORDER, DEMAND, VISIT = np.uint64(0), np.uint64(1), np.uint64(2)

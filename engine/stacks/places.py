@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
-from engine.curves.options import OPTIONS
+from engine.stacks.options import OPTIONS
 
 MOST = 768
 """Experts in a group; with more, a timeline is faster."""
