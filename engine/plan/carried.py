@@ -1,8 +1,9 @@
-"""Plans that travel: a user's policy lies beside the plan that names it, under a digest that is checked when read.
+"""Plans that travel: a user's policy, or a placement, lies beside the plan that names it, under a digest that is
+checked when read.
 
-`eviction.policy = "mine-1a2b3c4d.py:Mine"` with `eviction.digest` (of a prefetcher, `predictor` and `digest`) is
-relative to the plan's folder, wherever that has been copied to. Without a digest a policy's path is relative to where
-the command runs, as on the command line.
+`eviction.policy = "mine-1a2b3c4d.py:Mine"` with `eviction.digest` (of a prefetcher, `predictor` and `digest`; of a
+placement, `pinned` and `digest`) is relative to the plan's folder, wherever that has been copied to. Without a digest a
+path is relative to where the command runs, as on the command line.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ class Carried(NamedTuple):
 
 
 def carried(tables: Mapping[str, Mapping[str, str | int | float | bool]], below: str = "") -> Carried:
-    """A plan's tables with its policies' files named by digest, in the folder `below` the plan's. Raises PlanError."""
+    """A plan's tables with the files that it names under digests, in the folder `below` the plan's. Raises PlanError."""
     files: dict[str, bytes] = {}
     found = {name: dict(table) for name, table in tables.items()}
     for name, key in NAMED.items():
@@ -40,11 +41,18 @@ def carried(tables: Mapping[str, Mapping[str, str | int | float | bool]], below:
         file = f"{Path(path).stem}-{digest[:8]}.py"
         files[file] = data
         found[name] |= {key: f"{below}{file}:{cls}", "digest": digest}
+    pinned = str(found.get("placement", {}).get("pinned", ""))
+    if pinned.endswith(".toml"):
+        data = _read(Path(pinned), f"placement.pinned: {pinned}")
+        digest = hashlib.sha256(data).hexdigest()
+        file = f"{Path(pinned).name.partition('.')[0]}-{digest[:8]}.placement.toml"
+        files[file] = data
+        found["placement"] |= {"pinned": f"{below}{file}", "digest": digest}
     return Carried(found, files)
 
 
 def resolved(tables: Mapping[str, T], folder: Path, label: str) -> dict[str, T | dict[str, object]]:
-    """The tables of a plan's file with the policies that it carries named as seen from here, and no digests.
+    """The tables of a plan's file with what it carries named as seen from here, and no digests.
 
     Raises PlanError where a file is missing, or was changed.
     """
@@ -54,6 +62,13 @@ def resolved(tables: Mapping[str, T], folder: Path, label: str) -> dict[str, T |
         if isinstance(table, dict) and "digest" in table:
             place = _checked(str(table.get(key, "")), str(table["digest"]), folder, f"{label}: {name}")
             found[name] = {own: value for own, value in table.items() if own != "digest"} | {key: place}
+    table = found.get("placement")
+    if isinstance(table, dict) and "digest" in table:
+        file = str(table.get("pinned", ""))
+        _verify(folder / file, str(table["digest"]), f"{label}: placement")
+        found["placement"] = {own: value for own, value in table.items() if own != "digest"} | {
+            "pinned": str(folder / file)
+        }
     return found
 
 
@@ -61,14 +76,18 @@ def _checked(name: str, digest: str, folder: Path, label: str) -> str:
     path, _, cls = name.rpartition(":")
     if not path.endswith(".py"):
         raise PlanError(f'{label}.digest is of a file: name one, as "mine.py:Mine", or leave the digest out')
-    if hashlib.sha256(_read(folder / path, f"{label}: {folder / path}")).hexdigest() != digest:
-        mend = "copy the right one there, or leave the digest out to use this one"
-        raise PlanError(f"{label}: {folder / path} is not the file that the plan was found with; {mend}")
+    _verify(folder / path, digest, label)
     return f"{folder / path}:{cls}"
+
+
+def _verify(path: Path, digest: str, label: str) -> None:
+    if hashlib.sha256(_read(path, f"{label}: {path}")).hexdigest() != digest:
+        mend = "copy the right one there, or leave the digest out to use this one"
+        raise PlanError(f"{label}: {path} is not the file that the plan was found with; {mend}")
 
 
 def _read(path: Path, label: str) -> bytes:
     try:
         return read_file(path, MOST_BYTES)
     except OSError as error:
-        raise PlanError(f"{label}: {error.strerror or error}; the policy's file travels with the plan") from None
+        raise PlanError(f"{label}: {error.strerror or error}; the file travels with the plan") from None

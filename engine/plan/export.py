@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from engine.plan.capacity import Capacity
+from engine.plan.placement import parse_pinned
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError, did_you_mean
@@ -79,11 +80,17 @@ def host_pattern(model: Sized, resident: Sequence[int]) -> str:
     return rf"blk\.({'|'.join(elsewhere)})\.ffn_(gate|up|down|gate_up)_exps\." if elsewhere else ""
 
 
+def _pinned_layers(plan: Plan, model: Sized) -> tuple[int, ...]:
+    """The model's layers that the plan pins whole: what `--override-tensor` says exactly."""
+    layers = parse_pinned(plan.placement.pinned).layers if plan.placement.pinned is not None else None
+    return tuple(model.moe_layers[layer] for layer in layers or () if layer < len(model.moe_layers))
+
+
 Parts = tuple[list[tuple[str, str]], list[str], list[str]]
 
 
 def _llama_cpp(plan: Plan, model: Sized, slots: float, _counts: str | None) -> Parts:
-    resident = resident_layers(model, slots)
+    resident = _pinned_layers(plan, model) or resident_layers(model, slots)
     arguments = [("--n-gpu-layers", "999")]
     notes, lost = [], []
     cache = int(slots * len(model.moe_layers) * model.expert_bytes / MIB)
@@ -172,6 +179,11 @@ def _sglang_serving(plan: Plan) -> list[tuple[str, str]]:
 
 def _lost_anywhere(plan: Plan, engine: str) -> list[str]:
     lost = []
+    if plan.cache.split is not None or plan.capacity.exceptions:
+        how = plan.cache.capacity if plan.cache.split is None else f"split by {plan.cache.split}"
+        lost.append(f"capacity by layer ({how}): {engine} is told how much in all")
+    if plan.placement.pinned is not None:
+        lost.append(f"placement {plan.placement.pinned}: {engine} is not told which experts are pinned")
     if plan.prefetch.predictor != "none":
         lost.append(f"prefetch {plan.prefetch.predictor}: {engine} loads no expert ahead")
     if plan.weights.attention is not None:

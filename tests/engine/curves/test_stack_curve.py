@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine.curves import stack_curve
-from engine.stacks import belady, lru
 from engine.curves.stack_curve import STACK_CURVES, Scope, Sharing, StackCurve, belady_curve, lru_curve
 from engine.decisions.run import iter_decisions
 from engine.plan.plan import plan_from_dict
 from engine.replay.passes import run
 from engine.replay.replay import replay
+from engine.stacks import belady, lru
 from policies.cache import CacheSpec
 from policies.events import BYPASS, HIT_PREFETCHED, LOAD
 from tests.helpers.scenarios import memory_trace

@@ -112,3 +112,15 @@ def test_nothing_is_dropped_silently(engine: str) -> None:
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(PlanError, match="did you mean 'vllm'"):
         export(Plan("4/layer"), MIXTRAL, "vlm")
+
+
+def test_pinned_layers_are_the_layers_that_llama_cpp_leaves_on_the_device() -> None:
+    plan = Plan("4/layer; layers 0-3: 8", placement="layers 0-3")
+    found = export(plan, MIXTRAL, "llama.cpp")
+    pattern = re.search(r"--override-tensor '(.*)=CPU'", found.notes[0])
+    assert pattern is not None
+    elsewhere = [layer for layer in range(32) if re.search(pattern[1], f"blk.{layer}.ffn_up_exps.weight")]
+    assert elsewhere == list(range(4, 32))
+    assert any("capacity by layer" in line for line in found.lost)
+    assert any("placement layers 0-3" in line for line in found.lost)
+    assert slots_per_layer(plan, MIXTRAL) == (28 * 4 + 4 * 8) / 32
