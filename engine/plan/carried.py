@@ -29,7 +29,7 @@ class Carried(NamedTuple):
 
 
 def carried(tables: Mapping[str, Mapping[str, str | int | float | bool]], below: str = "") -> Carried:
-    """A plan's tables with the files that it names under digests, in the folder `below` the plan's. Raises PlanError."""
+    """A plan's tables with its files named by digest, in the folder `below` the plan's. Raises PlanError."""
     files: dict[str, bytes] = {}
     found = {name: dict(table) for name, table in tables.items()}
     for name, key in NAMED.items():

@@ -23,6 +23,8 @@ PLANS = {
     "bytes": {"cache": {"capacity": "20kB"}, "prefetch": {"predictor": "gate", "count": 3}},
     "gate": {"cache": {"capacity": "3/layer"}, "prefetch": {"predictor": "gate", "count": 2, "staging": 1}},
     "far": {"cache": {"capacity": "25%"}, "prefetch": {"predictor": "gate", "distance": 2, "target": "cache"}},
+    "pinned": {"cache": {"capacity": "60%"}, "placement": {"pinned": "layers 1"}, "prefetch": {"predictor": "gate"}},
+    "by layer": {"cache": {"capacity": "2/layer; layers 0,2: 4"}, "eviction": {"policy": "lfu"}},
 }
 
 

@@ -10,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engine.hardware import load_hardware  # noqa: E402  # needs torch
+from engine.decisions.placing import place  # noqa: E402  # needs torch
+from engine.hardware import load_hardware  # noqa: E402
+from engine.plan.placement import save_placement  # noqa: E402
 from engine.plan.plan import plan_from_dict  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
@@ -85,6 +87,27 @@ def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.
     arguments = ["replay", str(tmp_path / "run.trace"), "--policy", "static", "--capacity", "3/layer"]
     assert run(arguments) == 2
     assert "--profile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "slots"), [("mixtral-mini", "4/layer"), ("qwen3-moe-mini", "10/layer")])
+def test_a_placement_beside_a_split_cache_decides_alike(name: str, slots: str, tmp_path: Path) -> None:
+    """Pinned experts and a capacity of each layer's own, both from another run's trace, in engine and simulator."""
+    settings = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 8, "runs": 1}
+    profile = tmp_path / "profile.trace"
+    first = plan_from_dict({"cache": {"capacity": "2/layer"}})
+    validate(CHECKPOINTS / name, first, PROMPTS[1:], keep_trace=profile, **settings)
+    save_placement(place(Trace.open(profile), "2/layer", by="marginal", beside="2/layer"), tmp_path / "p.toml")
+    tables = {
+        "cache": {"capacity": slots, "split": "curve", "split_from": str(profile)},
+        "placement": {"pinned": str(tmp_path / "p.toml")},
+        "prefetch": {"predictor": "gate"},
+    }
+    plan = plan_from_dict(tables)
+    result = validate(CHECKPOINTS / name, plan, PROMPTS[:1], keep_trace=tmp_path / "run.trace", **settings)
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.tokens.identical
+    found = replay(Trace.open(tmp_path / "run.trace"), plan, bounds=False)
+    assert found.hits_by.pinned > 0 and found.hits_by.cache > 0
 
 
 def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:
