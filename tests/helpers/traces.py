@@ -130,6 +130,24 @@ def prompted_trace(path: Path) -> Trace:
     )
 
 
+def skewed_trace(path: Path, seed: int, tokens: int = 240) -> Trace:
+    """Requests of 40 tokens over 3 layers of 8 experts, each layer's of its own popularity, with bursts."""
+    rng = np.random.default_rng(seed)
+    bias = np.random.default_rng(1).gumbel(size=(3, 8)) * 1.5
+    chosen = np.argsort(-(bias + rng.gumbel(size=(tokens, 3, 8))), axis=2)[:, :, :2]
+    for token in range(1, tokens):
+        if rng.random() < 0.4:
+            chosen[token] = chosen[token - 1]
+    return make_trace(
+        path,
+        chosen,
+        num_experts=8,
+        request=np.arange(tokens) // 40,
+        position=np.arange(tokens) % 40,
+        token_id=rng.integers(0, 1000, tokens),
+    )
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -16,7 +16,7 @@ from engine.plan.placement import save_placement
 from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from policies.events import HIT_PINNED, HIT_PREFETCHED
-from tests.helpers.traces import make_trace
+from tests.helpers.traces import skewed_trace
 from tracekit.edit.slice import Selection, slice_trace
 from tracekit.errors import CapacityError, PlanError
 from tracekit.trace import Trace
@@ -24,28 +24,10 @@ from tracekit.trace import Trace
 LAYERS, EXPERTS = 3, 8
 
 
-def skewed(path: Path, seed: int, tokens: int = 240) -> Trace:
-    """Requests of 40 tokens whose experts have a popularity of their own in each layer, with bursts."""
-    rng = np.random.default_rng(seed)
-    bias = np.random.default_rng(1).gumbel(size=(LAYERS, EXPERTS)) * 1.5
-    chosen = np.argsort(-(bias + rng.gumbel(size=(tokens, LAYERS, EXPERTS))), axis=2)[:, :, :2]
-    for token in range(1, tokens):
-        if rng.random() < 0.4:
-            chosen[token] = chosen[token - 1]
-    return make_trace(
-        path,
-        chosen,
-        num_experts=EXPERTS,
-        request=np.arange(tokens) // 40,
-        position=np.arange(tokens) % 40,
-        token_id=rng.integers(0, 1000, tokens),
-    )
-
-
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, Trace]:
     folder = tmp_path_factory.mktemp("traces")
-    return skewed(folder / "profile.trace", 1), skewed(folder / "test.trace", 2)
+    return skewed_trace(folder / "profile.trace", 1), skewed_trace(folder / "test.trace", 2)
 
 
 def hits(trace: Trace, plan: Plan) -> int:
