@@ -15,6 +15,7 @@ import torch
 
 from engine.decisions.foresight import Scores
 from engine.hardware import load_hardware
+from engine.plan.placement import load_placement
 from engine.plan.plan import load_plan, plan_from_dict
 from engine.replay.counts import read_cells
 from engine.runtime.offload import offload
@@ -48,6 +49,13 @@ from tracekit.recorder.seam import moe_layers
 from tracekit.trace import Trace
 
 PLAN = b'cache.capacity = "4/layer"\neviction.policy = "lru"\nprefetch.predictor = "gate"\nprefetch.distance = 1\n'
+PLACEMENT = b"""schema = 1
+by = "marginal"
+slots = "1/layer"
+experts_per_layer = [3, 3]
+pinned = {0 = [2], 1 = [0, 1]}
+source = {trace = "a.trace", trace_digest = "a", model = "m", requests = ["b"]}
+"""
 STUDY = b"""
 traces = ["a.trace"]
 [grid]
@@ -90,6 +98,7 @@ def _readers_of_tables(place: Path) -> list[Reader]:
     trace = make_trace(place / "m.trace", random_experts(np.random.default_rng(0), 6, 3, 8))
     return [
         Reader("plan", {"p.toml": PLAN}, lambda folder: load_plan(folder / "p.toml")),
+        Reader("placement", {"p.toml": PLACEMENT}, lambda folder: load_placement(folder / "p.toml").keys([3, 3], "p")),
         Reader("hardware", {"h.toml": machine}, partial(_machine, trace)),
         Reader("shape", {"m.toml": shape.read_bytes()}, lambda folder: load_shape(folder / "m.toml")),
         Reader("study", {"s.toml": STUDY}, lambda folder: load_study(folder / "s.toml")),

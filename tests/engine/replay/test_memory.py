@@ -76,6 +76,17 @@ def test_auto_fills_the_device_and_not_more(trace: Trace) -> None:
         replay(trace, Plan("auto"), "rtx3060")
 
 
+def test_auto_beside_a_placement_and_a_split_is_as_much(trace: Trace, tmp_path: Path) -> None:
+    profile = make_trace(tmp_path / "p.trace", np.tile(np.array([0, 3]), (9, 32, 1)), num_experts=8)
+    options = {"weights": "hqq-4bit", "serve": {"context": 4096}}
+    _, found = memory(trace, Plan("auto", **options), "rtx3060")
+    pinned = {"pinned": "popular:1/layer", "profile": str(profile.path)}
+    result, same = memory(trace, Plan("auto", split="even", placement=pinned, **options), "rtx3060")
+    assert same == found
+    assert result.provenance["plan"]["cache"]["split"] == "even"
+    assert result.hits_by.pinned == 32 * 8  # expert 0 at every step
+
+
 def test_what_does_not_fit_is_said_by_part(trace: Trace) -> None:
     result, _ = memory(trace, Plan("8/layer"), "rtx3060")
     (said,) = [text for text in result.warnings if "does not fit" in text]
