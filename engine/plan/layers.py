@@ -48,9 +48,9 @@ def capacity_text(given: object) -> str:
         raise PlanError('a list begins with what holds for all layers: ["6/layer", {layers = "0-3", slots = 12}]')
     parts = [given[0]]
     for part in given[1:]:
-        layers, slots = (part.get("layers"), part.get("slots")) if isinstance(part, Mapping) else (None, None)
-        whole = isinstance(slots, int) and not isinstance(slots, bool) and slots >= 0
-        if not isinstance(layers, str) or not whole or len(part) != 2:  # type: ignore[arg-type]
+        table = part if isinstance(part, Mapping) and len(part) == 2 else {}
+        layers, slots = table.get("layers"), table.get("slots")
+        if not isinstance(layers, str) or not isinstance(slots, int) or isinstance(slots, bool) or slots < 0:
             raise PlanError(f'{str(part)[:64]!r} is no exception: write {{layers = "0-3", slots = 12}}')
         parts.append(LayerSlots(layers.replace(" ", ""), (), slots).text)
     return "; ".join(parts)
