@@ -36,14 +36,14 @@ def carried(tables: Mapping[str, Mapping[str, str | int | float | bool]], below:
         path, _, cls = str(found.get(name, {}).get(key, "")).rpartition(":")
         if not path.endswith(".py"):
             continue
-        data = _read(Path(path), f"{name}.{key}: {path}")
+        data = _read(Path(path), f"{name}.{key}: {path}", "policy")
         digest = hashlib.sha256(data).hexdigest()
         file = f"{Path(path).stem}-{digest[:8]}.py"
         files[file] = data
         found[name] |= {key: f"{below}{file}:{cls}", "digest": digest}
     pinned = str(found.get("placement", {}).get("pinned", ""))
     if pinned.endswith(".toml"):
-        data = _read(Path(pinned), f"placement.pinned: {pinned}")
+        data = _read(Path(pinned), f"placement.pinned: {pinned}", "placement")
         digest = hashlib.sha256(data).hexdigest()
         file = f"{Path(pinned).name.partition('.')[0]}-{digest[:8]}.placement.toml"
         files[file] = data
@@ -65,7 +65,7 @@ def resolved(tables: Mapping[str, T], folder: Path, label: str) -> dict[str, T |
     table = found.get("placement")
     if isinstance(table, dict) and "digest" in table:
         file = str(table.get("pinned", ""))
-        _verify(folder / file, str(table["digest"]), f"{label}: placement")
+        _verify(folder / file, str(table["digest"]), f"{label}: placement", "placement")
         found["placement"] = {own: value for own, value in table.items() if own != "digest"} | {
             "pinned": str(folder / file)
         }
@@ -76,18 +76,18 @@ def _checked(name: str, digest: str, folder: Path, label: str) -> str:
     path, _, cls = name.rpartition(":")
     if not path.endswith(".py"):
         raise PlanError(f'{label}.digest is of a file: name one, as "mine.py:Mine", or leave the digest out')
-    _verify(folder / path, digest, label)
+    _verify(folder / path, digest, label, "policy")
     return f"{folder / path}:{cls}"
 
 
-def _verify(path: Path, digest: str, label: str) -> None:
-    if hashlib.sha256(_read(path, f"{label}: {path}")).hexdigest() != digest:
+def _verify(path: Path, digest: str, label: str, what: str) -> None:
+    if hashlib.sha256(_read(path, f"{label}: {path}", what)).hexdigest() != digest:
         mend = "copy the right one there, or leave the digest out to use this one"
         raise PlanError(f"{label}: {path} is not the file that the plan was found with; {mend}")
 
 
-def _read(path: Path, label: str) -> bytes:
+def _read(path: Path, label: str, what: str) -> bytes:
     try:
         return read_file(path, MOST_BYTES)
     except OSError as error:
-        raise PlanError(f"{label}: {error.strerror or error}; the file travels with the plan") from None
+        raise PlanError(f"{label}: {error.strerror or error}; the {what}'s file travels with the plan") from None
