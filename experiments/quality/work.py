@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, Plan, PrefetchPlan, WeightsPlan
+from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, WeightsPlan
 from engine.runtime.memory import dtype_of, expert_bytes, fit_checkpoint
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import check_policies, offloaded
@@ -141,6 +141,7 @@ def _unaltered(like: Plan) -> Plan:
     """The model as it is stored, through the engine, with a cache as large as that of `like`."""
     return like.replace(
         cache=CachePlan(capacity=like.cache.capacity),
+        placement=PlacementPlan(),
         eviction=EvictionPlan(),
         prefetch=PrefetchPlan(),
         weights=WeightsPlan(),

@@ -29,7 +29,7 @@ from engine.simulator.log import (
     OVERHEAD_PART,
     WAIT,
 )
-from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH
+from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
 
 READS_BEGIN, CHOICE_KNOWN, LINK_DECIDES = 2, 3, 4  # simpy.events.NORMAL is 1
 Process = Generator[simpy.Event, Any, None]
@@ -46,6 +46,14 @@ class Visit:
     tokens_of: dict[int, int]
     events: list[tuple[int, int, int]]
     number: int = 0
+
+
+class Past(simpy.Event):
+    """What happened before the clock began."""
+
+    @property
+    def processed(self) -> bool:
+        return True
 
 
 @dataclass
@@ -251,6 +259,8 @@ class Machine:
                 else:
                     if kind in (LOAD, BYPASS):
                         self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
+                    if kind == HIT_PINNED and slot not in self.brings:
+                        self.brings[slot] = self.there_before(key, slot)
                     copy = self.brings[slot]
                     used = self.env.event()
                     self.last_use[slot] = used
@@ -307,6 +317,11 @@ class Machine:
             if self.now > begin:
                 self.note(WAIT, begin, visit.number, kind=STALL_CPU)
             self.visit_end.append(self.now)
+
+    def there_before(self, key: int, slot: int) -> Copy:
+        """How a pinned expert came to its slot."""
+        layer, done = key // self.experts, Past(self.env)
+        return Copy(key, slot, layer, asked=-1, prefetch=False, used=None, before=None, read=None, done=done)
 
     def new_copy(self, visit: Visit, key: int, slot: int, *, prefetch: bool) -> Copy:
         copy = Copy(
