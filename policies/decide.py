@@ -215,13 +215,13 @@ def choose_victim(
 ) -> tuple[bool, int]:
     """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
 
-    A victim must be one of the group's residents that may leave and is not demanded: any other is a fault.
+    A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
     """
     named = eviction.victim(cache, group, incoming, now, signal)
     victim = as_key(named)
     if named < 0:
         return False, victim
-    if named < len(cache.place) and cache.place[victim] & RESIDENT:
+    if named < len(cache.place) and cache.place[victim] & (RESIDENT | PINNED) == RESIDENT:
         position = cache.position[victim] - cache.first[group]
         if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
             eviction.on_evict(victim, group, now)
