@@ -1,6 +1,7 @@
 """Device memory of a plan by part, worked out by hand for Mixtral-8x7B, and the capacity that fills a device."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_auto_fills_the_device_and_not_more(trace: Trace) -> None:
 
 def test_auto_beside_a_placement_and_a_split_is_as_much(trace: Trace, tmp_path: Path) -> None:
     profile = make_trace(tmp_path / "p.trace", np.tile(np.array([0, 3]), (9, 32, 1)), num_experts=8)
-    options = {"weights": "hqq-4bit", "serve": {"context": 4096}}
+    options: dict[str, Any] = {"weights": "hqq-4bit", "serve": {"context": 4096}}
     _, found = memory(trace, Plan("auto", **options), "rtx3060")
     pinned = {"pinned": "popular:1/layer", "profile": str(profile.path)}
     result, same = memory(trace, Plan("auto", split="even", placement=pinned, **options), "rtx3060")

@@ -17,7 +17,7 @@ from tracekit.trace import Trace
 torch = pytest.importorskip("torch")
 from tracekit.recorder.collector import RoutingCollector  # noqa: E402  # needs torch
 
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "lru": {"cache": {"capacity": "2/layer"}},
     "global": {"cache": {"capacity": "7"}, "eviction": {"policy": "lfu"}},
     "bytes": {"cache": {"capacity": "20kB"}, "prefetch": {"predictor": "gate", "count": 3}},

@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -92,7 +93,7 @@ def test_a_static_cache_is_filled_from_a_profile(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(("name", "slots"), [("mixtral-mini", "4/layer"), ("qwen3-moe-mini", "10/layer")])
 def test_a_placement_beside_a_split_cache_decides_alike(name: str, slots: str, tmp_path: Path) -> None:
     """Pinned experts and a capacity of each layer's own, both from another run's trace, in engine and simulator."""
-    settings = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 8, "runs": 1}
+    settings: dict[str, Any] = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 8, "runs": 1}
     profile = tmp_path / "profile.trace"
     first = plan_from_dict({"cache": {"capacity": "2/layer"}})
     validate(CHECKPOINTS / name, first, PROMPTS[1:], keep_trace=profile, **settings)
