@@ -7,46 +7,49 @@ import numpy as np
 
 from engine.plan.layers import check_layers
 from engine.plan.placement import load_placement, parse_pinned
-from engine.plan.plan import Plan
+from engine.plan.plan import EvictionPlan, PlacementPlan
 from policies.registry import eviction_policy
 from tracekit.errors import PlanError
 from tracekit.popularity import popularity
 
 
-def placed(plan: Plan, experts_per_layer: Sequence[int]) -> tuple[int, ...]:
-    """The keys that the plan's `placement` pins, ascending. Raises PlanError."""
-    pinned = plan.placement.pinned
+def placed(placement: PlacementPlan, experts_per_layer: Sequence[int]) -> tuple[int, ...]:
+    """The keys that a plan's `placement` pins, ascending. Raises PlanError."""
+    pinned = placement.pinned
     if pinned is None:
         return ()
-    if eviction_policy(plan.eviction.policy).needs_profile:
-        raise PlanError(
-            f"eviction policy {plan.eviction.policy!r} pins all that the cache holds: leave out placement, or take "
-            "another policy for the rest"
-        )
     parsed, experts = parse_pinned(pinned), max(experts_per_layer)
     if parsed.layers is not None:
         check_layers(parsed.layers, len(experts_per_layer), f"placement.pinned = {pinned!r}")
         return tuple(layer * experts + expert for layer in parsed.layers for expert in range(experts_per_layer[layer]))
     if parsed.popular is not None:
         capacity, size = parsed.popular.groups(experts_per_layer, experts, [])
-        counts = popularity(Path(plan.placement.profile or ""), list(experts_per_layer))
+        counts = popularity(Path(placement.profile or ""), list(experts_per_layer))
         return tuple(sorted(most_popular(counts, experts_per_layer, capacity, size)))
     return load_placement(pinned).keys(experts_per_layer, f"placement {pinned}")
 
 
 def filled(
-    plan: Plan, experts_per_layer: Sequence[int], capacity: Sequence[int], size: np.ndarray
-) -> tuple[int, ...] | None:
-    """The keys that a policy fills its cache with from the plan's profile; None for a policy that needs none."""
-    policy, profile = plan.eviction.policy, plan.eviction.profile
-    if eviction_policy(policy).needs_profile:
-        if profile is None:
-            raise PlanError(f"eviction policy {policy!r} needs eviction.profile = a trace (--profile)")
-        counts = popularity(Path(profile), list(experts_per_layer))
-        return most_popular(counts, experts_per_layer, capacity, size)
-    if profile is not None:
-        raise PlanError(f"eviction policy {policy!r} reads no profile: remove eviction.profile")
-    return None
+    eviction: EvictionPlan,
+    pinned: tuple[int, ...],
+    experts_per_layer: Sequence[int],
+    capacity: Sequence[int],
+    size: np.ndarray,
+) -> tuple[int, ...]:
+    """The keys that are pinned in all: of a policy that fills its cache from a profile those, else what is `pinned`."""
+    policy, profile = eviction.policy, eviction.profile
+    if not eviction_policy(policy).needs_profile:
+        if profile is not None:
+            raise PlanError(f"eviction policy {policy!r} reads no profile: remove eviction.profile")
+        return pinned
+    if profile is None:
+        raise PlanError(f"eviction policy {policy!r} needs eviction.profile = a trace (--profile)")
+    if pinned:
+        raise PlanError(
+            f"eviction policy {policy!r} pins all that the cache holds: leave out placement, or take another policy "
+            "for the rest"
+        )
+    return most_popular(popularity(Path(profile), list(experts_per_layer)), experts_per_layer, capacity, size)
 
 
 def most_popular(

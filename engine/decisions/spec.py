@@ -12,9 +12,9 @@ from tracekit.errors import PlanError
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
     """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
-    pinned = placed(plan, experts_per_layer)
-    capacity, size = groups_of(plan, experts_per_layer, expert_bytes, pinned)
-    pinned = filled(plan, experts_per_layer, capacity, size) or pinned
+    pinned = placed(plan.placement, experts_per_layer)
+    capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
+    pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
     _check_artefacts(plan)
     return CacheSpec(
         pinned=pinned,

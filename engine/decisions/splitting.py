@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.plan.plan import Plan
+from engine.plan.capacity import Capacity
+from engine.plan.plan import CachePlan
 from engine.stacks.layer_curves import layer_curves, shared_out
 from tracekit.errors import CapacityError, PlanError
 from tracekit.trace import Trace
 
 
 def groups_of(
-    plan: Plan, experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pinned: Sequence[int]
+    cache: CachePlan, experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pinned: Sequence[int]
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """The capacity of each group and the size of each key in its unit, as `Capacity.groups`.
 
@@ -20,19 +21,19 @@ def groups_of(
     what is left over, or `curve`, one after the other to the layer whose LRU cache gains most hits by it on the trace
     `cache.split_from`. What is `pinned` is of each layer's share; the curve is that of the other experts.
     """
-    capacity, size = plan.capacity.groups(experts_per_layer, max(experts_per_layer), expert_bytes)
-    if plan.cache.split is None:
+    capacity, size = Capacity.parse(cache.capacity).groups(experts_per_layer, max(experts_per_layer), expert_bytes)
+    if cache.split is None:
         return capacity, size
     total = min(sum(capacity), sum(experts_per_layer))
-    if plan.cache.split == "even":
+    if cache.split == "even":
         return _evenly(total, experts_per_layer), size
     kept = np.bincount(np.array(pinned, np.int64) // max(experts_per_layer), minlength=len(experts_per_layer))
     if int(kept.sum()) > total:
         raise CapacityError(
-            f"{int(kept.sum())} experts are pinned, but capacity {plan.cache.capacity!r} is {total} slots in all: pin "
+            f"{int(kept.sum())} experts are pinned, but capacity {cache.capacity!r} is {total} slots in all: pin "
             "fewer, or give more"
         )
-    trace = Trace.open(Path(plan.cache.split_from or ""))
+    trace = Trace.open(Path(cache.split_from or ""))
     if list(trace.manifest.experts_per_layer) != list(experts_per_layer):
         raise PlanError(f"cache.split_from: {trace.path} is of a model with other MoE layers or experts")
     most = (np.asarray(experts_per_layer) - kept).tolist()
