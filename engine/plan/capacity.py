@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from engine.plan.layers import LayerSlots, check_layers, parse_exceptions
-from tracekit.errors import CapacityError, PlanError
+from tracekit.errors import CapacityError, PlanError, TracekitError
 
 _SYNTAX = re.compile(r"\s*([0-9]{1,40}(?:\.[0-9]{1,40})?)\s*(%|[KMG]iB|[kMG]?B)?\s*(/layer)?\s*")
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -132,7 +132,10 @@ def parse_memory(text: str | None, option: str = "--memory") -> int | None:
     """Bytes of `8GiB`, `500MB`, ... PlanError for anything else, naming the option that it was given to."""
     if text is None:
         return None
-    parsed = Capacity.parse(text)
-    if parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
-        raise PlanError(f"{option} {text!r} is no amount of memory: write 8GiB, 500MB, ...")
+    try:
+        parsed = Capacity.parse(text)
+    except TracekitError:
+        parsed = None
+    if parsed is None or parsed.unit != "bytes" or parsed.per_layer or parsed.amount < 1:
+        raise PlanError(f"{option} {text[:64]!r} is no amount of bytes: write 8GiB, 500MB, ...")
     return int(parsed.amount)

@@ -17,6 +17,13 @@ from tracekit.stats.independence import looks_independent
 from tracekit.trace import Trace
 
 SATURATED = 0.95
+PILED = 1.01
+"""A last copy may end behind the last step."""
+
+
+def piles_up(link_utilisation: float) -> bool:
+    """Whether more copies were asked for than the link carries in the time; without a CPU lane all are waited for."""
+    return link_utilisation > PILED
 
 
 class DecodeWork(NamedTuple):
@@ -53,6 +60,12 @@ def advice(
     )
     warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
+    if time is not None and piles_up(time.link_utilisation):
+        text = (
+            f"copies pile up: the link would need {100 * time.link_utilisation:.0f} % of the time for them, so the CPU "
+            "lane computes nearly all, and what begins waits behind old copies; a larger cache or another policy helps"
+        )
+        warnings.append(Caution("copies pile up", text))
     if time is not None and time.largest_part == "overhead" and time.engine != CALIBRATED:
         text = (
             f"the largest part of the time is what {time.engine} is assumed to take for each layer and step, neither "

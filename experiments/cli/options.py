@@ -46,7 +46,7 @@ Reshape = Annotated[
     typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
 ]
 
-PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all; 256")]
+PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all")]
 PriorPrompt = Annotated[
     int | None, typer.Option("--prompt-tokens", min=0, help="of prior: tokens of each request's prompt; 128")
 ]

@@ -51,7 +51,8 @@ def command(
         Path | None, typer.Option(help="what formats lose: a JSON file of measurements (docs/sizing.md)")
     ] = None,
     quality_loss: Annotated[
-        str | None, typer.Option(help="leave out formats that are known to lose more, e.g. 2%; needs --quality")
+        str | None,
+        typer.Option(help="leave out formats that lose more, or of which nothing is known, e.g. 2%"),
     ] = None,
     device: Annotated[str, typer.Option(help="of this machine, if it is measured: auto, cpu, cuda, ...")] = "auto",
     measure_disk: Annotated[

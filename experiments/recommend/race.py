@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.hardware import HardwareProfile
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, Plan, PrefetchPlan
+from engine.replay.advice import piles_up
 from engine.replay.memory import fit_capacity, fits, load_of
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.setting import Setting
@@ -66,6 +67,16 @@ class Timed:
         own = self.done.phase == DECODE
         seconds = float(self.done.step_ns[own].sum()) * self.setting.scale / 1e9
         return float(self.done.tokens[DECODE]) / seconds if seconds else 0.0
+
+    @property
+    def piles_up(self) -> bool:
+        """Whether more was copied than there was time for: a lane computes what copies asked for long ago never reach.
+
+        Such a plan is fast because its cache does not work, and a request that begins waits for all of them.
+        """
+        timeline = self.done.timeline
+        assert timeline is not None  # there is a machine
+        return piles_up(timeline.link_busy_ns / max(int(self.done.step_ns.sum()), 1))
 
 
 class Race:
@@ -164,7 +175,7 @@ class Race:
         return [one for group in kept.values() for one in group]
 
     def timed(self, entrants: Sequence[Entrant], length: Length | None = None) -> list[Timed]:
-        """Those that fit, and that the trace can answer for, on so much of the trace; None: on all of it."""
+        """Those that fit, whose copies do not pile up and that the trace can answer for; None: on all of it."""
         routing = self.routing
         if length is not None:
             share = min(length.share, length.lookups / max(self.lookups, 1))
@@ -178,7 +189,7 @@ class Race:
                 self._count(1)
         with ThreadPoolExecutor(self.workers) as pool:
             found = pool.map(partial(self._replayed, routing), together.values())
-            return [one for group in found for one in group]
+            return [one for group in found for one in group if not one.piles_up]
 
     def setting(self, one: Entrant) -> Setting:
         load = load_of(one.plan, self.steps)

@@ -58,7 +58,8 @@ def recommend(
             trace's requests are replayed as if so many of them were decoded together.
         host: what host memory holds, and the disk behind it; None: what the machine's profile says.
         quality: the loss of each format of which one is known, by its whole name (`experiments.quality.losses`).
-        quality_loss: formats that are known to lose more are left out; those of which nothing is known are not.
+        quality_loss: formats that lose more are left out, and those of which nothing is known, as in a study; what is
+            not quantised loses nothing.
         progress: called with the number of plans that were just replayed.
 
     Raises StudyError where no format fits, and what a replay raises.
@@ -69,9 +70,8 @@ def recommend(
     refused: dict[str, str] = {}
     field: list[Entrant] = []
     for word in formats:
-        loss = known.get(WeightFormat.parse(word).name)
-        if quality_loss is not None and loss is not None and loss > quality_loss:
-            refused[word] = f"it loses {100 * loss:.1f} %, more than {100 * quality_loss:g} %"
+        if quality_loss is not None and (why := _too_lossy(WeightFormat.parse(word), known, quality_loss)):
+            refused[word] = why
             continue
         try:
             field += race.capacities(Plan("auto", weights=word, serve=serve))
@@ -93,6 +93,14 @@ def recommend(
         for word, one in first.items()
     ]
     return Recommendation(choices[:SHOWN], refused, race.tried)
+
+
+def _too_lossy(word: WeightFormat, known: Mapping[str, float], most: float) -> str:
+    """Why a format is not to be used where no more may be lost; "" if it may."""
+    loss = known.get(word.name, None if word.quantised else 0.0)
+    if loss is None:
+        return "it is not known what it loses: measure it (tracekit quality), or leave out --quality-loss"
+    return f"it loses {100 * loss:.1f} %, more than {100 * most:g} %" if loss > most else ""
 
 
 def _choice(trace: Trace, timed: Timed, shares: RequestShares, loss: float | None, independent: bool | None) -> Choice:

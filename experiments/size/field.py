@@ -81,7 +81,8 @@ class Field:
     def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
         """The fastest of each machine and format on a beginning of the routing."""
         kept: dict[tuple[str, str | None], list[Entrant]] = {}
-        for one in sorted(self.timed(entrants, self.beginning(length)), key=lambda one: -one.speed):
+        working = [one for one in self.timed(entrants, self.beginning(length)) if not one.piles_up]
+        for one in sorted(working, key=lambda one: -one.speed):
             plan, place = one.entrant
             group = kept.setdefault((place.machine.name, plan.weights.experts), [])
             if len(group) < keep:

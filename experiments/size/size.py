@@ -177,6 +177,8 @@ def winner(found: Sequence[Timed], name: str, ttft_s: float | None = None) -> Wi
     for own in (one for one in found if one.entrant.residence.machine.name == name):
         others = [one for one in found if one.entrant.plan is own.entrant.plan and one is not own]
         for one in [own, *(other for other in others if _held(own.setting, other.setting))]:
+            if one.piles_up:
+                continue
             first = _ttft_s(one)
             placed = (ttft_s is None or first is None or first <= ttft_s, one.speed)
             if best is None or placed > rank:

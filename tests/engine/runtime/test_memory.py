@@ -150,7 +150,7 @@ def test_auto_is_for_the_engine_only() -> None:
 
 @pytest.mark.parametrize("text", ["8", "25%", "4/layer", "1GiB/layer", "0GiB", "auto"])
 def test_an_amount_of_memory_is_in_bytes(text: str) -> None:
-    with pytest.raises(PlanError, match="no amount of memory"):
+    with pytest.raises(PlanError, match="no amount of bytes"):
         parse_memory(text)
     assert parse_memory("2MiB") == 2 << 20
 
