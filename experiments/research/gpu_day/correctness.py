@@ -107,7 +107,7 @@ def calibrated(device: torch.device, output: Path, *, tiny: bool) -> Found:
         ):
             defaults: Any = function
             defaults.__kwdefaults__ |= smaller
-        arguments += ["--rounds", "1", "--repeats", "5", "--weights", "hqq-4bit"]
+        arguments += ["--rounds", "1", "--repeats", "9", "--weights", "hqq-4bit"]
     else:
         arguments += ["--weights", "hqq-4bit,hqq-2bit", "--rounds", "3"]
     code = run(arguments)
