@@ -13,6 +13,7 @@ from experiments.quality.measurement import Estimate
 from experiments.statistics.comparison import Quantity, rate_intervals
 from experiments.study.grid import plan_name
 from experiments.study.study_file import Objective, Study
+from tracekit.errors import StudyError
 
 REQUEST_COLUMNS: dict[Objective, tuple[tuple[str, Quantity], ...]] = {
     "tokens_per_second": (("request_ns", "tokens/s"),),
@@ -199,8 +200,12 @@ def overall(part: pl.DataFrame, speed: str) -> float:
 
 
 def plan_of(toml: str) -> Plan:
-    """The plan of a row's `plan_toml`."""
-    return plan_from_dict(tomllib.loads(toml))
+    """The plan of a row's `plan_toml`. Raises StudyError for what is no TOML, PlanError for what is no plan."""
+    try:
+        tables = tomllib.loads(toml)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise StudyError(f"a row's plan_toml is damaged: {str(error)[:200]}; run the study again") from None
+    return plan_from_dict(tables)
 
 
 def memories(study: Study) -> dict[str | None, int]:
