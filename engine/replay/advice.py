@@ -10,6 +10,7 @@ from engine.replay.memory import device_memory, fits
 from engine.replay.passes import Replayed, run
 from engine.replay.result import Time
 from engine.replay.setting import Setting
+from policies.cache import slots_of
 from policies.events import BYPASS
 from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
@@ -17,13 +18,17 @@ from tracekit.stats.independence import looks_independent
 from tracekit.trace import Trace
 
 SATURATED = 0.95
-PILED = 1.01
-"""A last copy may end behind the last step."""
 
 
-def piles_up(link_utilisation: float) -> bool:
-    """Whether more copies were asked for than the link carries in the time; without a CPU lane all are waited for."""
-    return link_utilisation > PILED
+def piles_up(setting: Setting, copying_s: float, total_s: float) -> bool:
+    """Whether copies are further behind in the end than filling the whole cache takes.
+
+    Then some wait for a slot that has gone to another expert since. Without a CPU lane every copy is waited for.
+    """
+    if setting.costs is None:
+        return False
+    whole_ns = slots_of(setting.spec) * int(setting.costs.copy_ns.max())
+    return copying_s - total_s > whole_ns * setting.costs.scale / 1e9
 
 
 class DecodeWork(NamedTuple):
@@ -60,7 +65,7 @@ def advice(
     )
     warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
-    if time is not None and piles_up(time.link_utilisation):
+    if time is not None and piles_up(setting, time.link_utilisation * time.total_s, time.total_s):
         text = (
             f"copies pile up: the link would need {100 * time.link_utilisation:.0f} % of the time for them, so the CPU "
             "lane computes nearly all, and what begins waits behind old copies; a larger cache or another policy helps"

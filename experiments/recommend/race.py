@@ -70,13 +70,13 @@ class Timed:
 
     @property
     def piles_up(self) -> bool:
-        """Whether more was copied than there was time for: a lane computes what copies asked for long ago never reach.
+        """Whether copies lag ever further behind: a lane computes what copies asked for long ago never reach.
 
         Such a plan is fast because its cache does not work, and a request that begins waits for all of them.
         """
-        timeline = self.done.timeline
+        timeline, unit = self.done.timeline, self.setting.scale / 1e9
         assert timeline is not None  # there is a machine
-        return piles_up(timeline.link_busy_ns / max(int(self.done.step_ns.sum()), 1))
+        return piles_up(self.setting, timeline.link_busy_ns * unit, float(self.done.step_ns.sum()) * unit)
 
 
 class Race:
@@ -163,6 +163,13 @@ class Race:
             return list(entrants)
         lane = ComputePlan(cpu_experts="auto")
         return [*entrants, *(one._replace(plan=one.plan.replace(compute=lane)) for one in entrants)]
+
+    @staticmethod
+    def with_waiting(entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Those with a lane without it, too: on a longer trace copies may pile up, where nothing waits for them."""
+        lanes = [one for one in entrants if one.plan.compute.cpu_experts != "never"]
+        waiting = [one._replace(plan=one.plan.replace(compute=ComputePlan())) for one in lanes]
+        return [*entrants, *(one for one in waiting if one not in entrants)]
 
     def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
         """The best of each format on a beginning of the trace."""

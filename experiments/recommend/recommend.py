@@ -83,7 +83,7 @@ def recommend(
     field = race.best(race.with_prefetching(field), FIRST, LEFT[1])
     field = race.best(field, SECOND, LEFT[2] if race.lookups <= LONG else 1)
     first: dict[str | None, Timed] = {}
-    for one in sorted(race.timed(field), key=lambda one: -one.speed):
+    for one in sorted(race.timed(race.with_waiting(field)), key=lambda one: -one.speed):
         first.setdefault(one.entrant.plan.weights.experts, one)
     if not first:
         raise StudyError(f"{trace.path}: no plan could be replayed on it on {machine.name}")

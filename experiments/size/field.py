@@ -75,7 +75,7 @@ class Field:
         for name, race in self.races.items():
             more += race.with_prefetching([one for one in field if one.residence.machine.name == name])
         field = self.best(more, FIRST, LEFT[1])
-        field = self.best(field, SECOND, LEFT[2])
+        field = Race.with_waiting(self.best(field, SECOND, LEFT[2]))
         return list({repr(one.plan.to_dict()): one.plan for one in field}.values()), refused
 
     def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
