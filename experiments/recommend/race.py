@@ -159,10 +159,21 @@ class Race:
         return sorted(int(kind.removeprefix("lookahead-")) for kind in kinds if kind.startswith("lookahead-"))[:2]
 
     def with_lanes(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Each as it is, and with the lane, if there is one; with it also `lru` in smaller caches, by powers of two.
+
+        A smaller cache copies less beside a lane: what it bypasses the lane may compute, and copies do not lag behind.
+        """
         if self.machine.cpu is None:
             return list(entrants)
         lane = ComputePlan(cpu_experts="auto")
-        return [*entrants, *(one._replace(plan=one.plan.replace(compute=lane)) for one in entrants)]
+        lanes = [one._replace(plan=one.plan.replace(compute=lane)) for one in entrants]
+        smaller = [
+            one._replace(plan=one.plan.replace(cache=CachePlan(capacity=f"{1 << power}/layer")))
+            for one in lanes
+            if one.plan.eviction.policy == "lru" and one.plan.capacity.per_layer
+            for power in range((int(one.plan.capacity.amount) - 1).bit_length())
+        ]
+        return [*entrants, *lanes, *smaller]
 
     @staticmethod
     def with_waiting(entrants: Sequence[Entrant]) -> list[Entrant]:

@@ -66,6 +66,18 @@ def test_a_plan_whose_copies_pile_up_is_not_recommended_and_warned_of(tmp_path: 
         assert choice.time.link_utilisation <= 1.01
 
 
+def test_more_memory_recommends_nothing_slower(trace: Trace) -> None:
+    """A lane may be faster beside a smaller cache, so that one is tried, too."""
+    machine, shape = load_hardware("rtx3060"), load_shape("mixtral-8x7b")
+    speeds = []
+    for gib in (8, 10, 12, 16):
+        device = msgspec.structs.replace(machine.device, memory_bytes=gib << 30)
+        larger = msgspec.structs.replace(machine, device=device)
+        (best,) = recommend(trace, larger, shape, context=4096, formats=("hqq-3bit",)).choices
+        speeds.append(best.tokens_per_second)
+    assert speeds == sorted(speeds)
+
+
 def test_the_command_writes_the_plan(trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "best.plan.toml"
     arguments = ["recommend", "mixtral-8x7b", "--trace", str(trace.path), "--hardware", "rtx3060", "--weights", "q4_k"]
