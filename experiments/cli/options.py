@@ -46,6 +46,11 @@ Reshape = Annotated[
     typer.Option(help="sizes: that model routes otherwise, give its experts' size to the trace's"),
 ]
 
+Context = Annotated[
+    int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
+]
+Sequences = Annotated[int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")]
+
 PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all")]
 PriorPrompt = Annotated[
     int | None, typer.Option("--prompt-tokens", min=0, help="of prior: tokens of each request's prompt; 128")

@@ -26,12 +26,8 @@ def command(
         list[str] | None,
         typer.Option(help="the machine, repeatable; without it this one is measured, with the model of the directory"),
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")
-    ] = None,
+    context: options.Context = None,
+    batch: options.Sequences = None,
     engine: options.Engine = None,
     reshape: options.Reshape = None,
     tokens: options.PriorTokens = None,

@@ -36,12 +36,8 @@ def command(
         float | None, typer.Option(min=0, help="tokens per second that are wanted, of all sequences together")
     ] = None,
     ttft: Annotated[str | None, typer.Option(help="the longest time to the first token: 2s, 500ms")] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")
-    ] = None,
+    context: options.Context = None,
+    concurrency: options.Sequences = None,
     hardware: Annotated[
         list[str] | None, typer.Option(help="a machine, name or file, repeatable; all shipped ones if not given")
     ] = None,

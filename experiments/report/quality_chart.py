@@ -6,19 +6,16 @@ import altair as alt
 
 from experiments.report.charts import PALETTE, Chart, finish
 from experiments.report.content import PolicyRow
+from experiments.report.front import front
 from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels
 
 MOST_POINTS = 1000
 AS_STORED = "as stored"
 
 
-def front(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
-    """The rows that no other beats with the same loss or less, by loss."""
-    kept: list[PolicyRow] = []
-    for row in sorted(rows, key=lambda row: (row.loss or 0.0, -(row.tokens_per_second or 0))):
-        if not kept or (row.tokens_per_second or 0) > (kept[-1].tokens_per_second or 0):
-            kept.append(row)
-    return kept
+def loss_of(row: PolicyRow) -> float:
+    """What a row loses of quality, as a share."""
+    return row.loss or 0.0
 
 
 def fastest(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
@@ -32,7 +29,7 @@ def fastest(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
 def frontier(rows: Sequence[PolicyRow], most_loss: float | None = None) -> Chart:
     """Tokens per second against loss of quality, with both intervals at the fastest plan of each format; the line of
     those that are beaten by none, and where `most_loss` ends."""
-    best, leading = front(rows), fastest(rows)
+    best, leading = front(rows, loss_of), fastest(rows)
     others = sorted((row for row in rows if row not in leading), key=lambda row: -(row.tokens_per_second or 0))
     formats = [row.weights or AS_STORED for row in leading]
     hues = [PALETTE[place % len(PALETTE)] for place in range(len(formats))]

@@ -12,24 +12,21 @@ from experiments.report import bars, html_tables
 from experiments.report.causes import NEUTRAL, colour
 from experiments.report.charts import PALETTE, SHAPES, Chart, Look, alike, dimmed, finish, shown
 from experiments.report.content import BetterRow, PolicyRow, RegretRow, SearchRound, TokenTimeline
+from experiments.report.front import front
 from experiments.report.html_tables import number, percent, policy_rows, rate, row_labels, size, table
 
 FATES = (("useful", "#009E73"), ("late", "#E69F00"), ("wasted", "#D55E00"))
 MOST_POINTS = 2000
 
 
-def front(rows: Sequence[PolicyRow]) -> list[PolicyRow]:
-    """The rows that no other beats with the same memory or less, by memory."""
-    kept: list[PolicyRow] = []
-    for row in sorted(rows, key=lambda row: (row.device_bytes or 0, -(row.tokens_per_second or 0))):
-        if not kept or (row.tokens_per_second or 0) > (kept[-1].tokens_per_second or 0):
-            kept.append(row)
-    return kept
+def bytes_of(row: PolicyRow) -> float:
+    """What a row takes of the device."""
+    return row.device_bytes or 0
 
 
 def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None = None) -> Chart:
     """Tokens per second against device memory, the line of those that are beaten by none, and where `room` ends."""
-    best = front(rows)
+    best = front(rows, bytes_of)
     fastest = sorted(rows, key=lambda row: -(row.tokens_per_second or 0))[:MOST_POINTS]
 
     def values(chosen: Sequence[PolicyRow]) -> list[dict[str, object]]:
@@ -119,7 +116,9 @@ def memory_table(rows: Sequence[PolicyRow]) -> str:
     def cells(row: PolicyRow) -> list[str]:
         return [number(row.device_bytes, size), number(row.tokens_per_second, rate)]
 
-    return policy_rows(["Plan", "Device memory", "Tokens/s"], front(rows), cells, label="Fastest plans by memory")
+    return policy_rows(
+        ["Plan", "Device memory", "Tokens/s"], front(rows, bytes_of), cells, label="Fastest plans by memory"
+    )
 
 
 def fates(rows: Sequence[PolicyRow]) -> Chart:

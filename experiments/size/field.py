@@ -12,7 +12,7 @@ from engine.replay.memory import fits
 from engine.replay.passes import Steps, run
 from engine.replay.setting import Setting
 from engine.shapes import ModelShape
-from experiments.recommend.race import Entrant, Length, Race, Timed
+from experiments.recommend.race import LEAST_STEPS, Entrant, Length, Race, Timed
 from experiments.recommend.residence import residences
 from experiments.study.cells import Routing
 from experiments.study.shared import SharedRoutings
@@ -23,8 +23,6 @@ from tracekit.trace import Trace
 
 FIRST, SECOND = Length(1 / 16, 500_000), Length(1 / 4, 2_000_000)
 """Of the first two rounds, and of the third: longer beginnings tell plans apart no better."""
-LEAST_STEPS = 64
-"""Decode steps of a beginning, at least."""
 LEFT = (3, 3, 1)
 """Plans of each machine and format that are left after each round; all that are left run on every machine."""
 

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
 from engine.replay.chrome_trace import COMPUTE, VISITS
 from tests.helpers.command_line import Call, assert_one_line
-from tests.helpers.traces import make_trace, random_experts
+from tests.helpers.traces import prompted_trace
 
 HARDWARE = ["--hardware", "rtx3060", "--capacity", "3/layer"]
 CAUSES = ["dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu"]
@@ -19,18 +18,7 @@ CAUSES = ["dense", "experts", "dequantisation", "overhead", "demand", "late_pref
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """A prompt of 6 tokens and 30 decode steps, numbered from 100; 3 layers, top-2 of 8, with lookahead."""
-    rng = np.random.default_rng(0)
-    make_trace(
-        tmp_path / "t.trace",
-        random_experts(rng, tokens=36, layers=3),
-        num_experts=8,
-        step=np.concatenate([[100] * 6, np.arange(101, 131)]),
-        phase=[0] * 6 + [1] * 30,
-        lookahead={1: rng.normal(size=(36, 2, 8))},
-        expert_bytes=[3_000_000] * 3,
-        expert_params=[1_500_000] * 3,
-    )
-    return tmp_path / "t.trace"
+    return prompted_trace(tmp_path / "t.trace").path
 
 
 def replayed(call: Call, *arguments: object) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from experiments.cli.main import run as cli
 from experiments.report import charts, quality_chart
 from experiments.report.content import PolicyRow
+from experiments.report.front import front
 from experiments.report.setting_sections import details
 from experiments.study import Threads, run_study, study_from_dict
 from experiments.study.study_content import report_content
@@ -189,7 +190,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
         )
 
     rows = [row((7 * n % 11) / 100, float(5 * n % 13)) for n in range(20)]
-    kept = quality_chart.front(rows)
+    kept = front(rows, quality_chart.loss_of)
     for one in rows:
         beaten = any(
             other.loss is not None

@@ -15,18 +15,16 @@ import pytest
 
 from engine.plan.plan import plan_from_dict
 from experiments.cli.main import run as cli
-from experiments.report.content import PolicyRow
 from experiments.validation.comparison import Decisions, Tokens, Validation
 from experiments.validation.verdict import TimeError, judge
 from tests.helpers.browser import browser, look, requests, wait
-from tests.helpers.reports import Page, policy, values
+from tests.helpers.reports import Page, values
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.trace import Trace
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'moe-tracekit[report]'")
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
 
-from experiments.report.study_charts import front
 from experiments.study.study_folder import TABLES
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "studies.md"
@@ -137,14 +135,6 @@ def test_files_of_two_studies_are_not_drawn_together(
     assert cli(["report", str(tmp_path / "study"), "--output", str(tmp_path / "r.html")]) == 2
     said = capsys.readouterr().err
     assert "do not belong together: run tracekit study again" in said and said.count("\n") == 1
-
-
-def test_the_front_is_what_nothing_beats() -> None:
-    def row(memory: float, speed: float) -> PolicyRow:
-        return policy("p", device_bytes=memory, tokens_per_second=speed)
-
-    rows = [row(3, 5), row(1, 2), row(2, 2), row(2, 3), row(3, 4), row(4, 5), row(1, 1)]
-    assert [(r.device_bytes, r.tokens_per_second) for r in front(rows)] == [(1, 2), (2, 3), (3, 5)]
 
 
 def validation_json() -> bytes:
