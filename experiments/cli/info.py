@@ -7,6 +7,7 @@ import typer
 
 from experiments.cli import console, options
 from experiments.cli.console import number, percent
+from tracekit.errors import PlanError, TraceError, did_you_mean
 from tracekit.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def command(
     if _is_model(trace):
         from experiments.cli.info_model import tell_model
 
+        if verify:
+            raise PlanError("--verify is of a trace's digests, and this is a model: leave it out")
         code = tell_model(
             trace,
             hardware=hardware or [],
@@ -58,9 +61,17 @@ def command(
         raise typer.Exit(code)
     import msgspec
 
+    from engine.shapes import shape_names
     from tracekit.stats import describe
     from tracekit.trace import Trace
 
+    bare = not Path(trace).exists() and Path(trace).name == trace and not trace.endswith(".trace")
+    if bare and (hint := did_you_mean(trace, shape_names())):
+        raise TraceError(f"no trace at {trace}, and no shipped model of that name{hint}")
+    if hardware or engine or weights or kv_cache:
+        raise PlanError(
+            "--hardware, --engine, --weights and --kv-cache are of a model, and this is a trace: tracekit replay"
+        )
     stats = describe(Trace.open(trace, verify=verify))
     if json:
         console.emit_json({"trace": str(trace), **msgspec.structs.asdict(stats)})

@@ -63,12 +63,16 @@ def test_a_model_by_its_files_and_a_trace_by_its(tmp_path: Path, capsys: pytest.
     assert "runs on t4; fastest on t4, which holds all of it" in capsys.readouterr().out.replace("\n", " ")
     trace = make_trace(tmp_path / "mixtral-8x7b.trace", [[[0, 1]]] * 4)
     assert found(capsys, str(trace.path))["tokens"] == 4
+    assert run(["info", str(trace.path), "--hardware", "t4"]) == 2
+    assert "are of a model, and this is a trace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["mixtral-8x7c"], "mixtral-8x7c"),
+        (["mixtral-8x7c"], "no shipped model of that name; did you mean 'mixtral-8x7b'?"),
+        (["mixtral-8x7b", "--verify"], "--verify is of a trace's digests"),
+        (["mixtral-8x7.trace"], "no trace at mixtral-8x7.trace: the directory does not exist"),
         (["absent.gguf"], "No such file"),
         (["mixtral-8x7b", "--weights", "q9_k"], "unknown weight format"),
         (["mixtral-8x7b", "--kv-cache", "hqq-4bit"], "a key-value cache is not stored as"),
