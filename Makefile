@@ -10,8 +10,10 @@ demo: $(READY)
 	$(BIN)/tracekit demo
 
 # Two processes, a file of tests in one of them: fixtures are made once, and kills and time limits stay what they are.
+# Of the long tests (tests/helpers/long.txt) a quarter, another one at another commit; PART=all for all, or 0 to 3.
+PART := commit
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --part=$(PART)
 
 # A hundred thousand inputs to every reader of files that strangers make (some tens of minutes); `make test` tries 2,000.
 fuzz: $(READY)
@@ -21,7 +23,7 @@ fuzz: $(READY)
 kills: $(READY)
 	TRACEKIT_KILLS=60 $(BIN)/pytest -q tests/test_killed.py
 
-# Four times the random examples, and every case of long tables, which `make test` takes a part of.
+# Four times the random examples, and all of the long tests.
 thorough: $(READY)
 	TRACEKIT_THOROUGH=1 TRACEKIT_KILLS=60 $(BIN)/pytest -n 2 --dist loadfile
 

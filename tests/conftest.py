@@ -3,9 +3,10 @@
 import os
 import signal
 from pathlib import Path
-from zlib import crc32
 
 import pytest
+
+from tests.helpers.long import PARTS, commit, functions, is_left_out, part_of
 
 # Without a GPU, Triton's kernels are interpreted on the CPU: asked for before any module that defines one is read.
 if not Path("/dev/nvidiactl").exists():
@@ -31,19 +32,33 @@ def shared_data() -> Path:
     pytest.skip(f"reference traces are not at {folder} (set TRACEKIT_SHARED to their folder)")
 
 
-LONG = (
-    *("test_visits.py", "test_grouped.py", "test_reader_memory.py", "test_expansion.py", "test_waits.py"),
-    *("test_validate.py", "test_families.py", "test_races.py", "test_protocols.py", "test_references.py"),
-    *("test_conformance.py", "test_resuming.py", "test_output.py", "test_prefill.py", "test_stack_curve.py"),
-)
-"""Tables whose cases take seconds each: `make test` takes about half of them, `make thorough` all."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="all", help="of the long tests: all, commit (the commit's turn), or 0 to 3")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    part = _part(config)
+    return None if part is None else f"long tests: part {part} of 0 to {PARTS - 1} (make thorough runs all)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("TRACEKIT_THOROUGH"):
+    part, long = _part(config), functions()
+    if part is None:
         return
-    cases = [item for item in items if item.path.name in LONG and hasattr(item, "callspec")]
-    # By name, not by turns: two parameters that alternate would always lose the same one of a pair.
-    left = {id(item) for item in cases if crc32(item.nodeid.encode()) % 2}
-    config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
-    items[:] = [item for item in items if id(item) not in left]
+    # Real traces are not everywhere: where they are, they are used.
+    left = [
+        item
+        for item in items
+        if "shared_data" not in getattr(item, "fixturenames", ()) and is_left_out(item.nodeid, part, long)
+    ]
+    config.hook.pytest_deselected(items=left)
+    gone = set(map(id, left))
+    items[:] = [item for item in items if id(item) not in gone]
+
+
+def _part(config: pytest.Config) -> int | None:
+    """The part of the long tests that is asked for; None for all."""
+    named = config.getoption("--part")
+    if named == "all" or os.environ.get("TRACEKIT_THOROUGH"):
+        return None
+    return part_of(commit()) if named == "commit" else int(named)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.cli.main import run
-from tests.helpers.commands import PYTHON_BYTES, ROOT, command, harmless
+from tests.helpers.commands import PYTHON_BYTES, ROOT, command, harmless, idle, worked
 from tests.helpers.fuzz_run import peak
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.importers import IMPORTERS
@@ -320,7 +320,7 @@ def test_a_policy_that_never_returns_hears_ctrl_c(cases: Path, tmp_path: Path) -
     shutil.copy(cases / "never-returns.py", tmp_path / "never_returns.py")
     trace = make_trace(tmp_path / "a.trace", random_experts(np.random.default_rng(0), 50, 2, 8))
     asked = ("replay", trace.path, "--policy", f"{tmp_path}/never_returns.py:P", "--capacity", "2/layer")
-    done = command(*asked, limit_s=60, interrupt_s=30)
+    done = command(*asked, limit_s=120, interrupt=worked(12))
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
 
 
@@ -355,5 +355,5 @@ def test_a_copy_over_a_link_of_one_byte_per_second_hears_ctrl_c(tmp_path: Path) 
     model = ROOT / "experiments" / "demo" / "checkpoints" / "mixtral-mini"
     (tmp_path / "p.toml").write_text('cache.capacity = "2/layer"\neviction.policy = "lru"\n')
     asked = ("generate", model, "--plan", tmp_path / "p.toml", "once", "--emulate-link", "1e-9")
-    done = command(*asked, limit_s=50, interrupt_s=20)
+    done = command(*asked, limit_s=120, interrupt=idle(4))
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")

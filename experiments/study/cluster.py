@@ -6,6 +6,7 @@ inputs alone, so it does not show in them who computed what.
 
 import logging
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -105,12 +106,17 @@ def _not_interrupted() -> Iterator[None]:
     """Processes that are started here do not hear of Ctrl-C, which a terminal tells every one: we end them ourselves.
 
     What is held back is inherited by the thread that starts them. Python's own tracker of resources lets go of it where
-    it has to be started then, so it is started before.
+    it has to be started then, so it is started before, and told that what we
+    had no time to put away when we were interrupted is no news.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

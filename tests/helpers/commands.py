@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +44,46 @@ class Done:
         return True
 
 
+def worked(seconds: float) -> Callable[[int], object]:
+    """Returns when a process has computed for so long, or is no more."""
+
+    def wait(process: int) -> None:
+        while (spent := _seconds(process)) is not None and spent < seconds:
+            time.sleep(0.1)
+
+    return wait
+
+
+def idle(seconds: float) -> Callable[[int], object]:
+    """Returns when a process has begun, and then computed next to nothing for so long; or is no more."""
+
+    def wait(process: int) -> None:
+        before, since = 0.0, time.monotonic()
+        while (spent := _seconds(process)) is not None:
+            if spent < 1 or spent > before + 0.02:
+                before, since = spent, time.monotonic()
+            elif time.monotonic() - since > seconds:
+                return
+            time.sleep(0.1)
+
+    return wait
+
+
+def _seconds(process: int) -> float | None:
+    """What a process has computed so far; None of one that has ended."""
+    fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return None if fields[0] == "Z" else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def harmless(text: str) -> bool:
     """Whether a terminal would obey nothing in it, nor turn it around."""
     return all(character.isprintable() or character in "\n\t" for character in text)
 
 
-def command(*arguments: object, limit_s: float = 60, interrupt_s: float | None = None, **environment: str) -> Done:
-    """Run the command line; killed after `limit_s`, Ctrl-C after `interrupt_s`."""
+def command(
+    *arguments: object, limit_s: float = 60, interrupt: Callable[[int], object] | None = None, **environment: str
+) -> Done:
+    """Run the command line; killed after `limit_s`, Ctrl-C when `interrupt` of its process returns."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as peak:
         started = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *map(str, arguments)],
@@ -56,14 +91,13 @@ def command(*arguments: object, limit_s: float = 60, interrupt_s: float | None =
             stderr=err,
             env={**os.environ, "PYTHONPATH": str(ROOT), "PEAK": peak.name, **environment},
         )
-        timers = [threading.Timer(limit_s, started.kill)]
-        if interrupt_s is not None:
-            timers.append(threading.Timer(interrupt_s, started.send_signal, [signal.SIGINT]))
-        for timer in timers:
-            timer.start()
+        limit = threading.Timer(limit_s, started.kill)
+        limit.start()
+        if interrupt is not None:
+            interrupt(started.pid)
+            started.send_signal(signal.SIGINT)
         started.wait()
-        for timer in timers:
-            timer.cancel()
+        limit.cancel()
         out.seek(0)
         err.seek(0)
         texts = [file.read().decode(errors="backslashreplace") for file in (out, err)]

@@ -1,4 +1,4 @@
-"""How thorough tests are: `make thorough` asks for four times the examples, and for every case of long tables."""
+"""How thorough tests are: `make thorough` asks for four times the examples."""
 
 import os
 
