@@ -17,14 +17,17 @@ from engine.replay.setting import Setting, costs_without_predictors
 from engine.replay.speed_bounds import Fewest, LeastTimes, least_times
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
-from policies.cache import CacheSpec
-from policies.events import KINDS
+from policies.cache import CacheSpec, slots_of
+from policies.events import BYPASS, HIT_PINNED, KINDS, LOAD, PREFETCH
 from tracekit.demand import Demand, iter_demand
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
 
 BOUNDED_LOOKUPS = 20_000_000
 """Beyond this many chosen experts a replay computes bounds only when asked to: they hold all demand in memory."""
+WANTED = "whatever it wants"
+"""In place of the trace that a cache is warmed with. A clairvoyant cache opens none: it takes what it will need."""
+PREFETCHED = "prefetched experts count as hits, so no hit ratio below 1 bounds such plans; copies does"
 
 
 def is_bounded(trace: Trace, asked: bool | None) -> bool:
@@ -44,15 +47,21 @@ def find_bounds(
     progress: Callable[[int], object] | None = None,
     *,
     warm_up: int = 0,
+    foreign: bool = False,
 ) -> Bounds:
-    """The bounds beside `done`, what the finished pass of the setting's plan counts behind `warm_up` steps."""
-    best = clairvoyant(setting.spec)
+    """The bounds beside `done`, what the finished pass of the setting's plan counts behind `warm_up` steps.
+
+    Of decisions that somebody else made (`foreign`) it is not known which of the slots are buffers: all may be cache.
+    """
+    kinds = done.kinds.sum(axis=0)
+    prefetched = setting.spec.prefetch != "none" or bool(kinds[PREFETCH])
+    best = clairvoyant(all_slots(setting.spec) if foreign else setting.spec, begun=bool(kinds[HIT_PINNED]))
     # What is not counted is free, lest Belady spare there what it could win later.
     free = partial(free_steps, first=warm_up, phases=()) if warm_up else None
-    (found,) = run(trace, best, reshape=free, progress=progress)
-    hit_ratio = found.counted(warm_up).hit_ratio
+    (found,) = run(trace, as_small_as_any(best)[0], reshape=free, progress=progress)
+    counted = fewest_copies(found.counted(warm_up), best, prefetched=prefetched, warm_up=warm_up)
     if setting.costs is None or not done.tokens[DECODE]:
-        return Bounds(hit_ratio=hit_ratio)
+        return counted
     works = LeastWorks(bounding_costs(setting))
     context = Steps.of(trace).context
 
@@ -60,13 +69,48 @@ def find_bounds(
         works.add(demand, context[demand.first_step : demand.first_step + demand.steps])
 
     fewest = fewest_decode_loads(trace, best, warm_up=warm_up, on_demand=add, progress=progress)
-    return bounds_of(hit_ratio, fewest, setting, works.found, int(done.tokens[DECODE]))
+    return bounds_of(counted, fewest, setting, works.found, int(done.tokens[DECODE]))
 
 
-def clairvoyant(spec: CacheSpec) -> CacheSpec:
-    """The same cache under Belady's decisions with bypassing, nothing pinned and nothing prefetched."""
+def clairvoyant(spec: CacheSpec, *, begun: bool = False) -> CacheSpec:
+    """The same cache under Belady's decisions with bypassing, nothing pinned and nothing prefetched.
+
+    What is pinned was never copied, and no reset takes it away. Beside a plan that pins (or with `begun`) this cache
+    therefore begins with whatever it wants, as beside one that is warm, and keeps it.
+    """
     best = replace(without_prefetching(spec), eviction="belady-bypass", eviction_parameters=None, estimator=None)
-    return replace(best, pinned=())
+    if not spec.pinned and not begun:
+        return best
+    return replace(best, pinned=(), reset=False, warm=spec.warm or WANTED)
+
+
+def all_slots(spec: CacheSpec) -> CacheSpec:
+    """One cache of all slots, buffers included, for experts of any layer."""
+    return replace(spec, capacity=(slots_of(spec),), size=np.ones_like(spec.size))
+
+
+def as_small_as_any(best: CacheSpec) -> tuple[CacheSpec, bool]:
+    """The cache if all experts were as small as the smallest; whether they are not.
+
+    With unequal sizes clairvoyant caching is NP-hard. Were all as small as the smallest, it would miss no more.
+    """
+    sizes = best.size[best.size > 0]
+    mixed = len(best.capacity) == 1 and len(set(sizes.tolist())) > 1
+    return (replace(best, size=np.full_like(best.size, sizes.min())) if mixed else best), mixed
+
+
+def fewest_copies(found: Replayed, best: CacheSpec, *, prefetched: bool, warm_up: int = 0) -> Bounds:
+    """The bounds on copies and on hits, from a clairvoyant pass over what counts.
+
+    A copy ahead of demand is no less of a copy, so a plan with prefetching makes as many, but for those that lie in its
+    staging buffers when counting begins. Each of them counts as a hit, so with prefetching hits have no bound but 1.
+    """
+    kinds = found.kinds.sum(axis=0)
+    copies, lookups = int(kinds[LOAD] + kinds[BYPASS]), int(kinds[: BYPASS + 1].sum())
+    if not prefetched:
+        return Bounds(hit_ratio=(lookups - copies) / lookups if lookups else 0.0, copies=copies)
+    spared = best.staging if warm_up or best.warm is not None else 0
+    return Bounds(hit_ratio=None, no_hit_ratio=PREFETCHED, copies=max(0, copies - spared))
 
 
 def without_prefetching(spec: CacheSpec) -> CacheSpec:
@@ -117,11 +161,7 @@ def fewest_decode_loads(
     may bring as many experts into decode as it has staging buffers, each time. The first `warm_up` steps are free like
     a prefill. `demands`: the trace's, where it is at hand already. `on_demand` is called with each piece.
     """
-    sizes = best.size[best.size > 0]
-    mixed = len(best.capacity) == 1 and len(set(sizes.tolist())) > 1
-    if mixed:
-        # With unequal sizes clairvoyant caching is NP-hard. Were all as small as the smallest, it would miss no more.
-        best = replace(best, size=np.full_like(best.size, sizes.min()))
+    best, mixed = as_small_as_any(best)
     unsized = np.zeros(best.layers, np.int64)
     loads, last, entered = np.zeros((2, best.layers), np.int64), DECODE, 0
     given = iter_demand(trace) if demands is None else demands
@@ -141,8 +181,8 @@ def fewest_decode_loads(
     return Fewest(loads[DECODE], entered * best.staging, mixed)
 
 
-def bounds_of(hit_ratio: float, fewest: Fewest, setting: Setting, works: Sequence[LeastWork], tokens: int) -> Bounds:
-    """The bounds on hits and, from the fewest loads of decode and its work on `bounding_costs`, on decode speed."""
+def bounds_of(counted: Bounds, fewest: Fewest, setting: Setting, works: Sequence[LeastWork], tokens: int) -> Bounds:
+    """`counted`, and from the fewest loads of decode and its work on `bounding_costs` the bounds on decode speed."""
     assert setting.machine is not None
     times = [least_times(fewest, on, work) for on, work in zip(bounding_costs(setting), works, strict=True)]
     *ways, alone = times
@@ -151,8 +191,8 @@ def bounds_of(hit_ratio: float, fewest: Fewest, setting: Setting, works: Sequenc
     def speed(nanoseconds: float) -> float | None:
         return tokens / (nanoseconds * setting.scale / 1e9) if nanoseconds else None
 
-    return Bounds(
-        hit_ratio=hit_ratio,
+    return msgspec.structs.replace(
+        counted,
         engine=setting.machine.engine.name,
         link_tokens_per_second=speed(engine.link),
         compute_tokens_per_second=speed(engine.compute),

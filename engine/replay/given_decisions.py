@@ -54,6 +54,8 @@ class GivenDecisions:
         text = about.get("tracekit.plan")
         told = plan_from_toml(text, f"the plan in {self.path}") if text else None
         chosen = plan or told
+        self.planned = told is not None
+        """Whether the file names the plan that decided."""
         self.spec: CacheSpec | None = None
         if chosen is None:
             # Slots of any layer's experts, as many as there are.

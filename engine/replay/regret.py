@@ -108,7 +108,7 @@ def find_regret(
 
 def of_any_size(spec: CacheSpec, experts: int) -> CacheSpec:
     """The cache with a slot for each of the model's experts, empty at the start, nothing prefetched."""
-    best = replace(clairvoyant(spec), eviction="lru")
+    best = replace(without_prefetching(spec), eviction="lru", eviction_parameters=None, estimator=None, pinned=())
     return replace(best, capacity=(experts,), size=np.ones_like(spec.size))
 
 

@@ -121,7 +121,8 @@ def replay(
             regret = find_regret(trace, setting, done, report, warm_up=uncounted)
         done = done.counted(uncounted)
         if bounded:
-            best = find_bounds(trace, setting, done, report, warm_up=uncounted)
+            foreign = given is not None and not given.planned
+            best = find_bounds(trace, setting, done, report, warm_up=uncounted, foreign=foreign)
         if sensitivities and given is None:
             better = find_sensitivities(trace, setting, report, warm_up=uncounted)
     sized = bool(setting.sizes)

@@ -95,11 +95,15 @@ class Bounds(SpeedBounds, frozen=True, kw_only=True):
     both together (engine.replay.speed_bounds), no higher than either. `hardware` holds the same for any engine: no time
     of software, weights read as they are stored, and the CPU helps if the machine's profile has it.
 
-    `hit_ratio` is that of clairvoyant decisions (Belady with bypassing) from an empty cache; one that contains
-    prefetched or pinned hits may exceed it, and with experts of unequal size in one cache it is an estimate.
+    `copies` is the fewest experts that are copied at all, on demand or ahead of it: those that clairvoyant decisions
+    miss (Belady with bypassing). `hit_ratio` is what follows for hits; None for plans that prefetch, and `no_hit_ratio`
+    says why. Both begin with an empty cache, or beside a plan that pins or is warm with whatever is best. Of experts of
+    unequal size in one cache all are taken for as small as the smallest.
     """
 
-    hit_ratio: float
+    copies: int
+    hit_ratio: float | None
+    no_hit_ratio: str | None = None
     engine: str | None = None
     hardware: SpeedBounds | None = None
 
@@ -218,6 +222,6 @@ class Result(Counts, frozen=True, kw_only=True):
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
     *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
-    *("bounds.hit_ratio", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
+    *("bounds.hit_ratio", "bounds.copies", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
 )
 """What a notebook shows of a result."""

@@ -27,7 +27,9 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         layers = "" if result.time is None or result.time.scale == 1 else ", of the trace's layers only"
         rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB{layers}"))
     if result.bounds is not None:
-        rows.append(("hit ratio, clairvoyant without prefetch", percent(result.bounds.hit_ratio)))
+        if result.bounds.hit_ratio is not None:
+            rows.append(("bound of the hit ratio", percent(result.bounds.hit_ratio)))
+        rows.append(("bound of copies, prefetches included", str(result.bounds.copies)))
     time = result.time
     if time is not None:
         rows += [

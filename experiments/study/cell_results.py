@@ -10,7 +10,7 @@ import numpy as np
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
-from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant
+from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant, fewest_copies
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
@@ -173,13 +173,15 @@ def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed |
     """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
     if not routing.bounded(cell.bounds):
         return {}
-    known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
+    best = clairvoyant(setting.spec)
+    known = routing.best(best, timed=setting.costs is not None)
+    counted = fewest_copies(known.done, best, prefetched=setting.spec.prefetch != "none")
+    row: Row = {"bound_hit_ratio": counted.hit_ratio, "bound_copies": counted.copies}
     if known.fewest is None or done is None or not done.tokens[DECODE]:
-        return {"bound_hit_ratio": known.hit_ratio}
+        return row
     works = routing.least_work(bounding_costs(setting))
-    found = bounds_of(known.hit_ratio, known.fewest, setting, works, int(done.tokens[DECODE]))
-    return {
-        "bound_hit_ratio": found.hit_ratio,
+    found = bounds_of(counted, known.fewest, setting, works, int(done.tokens[DECODE]))
+    return row | {
         "link_bound_tokens_per_second": found.link_tokens_per_second,
         "compute_bound_tokens_per_second": found.compute_tokens_per_second,
         "bound_tokens_per_second": found.best_tokens_per_second,

@@ -13,8 +13,8 @@ import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.decisions.hints import iter_hints
-from engine.replay.bounds import fewest_decode_loads, is_bounded
-from engine.replay.passes import run
+from engine.replay.bounds import as_small_as_any, fewest_decode_loads, is_bounded
+from engine.replay.passes import Replayed, run
 from engine.replay.speed_bounds import Fewest
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Clairvoyant decisions at one capacity: their hit ratio, and the fewest copies of decode."""
+    """Clairvoyant decisions at one capacity: what they come to, and the fewest copies of decode."""
 
-    hit_ratio: float
+    done: Replayed
     fewest: Fewest | None
 
 
@@ -129,14 +129,14 @@ class SharedRouting:
         name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging, spec.reset, spec.warm)
         steps, demands = self.requests.steps, self.demands
 
-        def hit_ratio() -> float:
-            (done,) = run(self.trace, spec, steps=steps, demands=demands)
-            return done.hit_ratio
+        def decided() -> Replayed:
+            (done,) = run(self.trace, as_small_as_any(spec)[0], steps=steps, demands=demands)
+            return done
 
         fewest = None
         if timed:
             fewest = self._shared.get((*name, "fewest"), lambda: fewest_decode_loads(self.trace, spec, demands=demands))
-        return Best(self._shared.get((*name, "ratio"), hit_ratio), fewest)
+        return Best(self._shared.get((*name, "decided"), decided), fewest)
 
     def least_work(self, machines: Sequence[Costs]) -> list[LeastWork]:
         """What decode steps have to compute on each machine, whatever is decided."""

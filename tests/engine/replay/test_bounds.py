@@ -31,6 +31,7 @@ from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import costs_of
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.demand import iter_demand
+from tracekit.errors import CapacityError, PlanError
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
 
@@ -38,9 +39,11 @@ BYTES = 1 << 20
 POLICIES = ["lru", "random", "static", "belady-bypass"]
 
 
-def random_trace(rng: np.random.Generator, folder: Path) -> Trace:
+def random_trace(rng: np.random.Generator, folder: Path, like: Trace | None = None) -> Trace:
     """One to three requests, decoded alone or together, with prompts or without, of few or many experts."""
     layers, experts, top_k = int(rng.integers(1, 4)), int(rng.integers(2, 9)), 2
+    if like is not None:
+        layers, experts = like.layers, like.num_experts
     lengths = rng.integers(1, 12, int(rng.integers(1, 4)))
     phase: list[int] = []
     step: list[int] = []
@@ -170,6 +173,50 @@ def test_nobody_finds_a_plan_that_beats_its_bound(tmp_path_factory: pytest.TempP
     if with_lane is not None and without is not None:
         assert without <= with_lane * (1 + 1e-9), "a lane can only help"
     assert min(min(bounds) for _, bounds in found.values() if bounds) <= min(alone) * (1 + 1e-9)
+
+
+def begun(rng: np.random.Generator, plan: Plan, trace: Trace, other: Trace) -> Plan:
+    """The plan with something in its cache before the first visit, or with a cache that starts anew, or as it was."""
+    tables = plan.to_dict()
+    follow = bool((np.diff(trace.request) >= 0).all())
+    how = str(rng.choice(["pinned", "popular", "warm", "as it was", *(["reset"] * follow)]))
+    if how in ("pinned", "popular") and plan.eviction.policy != "static":
+        layers = f"layers {rng.integers(trace.layers)}"
+        popular = {"pinned": f"popular:{rng.integers(3)}/layer", "profile": str(other.path)}
+        tables["placement"] = {"pinned": layers} if how == "pinned" else popular
+        if follow and rng.random() < 0.3:
+            tables["cache"]["reset"] = "request"
+    elif how == "warm":
+        tables["cache"]["warm"] = str(other.path)
+    elif how == "reset":
+        tables["cache"]["reset"] = "request"
+    return plan_from_dict(tables)
+
+
+@settings(max_examples=50 * THOROUGH, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_nothing_copies_less_or_hits_more_than_its_bound(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    """Pinned, prefetching, warm, starting anew, behind a warm-up: nor is it faster than its bounds."""
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("bounds")
+    trace, machine = random_trace(rng, folder), random_machine(rng)
+    other = random_trace(rng, folder, like=trace)
+    slots = int(rng.integers(0, min(6, trace.num_experts) + 1))
+    capacity = str(rng.choice([f"{slots}/layer", str(slots), f"{slots * BYTES // (1 << 20)}MiB", "60%"]))
+    plan = begun(rng, random_plan(rng, trace, capacity, str(rng.choice(["never", "auto"]))), trace, other)
+    warm_up = int(rng.choice([0, 0, 1, 5]))
+    try:
+        found = replay(trace, plan, machine, allow_fitted=True, warm_up=warm_up)
+    except (CapacityError, PlanError) as error:  # what is pinned does not fit; nothing is left to count
+        assert "pinned" in str(error) or "warm-up" in str(error)
+        return
+    assert found.bounds is not None and found.bounds.hardware is not None and found.time is not None
+    assert found.misses + found.prefetches >= found.bounds.copies
+    if plan.prefetch.predictor == "none":
+        assert found.bounds.hit_ratio is not None and found.hit_ratio <= found.bounds.hit_ratio
+    else:
+        assert found.bounds.hit_ratio is None and found.bounds.no_hit_ratio is not None
+    for speed in (found.bounds.best_tokens_per_second, found.bounds.hardware.best_tokens_per_second):
+        assert (found.time.tokens_per_second or 0) <= (speed or np.inf) * (1 + 1e-9)
 
 
 @settings(max_examples=40, deadline=None)

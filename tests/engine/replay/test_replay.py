@@ -162,6 +162,7 @@ def test_no_plan_is_faster_than_its_bounds(trace: Trace) -> None:
                 assert result.bounds.best_tokens_per_second is not None
                 assert result.time.tokens_per_second <= result.bounds.best_tokens_per_second * (1 + 1e-9)
                 if not tables:
+                    assert result.bounds.hit_ratio is not None
                     assert result.hit_ratio <= result.bounds.hit_ratio
 
 
@@ -293,8 +294,9 @@ def test_the_bound_on_hits_holds_where_demand_overflows(tmp_path: Path) -> None:
     experts = np.array([2, 1, 0, 2, 0, 1, 0]).reshape(-1, 1, 1)
     trace = make_trace(tmp_path / "overflow.trace", experts, step=[0, 1, 2, 3, 3, 3, 4])
     result = replay(trace, plan("1"))
-    assert result.bounds is not None
+    assert result.bounds is not None and result.bounds.hit_ratio is not None
     assert result.hits <= result.bounds.hit_ratio * result.lookups
+    assert result.misses >= result.bounds.copies
 
 
 def test_the_bound_on_decode_holds_for_several_requests(tmp_path: Path) -> None:
