@@ -34,12 +34,14 @@ class Markov(Prefetcher):
     def suggest(self, target: int, hint: np.ndarray, out: np.ndarray) -> int:
         base = target * self.experts
         source = (target - self.distance + (self.layers if target < self.distance else 0)) * self.experts
-        for key in range(base, base + self.experts):
-            self.score[key] = 0
+        score = self.score[base : base + self.experts]
+        score[:] = 0
         for i in range(source, source + self.experts):
             key = self.demand[i]
             if key < 0:
                 break
-            for other in range(self.experts):
-                self.score[base + other] += self.pairs[key * self.experts + other]
+            # Of parts of their own, lest compiled code ask at each expert where in the whole it lies.
+            pairs = self.pairs[key * self.experts : (key + 1) * self.experts]
+            for other in range(len(score)):
+                score[other] += pairs[other]
         return best(self.score, target, self.experts, out)

@@ -6,10 +6,12 @@ from policies.fields import Numbers
 
 
 def remember(memory: Numbers[int], layer: int, experts: int, demand: np.ndarray) -> None:
-    """Keep the layer's demand (keys) in `memory` [keys], padded with -1."""
+    """Keep the layer's demand (keys) in `memory` [keys]; -1 behind the last, what comes after it means nothing."""
     base = layer * experts
-    for i in range(experts):
-        memory[base + i] = demand[i] if i < len(demand) else -1
+    for i in range(len(demand)):
+        memory[base + i] = demand[i]
+    if len(demand) < experts:
+        memory[base + len(demand)] = -1
 
 
 def recall(memory: Numbers[int], layer: int, experts: int, out: np.ndarray) -> int:
@@ -27,16 +29,21 @@ def best(score: Numbers[int], layer: int, experts: int, out: np.ndarray) -> int:
 
     Returns how many.
     """
-    base = layer * experts
-    count = 0
-    while count < len(out):
-        chosen = base
-        for key in range(base, base + experts):
-            if score[key] > score[chosen]:
-                chosen = key
-        if score[chosen] <= 0:
+    base, count, least = layer * experts, 0, 0
+    for key in range(base, base + experts):
+        if score[key] <= least:  # no larger than the last of a full ranking, or nothing
+            continue
+        if count < len(out):
+            count += 1
+        if count == 0:
             break
-        out[count] = chosen
-        score[chosen] = 0
-        count += 1
+        place = count - 1
+        while place > 0 and score[out[place - 1]] < score[key]:
+            out[place] = out[place - 1]
+            place -= 1
+        out[place] = key
+        if count == len(out):
+            least = score[out[count - 1]]
+    for i in range(count):
+        score[out[i]] = 0
     return count
