@@ -58,7 +58,7 @@ def find_bounds(
     best = clairvoyant(all_slots(setting.spec) if foreign else setting.spec, begun=bool(kinds[HIT_PINNED]))
     # What is not counted is free, lest Belady spare there what it could win later.
     free = partial(free_steps, first=warm_up, phases=()) if warm_up else None
-    (found,) = run(trace, as_small_as_any(best)[0], reshape=free, progress=progress)
+    (found,) = run(trace, as_small_as_any(best), reshape=free, progress=progress)
     counted = fewest_copies(found.counted(warm_up), best, prefetched=prefetched, warm_up=warm_up)
     if setting.costs is None or not done.tokens[DECODE]:
         return counted
@@ -89,14 +89,14 @@ def all_slots(spec: CacheSpec) -> CacheSpec:
     return replace(spec, capacity=(slots_of(spec),), size=np.ones_like(spec.size))
 
 
-def as_small_as_any(best: CacheSpec) -> tuple[CacheSpec, bool]:
-    """The cache if all experts were as small as the smallest; whether they are not.
+def as_small_as_any(best: CacheSpec) -> CacheSpec:
+    """The cache if all experts that share a capacity were as small as the smallest.
 
     With unequal sizes clairvoyant caching is NP-hard. Were all as small as the smallest, it would miss no more.
     """
     sizes = best.size[best.size > 0]
     mixed = len(best.capacity) == 1 and len(set(sizes.tolist())) > 1
-    return (replace(best, size=np.full_like(best.size, sizes.min())) if mixed else best), mixed
+    return replace(best, size=np.full_like(best.size, sizes.min())) if mixed else best
 
 
 def fewest_copies(found: Replayed, best: CacheSpec, *, prefetched: bool, warm_up: int = 0) -> Bounds:
@@ -161,7 +161,7 @@ def fewest_decode_loads(
     may bring as many experts into decode as it has staging buffers, each time. The first `warm_up` steps are free like
     a prefill. `demands`: the trace's, where it is at hand already. `on_demand` is called with each piece.
     """
-    best, mixed = as_small_as_any(best)
+    best = as_small_as_any(best)
     unsized = np.zeros(best.layers, np.int64)
     loads, last, entered = np.zeros((2, best.layers), np.int64), DECODE, 0
     given = iter_demand(trace) if demands is None else demands
@@ -178,7 +178,7 @@ def fewest_decode_loads(
             on_demand(demand)
         if progress is not None:
             progress(int(demand.step_tokens.sum()))
-    return Fewest(loads[DECODE], entered * best.staging, mixed)
+    return Fewest(loads[DECODE], entered * best.staging, together=len(best.capacity) == 1)
 
 
 def bounds_of(counted: Bounds, fewest: Fewest, setting: Setting, works: Sequence[LeastWork], tokens: int) -> Bounds:

@@ -28,12 +28,12 @@ from engine.simulator.least_work import LeastWork
 
 class Fewest(NamedTuple):
     """The fewest copies of decode steps: `loads` i64 [layers] demand loads of clairvoyant decisions. Of these `spared`
-    may have been copied into staging buffers before decode began. `mixed`: one cache holds experts of unequal size, so
-    that how the loads are divided among layers says nothing."""
+    may have been copied into staging buffers before decode began. `together`: one cache is for all layers, so that how
+    the loads are divided among layers says nothing: another plan may spare the dearer ones."""
 
     loads: np.ndarray
     spared: int
-    mixed: bool
+    together: bool
 
 
 class LeastTimes(NamedTuple):
@@ -53,7 +53,7 @@ def least_times(fewest: Fewest, costs: Costs, work: LeastWork) -> LeastTimes:
     wire = costs.least_link_ns
     missing = max(0, int(fewest.loads.sum()) - fewest.spared)
     copies = float(missing * wire.min())
-    if not fewest.mixed:
+    if not fewest.together:
         copies = float(max(0, int(fewest.loads @ wire) - fewest.spared * int(wire.max())))
     fixed = work.fixed + missing * costs.copy_overhead_ns
     if not costs.cpu:

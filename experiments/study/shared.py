@@ -130,7 +130,7 @@ class SharedRouting:
         steps, demands = self.requests.steps, self.demands
 
         def decided() -> Replayed:
-            (done,) = run(self.trace, as_small_as_any(spec)[0], steps=steps, demands=demands)
+            (done,) = run(self.trace, as_small_as_any(spec), steps=steps, demands=demands)
             return done
 
         fewest = None

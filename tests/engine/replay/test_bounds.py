@@ -219,6 +219,23 @@ def test_nothing_copies_less_or_hits_more_than_its_bound(tmp_path_factory: pytes
         assert (found.time.tokens_per_second or 0) <= (speed or np.inf) * (1 + 1e-9)
 
 
+def test_a_cache_for_all_layers_may_spare_the_dearer_copies(tmp_path: Path) -> None:
+    """One expert in each of two layers, one slot: either may stay, and one copy a step is left, of the smaller."""
+    plan, found = plan_from_dict({"cache": {"capacity": "1"}, "placement": {"pinned": "layers 1"}}), []
+    for name, sizes in (("alike", [BYTES, BYTES]), ("dearer", [BYTES, 16 * BYTES])):
+        trace = make_trace(
+            tmp_path / f"{name}.trace",
+            np.zeros((20, 2, 1), np.int64),
+            num_experts=1,
+            expert_bytes=sizes,
+            expert_params=[BYTES // 2] * 2,
+        )
+        result = replay(trace, plan, "rtx3060")
+        assert result.bounds is not None and result.misses == result.bounds.copies == 20
+        found.append(result.bounds.link_tokens_per_second)
+    assert found[0] == found[1]
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lane=st.sampled_from(["never", "auto"]))
 def test_a_larger_cache_never_has_a_lower_bound(tmp_path_factory: pytest.TempPathFactory, seed: int, lane: str) -> None:
@@ -240,7 +257,7 @@ def test_a_lane_and_a_link_share_the_misses_by_hand() -> None:
     Alone, missing ones are shared 8 to 4: 40 ns. Computing alone, 40 ns of experts are shared x = 40/7: 8 + 200/7.
     Both: 8 + 5 x = 10 (12 - x) at x = 112/15.
     """
-    fewest = Fewest(np.array([5, 7]), 0, mixed=False)
+    fewest = Fewest(np.array([5, 7]), 0, together=False)
     work = LeastWork(fixed=8, experts=40, calls=0, dearest=2)
     lane = {"cpu": 1, "cpu_expert_ns": np.array([5, 6]), "cpu_overhead_ns": 0}
     times = least_times(fewest, costs_of(2, copy=10, expert=2, **lane), work)
