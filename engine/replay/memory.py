@@ -102,6 +102,23 @@ def fit_capacity(
     return plan.replace(cache=msgspec.structs.replace(plan.cache, capacity=f"{slots}/layer"))
 
 
+def most_slots(
+    fitted: Plan,
+    manifest: Manifest,
+    machine: HardwareProfile,
+    shape: ModelShape | None,
+    load: Load,
+    *,
+    reshape: str | None = None,
+) -> int:
+    """Slots of all layers together that fit where `fit_capacity` found so many for each: what is left over holds some
+    more, fewer than one for each layer. The trace must have the layers of `shape`."""
+    setting = Setting.of(manifest, fitted, None, shape, reshape=reshape, load=load)
+    room = machine.device.memory_bytes * (RESERVE - 1) // RESERVE
+    more = (room - device_memory(setting).total) // max(setting.sizes)
+    return min(sum(setting.spec.capacity) + max(more, 0), sum(manifest.experts_per_layer))
+
+
 def expanded_bytes(shape: ModelShape, plan: Plan) -> int:
     """One expert in 16 bits, where the engine expands it before use; other software reads it as it is stored."""
     word = plan.weights.experts

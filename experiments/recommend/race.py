@@ -15,7 +15,7 @@ import numpy as np
 from engine.hardware import HardwareProfile
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, Plan, PrefetchPlan
 from engine.replay.advice import piles_up
-from engine.replay.memory import fit_capacity, fits, load_of
+from engine.replay.memory import fit_capacity, fits, load_of, most_slots
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.setting import Setting
 from engine.shapes import ModelShape
@@ -109,7 +109,8 @@ class Race:
         return self.trace.tokens * self.trace.layers * self.trace.top_k
 
     def capacities(self, plan: Plan) -> list[Entrant]:
-        """What fits, as so many slots of each layer and as that many for all. CapacityError where nothing does."""
+        """What fits: so many slots of each layer; and what all layers together have room for, in one cache, and where
+        that is more also split evenly, so that some layers have one slot more. CapacityError where nothing does."""
         manifest, load = self.trace.manifest, load_of(plan, self.steps)
         reasons = []
         for place in residences(plan, manifest, self.shape, self.machine, self.host):
@@ -119,9 +120,12 @@ class Race:
                 reasons.append(error)
                 continue
             slots, layers = int(fitted.capacity.amount), len(manifest.experts_per_layer)
-            alike = self.shape is None or len(self.shape.moe_layers) == layers
-            together = [fitted.replace(cache=CachePlan(capacity=str(slots * layers)))] if alike else []
-            return [Entrant(one, place) for one in (fitted, *together)]
+            ways = []
+            if self.shape is None or len(self.shape.moe_layers) == layers:
+                most = most_slots(fitted, manifest, place.machine, self.shape, load, reshape=self.reshape)
+                ways = [CachePlan(capacity=str(most))]
+                ways += [CachePlan(capacity=str(most), split="even")] if most > slots * layers else []
+            return [Entrant(one, place) for one in (fitted, *(fitted.replace(cache=way) for way in ways))]
         raise reasons[0]
 
     def with_policies(self, entrants: Sequence[Entrant]) -> list[Entrant]:
@@ -140,12 +144,21 @@ class Race:
 
         Not on a prior, whose layers are independent: what a prefetcher wins there is chance.
         """
+        return [*entrants, *self.prefetching(entrants, [name for name in PREFETCH if name not in NOT_OFFERED])]
+
+    def looking_ahead(self, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Each with the prefetchers that the gate tells. They are so often right that beside a lane the fastest cache
+        may be one that is too small to hit, and that is among the slowest without them."""
+        return self.prefetching(entrants, [name for name in PREFETCH if prefetcher(name).reads == "lookahead"])
+
+    def prefetching(self, entrants: Sequence[Entrant], names: Sequence[str]) -> list[Entrant]:
+        """Each with each of these prefetchers."""
         if is_prior(self.trace):
-            return list(entrants)
+            return []
         top_k = self.trace.manifest.top_k
-        found = list(entrants)
-        for name in PREFETCH:
-            if name == "none" or name in NOT_OFFERED or prefetcher(name).bound:
+        found: list[Entrant] = []
+        for name in names:
+            if name == "none" or prefetcher(name).bound:
                 continue
             for distance in self.depths() if name.startswith("gate") else [1]:
                 for count in sorted({max(1, top_k // 2), top_k}):
@@ -159,21 +172,27 @@ class Race:
         return sorted(int(kind.removeprefix("lookahead-")) for kind in kinds if kind.startswith("lookahead-"))[:2]
 
     def with_lanes(self, entrants: Sequence[Entrant]) -> list[Entrant]:
-        """Each as it is, and with the lane, if there is one; with it also `lru` in smaller caches, by powers of two.
-
-        A smaller cache copies less beside a lane: what it bypasses the lane may compute, and copies do not lag behind.
-        """
+        """Each as it is, and with the lane, if there is one; with it also in `smaller` caches."""
         if self.machine.cpu is None:
             return list(entrants)
         lane = ComputePlan(cpu_experts="auto")
         lanes = [one._replace(plan=one.plan.replace(compute=lane)) for one in entrants]
-        smaller = [
+        return [*entrants, *lanes, *self.smaller(lanes)]
+
+    @staticmethod
+    def smaller(entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Those that have the lane and `lru`, in smaller caches, by powers of two.
+
+        A smaller cache copies less beside a lane: what it bypasses the lane may compute, and copies do not lag behind.
+        """
+        return [
             one._replace(plan=one.plan.replace(cache=CachePlan(capacity=f"{1 << power}/layer")))
-            for one in lanes
-            if one.plan.eviction.policy == "lru" and one.plan.capacity.per_layer
+            for one in entrants
+            if one.plan.compute.cpu_experts != "never"
+            and one.plan.eviction.policy == "lru"
+            and one.plan.capacity.per_layer
             for power in range((int(one.plan.capacity.amount) - 1).bit_length())
         ]
-        return [*entrants, *lanes, *smaller]
 
     @staticmethod
     def with_waiting(entrants: Sequence[Entrant]) -> list[Entrant]:

@@ -79,8 +79,10 @@ def recommend(
             refused[word] = str(error)
     if not field:
         raise StudyError(f"no format fits {machine.name}: {next(iter(refused.values()), 'none was given')}")
-    field = race.best(race.with_lanes(race.with_policies(field)), FIRST, LEFT[0])
-    field = race.best(race.with_prefetching(field), FIRST, LEFT[1])
+    field = race.with_lanes(race.with_policies(field))
+    small = race.smaller(field)
+    field = race.best(field, FIRST, LEFT[0])
+    field = race.best([*race.with_prefetching(field), *race.looking_ahead(small)], FIRST, LEFT[1])
     field = race.best(field, SECOND, LEFT[2] if race.lookups <= LONG else 1)
     first: dict[str | None, Timed] = {}
     for one in sorted(race.timed(race.with_waiting(field)), key=lambda one: -one.speed):
