@@ -22,6 +22,7 @@ from engine.hardware.engine_profile import (
     load_engine,
 )
 from engine.hardware.host import Host, Lanes, check_lanes, total_rate
+from engine.hardware.prices import shipped_tables
 from engine.hardware.quantities import BytesPerSecond, FlopsPerSecond, MemoryBytes, Name, Nanoseconds
 from engine.hardware.roofline import SECOND, Amount, Roofline, ceil_ns, token_ps
 from tracekit import named_toml
@@ -356,6 +357,9 @@ def load_hardware(
         machine, what="hardware profile", package="engine.hardware", folder="profiles", error=HardwareError
     )
     tables = _engine_apart(label, tables)
+    if machine in hardware_names():
+        known = shipped_tables(str(machine))
+        tables |= known | {"source": [*tables["source"], *known["source"]]}
     if chosen is None and "engine" not in tables:
         if engine == CALIBRATED:
             raise HardwareError(

@@ -34,6 +34,8 @@ def show(title: str, found: Recommendation) -> None:
         ("weights", "device", *named, "host", "J/token", "per million tokens", "quality lost"),
         [_takes(choice, parts) for choice in found.choices],
     )
+    if any(choice.estimates.cost_per_million_tokens is not None for choice in found.choices):
+        console.tell("Energy and cost: `tracekit hardware show` says where a machine's power and price come from.")
     for word, why in found.refused.items():
         console.tell(f"{word} is left out: {why}")
     if any(choice.where == "disk" for choice in found.choices):

@@ -15,7 +15,7 @@ from tracekit.errors import PlanError
 
 if TYPE_CHECKING:
     from experiments.prior import About
-    from experiments.size.prices import Priced, PriceList
+    from engine.hardware.prices import Priced, PriceList
 
 DRAWN = 4096
 """Tokens of a prior, where nothing else is asked for."""
@@ -73,7 +73,7 @@ def command(
     from engine.shapes import load_shape
     from experiments.cli.prior import asked
     from experiments.prior import about, drawn, model_of
-    from experiments.size.prices import load_prices
+    from engine.hardware.prices import load_prices
     from experiments.size.size import FORMATS, Goal, size
     from tracekit.trace import Trace
 
@@ -84,7 +84,7 @@ def command(
     if target is not None and not math.isfinite(target):
         raise PlanError(f"--target {target} is no speed: give tokens per second")
     goal, listed = Goal(target, _seconds(ttft)), load_prices(prices)
-    machines = _machines(hardware or [], what_if or [], engine, listed, life_hours)
+    machines = _machines(hardware or [], what_if or [], engine, listed, life_hours, given=prices is not None)
     shape = None if model == "trace" else load_shape(model)
     formats = FORMATS if weights is None else tuple(word.strip() for word in weights.split(","))
     said: About | None = None
@@ -132,11 +132,22 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _machines(
-    hardware: list[str], what_if: list[str], engine: str | None, prices: "PriceList", life_hours: int | None
+    hardware: list[str],
+    what_if: list[str],
+    engine: str | None,
+    prices: "PriceList",
+    life_hours: int | None,
+    *,
+    given: bool,
 ) -> "list[Priced]":
-    """The machines that are named, or all shipped ones, each with its variations, and what they cost."""
+    """The machines that are named, or all shipped ones, each with its variations, and what they cost.
+
+    The shipped list is of shipped machines; one that is `given` may also name a user's.
+    """
+    from msgspec.structs import replace
+
     from engine.hardware import hardware_names, load_hardware
-    from experiments.size.prices import priced
+    from engine.hardware.prices import priced
     from experiments.size.variations import variations
 
     if what_if and not hardware:
@@ -145,7 +156,8 @@ def _machines(
     for name in hardware or hardware_names():
         machine = load_hardware(name, engine)
         own = name not in hardware_names()
-        found.append(priced(machine, prices, own=own, life_hours=life_hours))
+        listed = prices if given or not own else replace(prices, machines={})
+        found.append(priced(machine, listed, own=own, life_hours=life_hours))
         for text in what_if:
             # Another machine: what it would cost and draw only the list can say.
             found += [priced(other, prices, own=False, life_hours=life_hours) for other in variations(machine, text)]

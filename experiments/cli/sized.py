@@ -6,7 +6,7 @@ from experiments.cli import console
 
 if TYPE_CHECKING:
     from experiments.prior import About
-    from experiments.size.prices import PriceList
+    from engine.hardware.prices import PriceList
     from experiments.size.size import Row, Sizing
 
 GIB = 1 << 30

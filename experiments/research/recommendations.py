@@ -9,7 +9,6 @@ its model, so that caches for all layers together are among its plans. The race 
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +59,7 @@ class Found(NamedTuple):
 
 
 def every_plan(race: Race, word: str, context: int) -> list[Entrant]:
-    """Every policy with every prefetcher in what fits; beside the lane also in every smaller cache, by powers of two."""
+    """Every policy with every prefetcher in what fits; beside the lane also in smaller caches, by powers of two."""
     fitting = race.capacities(Plan("auto", weights=word, serve={"context": context}))
     found = race.with_prefetching(race.with_policies(fitting))
     if race.machine.cpu is None:
@@ -86,19 +85,18 @@ def compared(trace: Trace, shape: str, hardware: str, context: int, word: str) -
     return Found(found.choices[0].tokens_per_second, best, slots, found.tried, len(plans))
 
 
-def page(rows: Sequence[Sequence[str]], worst: float) -> str:
-    """The table as a page."""
-    return f"""# What `recommend` finds, against every plan of the same kinds
+PAGE = """# What `recommend` finds, against every plan of the same kinds
 
-The worst of ten settings has {100 * worst:.1f} % of the best plan's speed (to reach: 97 %). Written by
-`python -m experiments.research.recommendations mixtral-mini.trace qwen3-moe-mini.trace --write docs/measurements/recommend.md`.
+The worst of ten settings has {worst:.1f} % of the best plan's speed (to reach: 97 %). Written by
+`python -m experiments.research.recommendations mixtral-mini.trace qwen3-moe-mini.trace --write FILE`.
 
-The best is of every eviction policy offered with every prefetcher offered, in what fits, with and without the CPU lane, and beside the lane also in
-every smaller cache by powers of two, all replayed on the whole trace. Routing is that of the package's two models, recorded by `tracekit demo`,
-at the sizes of the model named; of the last row it is drawn, with as many layers as the model has, and there one cache for all layers and slots
-split evenly among them are plans, too. `recommend` was adjusted on other settings than these. Modelled, not measured.
+The best is of every eviction policy offered with every prefetcher offered, in what fits, with and without the CPU lane,
+and beside the lane also in every smaller cache by powers of two, all replayed on the whole trace. Routing is that of the
+package's two models, recorded by `tracekit demo`, at the sizes of the model named; of the last row it is drawn, with as
+many layers as the model has, and there one cache for all layers and slots split evenly among them are plans, too.
+`recommend` was adjusted on other settings than these. Modelled, not measured.
 
-{table(COLUMNS, rows)}
+{table}
 """
 
 
@@ -114,14 +112,13 @@ def main() -> None:
         for which, shape, hardware, context, word in SETTINGS:
             one = compared(traces[which], shape, hardware, context, word)
             share = one.speed / one.best
-            rows.append(
-                [shape, hardware, word, str(context), one.slots, f"{one.speed:.3f}", f"{one.best:.3f}", f"{share:.4f}"]
-                + [f"{one.tried} of {one.plans}"]
-            )
+            said = f"{one.speed:.3f} {one.best:.3f} {share:.4f}".split()
+            rows.append([shape, hardware, word, str(context), one.slots, *said, f"{one.tried} of {one.plans}"])
             worst = min(worst, share)
             print(" ".join(rows[-1]), flush=True)
     if asked.write is not None:
-        write_synced(asked.write, lambda file: file.write(page(rows, worst).encode()))
+        text = PAGE.format(worst=100 * worst, table=table(COLUMNS, rows))
+        write_synced(asked.write, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from experiments.recommend.residence import Where
 from experiments.size.field import SECOND, Field
 from experiments.size.held import holds
 from experiments.size.pareto import pareto
-from experiments.size.prices import Priced
+from engine.hardware.prices import Priced
 from experiments.statistics.request_shares import RequestShares
 from experiments.statistics.speeds import Ends, speed_interval
 from tracekit.errors import StudyError

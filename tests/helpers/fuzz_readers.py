@@ -25,7 +25,7 @@ from engine.runtime.storage.slab_files import INDEX, REST
 from engine.shapes import load_shape
 from engine.simulator.costs import model_costs
 from experiments.quality.losses import load_losses
-from experiments.size.prices import load_prices
+from engine.hardware.prices import load_prices
 from experiments.study import Threads, load_study, run_study
 from experiments.study.schema import SCHEMA
 from experiments.study.study_content import report_content

@@ -21,7 +21,7 @@ from engine.shapes import load_shape
 from experiments.recommend import race
 from experiments.size.field import Field
 from experiments.size.held import holds
-from experiments.size.prices import Priced, load_prices, priced
+from engine.hardware.prices import Priced, load_prices, priced
 from experiments.size.size import NO, PERHAPS, YES, Goal, reached, size, winner
 from tests.engine.replay.test_bounds import random_machine, random_trace
 from tests.helpers.thorough import THOROUGH

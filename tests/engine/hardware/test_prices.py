@@ -7,7 +7,7 @@ import pytest
 
 from engine.hardware import hardware_names, load_hardware
 from engine.hardware.economy import Price
-from experiments.size.prices import PriceList, load_prices, priced
+from engine.hardware.prices import PriceList, load_prices, priced
 from tracekit.errors import HardwareError
 
 LIST = """
@@ -40,8 +40,15 @@ def test_what_is_shipped_is_of_shipped_machines_and_has_sources() -> None:
         for part in (one.price, one.power):
             assert part is None or len(part.source) > 10
     assert listed.machines["rtx3080m"].price is None
-    power = load_hardware("t4").power
-    assert listed.machines["t4"].power is not None and listed.machines["t4"].power.drawn == power
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_a_shipped_profile_costs_what_the_list_says(name: str) -> None:
+    """So that replays, recommendations and sizing agree."""
+    machine = load_hardware(name)
+    found = priced(machine, load_prices(), own=False).machine
+    assert (found.power, found.price) == (machine.power, machine.price)
+    assert machine.power is not None and any(line.startswith("power: ") for line in machine.source)
 
 
 def test_a_bought_machine_by_hand(own: PriceList) -> None:

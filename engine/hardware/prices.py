@@ -2,14 +2,16 @@
 
 import datetime
 import os
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
-from engine.hardware import HardwareProfile
 from engine.hardware.economy import Amount, Power, Price
 from tracekit import named_toml
 from tracekit.errors import HardwareError
+
+if TYPE_CHECKING:
+    from engine.hardware.profile import HardwareProfile
 
 Hours = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
@@ -86,7 +88,7 @@ class PriceList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Priced(NamedTuple):
     """A machine whose profile carries what is known of its price and power, and nothing else."""
 
-    machine: HardwareProfile
+    machine: "HardwareProfile"
     purchase: float | None
     """None: not known; 0 of a hired machine."""
     hired: bool
@@ -97,18 +99,51 @@ def load_prices(path: str | os.PathLike[str] | None = None) -> PriceList:
     """The shipped price list, or a user's. Raises HardwareError."""
     if path is None:
         return named_toml.load(
-            "prices", PriceList, what="price list", package="experiments", folder="size", error=HardwareError
+            "prices", PriceList, what="price list", package="engine.hardware", folder=".", error=HardwareError
         )
     table = named_toml.read_toml(path, "price list", HardwareError)
     return named_toml.convert(table, PriceList, label=f"price list {os.fspath(path)}", error=HardwareError)
 
 
-def priced(machine: HardwareProfile, prices: PriceList, *, own: bool, life_hours: int | None = None) -> Priced:
+def shipped_tables(name: str) -> dict[str, Any]:
+    """The tables `power` and `price` of a shipped machine, and as `source` where they come from."""
+    prices = load_prices()
+    listed = prices.machines.get(name, Listed())
+    found: dict[str, Any] = {"source": []}
+    if listed.power is not None:
+        assumed = f"; assumed: {', '.join(listed.power.assumed)}" if listed.power.assumed else ""
+        found["source"].append(f"power: {listed.power.source} ({listed.power.date}){assumed}")
+        found["power"] = msgspec.to_builtins(listed.power.drawn)
+    if listed.price is None:
+        found["source"].append("no price: the list of prices has none for this machine; add a table price of your own")
+        return found
+    rest = "" if listed.price.per_hour is not None or listed.price.rest is not None else ", without a machine around it"
+    found["source"].append(f"price: {listed.price.source} ({listed.price.date}){rest}")
+    if listed.price.per_hour is None:
+        found["source"].append(f"price.lifetime_hours: {prices.life.source}")
+        found["source"].append(f"price.electricity_per_kwh: {prices.electricity.source}")
+    found["price"] = msgspec.to_builtins(price_of(listed.price, prices))
+    return found
+
+
+def price_of(listed: ListedPrice, prices: PriceList) -> Price:
+    """What the list says of a machine as a profile's table: hired, or written off over the list's life."""
+    if listed.per_hour is not None:
+        return Price(currency=prices.currency, per_hour=listed.per_hour)
+    return Price(
+        currency=prices.currency,
+        purchase=listed.purchase,
+        lifetime_hours=prices.life.hours,
+        electricity_per_kwh=prices.electricity.per_kwh,
+    )
+
+
+def priced(machine: "HardwareProfile", prices: PriceList, *, own: bool, life_hours: int | None = None) -> Priced:
     """The machine as the list prices it.
 
     Args:
         own: whether the profile's own tables `power` and `price` count where the list has none: those of a user's file
-            do, those of a shipped one are older than the list.
+            do, those of a shipped one are the shipped list's.
         life_hours: of a bought machine, in place of the list's.
     """
     listed, unknown = prices.machines.get(machine.name, Listed()), []
@@ -122,17 +157,9 @@ def priced(machine: HardwareProfile, prices: PriceList, *, own: bool, life_hours
     purchase = None if price is None else price.purchase or 0
     if listed.price is not None:
         purchase = listed.price.purchase
-        if listed.price.per_hour is not None:
-            price = Price(currency=prices.currency, per_hour=listed.price.per_hour)
-        else:
-            price = Price(
-                currency=prices.currency,
-                purchase=purchase,
-                lifetime_hours=prices.life.hours,
-                electricity_per_kwh=prices.electricity.per_kwh,
-            )
-            if listed.price.rest is None:
-                unknown.append("the price is that of the device alone")
+        price = price_of(listed.price, prices)
+        if listed.price.per_hour is None and listed.price.rest is None:
+            unknown.append("the price is that of the device alone")
     if price is None:
         unknown.append("price is not known")
     elif price.currency != prices.currency:
