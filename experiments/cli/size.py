@@ -14,8 +14,8 @@ from experiments.cli.sized import plain, show
 from tracekit.errors import PlanError
 
 if TYPE_CHECKING:
-    from experiments.prior import About
     from engine.hardware.prices import Priced, PriceList
+    from experiments.prior import About
 
 DRAWN = 4096
 """Tokens of a prior, where nothing else is asked for."""
@@ -70,10 +70,10 @@ def command(
 
     Example: tracekit size mixtral-8x7b --trace my.trace --target 20 --context 8192 --ttft 2s
     """
+    from engine.hardware.prices import load_prices
     from engine.shapes import load_shape
     from experiments.cli.prior import asked
     from experiments.prior import about, drawn, model_of
-    from engine.hardware.prices import load_prices
     from experiments.size.size import FORMATS, Goal, size
     from tracekit.trace import Trace
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from experiments.cli import console
 
 if TYPE_CHECKING:
-    from experiments.prior import About
     from engine.hardware.prices import PriceList
+    from experiments.prior import About
     from experiments.size.size import Row, Sizing
 
 GIB = 1 << 30

@@ -15,6 +15,7 @@ import torch
 
 from engine.decisions.foresight import Scores
 from engine.hardware import load_hardware
+from engine.hardware.prices import load_prices
 from engine.plan.placement import load_placement
 from engine.plan.plan import load_plan, plan_from_dict
 from engine.replay.counts import read_cells
@@ -25,7 +26,6 @@ from engine.runtime.storage.slab_files import INDEX, REST
 from engine.shapes import load_shape
 from engine.simulator.costs import model_costs
 from experiments.quality.losses import load_losses
-from engine.hardware.prices import load_prices
 from experiments.study import Threads, load_study, run_study
 from experiments.study.schema import SCHEMA
 from experiments.study.study_content import report_content
