@@ -70,6 +70,7 @@ def command(
     )
     sampling = Sampling.asked(temperature, top_p, seed)
     link, profile = options.emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
+    options.check_run(chosen, profile, dtype, device)
     if (prompts is None) == (not texts):
         mend = "give one or more texts, or --prompts FILE"
         if not texts and not Path(model).is_dir():

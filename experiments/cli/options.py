@@ -9,6 +9,8 @@ import typer
 from tracekit.errors import HardwareError, PlanError
 
 if TYPE_CHECKING:
+    from engine.hardware import HardwareProfile
+    from engine.plan.plan import Plan
     from engine.runtime.links.thread_link import EmulatedLink as Link
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
@@ -80,6 +82,22 @@ def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
     if not gigabytes_per_s > 0:
         raise HardwareError(f"--emulate-link {gigabytes_per_s:g} is no speed: give GB/s above 0")
     return EmulatedLink(gigabytes_per_s * 1e9)
+
+
+def check_run(plan: "Plan", hardware: "HardwareProfile | None", dtype: str, device: str) -> None:
+    """Raise TracekitError for what the engine would refuse, before it is imported and a model loaded: that takes a
+    while. A plan with a CPU lane needs a profile that says how fast the host computes."""
+    from engine.plan.weights import WeightFormat
+    from tracekit.recorder.words import check_device, check_dtype
+
+    check_dtype(dtype)
+    check_device(device)
+    WeightFormat.parse(plan.weights.experts or "bf16").served()
+    if plan.compute.cpu_experts == "auto" and (hardware is None or hardware.cpu is None):
+        raise PlanError(
+            'compute.cpu_experts = "auto" weighs copying an expert against computing it on the CPU: give --hardware '
+            "with a profile that has a [cpu] table, such as tracekit calibrate makes"
+        )
 
 
 def refuse_without_prior(model: str | None, *asked: int | None) -> None:

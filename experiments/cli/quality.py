@@ -54,25 +54,23 @@ def command(
 
     Example: tracekit quality ./mixtral-mini --text held-out.jsonl --weights hqq-4bit,hqq-3bit --output quality
     """
+    from engine.plan.capacity import parse_memory
     from experiments.quality.text import read_documents
     from tracekit.errors import ImportFormatError
+    from tracekit.recorder.words import check_device, check_dtype
 
     if sum(str(path) == "-" for path in text) > 1:
         raise ImportFormatError("only one text is piped in: give --text - once")
     plans = _plans(plan or [], weights or [], capacity)
+    room, disk = parse_memory(memory), parse_memory(scratch, "--scratch")
+    check_dtype(dtype)
+    check_device(device)
     documents, repeated = read_documents(text)
-    from engine.plan.capacity import parse_memory
+    # What is imported from here on takes seconds: what can be refused has been.
     from experiments.quality.measure import measure
     from experiments.quality.work import Options
 
-    asked = Options(
-        dtype=dtype,
-        device=device,
-        memory=parse_memory(memory),
-        window=window,
-        chunk=chunk,
-        scratch=parse_memory(scratch, "--scratch"),
-    )
+    asked = Options(dtype=dtype, device=device, memory=room, window=window, chunk=chunk, scratch=disk)
     with ExitStack() as stack:
         folder = output or Path(stack.enter_context(TemporaryDirectory(prefix="tracekit-quality-"))) / "quality"
         report = stack.enter_context(console.meter("reading"))
@@ -92,12 +90,15 @@ def command(
 
 
 def _plans(files: list[Path], formats: list[str], capacity: str) -> "dict[str, Plan]":
-    """Every plan once, under a name that tells it from the others."""
+    """Every plan once, under a name that tells it from the others. PlanError for what the engine does not store."""
     from engine.plan.plan import Plan, load_plan
+    from engine.plan.weights import WeightFormat
     from experiments.study.grid import plan_name
 
     words = [word.strip() for given in formats for word in given.split(",") if word.strip()]
     asked = [load_plan(path) for path in files] + [Plan(capacity, weights=word) for word in words]
+    for plan in asked:
+        WeightFormat.parse(plan.weights.experts or "bf16").served()
     found: dict[str, Plan] = {}
     for one in asked:
         name, count = plan_name(one), 1

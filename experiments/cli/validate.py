@@ -52,8 +52,8 @@ def command(
         int, typer.Option(min=1, max=1000, help="times that the engine runs; a step's time is the median over them")
     ] = 3,
     threshold: Annotated[
-        float | None, typer.Option(help="fail above this median error of time per token, e.g. 0.15")
-    ] = None,
+        float, typer.Option(help="fail where tokens/s, or the time of a token in the median, is off by more")
+    ] = 0.5,
     tolerance: Annotated[
         float, typer.Option(help="warn where tokens/s, or the time of a token in the median, is off by more")
     ] = 0.15,
@@ -64,7 +64,7 @@ def command(
     """Run a plan in the engine and in the simulator; compare decisions, tokens and time.
 
     It passes if decisions and tokens are alike on both sides, with a warning if time is off by more than --tolerance.
-    It fails, with exit code 1, if they differ, or if time is off by more than --threshold, where one is given.
+    It fails, with exit code 1, if they differ, or if time is off by more than --threshold.
 
     With --routing and --random-weights, a model directory needs no weights: its shapes are filled with random numbers
     and a recorded trace chooses the experts, so that decisions and time are compared without the checkpoint.
@@ -100,6 +100,7 @@ def command(
     requests = [] if prompts is None else read_prompts(prompts)
     profile = None if hardware is None else load_hardware(hardware, engine)
     link = options.emulated_link(emulate_link)
+    options.check_run(chosen, profile, dtype, device)
     from engine.plan.capacity import parse_memory
     from engine.runtime.memory import fit_checkpoint
     from experiments.validation.forced import validate_routing

@@ -56,7 +56,7 @@ def validate(
         emulate_link: how the engine's copies are slowed down; those of a given `hardware` are, too.
         runs: times that the engine runs; with more than one, a machine that is measured here is measured again after
             them, so that a drift of the machine shows in the spread.
-        threshold: the largest median step error that passes, as a share; None lets any pass.
+        threshold: the largest error of time that passes, as a share; None lets any pass.
         sampling: how tokens are drawn, on both sides from the same numbers; None: greedily.
         tolerance: how far time may be off, as a share, without a warning (`experiments.validation.verdict`).
         keep_trace: where to keep the engine's own trace; None discards it.

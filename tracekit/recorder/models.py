@@ -21,10 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tracekit.errors import ModelError, did_you_mean
+from tracekit.errors import ModelError
 from tracekit.recorder.files import check_weights, read_json, short, stored_numbers
 from tracekit.recorder.layers import count_routed_layers
 from tracekit.recorder.seam import is_experts
+from tracekit.recorder.words import check_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -249,8 +250,7 @@ def _auto_class(config: "PreTrainedConfig") -> Any:
 
 def parse_dtype(dtype: str) -> torch.dtype | str:
     """A torch dtype, or "auto", from its name."""
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    check_dtype(dtype)
     return DTYPES[dtype]
 
 

@@ -240,7 +240,7 @@ def test_auto_works_in_every_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     prompts.write_text('{"id": "a", "prompt": "The list"}\n')
     short = ["--max-new-tokens", "3", "--json", "--device", "cpu"]
     recorded = ["record", mini, "--prompts", str(prompts), "--output", str(tmp_path / "t.trace")]
-    checked = ["validate", mini, "--prompts", str(prompts), "--hardware", "t4"]
+    checked = ["validate", mini, "--prompts", str(prompts), "--hardware", "t4", "--threshold", "1e9"]
     for command in (["generate", mini, "The list"], recorded, checked):
         assert run([*command, "--plan", str(plan), *short]) == 0, capsys.readouterr().err
         capsys.readouterr()

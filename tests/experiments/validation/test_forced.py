@@ -73,7 +73,7 @@ def test_the_engine_follows_the_trace(tables: dict[str, Any], shapes: Path, reco
 
 def test_the_command_needs_no_weights(shapes: Path, recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["validate", str(shapes), "--routing", str(recorded), "--capacity", "4/layer", "--hardware", "t4"]
-    assert run([*arguments, "--random-weights", "--max-steps", "5", "--json"]) == 0
+    assert run([*arguments, "--random-weights", "--max-steps", "5", "--threshold", "1e9", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["time"]["steps"] == 4 and found["decisions"]["identical"]
     for wrong in ([], ["--random-weights", "--host", "disk"], ["--random-weights", "--prompts", "p.jsonl"]):

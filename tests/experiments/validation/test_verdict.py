@@ -7,7 +7,7 @@ import pytest
 
 from engine.hardware import load_hardware
 from experiments.validation.emulated import over_link
-from experiments.validation.verdict import TimeError, judge, spread, time_words
+from experiments.validation.verdict import THRESHOLD, TimeError, judge, spread, time_words
 from tracekit.errors import ModelError
 
 pytest.importorskip("torch")
@@ -48,6 +48,12 @@ def test_time_alone_warns_and_a_difference_fails() -> None:
     assert judge(identical=True, time=timed(step_error_median=0.2)).outcome == "warned"
     assert judge(identical=True, time=timed(step_error_median=0.2), threshold=0.3).outcome == "warned"
     assert judge(identical=True, time=timed(step_error_median=0.2), tolerance=0.5, threshold=0.1).outcome == "failed"
+    far = timed(tokens_per_second_error=-0.78)
+    failed = judge(identical=True, time=far, threshold=THRESHOLD)
+    assert failed.outcome == "failed" and "ABOVE the allowed 50 %" in time_words(far, failed, THRESHOLD)
+    near = timed(tokens_per_second_error=-0.45)
+    assert judge(identical=True, time=near, threshold=THRESHOLD).outcome == "warned"
+    assert judge(identical=True, time=far).outcome == "warned", "nobody set a threshold"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,10 @@ def test_commands_take_a_directory_and_say_so(tmp_path: Path, capsys: pytest.Cap
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"id": "a", "prompt": "The module"}) + "\n")
     checked = ["validate", str(MINI), "--prompts", str(prompts), "--capacity", "3/layer", "--hardware", "t4"]
-    assert run([*checked, "--host", "disk", "--slabs", str(path), "--max-new-tokens", "6", "--json"]) == 0
+    assert (
+        run([*checked, "--host", "disk", "--slabs", str(path), "--max-new-tokens", "6", "--threshold", "1e9", "--json"])
+        == 0
+    )
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["passed"] and verdict["host"] == f"on disk, in {path}"
     for wrong in (["--host", "disk"], ["--slabs", str(tmp_path)], ["--host", "tape"]):
