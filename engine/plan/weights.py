@@ -40,6 +40,8 @@ SERVED = (
     "hqq-2bit", "hqq-2bit-g16", "hqq-2bit-g16-m128",
 )  # fmt: skip
 """The words of formats that the engine stores; HQQ takes other groups as well."""
+KV_FORMATS = ("fp32", "fp16", "bf16", "fp8", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
+"""What engines keep keys and values in: vLLM 16 bits or fp8, llama.cpp (--cache-type-k) the others, too."""
 FORMATS = (*SERVED, *foreign_formats.WORDS)
 """The words a user is told about."""
 
@@ -184,14 +186,19 @@ class WeightFormat(msgspec.Struct, frozen=True):
         return sum(self.tensor_bytes(*matrix) for matrix in matrices) + sum(biases) * self.plain_bytes
 
     def values_bytes(self, count: int) -> int:
-        """Bytes of a row of `count` values, the last block filled up: a token's keys and values, say."""
+        """Bytes of a row of `count` of a token's keys and values, the last block filled up.
+
+        PlanError for a format that no engine keeps them in.
+        """
+        if self.foreign and self.name not in KV_FORMATS:
+            raise PlanError(f"a key-value cache is not stored as {self.name}: use {', '.join(KV_FORMATS)}")
         if self.name in foreign_formats.BLOCKS:
             values, size = foreign_formats.BLOCKS[self.name]
             return -(-count // values) * size
         if self.name == "fp8":
             return count
         if self.quantised:
-            raise PlanError(f"a key-value cache is not stored as {self.name}: use fp16, bf16, fp8, q8_0 or q4_0")
+            raise PlanError(f"a key-value cache is not stored as {self.name}: use {', '.join(KV_FORMATS)}")
         return count * self.plain_bytes
 
     def expert_bytes(self, shape: ExpertShape) -> int:

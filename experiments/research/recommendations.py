@@ -92,9 +92,9 @@ The worst of ten settings has {worst:.1f} % of the best plan's speed (to reach: 
 
 The best is of every eviction policy offered with every prefetcher offered, in what fits, with and without the CPU
 lane, and beside the lane also in every smaller cache by powers of two, all replayed on the whole trace. Routing is that
-of the package's two models, recorded by `tracekit demo`, at the sizes of the model named; of the last row it is drawn, with as
-many layers as the model has, and there one cache for all layers and slots split evenly among them are plans, too.
-`recommend` was adjusted on other settings than these. Modelled, not measured.
+of the package's two models, recorded by `tracekit demo`, at the sizes of the model named; of the last row it is drawn,
+with as many layers as the model has, and there one cache for all layers and slots split evenly among them are plans,
+too. `recommend` was adjusted on other settings than these. Modelled, not measured.
 
 {table}
 """

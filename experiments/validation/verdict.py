@@ -1,9 +1,9 @@
 """The verdict of a validation: decisions and tokens are right or wrong, time is near enough or not, and why.
 
 Failed: decisions or tokens differ, or time is off by more than the threshold, and not by what may be the machine's
-noise. Passed with a warning: all of that is right, and time is off by more than the tolerance. Time is off by the larger
-of two errors: of tokens per second, and of a decode step in the median. Where the engine was run several times, its own
-spread tells whether such an error may be the machine's noise.
+noise. Passed with a warning: all of that is right, and time is off by more than the tolerance. Time is off by the
+larger of two errors: of tokens per second, and of a decode step in the median. Where the engine was run several times,
+its own spread tells whether such an error may be the machine's noise.
 """
 
 from collections.abc import Sequence
