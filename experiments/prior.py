@@ -2,6 +2,7 @@
 model known of that granularity (`tracekit.priors`). What comes of them is a prior, not the model's own figure.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from engine.replay.result import Result
 from engine.shapes import ModelShape, load_shape
 from tracekit.batched import batched
 from tracekit.caution import MARK
-from tracekit.errors import TraceError
+from tracekit.errors import PlanError, TraceError, TracekitError
 from tracekit.priors import LEVELS, family_of, prior_traces
 from tracekit.priors.family import Level
 from tracekit.trace import Trace
 
 WORD = "prior:"
-TOKENS, PROMPT = 256, 128
+TOKENS, PROMPT, REQUESTS = 1024, 128, 4
+"""Generated tokens in all, a prompt's, and requests, where nothing else is asked for, in every command alike."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +34,33 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     tokens: int = TOKENS
     prompt_tokens: int = PROMPT
-    requests: int = 1
+    requests: int = REQUESTS
     seed: int = 0
+
+
+def asked_for(
+    model: str,
+    *,
+    tokens: int | None = None,
+    prompt_tokens: int | None = None,
+    requests: int | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+) -> Asked:
+    """The routing that is drawn; None: as usual. Where a `batch` decodes together, twice as many requests take turns.
+
+    Raises PlanError where these do not get a generated token each.
+    """
+    several = requests or max(REQUESTS, 2 * (batch or 1))
+    generated = tokens or TOKENS
+    if generated < several:
+        whose = "" if requests is not None else f" (twice the {batch} at once)"
+        raise PlanError(
+            f"a prior of {generated} generated tokens for {several} requests{whose}: each needs one; give --tokens "
+            f"{several} or more, or fewer requests"
+        )
+    asked = {"model": model, "tokens": generated, "requests": several, "prompt_tokens": prompt_tokens, "seed": seed}
+    return Asked(**{name: value for name, value in asked.items() if value is not None})
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +112,8 @@ def about(asked: Asked, shape: ModelShape) -> About:
 def drawn(
     asked: Asked, shape: ModelShape, progress: Callable[[int], object] | None = None
 ) -> Iterator[dict[Level, Trace]]:
-    """Traces of the three localities for a model of that shape, gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Traces of the three localities for a model of that shape, gone afterwards: no message names them."""
+    with tempfile.TemporaryDirectory() as folder, _named(f"{WORD}{asked.model}", folder):
         yield prior_traces(
             [shape.experts] * len(shape.moe_layers),
             shape.top_k,
@@ -98,6 +125,18 @@ def drawn(
             name=shape.name,
             progress=progress or (lambda tokens: None),
         )
+
+
+@contextmanager
+def _named(prior: str, folder: str) -> Iterator[None]:
+    """Errors about a trace in the folder as of the prior."""
+    try:
+        yield
+    except TracekitError as error:
+        text = re.sub(rf"{re.escape(folder)}[/\\]\w+\.trace", lambda found: prior, str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from None
 
 
 def replay_prior(

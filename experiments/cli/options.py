@@ -53,11 +53,13 @@ Context = Annotated[
 ]
 Sequences = Annotated[int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")]
 
-PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all")]
+PriorTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="of prior: generated tokens in all; 1024")]
 PriorPrompt = Annotated[
     int | None, typer.Option("--prompt-tokens", min=0, help="of prior: tokens of each request's prompt; 128")
 ]
-PriorRequests = Annotated[int | None, typer.Option("--requests", min=1, help="of prior: one, or as many as --batch")]
+PriorRequests = Annotated[
+    int | None, typer.Option("--requests", min=1, help="of prior: 4, or twice as many as come together")
+]
 
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]

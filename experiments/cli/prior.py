@@ -11,13 +11,6 @@ if TYPE_CHECKING:
 TITLES = {"low": "least local", "likely": "likely", "high": "most local"}
 
 
-def asked(model: str, **given: int | None) -> "Asked":
-    """The routing asked for; what is not given is as `experiments.prior` has it."""
-    from experiments.prior import Asked
-
-    return Asked(model=model, **{name: value for name, value in given.items() if value is not None})
-
-
 def replay(wanted: "Asked", plan: "Plan", hardware: str | None, *, json: bool, **options: Any) -> None:
     """`tracekit replay prior:MODEL`."""
     from experiments.prior import replay_prior

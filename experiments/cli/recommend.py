@@ -73,13 +73,11 @@ def command(
     """
     from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
-    from experiments.cli.prior import asked
     from experiments.cli.recommended import next_command, plain, show
-    from experiments.prior import model_of
+    from experiments.prior import asked_for, model_of
     from experiments.quality.losses import load_losses
     from experiments.quality.measurement import parse_loss
     from experiments.recommend import FORMATS, recommend, recommend_on_prior
-    from experiments.recommend.on_prior import REQUESTS, TOKENS
     from experiments.recommend.residence import HostMemory
     from tracekit.errors import PlanError
     from tracekit.trace import Trace
@@ -115,11 +113,8 @@ def command(
             if opened is not None:
                 found[name] = recommend(opened, machine, shape, **how)
             else:
-                wanted = asked(
-                    like or model,
-                    tokens=tokens or TOKENS,
-                    prompt_tokens=prompt_tokens,
-                    requests=requests or batch or REQUESTS,
+                wanted = asked_for(
+                    like or model, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests, batch=batch
                 )
                 found[name] = recommend_on_prior(wanted, machine, shape, **how)
         if name in places:  # at once: another machine may fail

@@ -217,6 +217,7 @@ def command(
         options.refuse_decided("--decisions", asked)
     if model is not None:
         from experiments.cli import prior
+        from experiments.prior import asked_for
 
         asked = {
             **{"--model-shape": model_shape, "--reshape": reshape, "--arrival-rate": arrival_rate, "--warm": warm},
@@ -225,7 +226,7 @@ def command(
         }
         options.refuse_decided("prior:", asked)
         prior.replay(
-            prior.asked(model, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests or batch, seed=seed),
+            asked_for(model, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests, batch=batch, seed=seed),
             chosen,
             hardware,
             json=json,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from engine.hardware.prices import Priced, PriceList
     from experiments.prior import About
 
-DRAWN = 4096
-"""Tokens of a prior, where nothing else is asked for."""
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|)")
 
 
@@ -72,8 +70,7 @@ def command(
     """
     from engine.hardware.prices import load_prices
     from engine.shapes import load_shape
-    from experiments.cli.prior import asked
-    from experiments.prior import about, drawn, model_of
+    from experiments.prior import about, asked_for, drawn, model_of
     from experiments.size.size import FORMATS, Goal, size
     from tracekit.trace import Trace
 
@@ -93,12 +90,7 @@ def command(
             assert trace is not None
             routing: Mapping[str, Trace] = {"likely": Trace.open(trace)}
         else:
-            wanted = asked(
-                like,
-                tokens=tokens or DRAWN,
-                prompt_tokens=prompt_tokens,
-                requests=requests or max(4, 2 * (concurrency or 1)),
-            )
+            wanted = asked_for(like, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests, batch=concurrency)
             routed = load_shape(like)
             levels = stack.enter_context(drawn(wanted, routed))
             said, routing = about(wanted, routed), {str(level): one for level, one in levels.items()}

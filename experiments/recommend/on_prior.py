@@ -16,8 +16,6 @@ from experiments.recommend.residence import Residence
 from tracekit.priors.family import Level
 
 LIKELY: Level = "likely"
-TOKENS, REQUESTS = 1024, 4
-"""Generated tokens in all and requests, where nothing else is asked for."""
 
 
 def recommend_on_prior(
