@@ -306,6 +306,11 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         arithmetic = token_ps(params, kernel.compute_flops_per_s)
         return Roofline(ceil_ns(read, kernel.memory_bandwidth_bytes_per_s), arithmetic, expand, kernel.per_expert_ns)
 
+    @property
+    def measured(self) -> bool:
+        """Whether the machine was measured, and is under the engine that was measured on it."""
+        return self.calibrated and self.engine.name == CALIBRATED
+
     def to_toml(self) -> str:
         """The profile as TOML text that `load_hardware` reads back equal."""
         import tomli_w

@@ -40,6 +40,8 @@ def replay_cells(
     chosen = Plan("0") if plan is None else load_plan(plan)
     if weights is not None:
         chosen = chosen.replace(weights=msgspec.structs.replace(chosen.weights, experts=weights))
+    from experiments.statistics.speeds import basis
+
     shape, machine = load_shape(model_shape), load_hardware(hardware, engine)
     found = replay_counts(
         read_cells(path), shape, machine, chosen, how=cast("Spread", spread), seed=0 if seed is None else seed
@@ -47,6 +49,7 @@ def replay_cells(
     if json:
         console.emit_json(
             {
+                "basis": basis(calibrated=machine.measured),
                 "hardware": machine.name,
                 "engine": machine.engine.name,
                 "model_shape": shape.name,
@@ -61,7 +64,7 @@ def replay_cells(
     where = f"{shape.name} on {machine.name} ({machine.engine.name})"
     title = f"{path.name}: {where}, misses {spread}, experts {chosen.compute.experts}"
     console.table(title, COLUMNS, [_row(cell) for cell in found])
-    if not machine.calibrated:
+    if not machine.measured:
         console.tell(
             "Modelled, not measured. Counts have no requests to take an interval over: --spread random, with several "
             "--seed, shows what it matters which lookups miss."

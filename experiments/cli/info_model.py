@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from experiments.cli import console
 from experiments.cli.console import percent
-from experiments.statistics.speeds import MODELLED
+from experiments.statistics.speeds import MODELLED, basis
 
 if TYPE_CHECKING:
     from engine.replay.prospect import Prospect
@@ -41,13 +41,14 @@ def tell_model(
     plan = Plan("auto", weights=word, serve=serve)
     machines = [load_hardware(one, engine) for one in hardware or hardware_names()]
     found = [prospect(shape, machine, plan) for machine in machines]
-    measured = {machine.name for machine in machines if machine.calibrated}
+    measured = {machine.name for machine in machines if machine.measured}
     sizes = _sizes(shape)
     kv = WeightFormat.parse(kv_cache or "bf16")
     caches = {tokens: kv_bytes(shape, tokens, kv) for tokens in sorted({*CONTEXTS, context})}
     if json:
         console.emit_json(
             {
+                "basis": basis(calibrated=len(measured) == len(machines)),
                 "model": shape.name,
                 "source": shape.source,
                 "layers": shape.layers,
@@ -74,9 +75,10 @@ def tell_model(
     title = f"{word}, {context} tokens of context" + (f", {batch} sequences" if batch > 1 else "")
     console.table(title, COLUMNS, [_row(one) for one in found])
     console.tell(_sentence(shape, found, word, context, measured))
+    said = basis(calibrated=len(measured) == len(machines))
     console.tell(
-        "Speeds are modelled, not measured, between every expert copied and none; real routing repeats itself, so a "
-        "cache does better than even routing."
+        f"Speeds are {said}, between every expert copied and none; real routing repeats itself, so a cache does better "
+        "than even routing. Where misses are computed on the CPU (recommend tries it) the last column is the end."
     )
     return int(not any(one.fits for one in found))
 
@@ -90,15 +92,17 @@ COLUMNS = (
     "all missing",
     "even routing",
     "none missing",
+    "CPU helping, at most",
 )
 
 
 def _row(one: "Prospect") -> list[str]:
     cells = [one.machine, one.engine, f"{one.room / GIB:.0f}", f"{one.memory.total / GIB:.1f}"]
     if not one.fits:
-        return [*cells, "does not fit", "-", "-", "-"]
+        return [*cells, "does not fit", "-", "-", "-", "-"]
     share = f"{one.slots} of {one.experts} ({percent(one.slots / one.experts, 0)})"
-    return [*cells, share, *(f"{speed:.1f} tok/s" for speed in (one.missing, one.even, one.resident))]
+    speeds = [one.missing, one.even, one.resident, *([] if one.helped is None else [one.helped])]
+    return [*cells, share, *(f"{speed:.1f} tok/s" for speed in speeds), *(["-"] if one.helped is None else [])]
 
 
 def _sentence(shape: "ModelShape", found: "list[Prospect]", word: str, context: int, measured: Collection[str]) -> str:
@@ -110,7 +114,7 @@ def _sentence(shape: "ModelShape", found: "list[Prospect]", word: str, context: 
     best = max(fitting, key=lambda one: one.even)
     whole = best.slots == best.experts
     held = "all of it" if whole else f"{best.slots} of {best.experts} experts of each layer"
-    speed = f"{best.resident:.1f}" if whole else f"{best.missing:.1f} to {best.resident:.1f}"
+    speed = f"{best.resident:.1f}" if whole else f"{best.missing:.1f} to {best.most:.1f}"
     said = "" if best.machine in measured else f", {MODELLED}"
     return (
         f"{where} runs on {', '.join(one.machine for one in fitting)}; fastest on {best.machine}, which holds {held}: "

@@ -49,7 +49,7 @@ Reshape = Annotated[
 ]
 
 Context = Annotated[
-    int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; the trace's if not given")
+    int | None, typer.Option(min=1, max=1 << 24, help="tokens of each sequence; 8192, or the trace's longest")
 ]
 Sequences = Annotated[int | None, typer.Option(min=1, max=1 << 16, help="sequences at once; the trace's if not given")]
 

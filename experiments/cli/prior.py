@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from experiments.cli import console
 
 if TYPE_CHECKING:
@@ -20,7 +22,12 @@ def replay(wanted: "Asked", plan: "Plan", hardware: str | None, *, json: bool, *
     with console.progress("drawing routing", drawn) as advance:
         found = replay_prior(wanted, plan, hardware, progress=advance, **options)
     if json:
-        console.emit_json(found)
+        from experiments.cli.results import is_calibrated
+        from experiments.statistics.speeds import basis
+
+        timed = found.results["likely"]
+        said = {} if timed.time is None else {"basis": basis(calibrated=is_calibrated(timed))}
+        console.emit_json(msgspec.to_builtins(found) | said)
         return
     _show(found)
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 from shlex import quote
 
-from engine.hardware.engine_profile import CALIBRATED
 from engine.plan.plan import ServePlan
 from engine.plan.weights import WeightFormat
 from experiments.cli import console
 from experiments.recommend import Choice, Recommendation
-from experiments.statistics.speeds import MODELLED
+from experiments.statistics.speeds import MODELLED, basis
 from experiments.study.grid import plan_name
 
 GIB = 1 << 30
@@ -34,6 +33,8 @@ def show(title: str, found: Recommendation) -> None:
         ("weights", "device", *named, "host", "J/token", "per million tokens", "quality lost"),
         [_takes(choice, parts) for choice in found.choices],
     )
+    if (served := found.choices[0].plan.serve.context) is not None:
+        console.tell(f"Memory is kept for {served} tokens of context: --context says another length.")
     if any(choice.estimates.cost_per_million_tokens is not None for choice in found.choices):
         console.tell("Energy and cost: `tracekit hardware show` says where a machine's power and price come from.")
     for word, why in found.refused.items():
@@ -54,7 +55,7 @@ def show(title: str, found: Recommendation) -> None:
 
 def is_measured(choice: Choice) -> bool:
     """Whether the machine was measured, and the engine on it."""
-    return choice.machine.calibrated and choice.time.engine == CALIBRATED
+    return choice.machine.measured
 
 
 def _speed(choice: Choice) -> list[str]:
@@ -99,6 +100,7 @@ def next_command(model: str, found: Recommendation, plan: Path, hardware: str) -
 def plain(found: Recommendation) -> dict[str, object]:
     """For JSON."""
     return {
+        "basis": basis(calibrated=all(is_measured(choice) for choice in found.choices)),
         "tried": found.tried,
         "prior": found.prior,
         "refused": found.refused,

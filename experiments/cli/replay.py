@@ -168,7 +168,7 @@ def command(
     from experiments.cli.results import agreement_rows, is_calibrated, result_rows
     from experiments.prior import model_of
     from experiments.statistics.request_shares import RequestShares
-    from experiments.statistics.speeds import MODELLED, Ends, interval_words, speed_interval
+    from experiments.statistics.speeds import MODELLED, Ends, basis, interval_words, speed_interval
     from tracekit.batched import batched
     from tracekit.demand import step_starts
     from tracekit.durable import check_place
@@ -298,7 +298,7 @@ def command(
     if json:
         found: dict[str, object] = {} if recorded is None else {"against_recorded": recorded.agreement}
         if result.time is not None:
-            found["tokens_per_second_interval"] = between
+            found |= {"basis": basis(calibrated=is_calibrated(result)), "tokens_per_second_interval": between}
         console.emit_json({**result.to_dict(), **found})
         return
     rows = result_rows(result, interval_words(between))

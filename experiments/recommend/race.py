@@ -39,6 +39,10 @@ NOT_OFFERED = {"static", "learned", "popular", "learned-adaptive", "random", "fi
 """They need a profile or a fitted file of their own, or are for comparison."""
 
 
+CONTEXT = 8192
+"""Tokens of a sequence that memory is kept for where nobody says, or the trace's longest if that is more."""
+
+
 class Length(NamedTuple):
     """How much of a trace is replayed: this share of its decode steps, of long ones about so many lookups."""
 

@@ -6,6 +6,7 @@ from experiments.statistics.comparison import rate_intervals
 from experiments.statistics.request_shares import RequestShares
 
 MODELLED = "modelled, not measured"
+ON_MEASURED = "modelled, on a machine that was measured"
 LEVEL = 0.95
 Ends = tuple[float, float]
 
@@ -26,6 +27,11 @@ def speed_interval(
     times = shares.of_each(np.where(np.arange(len(step_ns)) < warm_up, 0, step_ns), scale)
     found = rate_intervals(tokens[own], times[own][None].astype(np.float64), level=level)
     return None if found is None else (float(found[0, 0]), float(found[0, 1]))
+
+
+def basis(*, calibrated: bool) -> str:
+    """What a speed in JSON rests on; `calibrated`: the machine was measured, and the engine on it."""
+    return ON_MEASURED if calibrated else MODELLED
 
 
 def interval_words(ends: Ends | None, digits: int = 3) -> str:

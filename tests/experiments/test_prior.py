@@ -95,7 +95,18 @@ def test_like_writes_a_trace_that_others_read(capsys: pytest.CaptureFixture[str]
         (["replay", "prior:", "--capacity", "1/layer"], "of which model?"),
         (["replay", "prior:mixtrl-8x7b", "--capacity", "1/layer"], "mixtral-8x7b"),
         (["replay", "prior:mixtral-8x7b", "--capacity", "1/layer", "--model-shape", "olmoe"], "--model-shape"),
-        (["replay", "prior:mixtral-8x7b", "--capacity", "1/layer", "--tokens", "2", "--requests", "3"], "give 1 to 2"),
+        (
+            ["replay", "prior:mixtral-8x7b", "--capacity", "1/layer", "--tokens", "2", "--requests", "3"],
+            "give --tokens 3",
+        ),
+        (
+            ["size", "mixtral-8x7b", "--concurrency", "65536"],
+            "(twice the 65536 at once): each needs one; give --tokens",
+        ),
+        (
+            ["replay", "prior:mixtral-8x7b", "--capacity", "1/layer", "--prefetch", "gate"],
+            "which prior:mixtral-8x7b does",
+        ),
         (["replay", "some.trace", "--capacity", "1/layer", "--prompt-tokens", "9"], "give prior:MODEL"),
         (["recommend", "trace", "--trace", "x", "--hardware", "t4", "--tokens", "9"], "give prior:MODEL"),
         (["synthetic", "--output", "x.trace", "--prompt-tokens", "9"], "give --like too"),

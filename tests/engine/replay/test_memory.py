@@ -94,7 +94,9 @@ def test_what_does_not_fit_is_said_by_part(trace: Trace) -> None:
     assert "dense 3.0" in said and "slots 84.0" in said and "12.0 GiB" in said
 
 
-@pytest.mark.parametrize("serve", [{"context": 0}, {"batch": 0}, {"kv_cache": "hqq-4bit"}, {"contxt": 4}])
+@pytest.mark.parametrize(
+    "serve", [{"context": 0}, {"batch": 0}, {"kv_cache": "hqq-4bit"}, {"kv_cache": "iq1_s"}, {"contxt": 4}]
+)
 def test_a_load_that_makes_no_sense_is_refused(serve: dict[str, object]) -> None:
     with pytest.raises(PlanError):
         Plan("4/layer", serve=serve)

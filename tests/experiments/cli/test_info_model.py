@@ -31,6 +31,21 @@ def test_mixtral_on_twelve_gigabytes(capsys: pytest.CaptureFixture[str]) -> None
     assert machine["missing"] < machine["even"] < machine["resident"]
 
 
+def test_a_cpu_that_helps_exceeds_nothing_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """As recommendations with the lane do: the end of what is possible is a bound with the host computing, too."""
+    answer = found(capsys, "mixtral-8x7b", "--hardware", "rtx3060", "--weights", "hqq-4bit", "--context", "8192")
+    assert answer["basis"] == "modelled, not measured"
+    (machine,) = answer["machines"]  # type: ignore[misc]
+    assert machine["helped"] > machine["resident"]
+    how = ["recommend", "mixtral-8x7b", "--hardware", "rtx3060", "--weights", "hqq-4bit", "--tokens", "256", "--json"]
+    assert run(how) == 0
+    told = json.loads(capsys.readouterr().out)["rtx3060"]
+    assert told["basis"] == "modelled, not measured"
+    (best,) = told["plans"]
+    assert best["plan"]["serve"]["context"] == 8192
+    assert machine["resident"] < best["tokens_per_second"] <= machine["helped"]
+
+
 def test_more_context_leaves_fewer_slots_and_smaller_keys_more(capsys: pytest.CaptureFixture[str]) -> None:
     def slots(*more: str) -> int:
         answer = found(capsys, "qwen3-30b-a3b", "--hardware", "rtx3060", *more)
