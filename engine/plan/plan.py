@@ -105,7 +105,7 @@ class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ServePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`serve`: what device memory is kept for beside weights; None takes what a trace's own requests need."""
+    """`serve`: what device memory is kept for beside weights (None: what a trace's own requests need), and the host."""
 
     # tokens of each sequence's key-value cache
     context: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)] | None = None
@@ -113,6 +113,8 @@ class ServePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] | None = None
     # format of the key-value cache (bf16 if not given): fp16, fp8, q8_0, q4_0, ...
     kv_cache: str | None = None
+    # where all experts lie: in host memory, or on disk behind what the host caches; None: as the machine's profile says
+    host: Literal["memory", "disk"] | None = None
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

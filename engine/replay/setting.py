@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from engine.decisions.spec import cache_spec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
@@ -61,6 +63,7 @@ class Setting:
         """
         if shape is not None:
             check_shape(manifest, shape, reshape)
+        machine = None if machine is None else with_host(machine, plan)
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
         spec = cache_spec(manifest.experts_per_layer, sizes, plan) if given is None else given.spec_of(sizes)
         absolute = given is None and not plan.per_layer and plan.capacity.unit != "share"
@@ -101,6 +104,18 @@ def costs_without_predictors(
         compute_experts=compute.experts,
         grouped=compute.grouped,
     )
+
+
+def with_host(machine: HardwareProfile, plan: Plan) -> HardwareProfile:
+    """The machine with a disk, or without, as the plan's `serve.host` says. PlanError where its disk is not known."""
+    if plan.serve.host == "memory":
+        return msgspec.structs.replace(machine, disk=None)
+    if plan.serve.host == "disk" and machine.disk is None:
+        raise PlanError(
+            f'serve.host = "disk", but {machine.name} has no [disk]: give its speed and what the host caches '
+            "(--disk-speed 3GB/s --host-memory 32GiB), or a profile that says so"
+        )
+    return machine
 
 
 def check_shape(manifest: Manifest, shape: ModelShape, reshape: str | None) -> None:

@@ -39,7 +39,7 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="put the prompt through the model's chat template")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
-    host: options.Host = "memory",
+    host: options.Host = None,
     slabs: options.Slabs = None,
     memory: options.Memory = None,
     hardware: Annotated[
@@ -71,6 +71,7 @@ def command(
     sampling = Sampling.asked(temperature, top_p, seed)
     link, profile = options.emulated_link(emulate_link), None if hardware is None else load_hardware(hardware)
     options.check_run(chosen, profile, dtype, device)
+    host = host or chosen.serve.host or "memory"
     if (prompts is None) == (not texts):
         mend = "give one or more texts, or --prompts FILE"
         if not texts and not Path(model).is_dir():

@@ -61,9 +61,16 @@ PriorRequests = Annotated[
     int | None, typer.Option("--requests", min=1, help="of prior: 4, or twice as many as come together")
 ]
 
+HostMemory = Annotated[str | None, typer.Option(help="host memory for experts, e.g. 32GiB; the profile's if not given")]
+DiskSpeed = Annotated[
+    str | None, typer.Option(help="what the disk reads, e.g. 3GB/s, for experts that host memory cannot hold")
+]
+
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16")]
 Device = Annotated[str, typer.Option(help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")]
-Host = Annotated[str, typer.Option(help="where experts lie: memory or disk")]
+Host = Annotated[
+    str | None, typer.Option(help="where experts lie: memory or disk; the plan's serve.host if not given, else memory")
+]
 Slabs = Annotated[Path | None, typer.Option(help="a directory of converted experts, written if it is not there yet")]
 Memory = Annotated[
     str | None, typer.Option(help="device memory for weights and slots, e.g. 8GiB; default: what is free")
@@ -73,6 +80,13 @@ PrefillChunk = Annotated[
     int | None,
     typer.Option(min=1, help="tokens of a prompt that are read at a time, each a step; generate: 2048, else all"),
 ]
+
+
+def rate(text: str | None) -> int | None:
+    """Bytes per second of `--disk-speed 3GB/s`."""
+    from engine.plan.capacity import parse_memory
+
+    return parse_memory(None if text is None else text.strip().removesuffix("/s"), "--disk-speed")
 
 
 def emulated_link(gigabytes_per_s: float | None) -> "Link | None":

@@ -7,13 +7,14 @@ import msgspec
 from experiments.cli import console
 
 if TYPE_CHECKING:
+    from engine.hardware import HardwareProfile
     from engine.plan.plan import Plan
     from experiments.prior import Asked, PriorResult
 
 TITLES = {"low": "least local", "likely": "likely", "high": "most local"}
 
 
-def replay(wanted: "Asked", plan: "Plan", hardware: str | None, *, json: bool, **options: Any) -> None:
+def replay(wanted: "Asked", plan: "Plan", hardware: "HardwareProfile | None", *, json: bool, **options: Any) -> None:
     """`tracekit replay prior:MODEL`."""
     from experiments.prior import replay_prior
     from tracekit.priors import LEVELS

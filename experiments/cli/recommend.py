@@ -34,12 +34,8 @@ def command(
     prompt_tokens: options.PriorPrompt = None,
     requests: options.PriorRequests = None,
     memory: options.Memory = None,
-    host_memory: Annotated[
-        str | None, typer.Option(help="host memory for experts, e.g. 32GiB; the profile's if not given")
-    ] = None,
-    disk_speed: Annotated[
-        str | None, typer.Option(help="what the disk reads, e.g. 3GB/s, for experts that host memory cannot hold")
-    ] = None,
+    host_memory: options.HostMemory = None,
+    disk_speed: options.DiskSpeed = None,
     weights: Annotated[
         str | None, typer.Option(help="formats to choose from: bf16,hqq-4bit,... or q4_k,mxfp4,...; the engine's own")
     ] = None,
@@ -87,7 +83,7 @@ def command(
     if like == "trace":
         raise PlanError("which routing? Give --trace, or a model in place of `trace`: routing like its is then drawn")
     opened, limit = Trace.open(trace) if like is None and trace is not None else None, parse_memory(memory)
-    room, rate = parse_memory(host_memory, "--host-memory"), _rate(disk_speed)
+    room, rate = parse_memory(host_memory, "--host-memory"), options.rate(disk_speed)
     losses = None if quality is None else load_losses(quality)
     most = None if quality_loss is None else parse_loss(quality_loss)
     if most is not None and losses is None:
@@ -154,13 +150,6 @@ def _measured(
     with console.progress("measuring this machine", STAGES) as advance:
         machine = measured_machine(model, device=device, formats=expanded, disk=disk, memory=limit, advance=advance)
     return load_hardware(machine, engine)
-
-
-def _rate(text: str | None) -> int | None:
-    """Bytes per second of `3GB/s`."""
-    from engine.plan.capacity import parse_memory
-
-    return parse_memory(None if text is None else text.strip().removesuffix("/s"), "--disk-speed")
 
 
 def _save(place: Path, text: str) -> None:

@@ -41,7 +41,7 @@ def show(title: str, found: Recommendation) -> None:
         console.tell(f"{word} is left out: {why}")
     if any(choice.where == "disk" for choice in found.choices):
         console.tell(
-            "experts on disk: run such a plan with --host disk --slabs DIR; the host's cache begins empty here"
+            "experts on disk: the plan says so (serve.host); run it with --slabs DIR; the host's cache begins empty"
         )
     if prior:
         console.tell(f"{prior.mark}: family {prior.family}, {prior.notice}. Record a trace, and give --trace.")
@@ -94,7 +94,7 @@ def next_command(model: str, found: Recommendation, plan: Path, hardware: str) -
     directory = quote(model) if Path(model).is_dir() else "DIR"
     words = f'tracekit generate {directory} "..." --plan {quote(str(plan))}'
     words += f" --hardware {quote(hardware)}" if best.plan.compute.cpu_experts == "auto" else ""
-    return words + (" --host disk --slabs DIR" if best.where == "disk" else "")
+    return words + (" --slabs DIR" if best.where == "disk" else "")
 
 
 def plain(found: Recommendation) -> dict[str, object]:

@@ -10,6 +10,7 @@ from experiments.cli import console, options
 from experiments.cli.counts import replay_cells
 
 if TYPE_CHECKING:
+    from engine.hardware import HardwareProfile
     from engine.replay.passes import Replayed
     from policies.events import Events
     from tracekit.demand import Demand
@@ -66,6 +67,8 @@ def command(
     batch: Annotated[
         int | None, typer.Option(min=1, help="as if this many of the trace's requests were decoded together")
     ] = None,
+    host_memory: options.HostMemory = None,
+    disk_speed: options.DiskSpeed = None,
     arrival_rate: Annotated[
         float | None, typer.Option(help="with --batch: mean requests that come per decode step")
     ] = None,
@@ -143,7 +146,7 @@ def command(
             **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
-            "--reshape": reshape,
+            **{"--reshape": reshape, "--host-memory": host_memory, "--disk-speed": disk_speed},
             **{"--tokens": tokens, "--prompt-tokens": prompt_tokens, "--requests": requests},
         }
         options.refuse_decided("--counts", asked)
@@ -215,6 +218,7 @@ def command(
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
         }
         options.refuse_decided("--decisions", asked)
+    machine = _machine(hardware, engine, host_memory, disk_speed)
     if model is not None:
         from experiments.cli import prior
         from experiments.prior import asked_for
@@ -228,10 +232,9 @@ def command(
         prior.replay(
             asked_for(model, tokens=tokens, prompt_tokens=prompt_tokens, requests=requests, batch=batch, seed=seed),
             chosen,
-            hardware,
+            machine,
             json=json,
             batch=batch,
-            engine=engine,
             bounds=bounds,
             sensitivities=sensitivities,
             warm_up=warm_up or 0,
@@ -262,8 +265,8 @@ def command(
             ends.append(speed_interval(shares, done.step_ns, 1.0, warm_up=uncounted))
         if steps is not None:
             write_steps(steps, opened, done)
-        if timeline is not None and hardware is not None:
-            save_timeline(timeline, opened, done, chosen, hardware)
+        if timeline is not None and machine is not None:
+            save_timeline(timeline, opened, done, chosen, machine.name)
 
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
@@ -278,8 +281,7 @@ def command(
         result = replay(
             opened,
             chosen,
-            hardware,
-            engine=engine,
+            machine,
             model_shape=model_shape,
             reshape=reshape,
             bounds=bounds,
@@ -308,3 +310,21 @@ def command(
     if result.time is not None and not is_calibrated(result):
         console.tell(f"All times are {MODELLED}; the interval is over requests. tracekit calibrate measures a machine.")
     console.warn(result.warnings)
+
+
+def _machine(
+    hardware: str | None, engine: str | None, host_memory: str | None, disk_speed: str | None
+) -> "HardwareProfile | None":
+    """The machine that is named, with its experts on disk where its speed, or the host's cache, is given."""
+    from engine.hardware import load_hardware
+    from engine.plan.capacity import parse_memory
+    from experiments.recommend.residence import HostMemory, with_disk
+    from tracekit.errors import PlanError
+
+    room, rate = parse_memory(host_memory, "--host-memory"), options.rate(disk_speed)
+    if hardware is None:
+        if room is not None or rate is not None:
+            raise PlanError("--disk-speed and --host-memory are of a machine: give --hardware too")
+        return None
+    machine = load_hardware(hardware, engine)
+    return machine if room is None and rate is None else with_disk(machine, HostMemory.of(machine, room, rate))

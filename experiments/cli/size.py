@@ -49,6 +49,8 @@ def command(
     ] = None,
     engine: options.Engine = None,
     reshape: options.Reshape = None,
+    host_memory: options.HostMemory = None,
+    disk_speed: options.DiskSpeed = None,
     tokens: options.PriorTokens = None,
     prompt_tokens: options.PriorPrompt = None,
     requests: options.PriorRequests = None,
@@ -69,6 +71,7 @@ def command(
     Example: tracekit size mixtral-8x7b --trace my.trace --target 20 --context 8192 --ttft 2s
     """
     from engine.hardware.prices import load_prices
+    from engine.plan.capacity import parse_memory
     from engine.shapes import load_shape
     from experiments.prior import about, asked_for, drawn, model_of
     from experiments.size.size import FORMATS, Goal, size
@@ -80,6 +83,7 @@ def command(
         raise PlanError("which routing? Give --trace, or a model in place of `trace`: routing like its is then drawn")
     if target is not None and not math.isfinite(target):
         raise PlanError(f"--target {target} is no speed: give tokens per second")
+    room = parse_memory(host_memory, "--host-memory")
     goal, listed = Goal(target, _seconds(ttft)), load_prices(prices)
     machines = _machines(hardware or [], what_if or [], engine, listed, life_hours, given=prices is not None)
     shape = None if model == "trace" else load_shape(model)
@@ -103,6 +107,8 @@ def command(
             batch=concurrency,
             formats=formats,
             reshape=reshape,
+            host_memory=room,
+            disk_speed=options.rate(disk_speed),
             workers=workers,
             progress=advance,
         )

@@ -43,7 +43,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=2, help="tokens to generate per prompt")] = 32,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
-    host: options.Host = "memory",
+    host: options.Host = None,
     slabs: options.Slabs = None,
     memory: options.Memory = None,
     emulate_link: options.EmulateLink = None,
@@ -91,6 +91,7 @@ def command(
         prefetch_count=prefetch_count,
         weights=weights,
     )
+    host = host or chosen.serve.host or "memory"
     sampling = Sampling.asked(temperature, top_p, seed)
     if routing is not None and sampling is not None:
         raise PlanError("a trace's routing says which tokens come: without --temperature and --top-p")

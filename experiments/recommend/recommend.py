@@ -94,7 +94,7 @@ def recommend(
         raise StudyError(f"{trace.path}: no plan could be replayed on it on {machine.name}")
     shares, independent = RequestShares.of(race.trace), looks_independent(race.trace)
     choices = [
-        _choice(race.trace, one, shares, known.get(WeightFormat.parse(str(word)).name), independent)
+        _choice(race, one, shares, known.get(WeightFormat.parse(str(word)).name), independent)
         for word, one in first.items()
     ]
     return Recommendation(choices[:SHOWN], refused, race.tried)
@@ -108,16 +108,16 @@ def _too_lossy(word: WeightFormat, known: Mapping[str, float], most: float) -> s
     return f"it loses {100 * loss:.1f} %, more than {100 * most:g} %" if loss > most else ""
 
 
-def _choice(trace: Trace, timed: Timed, shares: RequestShares, loss: float | None, independent: bool | None) -> Choice:
-    setting, done = timed.setting, timed.done
+def _choice(race: Race, timed: Timed, shares: RequestShares, loss: float | None, independent: bool | None) -> Choice:
+    trace, setting, done, place = race.trace, timed.setting, timed.done, timed.entrant.residence
     time = time_of(setting, done)
     assert time is not None  # there is a machine
     ends = speed_interval(shares, done.step_ns, time.scale)
     found = advice(trace, setting, DecodeWork.of(done), time, independent=independent) + fit_warnings(setting)
     return Choice(
-        plan=timed.entrant.plan,
-        where=timed.entrant.residence.where,
-        machine=timed.entrant.residence.machine,
+        plan=place.said_by(timed.entrant.plan, race.machine),
+        where=place.where,
+        machine=place.machine,
         time=time,
         estimates=find_estimates(setting, done),
         low=None if ends is None else ends[0],

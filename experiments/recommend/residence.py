@@ -14,7 +14,7 @@ from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
 from engine.shapes.sizes import experts_bytes
 from engine.simulator.costs import stored_expert_bytes
-from tracekit.errors import CapacityError
+from tracekit.errors import CapacityError, HardwareError
 from tracekit.manifest import Manifest
 
 LATENCY_NS = 100_000
@@ -27,6 +27,13 @@ class Residence(NamedTuple):
 
     where: Where
     machine: HardwareProfile
+
+    def said_by(self, plan: Plan, machine: HardwareProfile) -> Plan:
+        """The plan, saying so itself where the `machine` as it is does not."""
+        if self.where == "host memory" and machine.disk is None:
+            return plan
+        host = "disk" if self.where == "disk" else "memory"
+        return plan.replace(serve=replace(plan.serve, host=host))
 
 
 class HostMemory(NamedTuple):
@@ -46,6 +53,19 @@ class HostMemory(NamedTuple):
         return cls(room, disk_bytes_per_s)
 
 
+def with_disk(machine: HardwareProfile, host: HostMemory) -> HardwareProfile:
+    """The machine with all experts on a disk of that speed, behind a cache of all the room. HardwareError where either
+    is not known."""
+    if host.disk_bytes_per_s is None:
+        if machine.disk is None:
+            raise HardwareError("--host-memory is the cache before a disk: give the disk's speed, too (--disk-speed)")
+        return replace(machine, disk=replace(machine.disk, host_cache_bytes=host.room or machine.disk.host_cache_bytes))
+    if host.room is None:
+        raise HardwareError(f"--disk-speed: {machine.name} does not say what the host caches: give --host-memory, too")
+    disk = Disk(read_bytes_per_s=host.disk_bytes_per_s, latency_ns=LATENCY_NS, host_cache_bytes=host.room)
+    return replace(machine, disk=disk)
+
+
 def residences(
     plan: Plan, manifest: Manifest, shape: ModelShape | None, machine: HardwareProfile, host: HostMemory
 ) -> list[Residence]:
@@ -58,9 +78,7 @@ def residences(
     if experts <= host.room:
         left = host.room - experts if together else machine.device.memory_bytes
         found.append(Residence("host memory", replace(_with_device(machine, left), disk=None)))
-    disk = machine.disk
-    if host.disk_bytes_per_s is not None:
-        disk = Disk(read_bytes_per_s=host.disk_bytes_per_s, latency_ns=LATENCY_NS, host_cache_bytes=host.room)
+    disk = machine.disk if host.disk_bytes_per_s is None else with_disk(machine, host).disk
     if disk is not None:
         # Slots and the host's cache share what there is where the device computes in the host's memory.
         cache = host.room // 2 if together else host.room

@@ -13,7 +13,7 @@ from engine.replay.passes import Steps, run
 from engine.replay.setting import Setting
 from engine.shapes import ModelShape
 from experiments.recommend.race import LEAST_STEPS, Entrant, Length, Race, Timed
-from experiments.recommend.residence import residences
+from experiments.recommend.residence import HostMemory, residences
 from experiments.study.cells import Routing
 from experiments.study.shared import SharedRoutings
 from tracekit.errors import CapacityError, PlanError
@@ -43,10 +43,17 @@ class Field:
         reshape: str | None = None,
         context: int | None = None,
         batch: int | None = None,
+        host_memory: int | None = None,
+        disk_speed: int | None = None,
         workers: int = 2,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.races = {one.name: Race(trace, one, shape, batch=batch, reshape=reshape) for one in machines}
+        self.races = {
+            one.name: Race(
+                trace, one, shape, batch=batch, reshape=reshape, host=HostMemory.of(one, host_memory, disk_speed)
+            )
+            for one in machines
+        }
         self.shape, self.context, self.batch, self.workers, self.progress = shape, context, batch, workers, progress
         self.serve = {key: value for key, value in (("context", context), ("batch", batch)) if value is not None}
         self._any = next(iter(self.races.values()))

@@ -106,6 +106,8 @@ def size(
     batch: int | None = None,
     formats: Sequence[str] = FORMATS,
     reshape: str | None = None,
+    host_memory: int | None = None,
+    disk_speed: int | None = None,
     workers: int = 2,
     progress: Callable[[int], object] | None = None,
 ) -> Sizing:
@@ -118,6 +120,8 @@ def size(
         context: tokens of each sequence, which decode steps read and memory holds; None: `CONTEXT`, or the trace's
             longest.
         batch: as if so many requests came together; None: as in the trace.
+        host_memory, disk_speed: bytes that every host has for experts, and bytes per second of the disk behind it;
+            None: what each profile says.
 
     Raises StudyError where machines share a name, nothing fits or nothing is decoded, and what a replay raises.
     """
@@ -135,6 +139,8 @@ def size(
         reshape=reshape,
         context=context,
         batch=batch,
+        host_memory=host_memory,
+        disk_speed=disk_speed,
         workers=workers,
         progress=progress,
     )
@@ -212,7 +218,7 @@ def _row(priced: Priced, best: Winner, between: Ends | None, goal: Goal) -> Row:
     low, high = between or (None, None)
     return Row(
         machine.name,
-        plan=best.own.entrant.plan,
+        plan=best.own.entrant.residence.said_by(best.own.entrant.plan, machine),
         where=best.own.entrant.residence.where,
         tokens_per_second=best.counted.speed,
         low=low,

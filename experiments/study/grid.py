@@ -38,7 +38,8 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
     words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
-    return words + (stored_name(plan) if stored else "") + computed_name(plan)
+    words += (stored_name(plan) if stored else "") + computed_name(plan)
+    return words + (", experts on disk" if plan.serve.host == "disk" else "")
 
 
 def placing_name(plan: Plan) -> str:

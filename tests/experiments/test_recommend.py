@@ -9,14 +9,16 @@ import pytest
 
 from engine.hardware import Disk, Host, load_hardware
 from engine.plan.plan import Plan
+from engine.replay.memory import fit_capacity, most_slots
 from engine.replay.replay import replay
 from engine.shapes import load_shape
+from engine.shapes.load import ALONE
 from experiments.cli.main import run
 from experiments.recommend import recommend
 from experiments.recommend.residence import LATENCY_NS, HostMemory
 from tests.helpers.traces import make_trace
 from tracekit.batched import batched
-from tracekit.errors import StudyError
+from tracekit.errors import PlanError, StudyError
 from tracekit.trace import Trace
 
 
@@ -144,11 +146,53 @@ def test_experts_lie_on_disk_where_the_host_cannot_hold_them(trace: Trace) -> No
     again = replay(trace, slow.plan, msgspec.structs.replace(machine, disk=disk), model_shape=shape, bounds=False)
     assert again.time == slow.time and again.estimates is not None
     assert slow.estimates.host_bytes == again.estimates.host_bytes == 20 << 30
+    assert (slow.plan.serve.host, of_format["hqq-2bit"].plan.serve.host) == ("disk", None)
+    with pytest.raises(PlanError, match="--disk-speed 3GB/s"):
+        replay(trace, slow.plan, machine, model_shape=shape, bounds=False)
+    known = msgspec.structs.replace(machine, disk=disk)
+    (kept,) = recommend(trace, known, shape, context=4096, formats=("hqq-2bit",)).choices
+    assert kept.plan.serve.host == "memory", "the profile's disk is left alone"
+    assert replay(trace, kept.plan, known, model_shape=shape, bounds=False).time == kept.time
     roomy = recommend(trace, machine, shape, context=4096, formats=("hqq-4bit",)).choices[0]
     assert roomy.where == "host memory" and roomy.tokens_per_second > slow.tokens_per_second
     without = recommend(trace, machine, shape, context=4096, formats=formats, host=HostMemory(room=20 << 30))
     assert "the host has 20.0 GiB for them" in without.refused["hqq-4bit"]
     assert [choice.plan.weights.experts for choice in without.choices] == ["hqq-2bit"]
+
+
+def test_a_plan_on_disk_is_replayed_with_the_same_options(
+    trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, of_disk = tmp_path / "p.toml", ["--host-memory", "20GiB", "--disk-speed", "3GB/s", "--hardware", "rtx3060"]
+    how = ["mixtral-8x7b", "--trace", str(trace.path), "--weights", "hqq-4bit", *of_disk]
+    assert run(["recommend", *how, "--output", str(plan), "--json"]) == 0
+    (best,) = json.loads(capsys.readouterr().out)["rtx3060"]["plans"]
+    assert 'host = "disk"' in plan.read_text()
+    again = ["replay", str(trace.path), "--plan", str(plan), "--model-shape", "mixtral-8x7b", "--no-bounds", "--json"]
+    assert run([*again, *of_disk]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["time"]["tokens_per_second"] == best["tokens_per_second"]
+    assert found["basis"] == "modelled, not measured" and found["time"]["stall_s"]["disk"] > 0
+    assert run(["size", *how, "--context", "4096", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["machines"]
+    assert row["where"] == row["plan"]["serve"]["host"] == "disk"
+    for wrong, said in ((["--hardware", "rtx3060"], "has no [disk]"), ([*of_disk[2:]], "give --host-memory")):
+        assert run([*again, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
+def test_memory_left_over_holds_slots_of_some_layers(trace: Trace) -> None:
+    """As one cache for all layers, or split evenly: no fewer slots than so many of each, and still within memory."""
+    machine, load = load_hardware("rtx3060"), {"context": 4096}
+    manifest = msgspec.structs.replace(
+        trace.manifest, expert_params=[10**8] * trace.layers, expert_bytes=[2 * 10**8] * trace.layers
+    )
+    device = msgspec.structs.replace(machine.device, memory_bytes=39 * 10**8 * 20 // 19)
+    machine = msgspec.structs.replace(machine, device=device)
+    fitted = fit_capacity(Plan("auto", weights=None, serve=load), manifest, machine, None, ALONE)
+    slots = most_slots(fitted, manifest, machine, None, ALONE)
+    assert fitted.cache.capacity == "3/layer" and slots == 15  # 19 experts fit, and 4 of them are staging buffers
 
 
 def test_what_host_memory_is_known() -> None:
