@@ -87,7 +87,7 @@ def _tell(found: "Sizing", rows: "list[Row]", prices: "PriceList", life_hours: i
             console.tell(f"{row.machine} is counted as held to the times of {row.held_to}: its own were longer.")
     served = next((row.plan.serve.context for row in rows if row.plan is not None), None)
     if served is not None:
-        console.tell(f"Decoding reads {served} tokens of context, and memory holds them: --context says how many.")
+        console.tell(f"Memory is kept for {served} tokens of context; with --context decoding reads as many, too.")
     if found.prompt_tokens is not None:
         console.tell(f"TTFT is of the trace's prompts, {found.prompt_tokens:.0f} tokens a prefill step.")
     for note in found.notes:

@@ -107,6 +107,13 @@ class Race:
         self.tried = 0
         self._shared = SharedRoutings()
 
+    def kept_context(self, asked: int | None) -> int | None:
+        """Tokens of a sequence that memory is kept for: what is asked, else `CONTEXT`; None where no shape says what
+        they take."""
+        if asked is not None or self.shape is None:
+            return asked
+        return max(CONTEXT, self.steps.longest)
+
     @property
     def lookups(self) -> int:
         """Experts chosen in the whole trace."""

@@ -15,7 +15,7 @@ from engine.replay.estimates import find_estimates
 from engine.replay.summary import time_of
 from engine.shapes import ModelShape
 from experiments.recommend.choice import Choice, Recommendation
-from experiments.recommend.race import CONTEXT, Entrant, Length, Race, Timed
+from experiments.recommend.race import Entrant, Length, Race, Timed
 from experiments.recommend.residence import HostMemory
 from experiments.statistics.request_shares import RequestShares
 from experiments.statistics.speeds import speed_interval
@@ -54,9 +54,9 @@ def recommend(
         trace: routing of the model, or of one with as many layers and experts, as recorded.
         shape: the model's sizes; None takes those of the trace.
         reshape: as `replay` takes it, where the trace routes otherwise than a model of that shape.
-        context, batch: what is served: tokens of each sequence (None: `CONTEXT`, where the shape says what they take),
-            sequences (None: as in the trace). With a batch the trace's requests are replayed as if so many of them were
-            decoded together.
+        context, batch: what is served: tokens of each sequence (None: `race.CONTEXT`, where the shape says what they
+            take), sequences (None: as in the trace). With a batch the trace's requests are replayed as if so many of
+            them were decoded together.
         host: what host memory holds, and the disk behind it; None: what the machine's profile says.
         quality: the loss of each format of which one is known, by its whole name (`experiments.quality.losses`).
         quality_loss: formats that lose more are left out, and those of which nothing is known, as in a study; what is
@@ -67,8 +67,7 @@ def recommend(
     """
     known = quality or {}
     race = Race(trace, machine, shape, batch=batch, host=host, reshape=reshape, workers=workers, progress=progress)
-    if context is None and shape is not None:
-        context = max(CONTEXT, race.steps.longest)
+    context = race.kept_context(context)
     serve = {key: value for key, value in (("context", context), ("batch", batch)) if value is not None}
     refused: dict[str, str] = {}
     field: list[Entrant] = []

@@ -31,7 +31,7 @@ class Field:
     """Machines, told apart by their names, a model, and the routing that plans are timed on.
 
     `batch`: as if so many requests came together. `context`: decode steps read so many tokens of every sequence,
-    whatever the trace's own positions.
+    whatever the trace's own positions, and memory holds them (None: as `Race.kept_context` says).
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class Field:
             for one in machines
         }
         self.shape, self.context, self.batch, self.workers, self.progress = shape, context, batch, workers, progress
-        self.serve = {key: value for key, value in (("context", context), ("batch", batch)) if value is not None}
         self._any = next(iter(self.races.values()))
+        kept = self._any.kept_context(context)
+        self.serve = {key: value for key, value in (("context", kept), ("batch", batch)) if value is not None}
         self.trace, self.routing, self.steps = self._any.trace, self._any.routing, self._any.steps
         self.tried = 0
         self._shared = SharedRoutings()

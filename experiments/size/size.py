@@ -23,7 +23,7 @@ from engine.replay.sensitivities import DEVICE, HOST, LINK, MEMORY, OVERHEAD, fi
 from engine.replay.setting import Setting
 from engine.replay.summary import time_of
 from engine.shapes import ModelShape
-from experiments.recommend.race import CONTEXT, Timed
+from experiments.recommend.race import Timed
 from experiments.recommend.residence import Where
 from experiments.size.field import SECOND, Field
 from experiments.size.held import holds
@@ -117,8 +117,8 @@ def size(
         routing: a trace of the model, or of one with as many layers and experts; or several by name, of which "likely"
             decides and the others say between which speeds its plans lie.
         shape: the model's sizes; None takes those of the trace.
-        context: tokens of each sequence, which decode steps read and memory holds; None: `CONTEXT`, or the trace's
-            longest.
+        context: tokens of each sequence, which decode steps read and memory holds; None: steps read what the trace
+            says, and memory holds `experiments.recommend.race.CONTEXT`, or the trace's longest.
         batch: as if so many requests came together; None: as in the trace.
         host_memory, disk_speed: bytes that every host has for experts, and bytes per second of the disk behind it;
             None: what each profile says.
@@ -130,8 +130,6 @@ def size(
         raise StudyError(f"{twice[0]} is there twice: give each machine a name of its own")
     levels = dict(routing) if isinstance(routing, Mapping) else {LIKELY: routing}
     trace = levels.pop(LIKELY)
-    if context is None and shape is not None:
-        context = max(CONTEXT, Steps.of(trace).longest)
     field = Field(
         trace,
         [one.machine for one in machines],
