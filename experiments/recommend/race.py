@@ -7,7 +7,7 @@ with; what plans share of a beginning (demand, lookahead) is made once, as in a 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -106,6 +106,7 @@ class Race:
         self.steps = Steps.of(self.trace)
         self.tried = 0
         self._shared = SharedRoutings()
+        self._took: dict[tuple[str, str, int], float] = {}
 
     def kept_context(self, asked: int | None) -> int | None:
         """Tokens of a sequence that memory is kept for: what is asked, else `CONTEXT`; None where no shape says what
@@ -235,9 +236,13 @@ class Race:
                 together.setdefault(_meaning(setting.spec), []).append((one, setting))
             else:
                 self._count(1)
+        groups = list(together.values())
+        # What took longest before begins first, lest it begin last and keep all other threads waiting.
+        order = sorted(range(len(groups)), key=lambda place: -self._took.get(_kind(groups[place]), 0.0))
         with ThreadPoolExecutor(self.workers) as pool:
-            found = pool.map(partial(self._replayed, routing), together.values())
-            return [one for group in found for one in group if not one.piles_up]
+            begun = {place: pool.submit(self._replayed, routing, groups[place]) for place in order}
+            found = [begun[place].result() for place in range(len(groups))]
+        return [one for group in found for one in group if not one.piles_up]
 
     def setting(self, one: Entrant) -> Setting:
         load = load_of(one.plan, self.steps)
@@ -245,7 +250,7 @@ class Race:
         return Setting.of(manifest, one.plan, machine, self.shape, reshape=self.reshape, load=load)
 
     def _replayed(self, routing: Routing, group: Sequence[tuple[Entrant, Setting]]) -> list[Timed]:
-        known, spec = self._shared.of(routing), group[0][1].spec
+        known, spec, begun = self._shared.of(routing), group[0][1].spec, perf_counter()
         try:
             done = run(
                 known.trace,
@@ -257,6 +262,7 @@ class Race:
             )
         except PlanError:  # it asks for what was not recorded: gate weights, logits
             done = []
+        self._took[_kind(group)] = (perf_counter() - begun) / max(known.trace.tokens, 1)
         self._count(len(group))
         return [Timed(one, setting, each) for (one, setting), each in zip(group, done, strict=False)]
 
@@ -269,6 +275,12 @@ class Race:
 def _looks_at_all(policy: str) -> bool:
     """Whether a policy asks every slot for each victim."""
     return eviction_policy(policy).victim is EvictionPolicy.victim
+
+
+def _kind(group: Sequence[tuple[Entrant, Setting]]) -> tuple[str, str, int]:
+    """Equal for plans whose decisions take about as long."""
+    plan = group[0][0].plan
+    return plan.eviction.policy, plan.prefetch.predictor, plan.prefetch.count
 
 
 def _meaning(spec: CacheSpec) -> tuple[str, bytes]:

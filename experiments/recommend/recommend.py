@@ -27,8 +27,9 @@ FORMATS = ("bf16", "hqq-8bit", "hqq-4bit", "hqq-3bit", "hqq-2bit")
 """What the engine stores; `gguf`'s and others only if asked for."""
 FIRST, SECOND = Length(1 / 16, 300_000), Length(1 / 4, 3_000_000)
 """Beginnings of the trace on which plans race first."""
-LEFT = (3, 4, 2)
-"""Plans of each format that are left after each round; one goes over the whole of a trace beyond `LONG` lookups."""
+LEFT, LEFT_OF_LONG = (3, 4, 2), (3, 3, 1)
+"""Plans of each format that are left after each round; the second of a trace beyond `LONG` lookups, whose beginnings
+are long."""
 LONG = 10_000_000
 SHOWN = 5
 
@@ -84,8 +85,9 @@ def recommend(
     field = race.with_lanes(race.with_policies(field))
     small = race.smaller(field)
     field = race.best(field, FIRST, LEFT[0])
-    field = race.best([*race.with_prefetching(field), *race.looking_ahead(small)], FIRST, LEFT[1])
-    field = race.best(field, SECOND, LEFT[2] if race.lookups <= LONG else 1)
+    left = LEFT if race.lookups <= LONG else LEFT_OF_LONG
+    field = race.best([*race.with_prefetching(field), *race.looking_ahead(small)], FIRST, left[1])
+    field = race.best(field, SECOND, left[2])
     first: dict[str | None, Timed] = {}
     for one in sorted(race.timed(race.with_waiting(field)), key=lambda one: -one.speed):
         first.setdefault(one.entrant.plan.weights.experts, one)

@@ -27,8 +27,9 @@ class Markov(Prefetcher):
                 key = self.demand[i]
                 if key < 0:
                     break
+                pairs = self.pairs[key * self.experts : (key + 1) * self.experts]
                 for j in range(len(demand)):
-                    self.pairs[key * self.experts + demand[j] % self.experts] += 1
+                    pairs[demand[j] - layer * self.experts] += 1
         remember(self.demand, layer, self.experts, demand)
 
     def suggest(self, target: int, hint: np.ndarray, out: np.ndarray) -> int:
