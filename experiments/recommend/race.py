@@ -33,8 +33,8 @@ from tracekit.trace import Trace
 
 LEAST_STEPS = 64
 """Decode steps of a beginning, at least."""
-MOST_LOOKED_AT = 4_000_000_000
-"""Slots that a policy looks at for the victims of a whole trace, at most: some seconds."""
+MOST_LOOKED_AT = 500_000_000
+"""Slots that a policy looks at for the victims of a whole trace, at most: a second or two, more with prefetching."""
 NOT_OFFERED = {"static", "learned", "popular", "learned-adaptive", "random", "fifo", "clock", "lfu-perfect"}
 """They need a profile or a fitted file of their own, or are for comparison."""
 
