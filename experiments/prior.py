@@ -59,8 +59,8 @@ def asked_for(
             f"a prior of {generated} generated tokens for {several} requests{whose}: each needs one; give --tokens "
             f"{several} or more, or fewer requests"
         )
-    asked = {"model": model, "tokens": generated, "requests": several, "prompt_tokens": prompt_tokens, "seed": seed}
-    return Asked(**{name: value for name, value in asked.items() if value is not None})
+    prompt = PROMPT if prompt_tokens is None else prompt_tokens
+    return Asked(model=model, tokens=generated, requests=several, prompt_tokens=prompt, seed=seed or 0)
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):

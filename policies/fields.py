@@ -28,11 +28,14 @@ Real = type[np.floating]
 
 
 class Numbers(Protocol[Number]):
-    """An array as policies see it: plain numbers, one by one. (numpy's own types do not tell what an element is.)"""
+    """An array as policies see it: plain numbers, one by one, or a part of it. (numpy does not type its elements.)"""
 
     def __len__(self) -> int: ...
+    @overload
     def __getitem__(self, index: int, /) -> Number: ...
-    def __setitem__(self, index: int, value: Number | np.number, /) -> None: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> "Numbers[Number]": ...
+    def __setitem__(self, index: int | slice, value: Number | np.number, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

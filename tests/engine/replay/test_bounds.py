@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -177,7 +178,7 @@ def test_nobody_finds_a_plan_that_beats_its_bound(tmp_path_factory: pytest.TempP
 
 def begun(rng: np.random.Generator, plan: Plan, trace: Trace, other: Trace) -> Plan:
     """The plan with something in its cache before the first visit, or with a cache that starts anew, or as it was."""
-    tables = plan.to_dict()
+    tables: dict[str, Any] = dict(plan.to_dict())
     follow = bool((np.diff(trace.request) >= 0).all())
     how = str(rng.choice(["pinned", "popular", "warm", "as it was", *(["reset"] * follow)]))
     if how in ("pinned", "popular") and plan.eviction.policy != "static":
@@ -259,7 +260,7 @@ def test_a_lane_and_a_link_share_the_misses_by_hand() -> None:
     """
     fewest = Fewest(np.array([5, 7]), 0, together=False)
     work = LeastWork(fixed=8, experts=40, calls=0, dearest=2)
-    lane = {"cpu": 1, "cpu_expert_ns": np.array([5, 6]), "cpu_overhead_ns": 0}
+    lane: dict[str, Any] = {"cpu": 1, "cpu_expert_ns": np.array([5, 6]), "cpu_overhead_ns": 0}
     times = least_times(fewest, costs_of(2, copy=10, expert=2, **lane), work)
     assert times == pytest.approx((40, 8 + 200 / 7, 8 + 5 * 112 / 15))
     without = least_times(fewest, costs_of(2, copy=10, expert=2), work)
