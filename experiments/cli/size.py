@@ -14,8 +14,9 @@ from experiments.cli.sized import plain, show
 from tracekit.errors import PlanError
 
 if TYPE_CHECKING:
-    from engine.hardware.prices import Priced, PriceList
+    from engine.hardware.prices import PriceList
     from experiments.prior import About
+    from experiments.size.priced import Priced
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|)")
 
@@ -145,7 +146,7 @@ def _machines(
     from msgspec.structs import replace
 
     from engine.hardware import hardware_names, load_hardware
-    from engine.hardware.prices import priced
+    from experiments.size.priced import priced
     from experiments.size.variations import variations
 
     if what_if and not hardware:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from engine.hardware.prices import Priced
 from engine.plan.plan import Plan
 from engine.replay.estimates import find_estimates
 from engine.replay.passes import Steps
@@ -28,6 +27,7 @@ from experiments.recommend.residence import Where
 from experiments.size.field import SECOND, Field
 from experiments.size.held import holds
 from experiments.size.pareto import pareto
+from experiments.size.priced import Priced
 from experiments.statistics.request_shares import RequestShares
 from experiments.statistics.speeds import Ends, speed_interval
 from tracekit.errors import StudyError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.hardware import Disk, HardwareProfile, load_hardware
 from engine.hardware.host import Host
-from engine.hardware.prices import Priced, load_prices, priced
+from engine.hardware.prices import load_prices
 from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from engine.replay.sensitivities import improved
@@ -22,6 +22,7 @@ from engine.shapes import load_shape
 from experiments.recommend import race
 from experiments.size.field import Field
 from experiments.size.held import holds
+from experiments.size.priced import Priced, priced
 from experiments.size.size import NO, PERHAPS, YES, Goal, reached, size, winner
 from tests.engine.replay.test_bounds import random_machine, random_trace
 from tests.helpers.thorough import THOROUGH

@@ -7,7 +7,8 @@ import pytest
 
 from engine.hardware import hardware_names, load_hardware
 from engine.hardware.economy import Price
-from engine.hardware.prices import PriceList, load_prices, priced
+from engine.hardware.prices import PriceList, load_prices
+from experiments.size.priced import priced
 from tracekit.errors import HardwareError
 
 LIST = """
