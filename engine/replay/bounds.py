@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.decisions.run import iter_decisions
 from engine.hardware import HardwareProfile
+from engine.replay.given_decisions import GivenDecisions
 from engine.replay.passes import Replayed, Steps, run, tally
 from engine.replay.result import Bounds, SpeedBounds
 from engine.replay.setting import Setting, costs_without_predictors
@@ -47,15 +48,18 @@ def find_bounds(
     progress: Callable[[int], object] | None = None,
     *,
     warm_up: int = 0,
-    foreign: bool = False,
+    given: GivenDecisions | None = None,
 ) -> Bounds:
     """The bounds beside `done`, what the finished pass of the setting's plan counts behind `warm_up` steps.
 
-    Of decisions that somebody else made (`foreign`) it is not known which of the slots are buffers: all may be cache.
+    Of decisions that are `given` in a file, and were made by no plan, it is not known which of the slots are buffers:
+    all may be cache.
     """
     kinds = done.kinds.sum(axis=0)
+    spec = setting.spec if given is None or given.planned else all_slots(setting.spec)
+    begun = bool(kinds[HIT_PINNED]) or (given is not None and given.warm)
     prefetched = setting.spec.prefetch != "none" or bool(kinds[PREFETCH])
-    best = clairvoyant(all_slots(setting.spec) if foreign else setting.spec, begun=bool(kinds[HIT_PINNED]))
+    best = clairvoyant(spec, begun=begun)
     # What is not counted is free, lest Belady spare there what it could win later.
     free = partial(free_steps, first=warm_up, phases=()) if warm_up else None
     (found,) = run(trace, as_small_as_any(best), reshape=free, progress=progress)

@@ -121,8 +121,7 @@ def replay(
             regret = find_regret(trace, setting, done, report, warm_up=uncounted)
         done = done.counted(uncounted)
         if bounded:
-            foreign = given is not None and not given.planned
-            best = find_bounds(trace, setting, done, report, warm_up=uncounted, foreign=foreign)
+            best = find_bounds(trace, setting, done, report, warm_up=uncounted, given=given)
         if sensitivities and given is None:
             better = find_sensitivities(trace, setting, report, warm_up=uncounted)
     sized = bool(setting.sizes)

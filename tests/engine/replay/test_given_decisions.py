@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decisions.run import iter_decisions
-from engine.plan.plan import plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.event_log import EventLog
 from engine.replay.given_decisions import GivenDecisions
 from engine.replay.passes import Target, run, timed_slots
@@ -117,6 +117,16 @@ def test_another_engines_decisions_are_timed(tmp_path: Path) -> None:
     result = replay(trace, None, decisions=tmp_path / "h.parquet")
     assert (result.lookups, result.hits, result.hits_by.prefetch, result.bypasses) == (11, 4, 1, 1)
     assert result.bounds is not None and result.provenance["plan"]["cache"]["capacity"] == "5"
+
+
+def test_bounds_hold_for_an_engine_whose_buffers_are_cache_too(tmp_path: Path) -> None:
+    """Two experts in turns, in a plan's one slot and in one of its buffers: a cache of one would copy at each visit."""
+    trace = make_trace(tmp_path / "h.trace", np.arange(8).reshape(8, 1, 1) % 2, num_experts=2)
+    rows = [(visit, 0, "load" if visit < 2 else "hit", visit % 2, visit % 2) for visit in range(8)]
+    result = replay(trace, Plan("1/layer", weights=None), decisions=hand_made(tmp_path / "h.parquet", rows))
+    assert result.bounds is not None and result.misses == result.bounds.copies == 2
+    own = replay(trace, Plan("1/layer", weights=None))
+    assert own.bounds is not None and own.bounds.copies > 2
 
 
 WRONG = [
