@@ -66,7 +66,7 @@ def find_bounds(
 def clairvoyant(spec: CacheSpec) -> CacheSpec:
     """The same cache under Belady's decisions with bypassing, nothing pinned and nothing prefetched."""
     best = replace(without_prefetching(spec), eviction="belady-bypass", eviction_parameters=None, estimator=None)
-    return replace(best, pinned=())
+    return replace(best, pinned=(), domains=None)
 
 
 def without_prefetching(spec: CacheSpec) -> CacheSpec:

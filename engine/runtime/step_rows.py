@@ -68,7 +68,5 @@ def rows_of(inputs: object, mask: object, *, with_ids: bool) -> StepRows:
 def begins_request(inputs: object, past: object) -> bool:
     """Whether a forward pass is a request's first: no keys and values of earlier tokens. PlanError for a batch."""
     if isinstance(inputs, Tensor) and len(inputs) > 1:
-        raise PlanError(
-            f'cache.reset = "request": {len(inputs)} requests of a step share a cache; give them one by one'
-        )
+        raise PlanError(f'cache.warm = "reset": {len(inputs)} requests of a step share a cache; give them one by one')
     return not isinstance(past, Cache) or past.get_seq_length() == 0

@@ -28,6 +28,9 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB{layers}"))
     if result.bounds is not None:
         rows.append(("hit ratio, clairvoyant without prefetch", percent(result.bounds.hit_ratio)))
+    if (switching := result.switching) is not None:
+        copied = "" if switching.bytes_loaded is None else f", {switching.bytes_loaded / 2**20:.1f} MiB"
+        rows.append(("switches of domain", f"{switching.switches}, {switching.copies} copies{copied}"))
     time = result.time
     if time is not None:
         rows += [

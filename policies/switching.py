@@ -1,0 +1,172 @@
+"""Switching: what a cache keeps for requests of one domain makes place for what it keeps for another.
+
+It is rare and small beside deciding, so it is plain Python over the arrays that compiled decisions work on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.cache_state import (
+    FREE_COUNT,
+    PINNED,
+    PREFETCHED,
+    RESIDENT,
+    SLOT,
+    STAGED,
+    VISITS,
+    Batch,
+    CacheState,
+    allocate_slot,
+    discard,
+    evict,
+    unstage,
+)
+from policies.decide import load
+from policies.events import EVICT, PREFETCH, EventBuffer, Events, pack
+from policies.eviction.base import EvictionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept for a domain: keys that are `pinned`, ascending, and keys that are loaded into the moving part of
+    the cache (`warm`), the most wanted last."""
+
+    name: str
+    pinned: tuple[int, ...] = ()
+    warm: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domains:
+    """The domains that a cache switches between. Who says of which one a request is, is engine.decisions.domains.
+
+    `detect`: so many tokens of a request tell its domain, by `counts` i64 [domains, keys]; None: its label does, which
+    stands in the file `labels` where the trace carries none. `pins`: what is pinned differs, not only what is warm.
+    """
+
+    kept: tuple[Kept, ...]
+    counts: np.ndarray
+    detect: int | None = None
+    labels: str | None = None
+    pins: bool = True
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """All that decisions depend on but the labels' file, in a form that can be compared."""
+        return self.kept, self.counts.tobytes(), self.detect, self.labels
+
+
+def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> list[np.int64]:
+    """Make `cache` keep what another domain wants; returns the events, which belong behind the last visit's.
+
+    What was pinned and is no longer leaves, by slot. What is pinned now and is there stays where it is, and the policy
+    hears that it is gone; what is not there is loaded ahead. What is to be warm and is not there is loaded ahead into
+    the cache, as prefetching into it does, and takes no place of other warm experts or of the last visit's.
+    """
+    place = cache.place
+    coming = set(kept.pinned)
+    gone = [key for key in np.flatnonzero(place & PINNED).tolist() if key not in coming]
+    events = []
+    for key in sorted(gone, key=lambda key: int(place[key])):
+        events.append(pack(EVICT, key, place[key] >> SLOT))
+        discard(cache, key)
+    for key in kept.pinned:
+        there = int(place[key])
+        if there & PINNED:
+            continue
+        if there & RESIDENT:
+            group = cache.group_of[key // cache.experts]
+            eviction.on_evict(key, group, cache.clock[VISITS])
+            evict(cache, key, group)
+            cache.ring[FREE_COUNT] -= 1  # its slot, the last that became free, stays its own
+        elif there & STAGED:
+            unstage(cache, key)
+        else:
+            there = allocate_slot(cache) << SLOT | PREFETCHED
+            events.append(pack(PREFETCH, key, there >> SLOT))
+        place[key] = there & ~(RESIDENT | STAGED) | PINNED
+    return events + _warmed(cache, eviction, kept.warm)
+
+
+def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...]) -> list[np.int64]:
+    """Load ahead into the cache what is wanted and not there, as far as there is room beside what else is wanted."""
+    now, place = int(cache.clock[VISITS]), cache.place
+    left, wanted = cache.capacity.copy(), []
+    for key in reversed(warm):  # the most wanted first
+        group = cache.group_of[key // cache.experts]
+        if not place[key] & PINNED and cache.size[key] <= left[group]:
+            left[group] -= cache.size[key]
+            wanted.append(key)
+            if place[key] & RESIDENT:
+                cache.seen[key] = now  # as if the visit had demanded it: it may not be evicted
+    room = 2 * len(wanted) + len(cache.resident)
+    buffer, n = EventBuffer(np.empty(room, np.int64), np.zeros(1, np.int64)), 0
+    for key in reversed(wanted):
+        if place[key]:
+            continue
+        group = cache.group_of[key // cache.experts]
+        n, loaded = load(cache, eviction, group, key, now, 0.0, _held(cache, group, now), PREFETCH, buffer, n)
+        if loaded:
+            place[key] |= PREFETCHED
+            cache.seen[key] = now
+    return list(buffer.code[:n])
+
+
+def _held(cache: CacheState, group: int, now: int) -> int:
+    """What residents of a group that may not be evicted take of the capacity."""
+    first = cache.first[group]
+    held = cache.resident[first : first + cache.resident_count[group]]
+    return int(cache.size[held[cache.seen[held] == now]].sum())
+
+
+def warmed(cache: CacheState, eviction: EvictionPolicy, keys: tuple[int, ...]) -> None:
+    """Fill an empty cache with `keys`, the last ones being the most recent: of what does not fit the first stay out."""
+    left, fitting = cache.capacity.copy(), []
+    for key in reversed(keys):
+        group = cache.group_of[key // cache.experts]
+        if not cache.place[key] and cache.size[key] <= left[group]:
+            left[group] -= cache.size[key]
+            fitting.append(key)
+    buffer, n = EventBuffer(np.empty(2 * len(fitting), np.int64), np.zeros(1, np.int64)), 0
+    for key in reversed(fitting):
+        group = cache.group_of[key // cache.experts]
+        n, _ = load(cache, eviction, group, key, 0, 0.0, 0, PREFETCH, buffer, n)
+
+
+def in_plain_numbers(cache: CacheState) -> CacheState:
+    """The same state with keys as plain Python may compute with them: unsigned ones wrap around. `written_back` ends
+    what is done with it."""
+    wide = {name: getattr(cache, name).astype(np.int64) for name in ("group_of", "resident", "position")}
+    return cache._replace(**wide)
+
+
+def written_back(plain: CacheState, cache: CacheState) -> None:
+    """What was done to the state in plain numbers, done to the one that it was made from."""
+    cache.resident[:] = plain.resident
+    cache.position[:] = plain.position
+
+
+def behind(codes: np.ndarray, events: Events) -> Events:
+    """The events with others behind those of their last visit."""
+    if not len(codes):
+        return events
+    start = events.start.copy()
+    start[-1] += len(codes)
+    # The slots of what leaves may be those of what the visit demanded.
+    return Events(np.concatenate([events.code, codes]), start, events.first_visit)
+
+
+def visits(batch: Batch, first: int, last: int) -> Batch:
+    """The visits from number `first` of a batch up to `last`."""
+    start = batch.start[first : last + 1]
+    lookups = slice(int(start[0]), int(start[-1]))
+    return Batch(
+        layer=batch.layer[first:last],
+        start=start - start[0],
+        demand=batch.demand[lookups],
+        recency=batch.recency[lookups],
+        signal=batch.signal[lookups],
+        signal_recency=batch.signal_recency[lookups],
+        hint=batch.hint[first:last],
+    )
