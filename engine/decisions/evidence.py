@@ -43,8 +43,11 @@ def learned_of(plan: Plan) -> Iterator[Learned]:
         source = None if file is None else load_placement(file).source
         if source is not None:
             yield Learned(f"{what} {file}", "made from", frozenset(source.requests))
-    profile, curves = plan.placement.profile, plan.cache.split_from
-    for path, what in ((profile, f"the profile of placement {plan.placement.pinned}"), (curves, "cache.split_from")):
+    for path, what in (
+        (plan.placement.profile, f"the profile of placement {plan.placement.pinned}"),
+        (plan.cache.split_from, "cache.split_from"),
+        (plan.cache.warm_trace, "cache.warm"),
+    ):
         if path is not None and Path(path).is_dir():
             yield Learned(f"{what} ({path})", "made from", _digests_at(path, Trace.open(Path(path)).digest))
 

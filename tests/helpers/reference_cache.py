@@ -137,6 +137,7 @@ class ReferenceCache:
         now = self.visits - 1
         events = [(now, EVICT, key) for key in sorted(self.pinned - set(pinned))]
         self.slots += len(self.pinned) - len(pinned)
+        self.fresh -= self.pinned - set(pinned)
         for key in pinned:
             if key in self.kept:
                 self.kept.remove(key)

@@ -227,7 +227,7 @@ def test_requests_that_share_steps_or_take_turns_are_refused() -> None:
     for step, request in (([0, 0, 1, 1], [0, 1, 0, 1]), ([0, 1, 2, 3], [0, 1, 0, 1])):
         trace = memory_trace(experts, [1], np.array(step, np.int32), request=np.array(request, np.int32))
         spec = replace(scenario.spec, layers=1, experts=1, capacity=(1,), size=np.ones(1, np.int64), reset=True)
-        with pytest.raises(PlanError, match=r'cache.reset = "request": .*do not follow one another.*--batch-size 1'):
+        with pytest.raises(PlanError, match=r'cache.warm = "reset": .*do not follow one another.*--batch-size 1'):
             list(iter_decisions(trace, spec, compiled=False))
 
 
