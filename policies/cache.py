@@ -1,5 +1,6 @@
 """`ExpertCache`: the state machine that simulator and engine share."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,7 +39,17 @@ from policies.fields import Layout, Policy, Value
 from policies.one_visit import OneVisit
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
-from policies.switching import Domains, Kept, behind, in_plain_numbers, switched, visits, warmed, written_back
+from policies.switching import (
+    Domains,
+    Kept,
+    behind,
+    in_plain_numbers,
+    order_of_leaving,
+    switched,
+    visits,
+    warmed,
+    written_back,
+)
 from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
@@ -122,7 +133,7 @@ class ExpertCache:
         self._begun = 0  # visits before the state was new
         self._leaving = NOTHING
         self._coming: Kept | None = None
-        self.changed = NOTHING  # the events of the last switch
+        self._changed = NOTHING
         self._reserved = reserved(spec)
         self._begin({})
         state = self.state
@@ -210,11 +221,20 @@ class ExpertCache:
         leaves, is in that visit's events."""
         self._coming = kept
 
+    def changed(self) -> np.ndarray:
+        """What switching has changed since this was asked last, as packed events: i64."""
+        found, self._changed = self._changed, NOTHING
+        return found
+
     def warm(self, keys: tuple[int, ...]) -> None:
         """Fill the empty cache, the last of the `keys` being the most recent (policies.switching)."""
         plain = in_plain_numbers(self.state)
         warmed(plain, self._interpreted(), keys)
         written_back(plain, self.state)
+
+    def order_of_leaving(self) -> list[int]:
+        """The keys of the moving part, group by group in the order in which the policy would let them go."""
+        return order_of_leaving(*copy.deepcopy((in_plain_numbers(self.state), self._interpreted())))
 
     def _interpreted(self) -> EvictionPolicy:
         """The eviction policy at work, in plain Python."""
@@ -271,10 +291,11 @@ class ExpertCache:
             events, self._leaving = led_by(self._leaving, events), NOTHING
         if self._coming is not None:
             plain = in_plain_numbers(self.state)
-            codes = switched(plain, self._interpreted(), self._coming)
+            codes, done = switched(plain, self._interpreted(), self._coming)
             written_back(plain, self.state)
-            self.changed, self._coming = np.array(codes, np.int64), None
-            events = behind(self.changed, events)
+            self._coming = None if done else replace(self._coming, warm=())
+            self._changed = np.append(self._changed, np.array(codes, np.int64))
+            events = behind(np.array(codes, np.int64), events)
         return events
 
     def _first(self, visits: int) -> int:

@@ -20,6 +20,7 @@ from policies.cache_state import (
     allocate_slot,
     discard,
     evict,
+    insert,
     unstage,
 )
 from policies.decide import load
@@ -57,54 +58,71 @@ class Domains:
         return self.kept, self.counts.tobytes(), self.detect, self.labels
 
 
-def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> list[np.int64]:
-    """Make `cache` keep what another domain wants; returns the events, which belong behind the last visit's.
+def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[list[np.int64], bool]:
+    """Make `cache` keep what another domain wants; returns the events, which belong behind the last visit's, and
+    whether all was done.
 
-    What was pinned and is no longer leaves, by slot. What is pinned now and is there stays where it is, and the policy
-    hears that it is gone; what is not there is loaded ahead. What is to be warm and is not there is loaded ahead into
-    the cache, as prefetching into it does, and takes no place of other warm experts or of the last visit's.
+    What was pinned and is no longer leaves, by slot, or stays in the moving part of the cache, if that has room and it
+    is to be warm. What is pinned now and is there stays where it is, and the policy hears that it is gone; what is not
+    there is loaded ahead. What is to be warm and is not there is loaded ahead into the cache, as prefetching into it
+    does, and takes no place of other warm experts or of the last visit's.
+
+    What the last visit used and could not keep may still be on its way to a computation: it is loaded behind the next
+    one, if it is to be pinned, for which this has to be asked again; not at all, if it is to be warm.
     """
-    place = cache.place
-    coming = set(kept.pinned)
+    now, place = int(cache.clock[VISITS]), cache.place
+    coming, wanted = set(kept.pinned), set(kept.warm)
+    events, left = [], set()
     gone = [key for key in np.flatnonzero(place & PINNED).tolist() if key not in coming]
-    events = []
     for key in sorted(gone, key=lambda key: int(place[key])):
-        events.append(pack(EVICT, key, place[key] >> SLOT))
-        discard(cache, key)
+        group, slot = cache.group_of[key // cache.experts], int(place[key]) >> SLOT
+        if key in wanted and cache.used[group] + cache.size[key] <= cache.capacity[group]:
+            fresh = place[key] & PREFETCHED
+            insert(cache, key, group, slot)
+            place[key] |= fresh
+            eviction.on_insert(key, group, now, 0.0)
+        else:
+            events.append(pack(EVICT, key, slot))
+            discard(cache, key)
+            left.add(key)
+    done = True
     for key in kept.pinned:
         there = int(place[key])
         if there & PINNED:
             continue
         if there & RESIDENT:
             group = cache.group_of[key // cache.experts]
-            eviction.on_evict(key, group, cache.clock[VISITS])
+            eviction.on_evict(key, group, now)
             evict(cache, key, group)
             cache.ring[FREE_COUNT] -= 1  # its slot, the last that became free, stays its own
         elif there & STAGED:
             unstage(cache, key)
+        elif cache.seen[key] == now:
+            done = False
+            continue
         else:
             there = allocate_slot(cache) << SLOT | PREFETCHED
             events.append(pack(PREFETCH, key, there >> SLOT))
         place[key] = there & ~(RESIDENT | STAGED) | PINNED
-    return events + _warmed(cache, eviction, kept.warm)
+    return events + _warmed(cache, eviction, kept.warm, left), done
 
 
-def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...]) -> list[np.int64]:
-    """Load ahead into the cache what is wanted and not there, as far as there is room beside what else is wanted."""
+def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...], left: set[int]) -> list[np.int64]:
+    """Load ahead into the cache what is wanted and not there, as far as there is room beside what else is wanted; none
+    of what has just `left`."""
     now, place = int(cache.clock[VISITS]), cache.place
-    left, wanted = cache.capacity.copy(), []
+    room, wanted = cache.capacity.copy(), []
     for key in reversed(warm):  # the most wanted first
         group = cache.group_of[key // cache.experts]
-        if not place[key] & PINNED and cache.size[key] <= left[group]:
-            left[group] -= cache.size[key]
+        if not place[key] & PINNED and cache.size[key] <= room[group]:
+            room[group] -= cache.size[key]
             wanted.append(key)
-            if place[key] & RESIDENT:
-                cache.seen[key] = now  # as if the visit had demanded it: it may not be evicted
-    room = 2 * len(wanted) + len(cache.resident)
-    buffer, n = EventBuffer(np.empty(room, np.int64), np.zeros(1, np.int64)), 0
-    for key in reversed(wanted):
-        if place[key]:
-            continue
+    missing = [key for key in reversed(wanted) if not place[key] and cache.seen[key] != now and key not in left]
+    for key in wanted:
+        if place[key] & RESIDENT:
+            cache.seen[key] = now  # as if the visit had demanded it: it may not be evicted
+    buffer, n = EventBuffer(np.empty(2 * len(missing) + len(cache.resident), np.int64), np.zeros(1, np.int64)), 0
+    for key in missing:
         group = cache.group_of[key // cache.experts]
         n, loaded = load(cache, eviction, group, key, now, 0.0, _held(cache, group, now), PREFETCH, buffer, n)
         if loaded:
@@ -132,6 +150,22 @@ def warmed(cache: CacheState, eviction: EvictionPolicy, keys: tuple[int, ...]) -
     for key in reversed(fitting):
         group = cache.group_of[key // cache.experts]
         n, _ = load(cache, eviction, group, key, 0, 0.0, 0, PREFETCH, buffer, n)
+
+
+def order_of_leaving(cache: CacheState, eviction: EvictionPolicy) -> list[int]:
+    """The resident keys in the order in which the policy would let them go, group by group; both are used up."""
+    cache.clock[VISITS] += 1  # nothing is demanded by a visit that has not been
+    now, found = int(cache.clock[VISITS]), []
+    for group in range(len(cache.capacity)):
+        first = int(cache.first[group])
+        while cache.resident_count[group]:
+            residents = cache.resident[first : first + cache.resident_count[group]]
+            named = eviction.victim(cache, group, int(residents[0]), now, 0.0)
+            key = int(named) if named in residents else int(residents.min())  # of what it would keep for ever
+            eviction.on_evict(key, group, now)
+            evict(cache, key, group)
+            found.append(key)
+    return found
 
 
 def in_plain_numbers(cache: CacheState) -> CacheState:

@@ -22,8 +22,8 @@ from tracekit.trace import Trace
 
 Piece = tuple[Demand, Events]
 Told = tuple[Demand, Signal]
-OnSwitch = Callable[[int, np.ndarray], object]
-"""(step, events as `policies.events.pack` makes them) of a switch to another domain"""
+OnSwitch = Callable[[int, np.ndarray, bool], object]
+"""(step, events as `policies.events.pack` makes them, whether it begins there) of a switch to another domain"""
 OnEnd = Callable[[ExpertCache], object]
 
 
@@ -125,8 +125,10 @@ def _decisions(
         if demand.first_step < 0:
             cache.count_from_here()
         else:
-            if on_switch is not None and demand.first_step in switching:
-                on_switch(demand.first_step, cache.changed)
+            if on_switch is not None:
+                changed, begins = cache.changed(), demand.first_step in switching
+                if begins or len(changed):
+                    on_switch(demand.first_step, changed, begins)
             yield demand, events
 
 

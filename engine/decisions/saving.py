@@ -2,38 +2,28 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from engine.decisions.evidence import digests_of
 from engine.plan.placement import Placement, Source, by_layer
 from engine.plan.plan import Plan
 from policies.cache import ExpertCache
-from policies.cache_state import RESIDENT
 from tracekit.trace import Trace
 
 
 def held_by(cache: ExpertCache, plan: Plan, experts_per_layer: Sequence[int], trace: Trace | None = None) -> Placement:
-    """The experts in the cache, without those that are pinned or staged, and in which order they were used last.
+    """The experts in the cache, without those that are pinned or staged, in the order in which the policy lets them go.
 
     `trace` is whose routing brought them there, where that is known: its requests are no evidence on a plan that begins
-    so. What a policy remembers beside the order of last uses is not kept.
+    so. An LRU cache that begins so goes on as this one would; what other policies remember beside is not kept.
     """
-    state = cache.state
-    keys = np.flatnonzero(state.place & RESIDENT)
-    when = state.last_use[keys] if len(state.last_use) else state.seen[keys]
-    rank = np.empty(len(keys), np.int64)
-    rank[np.lexsort((keys, when))] = np.arange(len(keys))
-    used = dict(zip(keys.tolist(), rank.tolist(), strict=True))
-    held = by_layer(keys.tolist(), cache.spec.experts)
+    experts, keys = cache.spec.experts, cache.order_of_leaving()
+    used = {key: place for place, key in enumerate(keys)}
+    held = by_layer(keys, experts)
     return Placement(
         by="cache",
         slots=plan.cache.capacity,
         experts_per_layer=list(experts_per_layer),
         pinned=held,
-        used={
-            layer: [used[int(layer) * cache.spec.experts + expert] for expert in experts]
-            for layer, experts in held.items()
-        },
+        used={layer: [used[int(layer) * experts + expert] for expert in own] for layer, own in held.items()},
         source=None
         if trace is None
         else Source(

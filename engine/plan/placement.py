@@ -80,7 +80,7 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     experts_per_layer: list[int]
     # experts of each MoE layer, by its number; layers of which none is pinned are left out
     pinned: dict[str, list[int]]
-    # of what a cache held (`by = "cache"`): when each of `pinned` was used last, later ones being greater
+    # of what a cache held (`by = "cache"`): when each of `pinned` was used last, so that the least goes first
     used: dict[str, list[int]] = {}
     # how requests came to be of domains
     told_by: Literal["labels", "clusters"] | None = None

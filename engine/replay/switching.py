@@ -17,12 +17,12 @@ class Switches:
         self._count = 0
         self._copies = np.zeros(layers, np.int64)
 
-    def add(self, step: int, codes: np.ndarray) -> None:
-        """Take note of one switch and its events."""
+    def add(self, step: int, codes: np.ndarray, begins: bool) -> None:
+        """Take note of one switch and its events, or of more of the last one's."""
         if step >= self._warm_up:
             copied = (codes[codes >> KIND_SHIFT == PREFETCH] & KEY_MASK) // self._experts
             self._copies += np.bincount(copied, minlength=len(self._copies))
-            self._count += 1
+            self._count += begins
 
     def found(self, sizes: Sequence[int]) -> Switching:
         """What was counted, experts of each layer being of these bytes (none: unknown)."""

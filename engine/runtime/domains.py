@@ -1,4 +1,5 @@
-"""`DomainWatch`: of which domain the requests are that the engine serves, as engine.decisions.domains says of a trace."""
+"""`DomainWatch`: of which domain the requests are that the engine serves, as engine.decisions.domains says of a
+trace's."""
 
 from collections.abc import Sequence
 

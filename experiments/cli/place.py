@@ -41,17 +41,12 @@ def command(
     """
     from engine.decisions.placing import place
     from engine.plan.capacity import Capacity
-    from engine.plan.placement import SUFFIX, save_placement
-    from tracekit.durable import check_new, check_place
-    from tracekit.errors import PlanError
+    from engine.plan.placement import save_placement
     from tracekit.labels import labels_of
     from tracekit.popularity import popularity
     from tracekit.trace import Trace
 
-    if output.suffix != ".toml":
-        raise PlanError(f"--output {output}: name it as a plan will, NAME{SUFFIX}")
-    check_place(output)
-    check_new(output)
+    options.check_placement("--output", output)
     opened = Trace.open(trace)
     per_layer = list(opened.manifest.experts_per_layer)
     told = None if labels is None else labels_of(opened, labels)

@@ -90,9 +90,7 @@ def command(
             "or a trace at whose end the plan leaves it; over the plan's"
         ),
     ] = None,
-    save_warm: Annotated[
-        Path | None, typer.Option(help="also write what the cache holds at the end, NAME.placement.toml, for --warm")
-    ] = None,
+    save_warm: options.SaveWarm = None,
     reset: Annotated[str | None, typer.Option(hidden=True)] = None,
     warm_up: Annotated[
         int | None, typer.Option(min=0, help="this many tokens fill the cache and are not counted")
@@ -260,7 +258,8 @@ def command(
             warm_up=warm_up or 0,
         )
         return
-    for path in (steps, timeline, save_warm):
+    options.check_placement("--save-warm", save_warm)
+    for path in (steps, timeline):
         if path is not None:
             check_place(path)
     opened = Trace.open(trace)

@@ -122,7 +122,7 @@ def test_switches_of_domain_are_the_replays(plan: str, make_model: MakeModel, tm
             assert sum(state.bytes_loaded.values()) == copied(state)
             state.reset()
         switches: list[int] = []
-        for _ in iter_decisions(trace, state.spec, on_switch=lambda step, codes: switches.append(len(codes))):
+        for _ in iter_decisions(trace, state.spec, on_switch=lambda step, codes, begins: switches.append(len(codes))):
             pass
         assert len(switches) >= 2 and sum(switches) > 0
         if state.spec.domains is not None and state.spec.domains.detect is None:
@@ -140,7 +140,7 @@ def test_several_requests_at_once_are_of_the_domain_of_most(make_model: MakeMode
     """By labels, as the replay of such steps; by routing they are refused."""
     plain = make_model("olmoe", "float32")
     _, path = by_domain(make_model("olmoe"), tmp_path)
-    prompts = [PROMPT, OTHER, OTHER[::-1][:9] + [3]]
+    prompts = [PROMPT, OTHER, [*OTHER[::-1][:9], 3]]
     labels = ["code", "prose", "prose", "code", "code", "prose"]
 
     def both(model: Any) -> None:
@@ -166,7 +166,7 @@ def test_several_requests_at_once_are_of_the_domain_of_most(make_model: MakeMode
         assert_decided_alike(state.log, whole, state.spec)
     plan = plan_from_dict({"cache": {"capacity": "3/layer"}, "placement": {"pinned": path, "detect": 4}})
     model = offload(make_model("olmoe", "float32"), plan)
-    with offloaded(model), pytest.raises(PlanError, match="placement.detect: 3 requests of a step"):
+    with offloaded(model), pytest.raises(PlanError, match=r"placement.detect: 3 requests of a step"):
         both(model)
 
 
