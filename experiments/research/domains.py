@@ -1,14 +1,15 @@
 """Is it worth placing experts by the domain of the work? Placements made from some requests, judged on others.
 
-`python -m experiments.research.domains FOLDER` routes held-out text of three domains by the reference models, in FOLDER
-(or finds there what `experiments.research.placement` left). Placements are made from one half of the requests and judged
-on the other, and the other way round, all plans at the same slots in all; what was found of each half is kept in FOLDER
-and not found again. It prints the tables of docs/experiments.md.
+`python -m experiments.research.domains FOLDER` routes held-out text of three domains by the reference models, in
+FOLDER (or finds there what `experiments.research.placement` left). Placements are made from one half of the requests
+and judged on the other, and the other way round, all plans at the same slots in all; what was found of each half is
+kept in FOLDER and not found again. It prints the tables of docs/experiments.md.
 
 Switching is charged: its copies are in the loads, and a request's time is that of all its steps, prompt included.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from engine.shapes import load_shape
 from experiments.demo.stdlib_text import DOMAINS
 from experiments.research import markdown
 from experiments.research.placement import REQUESTS, one_token_a_step, routed
-from experiments.statistics.comparison import Comparison, compare, judge
+from experiments.statistics.comparison import Comparison, Quantity, compare, judge
 from policies.events import BYPASS, LOAD, PREFETCH
 from tracekit.batched import batched
 from tracekit.errors import TracekitError
@@ -87,28 +88,31 @@ def joined(model: str, slots: int, order: str, folder: Path) -> dict[str, Found]
         path = folder / f"{model}-{slots}-{order.replace(' ', '-')}-{number}.npz"
         if not path.exists():
             found = contest(profile, ordered(test, order), slots, SHAPES[model], say=told)
-            arrays = {
-                f"{place}.{name}": value for place, own in enumerate(found.values()) for name, value in _named(own)
-            }
-            np.savez_compressed(path, **arrays)
-            names = list(found)
-            path.with_suffix(".json").write_bytes(msgspec.json.encode(names))
-        names = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=list[str])
-        with np.load(path, allow_pickle=False) as kept:
-            parts.append(
-                {
-                    name: Found(*(kept[f"{place}.{field}"] for field in Found._fields))
-                    for place, name in enumerate(names)
-                }
-            )
+            keep(found, path)
+        parts.append(kept(path))
+    first, second = parts
     return {
-        name: Found(*(np.concatenate(both, axis=-1) for both in zip(parts[0][name], parts[1][name], strict=True)))
-        for name in parts[0]
+        name: Found(*(np.concatenate(both, axis=-1) for both in zip(own, second[name], strict=True)))
+        for name, own in first.items()
     }
 
 
-def _named(found: Found) -> Iterator[tuple[str, np.ndarray]]:
-    yield from zip(Found._fields, found, strict=True)
+def keep(found: Mapping[str, Found], path: Path) -> None:
+    """Write what a contest found."""
+    arrays = {f"{name}/{field}": array for name, own in found.items() for field, array in own._asdict().items()}
+    with path.with_suffix(".part").open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    path.with_suffix(".part").replace(path)
+
+
+def kept(path: Path) -> dict[str, Found]:
+    """What `keep` wrote."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            name, _, field = key.rpartition("/")
+            found.setdefault(name, {})[field] = arrays[key]
+    return {name: Found(**own) for name, own in found.items()}
 
 
 def told(text: str) -> None:
@@ -242,45 +246,60 @@ def ways(profile: Trace, test: Trace, slots: int, folder: Path) -> dict[str, tup
 
 
 def tables(found: Mapping[int, Mapping[str, Found]]) -> str:
-    """Hit ratio of decode against LRU in points, and copies and time a token, of every way and number of slots."""
+    """Of every way and number of slots: hit ratio of decode against LRU in points, tokens (of prompts, too) by time
+    against LRU in per cent on each machine, copies a token; then what domains win over one placement for all."""
+    timed = range(len(next(iter(found.values()))[BASE].ns))
+    parts = [("hit ratio of decode, points against LRU", against(found, _others, hits))]
+    parts += [(f"speed on {MACHINES[one]}, per cent against LRU", against(found, _others, _time(one))) for one in timed]
+    parts.append(("hit ratio of decode, points against the same without domains", against(found, _pooled, hits)))
+    if len(timed) > 1:
+        title = f"speed on {MACHINES[1]}, per cent against the same without domains"
+        parts.append((title, against(found, _pooled, _time(1))))
     first = next(iter(found.values()))
-    families = {
-        "hit ratio": lambda one: one.misses,
-        **{f"tokens/s on {name}": _time(place) for place, name in enumerate(MACHINES)},
-    }
-    text = []
-    for title, costs in families.items():
-        hits = title == "hit ratio"
-        family = [
-            compare(
-                (name, costs(one)),
-                (BASE, costs(own[BASE])),
-                "hit ratio" if hits else "tokens/s",
-                lookups=one.lookups if hits else None,
-            )
-            for own in found.values()
-            for name, one in own.items()
-            if name != BASE
-        ]
-        judged = iter(judge(family))
-        cells = {slots: {one.first: effect(one) for one in _take(judged, len(own) - 1)} for slots, own in found.items()}
-        rows = [
-            [name, *(cells[slots][name_in(name, first, own)] for slots, own in found.items())]
-            for name in first
-            if name != BASE
-        ]
-        text.append(f"{title}, against LRU in points or per cent\n\n" + markdown.table(["", *map(str, found)], rows))
     rows = [[name, *(per_token(own[name_in(name, first, own)]) for own in found.values())] for name in first]
-    text.append("copies a token (of them by switching)\n\n" + markdown.table(["", *map(str, found)], rows))
-    return "\n\n".join(text)
+    parts.append(("copies a token (of them by switching)", rows))
+    return "\n\n".join(f"{title}\n\n" + markdown.table(["", *map(str, found)], rows) for title, rows in parts)
+
+
+def against(
+    found: Mapping[int, Mapping[str, Found]],
+    pairs: Callable[[Mapping[str, Found]], list[tuple[str, str]]],
+    costs: Callable[[Found], np.ndarray],
+) -> list[list[str]]:
+    """A row for each of the `pairs`, judged together over all numbers of slots."""
+    quantity: Quantity = "hit ratio" if costs is hits else "tokens/s"
+    family = [
+        compare(
+            (name, costs(own[name])),
+            (other, costs(own[other])),
+            quantity,
+            lookups=own[name].lookups if costs is hits else None,
+        )
+        for own in found.values()
+        for name, other in pairs(own)
+    ]
+    cells = np.array([effect(one) for one in judge(family)]).reshape(len(found), -1)
+    names = [name for name, _ in pairs(next(iter(found.values())))]
+    return [[name, *cells[:, row].tolist()] for row, name in enumerate(names)]
+
+
+def hits(one: Found) -> np.ndarray:
+    """What a hit ratio costs."""
+    return one.misses
 
 
 def _time(machine: int) -> Callable[[Found], np.ndarray]:
     return lambda one: one.ns[machine]
 
 
-def _take(comparisons: Iterator[Comparison], count: int) -> list[Comparison]:
-    return [next(comparisons) for _ in range(count)]
+def _others(own: Mapping[str, Found]) -> list[tuple[str, str]]:
+    return [(name, BASE) for name in own if name != BASE]
+
+
+def _pooled(own: Mapping[str, Found]) -> list[tuple[str, str]]:
+    """What is placed by domain, and the same placed from all requests together."""
+    found = [(name, re.split(r" by |, labels", name)[0]) for name in own]
+    return [(name, other) for name, other in found if other not in (name, BASE) and other in own]
 
 
 def name_in(name: str, first: Mapping[str, Found], own: Mapping[str, Found]) -> str:
