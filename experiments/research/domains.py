@@ -227,7 +227,7 @@ def ways(profile: Trace, test: Trace, slots: int, folder: Path) -> dict[str, tup
         "all pinned by domain, label": pinned(slots, "domain", label, **own),
         f"all pinned by domain, {DETECT} tokens": pinned(slots, "domain", detect, **own),
     }
-    for count in dict.fromkeys((quarter, max(1, slots // 2))):
+    for count in dict.fromkeys((quarter, round(slots / 2))):
         found |= {
             f"LRU beside {count} pinned": pinned(count, "pooled", {}),
             f"LRU beside {count} pinned by domain, label": pinned(count, "domain", label, **own),
