@@ -159,12 +159,11 @@ def contest(
     Raises PlanError where a request of `test` is one of `profile`'s.
     """
     with TemporaryDirectory() as folder:
-        found = {}
-        for name, (plan, labels) in ways(profile, test, slots, Path(folder)).items():
+        found, weights = {}, None if shape is None else WEIGHTS
+        for name, plan in ways(profile, test, slots, Path(folder), weights).items():
             say(f"{test.manifest.model.id}, {slots} slots: {name}")
-            judged = test.with_manifest(msgspec.structs.replace(test.manifest, domains=labels))
-            check_evidence(judged, plan)
-            found[name] = cost(judged, plan, shape)
+            check_evidence(test, plan)
+            found[name] = cost(test, plan, shape)
         return found
 
 
@@ -199,9 +198,8 @@ def cost(trace: Trace, plan: Plan, shape: str | None = None) -> Found:
     )
 
 
-def ways(profile: Trace, test: Trace, slots: int, folder: Path) -> dict[str, tuple[Plan, list[str]]]:
-    """Plans of the same slots by name, each with the labels that the judging requests go by."""
-    labels = list(test.manifest.domains)
+def ways(profile: Trace, test: Trace, slots: int, folder: Path, weights: str | None) -> dict[str, Plan]:
+    """Plans of the same slots by name."""
     shuffled = np.random.default_rng(0).permutation(profile.manifest.domains).tolist()
     quarter = max(1, round(0.25 * slots))
 
@@ -217,7 +215,7 @@ def ways(profile: Trace, test: Trace, slots: int, folder: Path) -> dict[str, tup
         return plan(placement={"pinned": placed(name, count, **how), **by})
 
     def plan(**more: object) -> Plan:
-        return Plan(f"{slots}/layer", weights=WEIGHTS, **more)  # type: ignore[arg-type]
+        return Plan(f"{slots}/layer", weights=weights, **more)  # type: ignore[arg-type]
 
     label, detect = {"by": "label"}, {"detect": DETECT}
     own = {"labels": profile.manifest.domains}
@@ -242,7 +240,7 @@ def ways(profile: Trace, test: Trace, slots: int, folder: Path) -> dict[str, tup
     }
     if test.batching is None:
         found["LRU, each request alone"] = plan(warm="reset")
-    return {name: (one, labels) for name, one in found.items()}
+    return found
 
 
 def tables(found: Mapping[int, Mapping[str, Found]]) -> str:

@@ -65,10 +65,25 @@ def test_a_warm_cache_hits_at_once(call: Call, trace: Path) -> None:
     assert_one_line(*call("replay", trace, *OPTIONS, "--reset", "request"), "--reset request is now --warm reset")
 
 
+def test_a_saved_cache_is_what_another_begins_with(call: Call, trace: Path, tmp_path: Path) -> None:
+    """Replayed in two parts, LRU hits as in one; whose requests brought the cache there is known."""
+    first, second, saved = tmp_path / "1.trace", tmp_path / "2.trace", tmp_path / "w.placement.toml"
+    assert call("slice", trace, "--requests", "0:2", "--output", first)[0] == 0
+    assert call("slice", trace, "--requests", "2:3", "--output", second)[0] == 0
+    before = replayed(call, first, "--capacity", "3/layer", "--save-warm", saved)
+    after = replayed(call, second, "--capacity", "3/layer", "--warm", saved)
+    assert before["hits"] + after["hits"] == replayed(call, trace, "--capacity", "3/layer")["hits"]
+    assert after["hit_ratio"] <= after["bounds"]["hit_ratio"]
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--warm", saved), "cache.warm", "no evidence")
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--save-warm", saved), "exists")
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--save-warm", "w.json"), "NAME.placement.toml")
+
+
 def test_events_of_warm_and_emptied_caches_can_be_replayed(call: Call, trace: Path, tmp_path: Path) -> None:
     for how in (["--warm", trace, "--allow-fitted"], ["--warm", "reset"], ["--prefetch", "markov", "--prefetch-wrap"]):
         own = replayed(call, trace, *OPTIONS, *how, "--events", tmp_path / "e.parquet", "--warm-up", 5)
-        read = replayed(call, trace, "--decisions", tmp_path / "e.parquet", *OPTIONS[2:], "--warm-up", 5)
+        more = how[2:] if how[-1] == "--allow-fitted" else []
+        read = replayed(call, trace, "--decisions", tmp_path / "e.parquet", *OPTIONS[2:], "--warm-up", 5, *more)
         assert read["time"] == own["time"] and read["phases"] == own["phases"], how
         assert read["provenance"]["warm_up"] == {"tokens": 5, "steps": 2}
 
