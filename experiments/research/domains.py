@@ -225,17 +225,17 @@ def ways(profile: Trace, test: Trace, slots: int, folder: Path, weights: str | N
         "all pinned by domain, label": pinned(slots, "domain", label, **own),
         f"all pinned by domain, {DETECT} tokens": pinned(slots, "domain", detect, **own),
     }
-    for count in dict.fromkeys((quarter, round(slots / 2))):
+    for share, count in (("a quarter", quarter), ("half", round(slots / 2))):
         found |= {
-            f"LRU beside {count} pinned": pinned(count, "pooled", {}),
-            f"LRU beside {count} pinned by domain, label": pinned(count, "domain", label, **own),
+            f"LRU beside {share} pinned": pinned(count, "pooled", {}),
+            f"LRU beside {share} pinned by domain, label": pinned(count, "domain", label, **own),
         }
     found |= {
-        f"LRU beside {quarter} pinned by domain, {DETECT} tokens": pinned(quarter, "domain", detect, **own),
-        f"LRU beside {quarter} pinned by {CLUSTERS} clusters, {DETECT} tokens": pinned(
+        f"LRU beside a quarter pinned by domain, {DETECT} tokens": pinned(quarter, "domain", detect, **own),
+        f"LRU beside a quarter pinned by {CLUSTERS} clusters, {DETECT} tokens": pinned(
             quarter, "clusters", detect, clusters=CLUSTERS
         ),
-        f"LRU beside {quarter} pinned, labels shuffled": pinned(quarter, "shuffled", label, labels=shuffled),
+        "LRU beside a quarter pinned, labels shuffled": pinned(quarter, "shuffled", label, labels=shuffled),
         "LRU, warm by domain": plan(warm=placed("domain", slots, **own), placement=label),
     }
     if test.batching is None:
@@ -254,7 +254,7 @@ def tables(found: Mapping[int, Mapping[str, Found]]) -> str:
         title = f"speed on {MACHINES[1]}, per cent against the same without domains"
         parts.append((title, against(found, _pooled, _time(1))))
     first = next(iter(found.values()))
-    rows = [[name, *(per_token(own[name_in(name, first, own)]) for own in found.values())] for name in first]
+    rows = [[name, *(per_token(own[name]) for own in found.values())] for name in first]
     parts.append(("copies a token (of them by switching)", rows))
     return "\n\n".join(f"{title}\n\n" + markdown.table(["", *map(str, found)], rows) for title, rows in parts)
 
@@ -298,11 +298,6 @@ def _pooled(own: Mapping[str, Found]) -> list[tuple[str, str]]:
     """What is placed by domain, and the same placed from all requests together."""
     found = [(name, re.split(r" by |, labels", name)[0]) for name in own]
     return [(name, other) for name, other in found if other not in (name, BASE) and other in own]
-
-
-def name_in(name: str, first: Mapping[str, Found], own: Mapping[str, Found]) -> str:
-    """The same way at another number of slots, where more are pinned."""
-    return list(own)[list(first).index(name)]
 
 
 def effect(one: Comparison) -> str:

@@ -32,7 +32,7 @@ def test_domains_that_differ_show_and_noise_does_not(tmp_path: Path) -> None:
     label, pooled = "all pinned by domain, label", "all pinned"
     assert gain(found, label, pooled) > 0.03
     assert gain(found, label, BASE) > 0
-    assert gain(found, "LRU beside 1 pinned, labels shuffled", "LRU beside 1 pinned") <= 0
+    assert gain(found, "LRU beside a quarter pinned, labels shuffled", "LRU beside a quarter pinned") <= 0
     assert found[label].switched > 0 and found[pooled].switched == 0
     # Labels that say nothing of the routing: those of the judges at random, as the others' are where they are shuffled.
     noise = np.random.default_rng(5).permutation(test.manifest.domains).tolist()
@@ -42,7 +42,7 @@ def test_domains_that_differ_show_and_noise_does_not(tmp_path: Path) -> None:
     ]
     found = contest(*shuffled, 4)
     assert gain(found, label, pooled) <= 0
-    assert gain(found, "LRU beside 1 pinned by domain, label", "LRU beside 1 pinned") <= 0
+    assert gain(found, "LRU beside a quarter pinned by domain, label", "LRU beside a quarter pinned") <= 0
 
 
 def test_costs_add_up_whatever_shares_a_step(tmp_path: Path) -> None:
