@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.plan.placement import Domain, Placement, keys_of, layer_of, load_placement, parse_pinned
-from engine.plan.plan import Plan
+from engine.plan.plan import PlacementPlan
 from policies.switching import Domains, Kept
 from tracekit.demand import step_starts
 from tracekit.errors import PlanError
@@ -24,13 +24,13 @@ UNITS = 1e6
 """Logarithms are compared as whole numbers of this part, so that no order of adding up matters."""
 
 
-def domains_of(plan: Plan, experts_per_layer: Sequence[int]) -> Domains | None:
-    """What the plan keeps for each domain; None where it does not ask for domains. Raises PlanError."""
-    placement, warm = plan.placement, plan.cache.warm
+def domains_of(placement: PlacementPlan, warm: str | None, experts_per_layer: Sequence[int]) -> Domains | None:
+    """What is kept for each domain by a plan with this `placement`, and the file `warm`, if any, to begin with; None
+    where it does not ask for domains. Raises PlanError."""
     if placement.by is None and placement.detect is None:
         return None
     pinned = None if placement.pinned is None else parse_pinned(placement.pinned).file
-    files = [file for file in (pinned, warm) if file is not None and file.endswith(".toml")]
+    files = [file for file in (pinned, warm) if file is not None]
     found = {file: placement_by_domain(file, experts_per_layer) for file in files}
     if not found:
         raise PlanError(

@@ -15,7 +15,7 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
     """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
     pinned = placed(plan.placement, experts_per_layer)
     capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
-    domains = domains_of(plan, experts_per_layer)
+    domains = domains_of(plan.placement, plan.cache.warm_file, experts_per_layer)
     if domains is not None and eviction_policy(plan.eviction.policy).needs_profile:
         raise PlanError(f"eviction policy {plan.eviction.policy!r} never changes what it holds: without domains")
     pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
