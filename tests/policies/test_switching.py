@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,37 +14,16 @@ from policies.events import BYPASS, DROP, EVICT, HIT_PINNED, HIT_PREFETCHED, LOA
 from policies.registry import EVICTION, eviction_policy
 from policies.switching import Domains, Kept
 from tests.helpers.reference_cache import Event, ReferenceCache
-from tests.helpers.scenarios import Scenario, random_scenario, with_requests
+from tests.helpers.scenarios import DOMAINS, Scenario, random_scenario, with_domains
 from tracekit.errors import CapacityError, PolicyError
 
 SEEDS = st.integers(0, 2**32 - 1)
 UNFITTED = [name for name in sorted(EVICTION) if eviction_policy(name).reads != "predicted-use"]
-NAMES = ("code", "prose", "tables")
 
 
 def drawn(seed: int, eviction: str, prefetch: str, *, into_cache: bool, warm: bool) -> Scenario:
-    """A scenario of several requests with labels, and what is pinned and warm for each: any experts that fit."""
-    scenario, _ = with_requests(random_scenario(seed, eviction, prefetch, into_cache=into_cache), seed)
-    spec, rng = scenario.spec, np.random.default_rng(seed)
-
-    def fitting() -> tuple[int, ...]:
-        left, found = list(spec.capacity), []
-        most = int(rng.integers(0, spec.layers * spec.experts))
-        for key in rng.permutation(spec.layers * spec.experts)[:most].tolist():
-            group = key // spec.experts if len(left) > 1 else 0
-            if spec.size[key] <= left[group]:
-                left[group] -= int(spec.size[key])
-                found.append(key)
-        return tuple(sorted(found))
-
-    def any_keys() -> tuple[int, ...]:
-        return tuple(rng.permutation(spec.layers * spec.experts)[: int(rng.integers(0, 6))].tolist()) if warm else ()
-
-    kept = tuple(Kept(name, fitting(), any_keys()) for name in NAMES)
-    domains = Domains(kept, np.zeros((len(NAMES), spec.layers * spec.experts), np.int64))
-    labels = [NAMES[place] for place in rng.integers(0, len(NAMES), int(scenario.trace.request[-1]) + 1)]
-    trace = scenario.trace.with_manifest(msgspec.structs.replace(scenario.trace.manifest, domains=labels))
-    return replace(scenario, trace=trace, spec=replace(spec, pinned=fitting(), domains=domains))
+    """A scenario of several requests of several domains."""
+    return with_domains(random_scenario(seed, eviction, prefetch, into_cache=into_cache), seed, warm=warm)
 
 
 def found_events(scenario: Scenario, *, chunk: int = 1 << 20, compiled: bool = False) -> tuple[Events, dict[int, int]]:
@@ -66,7 +44,7 @@ def expected_switches(scenario: Scenario) -> dict[int, Kept]:
     for step, rows in enumerate(scenario.step_rows()):
         label = labels[int(scenario.trace.request[rows[0]])]
         if label != now:
-            found[step] = scenario.spec.domains.kept[NAMES.index(label)]  # type: ignore[union-attr]
+            found[step] = scenario.spec.domains.kept[DOMAINS.index(label)]  # type: ignore[union-attr]
             now = label
     return found
 
