@@ -91,7 +91,7 @@ def command(
         ),
     ] = None,
     save_warm: options.SaveWarm = None,
-    reset: Annotated[str | None, typer.Option(hidden=True)] = None,
+    reset: Annotated[str | None, typer.Option(hidden=True, help="it is --warm reset now")] = None,
     warm_up: Annotated[
         int | None, typer.Option(min=0, help="this many tokens fill the cache and are not counted")
     ] = None,
