@@ -263,13 +263,15 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
                     raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
             given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
     cache = given.get("cache")
+    if isinstance(cache, Mapping) and "reset" in cache:
+        if cache["reset"] != "never":  # which plans that were written by earlier releases all say
+            raise PlanError(f'{label}: cache.reset is now cache.warm: "reset" for "request", "keep" for "never"')
+        given["cache"] = cache = {key: value for key, value in cache.items() if key != "reset"}
     if isinstance(cache, Mapping) and isinstance(cache.get("capacity"), list):
         try:
             given["cache"] = {**cache, "capacity": capacity_text(cache["capacity"])}
         except PlanError as error:
             raise PlanError(f"{label}: cache.capacity: {error}") from None
-    if isinstance(cache, Mapping) and "reset" in cache:
-        raise PlanError(f'{label}: cache.reset is now cache.warm: "reset" for "request", "keep" for "never"')
     file = convert(given, _File, label=label, error=PlanError)
     _check_placing(file, label)
     for text in (file.weights.experts, file.weights.attention):

@@ -67,6 +67,10 @@ def test_a_plan_with_a_placement_is_read_back() -> None:
     assert not plan.alike and plan.per_layer and Plan("4").alike and not Plan("4").per_layer
 
 
+def test_plans_of_earlier_releases_are_read() -> None:
+    assert plan_from_dict({"cache": {"capacity": "4/layer", "reset": "never"}}) == Plan("4/layer")
+
+
 def test_a_placement_is_read_back_and_written_alike(tmp_path: Path) -> None:
     first, second = tmp_path / "a.toml", tmp_path / "b.toml"
     save_placement(PLACEMENT, first)
