@@ -133,6 +133,23 @@ def test_switches_of_domain_are_the_replays(plan: str, make_model: MakeModel, tm
                 state.serve(["poetry"])
 
 
+@pytest.mark.parametrize("experts", ["each", "fused"])
+def test_grouped_kernels_serve_switches(experts: str, make_model: MakeModel, tmp_path: Path) -> None:
+    """Slots that a switch gives away are those of experts that the visit computes: no call meets another's weights."""
+    plain = make_model("olmoe", "float32")
+    trace, path = by_domain(plain, tmp_path)
+    answers = []
+    for capacity in ("2/layer", "100%"):
+        tables = {"cache": {"capacity": capacity}, "placement": {"pinned": path, "by": "label"}}
+        plan = plan_from_dict(tables | {"compute": {"experts": experts, "kernels": "grouped"}})
+        model = offload(make_model("olmoe", "float32"), plan)
+        with offloaded(model) as state:
+            state.serve(trace.manifest.domains)
+            answers.append([answer(model, prompt) for prompt in (PROMPT, OTHER, PROMPT[2:])])
+            assert (state.log.kind == PREFETCH).any()
+    assert all(map(same, *answers))
+
+
 def copied(state: Any, *kinds: int) -> int:
     """Bytes of the copies of these kinds in the log."""
     key = state.log.expert[np.isin(state.log.kind, kinds)]

@@ -1,12 +1,13 @@
 """The experiment on domains, on small made routing: domains that differ show, labels that are noise do not."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from experiments.research.domains import BASE, against, contest, cost, hits, keep, kept, tables
+from experiments.research.domains import BASE, Found, against, contest, cost, hits, keep, kept, tables
 from experiments.statistics.comparison import compare, judge
 from tests.helpers.traces import domain_trace
 from tracekit.batched import batched
@@ -19,10 +20,10 @@ def pair(folder: Path, apart: float) -> tuple[Trace, Trace]:
     return tuple(domain_trace(folder / f"{seed}.trace", seed, requests=24, apart=apart) for seed in (1, 2))  # type: ignore[return-value]
 
 
-def gain(found: dict[str, object], name: str, other: str) -> float:
+def gain(found: Mapping[str, Found], name: str, other: str) -> float:
     """Points of the hit ratio that one way has over another, 0 where that may be chance."""
     one, two = found[name], found[other]
-    (judged,) = judge([compare((name, one.misses), (other, two.misses), "hit ratio", lookups=one.lookups)])  # type: ignore[attr-defined]
+    (judged,) = judge([compare((name, one.misses), (other, two.misses), "hit ratio", lookups=one.lookups)])
     return judged.effect if judged.outcome in ("better", "worse") else 0.0
 
 
