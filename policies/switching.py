@@ -124,11 +124,29 @@ def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...], 
     buffer, n = EventBuffer(np.empty(2 * len(missing) + len(cache.resident), np.int64), np.zeros(1, np.int64)), 0
     for key in missing:
         group = cache.group_of[key // cache.experts]
-        n, loaded = load(cache, eviction, group, key, now, 0.0, _held(cache, group, now), PREFETCH, buffer, n)
+        n, loaded = _loaded(cache, eviction, group, key, now, buffer, n)
         if loaded:
             place[key] |= PREFETCHED
             cache.seen[key] = now
     return list(buffer.code[:n])
+
+
+def _loaded(
+    cache: CacheState, eviction: EvictionPolicy, group: int, key: int, now: int, events: EventBuffer, n: int
+) -> tuple[int, bool]:
+    """Load `key` ahead into the cache, if room can be made; returns the event count and whether it was."""
+    return load(
+        cache=cache,
+        eviction=eviction,
+        group=group,
+        expert=key,
+        now=now,
+        signal=0.0,
+        held=_held(cache, group, now),
+        kind=PREFETCH,
+        events=events,
+        n=n,
+    )
 
 
 def _held(cache: CacheState, group: int, now: int) -> int:
@@ -149,7 +167,7 @@ def warmed(cache: CacheState, eviction: EvictionPolicy, keys: tuple[int, ...]) -
     buffer, n = EventBuffer(np.empty(2 * len(fitting), np.int64), np.zeros(1, np.int64)), 0
     for key in reversed(fitting):
         group = cache.group_of[key // cache.experts]
-        n, _ = load(cache, eviction, group, key, 0, 0.0, 0, PREFETCH, buffer, n)
+        n, _ = _loaded(cache, eviction, group, key, 0, buffer, n)
 
 
 def order_of_leaving(cache: CacheState, eviction: EvictionPolicy) -> list[int]:
@@ -195,12 +213,6 @@ def visits(batch: Batch, first: int, last: int) -> Batch:
     """The visits from number `first` of a batch up to `last`."""
     start = batch.start[first : last + 1]
     lookups = slice(int(start[0]), int(start[-1]))
-    return Batch(
-        layer=batch.layer[first:last],
-        start=start - start[0],
-        demand=batch.demand[lookups],
-        recency=batch.recency[lookups],
-        signal=batch.signal[lookups],
-        signal_recency=batch.signal_recency[lookups],
-        hint=batch.hint[first:last],
-    )
+    by_visit = {"layer": batch.layer[first:last], "start": start - start[0], "hint": batch.hint[first:last]}
+    by_lookup = {name: getattr(batch, name)[lookups] for name in batch._fields if name not in by_visit}
+    return Batch(**by_visit, **by_lookup)

@@ -148,6 +148,11 @@ def test_state_and_slots_agree_at_the_end(eviction: str) -> None:
         residents = np.flatnonzero(state.place & RESIDENT)
         assert len(residents) == int(state.resident_count.sum())
         assert not set(residents.tolist()) & set(np.flatnonzero(state.place & PINNED).tolist())
+        # In which order they would go is asked of a copy.
+        before = [array.copy() for array in state if isinstance(array, np.ndarray)]
+        assert sorted(ends[0].order_of_leaving()) == residents.tolist()  # type: ignore[attr-defined]
+        for one, other in zip(before, (array for array in state if isinstance(array, np.ndarray)), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("eviction", ["lru", "random"])
