@@ -3,6 +3,7 @@
 It is rare and small beside deciding, so it is plain Python over the arrays that compiled decisions work on.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Kept:
     warm: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Domains:
     """The domains that a cache switches between. Who says of which one a request is, is engine.decisions.domains.
 
@@ -52,10 +53,9 @@ class Domains:
     labels: str | None = None
     pins: bool = True
 
-    @property
-    def content(self) -> tuple[object, ...]:
-        """All that decisions depend on but the labels' file, in a form that can be compared."""
-        return self.kept, self.counts.tobytes(), self.detect, self.labels
+    def __repr__(self) -> str:
+        counts = hashlib.sha256(self.counts.tobytes()).hexdigest()
+        return f"Domains({self.kept!r}, {counts}, {self.detect!r}, {self.labels!r}, {self.pins!r})"
 
 
 def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[list[np.int64], bool]:
