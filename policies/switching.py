@@ -44,18 +44,17 @@ class Domains:
     """The domains that a cache switches between. Who says of which one a request is, is engine.decisions.domains.
 
     `detect`: so many tokens of a request tell its domain, by `counts` i64 [domains, keys]; None: its label does, which
-    stands in the file `labels` where the trace carries none. `pins`: what is pinned differs, not only what is warm.
+    stands in the file `labels` where the trace carries none.
     """
 
     kept: tuple[Kept, ...]
     counts: np.ndarray
     detect: int | None = None
     labels: str | None = None
-    pins: bool = True
 
     def __repr__(self) -> str:
         counts = hashlib.sha256(self.counts.tobytes()).hexdigest()
-        return f"Domains({self.kept!r}, {counts}, {self.detect!r}, {self.labels!r}, {self.pins!r})"
+        return f"Domains({self.kept!r}, {counts}, {self.detect!r}, {self.labels!r})"
 
 
 def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[list[np.int64], bool]:

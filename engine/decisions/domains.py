@@ -50,7 +50,7 @@ def domains_of(placement: PlacementPlan, warm: str | None, experts_per_layer: Se
         for name in names[0]
     ]
     counts = [counts_of(one, experts_per_layer, files[0]) for one in found[files[0]].domains.values()]
-    return Domains(tuple(kept), np.stack(counts), placement.detect, placement.labels, pins=pins is not None)
+    return Domains(tuple(kept), np.stack(counts), placement.detect, placement.labels)
 
 
 def placement_by_domain(file: str, experts_per_layer: Sequence[int]) -> Placement:
