@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.decisions.hints import iter_hints
 from engine.decisions.run import first_cache, iter_decisions
 from policies.cache import CacheSpec
-from policies.events import DROP, EVICT, HIT_PREFETCHED
+from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.reference_policies import REFERENCES
 from tests.helpers.scenarios import (
@@ -91,7 +91,7 @@ def test_after_a_reset_a_request_is_alone(
         for _, kind, key, slot in own:
             if kind in (EVICT, DROP):
                 del holds[slot]
-            elif key not in scenario.spec.pinned and kind != 4:
+            elif key not in scenario.spec.pinned and kind != BYPASS:
                 holds[slot] = key
         first += len(part.references())
     assert found == expected

@@ -73,7 +73,7 @@ def test_log_equals_the_replay(family: str, plan: str, make_model: MakeModel, tm
         assert same(answer(model, OTHER), answer(plain, OTHER))
         assert_decided_alike(state.log, trace, state.spec)
         if "next step" in plan and "warm" not in plan:  # which may have been prefetched before
-            prefetched = int((state.log.kind == 5).sum())
+            prefetched = int((state.log.kind == PREFETCH).sum())
             fates = state.prefetches
             assert fates["useful"] + fates["late"] + fates["wasted"] == prefetched > 0
         state.reset()
