@@ -1,5 +1,6 @@
 """`ExpertCache`: the state machine that simulator and engine share."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -11,6 +12,7 @@ from policies.arguments import Arguments
 from policies.cache_state import (
     BAD_SUGGESTION,
     BAD_VICTIM,
+    FREE_COUNT,
     MOST_VISITS,
     PINNED,
     RESIDENT,
@@ -18,7 +20,6 @@ from policies.cache_state import (
     VISITS,
     Batch,
     CacheState,
-    allocate_slot,
 )
 from policies.compile_errors import explain
 from policies.compiled import Decide, compiled_decide, mentions, source_files
@@ -33,10 +34,22 @@ from policies.events import (
     event_buffer,
     pack,
 )
+from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout, Policy, Value
 from policies.one_visit import OneVisit
 from policies.prefetch.none import NoPrefetch
 from policies.registry import eviction_policy, prefetcher
+from policies.switching import (
+    Domains,
+    Kept,
+    behind,
+    in_plain_numbers,
+    order_of_leaving,
+    switched,
+    visits,
+    warmed,
+    written_back,
+)
 from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
@@ -52,7 +65,9 @@ class CacheSpec:
     policy's, which never hears of them. `predictor` and `estimator` are the
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
     `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
-    request. `warm` is the trace that it is warmed with. Who says when a request begins, and reads that trace, is
+    request. `warm` is the trace that it is warmed with, `begins` the keys that it begins with, the most recent last.
+    `domains`: what is pinned, or warm, changes with the domain of what is served; each group's capacity is less by the
+    most that any of them pins there. Who says when a request begins and of what domain it is, and reads that trace, is
     engine.decisions.
     """
 
@@ -73,7 +88,9 @@ class CacheSpec:
     estimator: str | None = None
     reset: bool = False
     warm: str | None = None
+    begins: tuple[int, ...] = ()
     wrap: bool = False
+    domains: Domains | None = None
 
 
 class ExpertCache:
@@ -89,6 +106,8 @@ class ExpertCache:
         suggester = prefetcher(spec.prefetch)
         if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
             raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
+        if eviction.reads == "next-use" and spec.domains is not None and any(one.warm for one in spec.domains.kept):
+            raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: warm no domain's")
         groups = len(spec.capacity)
         if groups not in (1, spec.layers):
             raise CapacityError(f"capacity has {groups} groups: give one, or one per layer ({spec.layers})")
@@ -113,7 +132,10 @@ class ExpertCache:
         self._decide: Decide | None = compiled_decide(eviction, suggester) if compiled else None
         self._begun = 0  # visits before the state was new
         self._leaving = NOTHING
-        self._begin()
+        self._coming: Kept | None = None
+        self._changed = NOTHING
+        self._reserved = reserved(spec)
+        self._begin({})
         state = self.state
         self._visit = OneVisit(
             spec.experts,
@@ -123,8 +145,11 @@ class ExpertCache:
             event_buffer(spec.experts, 1, len(state.resident), len(state.staged), len(state.suggestion)),
         )
 
-    def _begin(self) -> None:
-        """A cache that is empty but for what is pinned, and policies that know nothing."""
+    def _begin(self, pinned: Mapping[int, int]) -> None:
+        """A cache that is empty but for what is pinned, and policies that know nothing.
+
+        `pinned`: the place of each key where some are pinned already; those of the spec get the first slots.
+        """
         spec, eviction, suggester = self.spec, self.eviction_class, self.prefetch_class
         keys, groups, staging = spec.layers * spec.experts, len(spec.capacity), max(spec.staging, 1)
         group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
@@ -135,7 +160,7 @@ class ExpertCache:
             size=sizes,
             unit=int(sizes[0]) if (sizes == sizes[0]).all() else 0,
             clairvoyant=eviction.bound,
-            capacity=np.array(spec.capacity, np.int64),
+            capacity=np.array(spec.capacity, np.int64) - self._reserved,
             used=np.zeros(groups, np.int64),
             place=np.zeros(keys, np.int32),
             seen=np.zeros(keys, np.uint32),
@@ -157,8 +182,12 @@ class ExpertCache:
             missing=np.zeros(spec.experts + 1, np.int64),
         )
         layout = Layout(spec.layers, spec.experts, groups, spec.distance, self.state.size, self.state.last_use)
-        for key in spec.pinned:
-            self._pin(key)
+        pinned = pinned or {key: slot << SLOT | PINNED for slot, key in enumerate(spec.pinned)}
+        for key, place in pinned.items():
+            self.state.place[key] = place
+        if pinned:
+            free = np.setdiff1d(self.state.free, [place >> SLOT for place in pinned.values()])
+            self.state.free[: len(free)], self.state.ring[FREE_COUNT] = free, len(free)
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
         self._prefetcher = None if suggester is NoPrefetch else suggesting
@@ -181,27 +210,41 @@ class ExpertCache:
         gone = [pack(EVICT if place[key] & RESIDENT else DROP, int(key), int(place[key] >> SLOT)) for key in keys]
         self._leaving = np.concatenate([self._leaving, np.array(gone, np.int64)])
         self._begun += int(self.state.clock[VISITS])
-        self._begin()
+        self._begin({key: int(place[key]) for key in np.flatnonzero(place & PINNED).tolist()})
 
     def count_from_here(self) -> None:
         """The visits that follow are counted from 0: what was decided so far was to fill the cache."""
         self._begun = -int(self.state.clock[VISITS])
 
-    def _pin(self, key: int) -> None:
-        """Give the expert a slot for good, out of the capacity that is its policy's."""
-        layer, expert = divmod(key, self.spec.experts)
-        group = int(self.state.group_of[layer])
-        if self.state.size[key] > self.state.capacity[group]:
-            raise CapacityError(
-                f"pinned experts do not fit into the cache (expert {expert} of MoE layer {layer}): pin fewer, or give "
-                + ("that layer" if len(self.spec.capacity) > 1 else "the cache")
-                + " more capacity"
-            )
-        self.state.capacity[group] -= self.state.size[key]
-        self.state.place[key] = allocate_slot(self.state) << SLOT | PINNED
+    def switch(self, kept: Kept) -> None:
+        """Behind the next visit, have the cache keep this (policies.switching): what it loads ahead for that, and what
+        leaves, is in that visit's events."""
+        self._coming = kept
+
+    def changed(self) -> np.ndarray:
+        """What switching has changed since this was asked last, as packed events: i64."""
+        found, self._changed = self._changed, NOTHING
+        return found
+
+    def warm(self, keys: tuple[int, ...]) -> None:
+        """Fill the empty cache, the last of the `keys` being the most recent (policies.switching)."""
+        plain = in_plain_numbers(self.state)
+        warmed(plain, self._interpreted(), keys)
+        written_back(plain, self.state)
+
+    def order_of_leaving(self) -> list[int]:
+        """The keys of the moving part, group by group in the order in which the policy would let them go."""
+        return order_of_leaving(*copy.deepcopy((in_plain_numbers(self.state), self._interpreted())))
+
+    def _interpreted(self) -> EvictionPolicy:
+        """The eviction policy at work, in plain Python."""
+        own = self._eviction
+        return own if self._decide is None else self.eviction_class.interpreted(own)
 
     def run(self, batch: Batch) -> Events:
         """Decide every visit of `batch`; returns the events, in order."""
+        if self._coming is not None and len(batch.layer) > 1:
+            return Events.join([self.run(visits(batch, 0, 1)), self.run(visits(batch, 1, len(batch.layer)))])
         first = self._first(len(batch.layer))
         buffer = event_buffer(
             len(batch.demand),
@@ -241,9 +284,18 @@ class ExpertCache:
         return self._after_leaving(Events(code, start, first, not self.state.clairvoyant))
 
     def _after_leaving(self, events: Events) -> Events:
-        """The events, led by what leaves since the cache started anew."""
-        if len(self._leaving) and len(events.start) > 1:
+        """The events, led by what leaves since the cache started anew, and what another domain changes behind them."""
+        if len(events.start) < 2:
+            return events
+        if len(self._leaving):
             events, self._leaving = led_by(self._leaving, events), NOTHING
+        if self._coming is not None:
+            plain = in_plain_numbers(self.state)
+            codes, done = switched(plain, self._interpreted(), self._coming)
+            written_back(plain, self.state)
+            self._coming = None if done else replace(self._coming, warm=())
+            self._changed = np.append(self._changed, np.array(codes, np.int64))
+            events = behind(np.array(codes, np.int64), events)
         return events
 
     def _first(self, visits: int) -> int:
@@ -296,6 +348,27 @@ def most_residents(spec: CacheSpec) -> np.ndarray:
     smallest = spec.size.reshape(len(spec.capacity), -1).min(axis=1)
     members = spec.size.size // len(spec.capacity)
     most: np.ndarray = np.minimum(np.array(spec.capacity, np.int64) // np.maximum(smallest, 1), members)
+    return most
+
+
+def reserved(spec: CacheSpec) -> np.ndarray:
+    """What is pinned takes of each group's capacity, at most, whatever domain is served: i64 [groups].
+
+    Raises CapacityError where something does not fit.
+    """
+    most = np.zeros(len(spec.capacity), np.int64)
+    for pinned in (spec.pinned, *(() if spec.domains is None else (kept.pinned for kept in spec.domains.kept))):
+        taken = np.zeros_like(most)
+        for key in pinned:
+            layer, expert = divmod(key, spec.experts)
+            group = layer if len(most) > 1 else 0
+            taken[group] += spec.size[key]
+            if taken[group] > spec.capacity[group]:
+                raise CapacityError(
+                    f"pinned experts do not fit into the cache (expert {expert} of MoE layer {layer}): pin fewer, or "
+                    f"give {'that layer' if len(most) > 1 else 'the cache'} more capacity"
+                )
+        most = np.maximum(most, taken)
     return most
 
 

@@ -21,6 +21,7 @@ MAX_EXPERTS = UNUSED  # ids are below it
 MAX_TOP_K = 1024
 MAX_COUNT = 2**31 - 1  # tokens, requests, steps: i32 columns
 MAX_BYTES = 2**50
+MAX_LABEL = 64
 
 SHAPE = ("moe_layers", "model_layers", "experts_per_layer", "top_k", "expert_params", "expert_bytes", "score_function")
 """The fields that recordings of one model share."""
@@ -54,7 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `expert_params` counts parameters per expert, `expert_bytes` the bytes of one expert as stored where the
     trace was taken, `dense_bytes` those of everything else in the layer; each is empty when unknown. The counts,
-    `shards` and `complete` are kept by `TraceWriter`.
+    `shards` and `complete` are kept by `TraceWriter`. `domains` are the labels of requests by their number, as far as
+    any has one, "" for those that have none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -78,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shards: list[Shard] = []
     complete: bool = False
     notes: list[str] = []
+    domains: list[str] = []
 
     def shards_of(self, kind: str) -> list[Shard]:
         """The shards of one kind, in row order."""
@@ -103,12 +106,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         meaning = {name: getattr(self, name) for name in _MEANING}
         if self.dense_bytes:
             meaning["dense_bytes"] = self.dense_bytes
+        if self.domains:
+            meaning["domains"] = self.domains
         meaning["shards"] = sorted(shard.sha256 for shard in self.shards)
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
     def encode(self) -> bytes:
         """The bytes of manifest.json: the same for the same content."""
-        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1) + b"\n"
+        said = msgspec.to_builtins(self)
+        if not self.domains:  # earlier releases know no such field
+            del said["domains"]
+        return msgspec.json.format(msgspec.json.encode(said, order="deterministic"), indent=1) + b"\n"
 
     def check(self) -> None:
         """Raise TraceError unless every number is possible and all of them agree with each other."""
@@ -134,6 +142,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 _within(name, size, 1, MAX_BYTES)
         for name in ("tokens", "requests", "steps"):
             _within(name, getattr(self, name), 0, MAX_COUNT)
+        _within("number of domains", len(self.domains), 0, MAX_COUNT)
+        for label in self.domains:
+            check_label(label)
         self._check_shards()
 
     def _check_shards(self) -> None:
@@ -180,6 +191,12 @@ def load_manifest(directory: Path) -> Manifest:
     except TraceError as error:
         raise TraceError(f"{path} is not a valid trace manifest: {error}") from None
     return manifest
+
+
+def check_label(label: str) -> None:
+    """TraceError for what is no label of a domain: it is printed, and stands in files."""
+    if len(label) > MAX_LABEL or not label.isprintable():
+        raise TraceError(f"a domain is called {label[:40]!r}: give at most {MAX_LABEL} printable characters")
 
 
 def lookahead_distance(kind: str) -> int | None:

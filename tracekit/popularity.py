@@ -42,7 +42,7 @@ def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
     else:
         trace = Trace.open(profile)
         fits = list(trace.manifest.experts_per_layer) == experts_per_layer
-        counts = _count(trace) if fits else np.zeros((0, 0))
+        counts = counted(trace) if fits else np.zeros((0, 0))
     if not fits:
         raise PlanError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
     return counts
@@ -65,7 +65,8 @@ def read_counts(source: Path) -> F64:
     return counts.astype(np.float64)
 
 
-def _count(trace: Trace) -> F64:
+def counted(trace: Trace) -> F64:
+    """How often tokens of a trace chose each expert, [MoE layers, experts]."""
     layers, experts = trace.layers, trace.num_experts
     keys = (trace.experts + (np.arange(layers) * experts)[None, :, None])[trace.experts != UNUSED]
     return np.bincount(keys, minlength=layers * experts).reshape(layers, experts).astype(np.float64)

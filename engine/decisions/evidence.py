@@ -38,12 +38,16 @@ def learned_of(plan: Plan) -> Iterator[Learned]:
     """
     for artefact in artefacts_of(plan):
         yield Learned(f"predictor {artefact.path}", "fitted on", frozenset(artefact.card.fitted.requests))
-    if plan.placement.pinned is not None and (file := parse_pinned(plan.placement.pinned).file) is not None:
-        source = load_placement(file).source
+    pinned = None if plan.placement.pinned is None else parse_pinned(plan.placement.pinned).file
+    for file, what in ((pinned, "placement"), (plan.cache.warm_file, "cache.warm")):
+        source = None if file is None else load_placement(file).source
         if source is not None:
-            yield Learned(f"placement {file}", "made from", frozenset(source.requests))
-    profile, curves = plan.placement.profile, plan.cache.split_from
-    for path, what in ((profile, f"the profile of placement {plan.placement.pinned}"), (curves, "cache.split_from")):
+            yield Learned(f"{what} {file}", "made from", frozenset(source.requests))
+    for path, what in (
+        (plan.placement.profile, f"the profile of placement {plan.placement.pinned}"),
+        (plan.cache.split_from, "cache.split_from"),
+        (plan.cache.warm_trace, "cache.warm"),
+    ):
         if path is not None and Path(path).is_dir():
             yield Learned(f"{what} ({path})", "made from", _digests_at(path, Trace.open(Path(path)).digest))
 

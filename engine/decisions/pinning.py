@@ -29,6 +29,11 @@ def placed(placement: PlacementPlan, experts_per_layer: Sequence[int]) -> tuple[
     return load_placement(pinned).keys(experts_per_layer, f"placement {pinned}")
 
 
+def begins_with(file: str | None, experts_per_layer: Sequence[int]) -> tuple[int, ...]:
+    """The keys that are in the cache before the first request, the most recent last. Raises PlanError."""
+    return () if file is None else load_placement(file).in_order(experts_per_layer, f"cache.warm: {file}")
+
+
 def filled(
     eviction: EvictionPlan,
     pinned: tuple[int, ...],

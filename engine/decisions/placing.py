@@ -1,19 +1,22 @@
 """Making a placement: which experts a trace says should stay on the device."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
+from engine.decisions.clustering import clusters_of
 from engine.decisions.evidence import digests_of
 from engine.decisions.pinning import most_popular
 from engine.decisions.run import iter_decisions
 from engine.plan.capacity import Capacity
-from engine.plan.placement import Placement, Source, Ways, by_layer
+from engine.plan.placement import Domain, Placement, Source, Ways, by_layer
 from policies.cache import CacheSpec
 from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import PlanError, TraceError
-from tracekit.popularity import popularity
+from tracekit.of_requests import of_requests
+from tracekit.popularity import counted
 from tracekit.trace import Trace
 
 
@@ -23,6 +26,9 @@ def place(
     *,
     by: Ways = "popularity",
     beside: str | None = None,
+    labels: Sequence[str] | None = None,
+    clusters: int | None = None,
+    seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Placement:
     """The experts of `trace` to pin into `slots`, a capacity in slots or as a share.
@@ -33,6 +39,9 @@ def place(
         pinned. Ties: the more popular one.
     even: spread over the numbers of the experts, whatever the trace says: a placement that knows nothing.
 
+    With `labels`, the domain of each request by its number ("" for none), or with `clusters`, found by `seed`
+    (engine.decisions.clustering), the placement also has what the same way chooses from each domain's requests alone.
+
     `progress` is called with 1 for each expert of a layer that `marginal` has chosen. Raises PlanError, CapacityError,
     TraceError.
     """
@@ -40,23 +49,35 @@ def place(
         raise TraceError(f"{trace.path} holds no tokens: nothing says what to place")
     if (beside is None) == (by == "marginal"):
         raise PlanError("--by marginal and --beside, the slots that move beside the placement, belong together")
+    if labels is not None and clusters is not None:
+        raise PlanError("--labels and --clusters say what domains there are each: give one of them")
     per_layer = list(trace.manifest.experts_per_layer)
-    counts = popularity(trace.path, per_layer)
     capacity = _slots(slots, per_layer, "--slots", by_layer_only=by != "popularity")
-    if by == "popularity":
-        keys: Sequence[int] = most_popular(counts, per_layer, capacity, np.ones(counts.size, np.int64))
-    elif by == "even":
-        keys = _spread(capacity, per_layer)
-    else:
-        moving = _slots(beside or "", per_layer, "--beside", by_layer_only=True)
-        keys = _marginal(trace, counts, capacity, moving, progress)
+    moving = None if beside is None else _slots(beside, per_layer, "--beside", by_layer_only=True)
+
+    def chosen(part: Trace) -> dict[str, list[int]]:
+        return by_layer(_chosen(part, by, capacity, moving, progress), trace.num_experts)
+
+    told_by: Literal["labels", "clusters"] | None = "labels" if labels is not None else None
+    if clusters is not None:
+        told_by, labels = "clusters", clusters_of(trace, clusters, seed)
+    domains = {}
+    for name in sorted({*(labels or ())} - {""}):
+        part = of_requests(trace, [number for number, label in enumerate(labels or ()) if label == name])
+        if part.tokens:
+            counts = by_layer_counts(part)
+            domains[name] = Domain(requests=part.manifest.requests, pinned=chosen(part), counts=counts)
+    if told_by is not None and len(domains) < 2:
+        raise PlanError(f"{trace.path} holds requests of {len(domains)} domains: a placement by domain needs two")
     manifest = trace.manifest
     return Placement(
         by=by,
         slots=slots,
         beside=beside,
         experts_per_layer=per_layer,
-        pinned=by_layer(keys, trace.num_experts),
+        pinned=chosen(trace),
+        told_by=told_by,
+        domains=domains,
         source=Source(
             trace=trace.path.name,
             trace_digest=trace.digest,
@@ -65,6 +86,29 @@ def place(
             requests=sorted(digests_of(trace)),
         ),
     )
+
+
+def by_layer_counts(trace: Trace) -> dict[str, list[int]]:
+    """How often tokens chose each expert, as a placement's file holds it."""
+    per_layer = trace.manifest.experts_per_layer
+    found = counted(trace).astype(np.int64).tolist()
+    return {str(layer): row[:experts] for layer, (row, experts) in enumerate(zip(found, per_layer, strict=True))}
+
+
+def _chosen(
+    trace: Trace,
+    by: Ways,
+    capacity: Sequence[int],
+    moving: Sequence[int] | None,
+    progress: Callable[[int], object] | None,
+) -> Sequence[int]:
+    per_layer = trace.manifest.experts_per_layer
+    counts = counted(trace)
+    if by == "popularity":
+        return most_popular(counts, per_layer, capacity, np.ones(counts.size, np.int64))
+    if by == "even":
+        return _spread(capacity, per_layer)
+    return _marginal(trace, counts, capacity, moving or [], progress)
 
 
 def _slots(text: str, per_layer: list[int], option: str, *, by_layer_only: bool) -> list[int]:

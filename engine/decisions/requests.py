@@ -19,7 +19,7 @@ def request_steps(trace: Trace) -> np.ndarray:
     changes = np.flatnonzero(np.diff(owner)) + 1
     if (np.repeat(owner, np.diff(starts)) != trace.request).any() or len(np.unique(owner)) != len(changes) + 1:
         raise PlanError(
-            f'cache.reset = "request": the requests of {trace.path} do not follow one another (steps hold several, or '
+            f'cache.warm = "reset": the requests of {trace.path} do not follow one another (steps hold several, or '
             "they take turns), so none has the cache for itself; replay without it, or record with --batch-size 1"
         )
     return changes

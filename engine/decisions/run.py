@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.decisions.domains import switches_of
 from engine.decisions.hints import Hints
 from engine.decisions.requests import request_steps
 from engine.decisions.signals import Signal, with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import Batch
 from policies.events import Events
+from policies.switching import Kept
 from tracekit.demand import CHUNK, Demand, demand_of, iter_demand
 from tracekit.errors import PlanError
 from tracekit.rows import PREFILL
@@ -20,6 +22,9 @@ from tracekit.trace import Trace
 
 Piece = tuple[Demand, Events]
 Told = tuple[Demand, Signal]
+OnSwitch = Callable[[int, np.ndarray, bool], object]
+"""(step, events as `policies.events.pack` makes them, whether it begins there) of a switch to another domain"""
+OnEnd = Callable[[ExpertCache], object]
 
 
 def iter_decisions(
@@ -31,11 +36,15 @@ def iter_decisions(
     reshape: Callable[[Demand], Demand] | None = None,
     demands: Iterable[Demand] | None = None,
     hints: Iterable[np.ndarray] | None = None,
+    on_switch: OnSwitch | None = None,
+    on_end: OnEnd | None = None,
 ) -> Iterator[Piece]:
     """Demand and decisions of `trace` under `spec`, in pieces of whole steps of about `chunk` references.
 
     `reshape` replaces each piece's demand before anything is decided (for bounds). `demands` is the trace's demand from
     its first step on, where it is at hand already, and `hints` what `iter_hints` makes of these for `count` or more.
+    `on_switch` is called when the cache has switched to another domain, with the step and what that changed, `on_end`
+    with the cache when all is decided.
     Raises PolicyError for an unknown policy, PlanError when the trace lacks what the prefetcher reads, or its requests
     do not follow one another and the cache starts anew with each.
     """
@@ -46,16 +55,21 @@ def iter_decisions(
     pieces = iter_demand(trace, chunk) if demands is None else iter(demands)
     if reshape is not None:
         pieces = map(reshape, pieces)
-    yield from _decisions(cache, trace, pieces, hints)
+    yield from _decisions(cache, trace, pieces, hints, switches=True, on_switch=on_switch)
+    if on_end is not None:
+        on_end(cache)
 
 
 def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
-    """The cache before the first visit: empty, or as these decisions leave it at the end of the trace `spec.warm`.
+    """The cache before the first visit: empty, with what `spec.begins` names, or as these decisions leave it at the end
+    of the trace `spec.warm`, on which no domain is told.
 
     What a fitted predictor remembers of that trace's last steps is not part of the cache. A clairvoyant cache is not
     warmed here: it begins with what it wants, which it knows only with the trace at hand. Raises PlanError.
     """
     cache = ExpertCache(spec, compiled=compiled)
+    if spec.begins and cache.eviction_class.reads != "next-use":
+        cache.warm(spec.begins)
     if spec.warm is not None and cache.eviction_class.reads != "next-use":
         trace = Trace.open(Path(spec.warm))
         if (trace.layers, trace.num_experts) != (spec.layers, spec.experts):
@@ -70,25 +84,36 @@ def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
 
 
 def _decisions(
-    cache: ExpertCache, trace: Trace, pieces: Iterator[Demand], ranked: Iterable[np.ndarray] | None
+    cache: ExpertCache,
+    trace: Trace,
+    pieces: Iterator[Demand],
+    ranked: Iterable[np.ndarray] | None,
+    *,
+    switches: bool = False,
+    on_switch: OnSwitch | None = None,
 ) -> Iterator[Piece]:
     spec, reads = cache.spec, cache.eviction_class.reads
     known = Hints(trace, spec, cache.prefetch_class.reads)
     given = None if ranked is None else iter(ranked)
-    restarts = frozenset[int]()
+    restarts, switching = frozenset[int](), dict[int, Kept]()
     if spec.reset:
-        steps = request_steps(trace)
-        restarts = frozenset(steps.tolist())
+        restarts = frozenset(request_steps(trace).tolist())
+    if spec.domains is not None and switches:
+        found = switches_of(trace, spec.domains, spec.experts)
+        switching = {switch.step: spec.domains.kept[switch.domain] for switch in found}
+    if cuts := restarts | switching.keys():
         kept: deque[np.ndarray] = deque()
-        pieces = _cut(pieces, steps, given, kept)
+        pieces = _cut(pieces, np.array(sorted(cuts)), given, kept)
         given = None if given is None else _drained(kept)
-    if spec.warm is not None and reads == "next-use":
+    if (spec.warm is not None or spec.begins) and reads == "next-use":
         pieces = chain([_everything(spec)], pieces)
     told = with_signals(reads, trace, pieces, spec, restarts)
     for (demand, (signal, signal_recency)), following in _followed(told, known.looks_on):
         if demand.first_step in restarts:
             cache.restart()
             known.forget()
+        if demand.first_step in switching:
+            cache.switch(switching[demand.first_step])
         if demand.first_step < 0:
             hint = known.none(demand)
         elif given is not None:
@@ -100,6 +125,10 @@ def _decisions(
         if demand.first_step < 0:
             cache.count_from_here()
         else:
+            if on_switch is not None:
+                changed, begins = cache.changed(), demand.first_step in switching
+                if begins or len(changed):
+                    on_switch(demand.first_step, changed, begins)
             yield demand, events
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from engine.decisions.pinning import filled, placed
+from engine.decisions.domains import domains_of
+from engine.decisions.pinning import begins_with, filled, placed
 from engine.decisions.splitting import groups_of
 from engine.plan.plan import Plan
 from policies.cache import CacheSpec
@@ -14,6 +15,9 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
     """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
     pinned = placed(plan.placement, experts_per_layer)
     capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
+    domains = domains_of(plan.placement, plan.cache.warm_file, experts_per_layer)
+    if domains is not None and eviction_policy(plan.eviction.policy).needs_profile:
+        raise PlanError(f"eviction policy {plan.eviction.policy!r} never changes what it holds: without domains")
     pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
     _check_artefacts(plan)
     return CacheSpec(
@@ -32,9 +36,11 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         count=plan.prefetch.count,
         staging=plan.prefetch.staging,
         into_cache=plan.prefetch.target == "cache",
-        reset=plan.cache.reset == "request",
-        warm=plan.cache.warm,
+        reset=plan.cache.resets,
+        warm=plan.cache.warm_trace,
+        begins=begins_with(plan.cache.warm_file, experts_per_layer),
         wrap=plan.prefetch.wrap,
+        domains=domains,
     )
 
 

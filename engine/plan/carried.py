@@ -2,8 +2,8 @@
 checked when read.
 
 `eviction.policy = "mine-1a2b3c4d.py:Mine"` with `eviction.digest` (of a prefetcher, `predictor` and `digest`; of a
-placement, `pinned` and `digest`) is relative to the plan's folder, wherever that has been copied to. Without a digest a
-path is relative to where the command runs, as on the command line.
+placement, `pinned` or `warm` and `digest`) is relative to the plan's folder, wherever that has been copied to. Without
+a digest a path is relative to where the command runs, as on the command line.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ MOST_BYTES = 16 << 20
 """Of a policy's file."""
 NAMED = {"eviction": "policy", "prefetch": "predictor"}
 """Tables of a plan that name a policy, and their key for it."""
+PLACED = {"placement": "pinned", "cache": "warm"}
+"""The same of a placement's file."""
 T = TypeVar("T")
 
 
@@ -41,13 +43,15 @@ def carried(tables: Mapping[str, Mapping[str, str | int | float | bool]], below:
         file = f"{Path(path).stem}-{digest[:8]}.py"
         files[file] = data
         found[name] |= {key: f"{below}{file}:{cls}", "digest": digest}
-    pinned = str(found.get("placement", {}).get("pinned", ""))
-    if pinned.endswith(".toml"):
-        data = _read(Path(pinned), f"placement.pinned: {pinned}", "placement")
+    for name, key in PLACED.items():
+        place = str(found.get(name, {}).get(key, ""))
+        if not place.endswith(".toml"):
+            continue
+        data = _read(Path(place), f"{name}.{key}: {place}", "placement")
         digest = hashlib.sha256(data).hexdigest()
-        file = f"{Path(pinned).name.partition('.')[0]}-{digest[:8]}.placement.toml"
+        file = f"{Path(place).name.partition('.')[0]}-{digest[:8]}.placement.toml"
         files[file] = data
-        found["placement"] |= {"pinned": f"{below}{file}", "digest": digest}
+        found[name] |= {key: f"{below}{file}", "digest": digest}
     return Carried(found, files)
 
 
@@ -62,13 +66,12 @@ def resolved(tables: Mapping[str, T], folder: Path, label: str) -> dict[str, T |
         if isinstance(table, dict) and "digest" in table:
             place = _checked(str(table.get(key, "")), str(table["digest"]), folder, f"{label}: {name}")
             found[name] = {own: value for own, value in table.items() if own != "digest"} | {key: place}
-    table = found.get("placement")
-    if isinstance(table, dict) and "digest" in table:
-        file = str(table.get("pinned", ""))
-        _verify(folder / file, str(table["digest"]), f"{label}: placement", "placement")
-        found["placement"] = {own: value for own, value in table.items() if own != "digest"} | {
-            "pinned": str(folder / file)
-        }
+    for name, key in PLACED.items():
+        table = found.get(name)
+        if isinstance(table, dict) and "digest" in table:
+            file = str(table.get(key, ""))
+            _verify(folder / file, str(table["digest"]), f"{label}: {name}", "placement")
+            found[name] = {own: value for own, value in table.items() if own != "digest"} | {key: str(folder / file)}
     return found
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from engine.plan.capacity import Capacity
 from engine.plan.placement import parse_pinned
-from engine.plan.plan import Plan
+from engine.plan.plan import KEEP, Plan
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError, did_you_mean
 
@@ -184,6 +184,8 @@ def _lost_anywhere(plan: Plan, engine: str) -> list[str]:
         lost.append(f"capacity by layer ({how}): {engine} is told how much in all")
     if plan.placement.pinned is not None:
         lost.append(f"placement {plan.placement.pinned}: {engine} is not told which experts are pinned")
+    if plan.cache.warm != KEEP:
+        lost.append(f"cache.warm {plan.cache.warm}: {engine} begins with nothing and keeps what it holds")
     if plan.prefetch.predictor != "none":
         lost.append(f"prefetch {plan.prefetch.predictor}: {engine} loads no expert ahead")
     if plan.serve.host == "disk":

@@ -18,6 +18,8 @@ from tracekit.html_table import html_table
 from tracekit.named_toml import convert, decode, read_toml
 
 Scalar = str | int | float | bool
+KEEP, RESET = "keep", "reset"
+"""Words of `cache.warm`."""
 
 
 class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,10 +33,25 @@ class CachePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     split: Literal["even", "curve"] | None = None
     # for `curve`: the trace that says what a layer gains
     split_from: str | None = None
-    # "request": when the next request begins the cache is emptied, and its policies forget what they know
-    reset: Literal["never", "request"] = "never"
-    # a trace: the cache begins as this plan leaves it at that trace's end
-    warm: str | None = None
+    # what is there when a request begins. "keep": what the one before left, and nothing before the first. "reset":
+    # nothing, and policies that know nothing. A path, NAME.placement.toml or a trace: as "keep", but before the first
+    # request there is what the file names, or what this plan leaves at the trace's end
+    warm: str = "keep"
+
+    @property
+    def resets(self) -> bool:
+        """Whether each request begins with an empty cache."""
+        return self.warm == RESET
+
+    @property
+    def warm_file(self) -> str | None:
+        """The file that names what is there at the beginning, if one does."""
+        return self.warm if self.warm.endswith(".toml") else None
+
+    @property
+    def warm_trace(self) -> str | None:
+        """The trace at whose end the cache begins, if it does so."""
+        return None if self.warm in (KEEP, RESET) or self.warm_file is not None else self.warm
 
 
 class PlacementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,6 +61,12 @@ class PlacementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     pinned: str | None = None
     # for `popular`: a trace, or a file of counts (tracekit.popularity)
     profile: str | None = None
+    # how a request's domain is known, where the placement (or `cache.warm`) has domains: by its label, or by the
+    # routing of so many of its first tokens
+    by: Literal["label"] | None = None
+    detect: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
+    # for traces that carry no labels: a file of JSON lines with the `domain` of each request
+    labels: str | None = None
 
 
 class EvictionPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,8 +192,7 @@ class Plan:
         cpu_experts: str = "never",
         compute_experts: str = "each",
         serve: Mapping[str, object] | None = None,
-        reset: str = "never",
-        warm: str | None = None,
+        warm: str = KEEP,
         kernels: str | None = None,
         split: str | None = None,
         split_from: str | None = None,
@@ -178,10 +200,7 @@ class Plan:
     ) -> None:
         given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
-            "cache": {
-                **{"capacity": given, "reset": reset, "warm": warm},
-                **{"split": split, "split_from": split_from},
-            },
+            "cache": {"capacity": given, "warm": warm, "split": split, "split_from": split_from},
             "placement": {"pinned": placement} if placement is None or isinstance(placement, str) else placement,
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
@@ -246,6 +265,10 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
                     raise PlanError(f"{label}: {name}.{key} = {value!r} is neither a key of {name} nor a number")
             given[name] = {key: table[key] for key in table if key in own} | {"parameters": parameters}
     cache = given.get("cache")
+    if isinstance(cache, Mapping) and "reset" in cache:
+        if cache["reset"] != "never":  # which plans that were written by earlier releases all say
+            raise PlanError(f'{label}: cache.reset is now cache.warm: "reset" for "request", "keep" for "never"')
+        given["cache"] = cache = {key: value for key, value in cache.items() if key != "reset"}
     if isinstance(cache, Mapping) and isinstance(cache.get("capacity"), list):
         try:
             given["cache"] = {**cache, "capacity": capacity_text(cache["capacity"])}
@@ -253,10 +276,6 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
             raise PlanError(f"{label}: cache.capacity: {error}") from None
     file = convert(given, _File, label=label, error=PlanError)
     _check_placing(file, label)
-    if file.cache.warm is not None and file.cache.reset != "never":
-        raise PlanError(
-            f'{label}: cache.warm fills the cache once, cache.reset = "{file.cache.reset}" empties it: give one of them'
-        )
     for text in (file.weights.experts, file.weights.attention):
         if text is not None:
             WeightFormat.parse(text)
@@ -274,6 +293,10 @@ def _check_placing(file: _File, label: str) -> None:
         raise PlanError(f'{label}: cache.split = "curve" and cache.split_from, a trace, belong together: give both')
     if cache.split is not None and (capacity.exceptions or capacity.unit == "bytes"):
         raise PlanError(f"{label}: cache.split shares out slots: give cache.capacity as 6/layer, 512 or 25%")
+    if placement.by is not None and placement.detect is not None:
+        raise PlanError(f"{label}: placement.by and placement.detect tell a request's domain each: give one of them")
+    if placement.labels is not None and placement.by is None:
+        raise PlanError(f'{label}: placement.labels is for placement.by = "label": give both')
     popular = placement.pinned is not None and parse_pinned(placement.pinned).popular is not None
     if popular != (placement.profile is not None):
         raise PlanError(

@@ -83,9 +83,9 @@ def clairvoyant(spec: CacheSpec, *, begun: bool = False) -> CacheSpec:
     therefore begins with whatever it wants, as beside one that is warm, and keeps it.
     """
     best = replace(without_prefetching(spec), eviction="belady-bypass", eviction_parameters=None, estimator=None)
-    if not spec.pinned and not begun:
+    if not (spec.pinned or spec.begins or spec.domains is not None or begun):
         return best
-    return replace(best, pinned=(), reset=False, warm=spec.warm or WANTED)
+    return replace(best, pinned=(), begins=(), domains=None, reset=False, warm=spec.warm or WANTED)
 
 
 def all_slots(spec: CacheSpec) -> CacheSpec:

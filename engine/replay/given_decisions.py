@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import CachePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, plan_from_toml
+from engine.plan.plan import KEEP, RESET, CachePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, plan_from_toml
 from engine.replay.given_checks import FINE, MISSING, WORDS, Held, nothing_held, settle
 from policies.cache import CacheSpec, slots_of
 from policies.events import KIND_NAMES, Events
@@ -65,7 +65,9 @@ class GivenDecisions:
                 trace.layers, trace.num_experts, (min(used, keys),), size, staging=max(1, used - keys)
             )
         self.plan = chosen
-        self.warm = (told or chosen).cache.warm is not None
+        made = told or chosen
+        # Experts may be there, or leave, that no event brought.
+        self.warm = made.cache.warm not in (KEEP, RESET) or (made.placement.by or made.placement.detect) is not None
 
     @property
     def about(self) -> dict[str, str]:

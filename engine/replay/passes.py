@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.decisions.run import iter_decisions
+from engine.decisions.run import OnEnd, OnSwitch, iter_decisions
 from engine.replay.given_decisions import GivenDecisions
 from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
@@ -141,6 +141,8 @@ def run(
     warm_up: int = 0,
     progress: Callable[[int], object] | None = None,
     on_events: Callable[[Demand, Events], object] | None = None,
+    on_switch: OnSwitch | None = None,
+    on_end: OnEnd | None = None,
     keep: bool = False,
     log: range | None = None,
 ) -> list[Replayed]:
@@ -155,6 +157,7 @@ def run(
             is by step has them still; `Replayed.counted` leaves them out there, too.
         progress: called with the number of tokens of each finished piece.
         on_events: called with each piece's demand and decisions.
+        on_switch, on_end: as `iter_decisions` takes them.
         keep: keep times by visit, and their causes by step: memory for every machine.
         log: the steps, by running number, whose course the timelines are to log.
     """
@@ -164,7 +167,9 @@ def run(
     kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
     loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
     timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
-    decided = iter_decisions(trace, spec, reshape=reshape, demands=demands, hints=hints)
+    decided = iter_decisions(
+        trace, spec, reshape=reshape, demands=demands, hints=hints, on_switch=on_switch, on_end=on_end
+    )
     for demand, events in decided if given is None else given.pieces(spec):
         if rewrite is not None:
             events = rewrite(events)

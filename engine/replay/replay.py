@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.decisions.evidence import check_evidence
+from engine.decisions.run import OnEnd
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
 from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
@@ -22,6 +23,7 @@ from engine.replay.result import PhaseCounts, Result
 from engine.replay.sensitivities import PASSES, find_sensitivities
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
+from engine.replay.switching import Switches
 from engine.shapes import ModelShape, load_shape
 from policies.events import Events
 from tracekit.demand import Demand
@@ -48,6 +50,7 @@ def replay(
     progress: bool | Callable[[int], object] = False,
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
+    on_end: OnEnd | None = None,
     log: range | None = None,
 ) -> Result:
     """Replay `plan` on `trace`; with `hardware`, also time it.
@@ -71,6 +74,7 @@ def replay(
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
+        on_end: called with the cache when the plan's own pass has decided all.
         log: the steps, by running number from 0, whose course the timeline logs.
 
     Raises:
@@ -102,6 +106,7 @@ def replay(
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds, given=given is not None) + sensitivities * PASSES
     uncounted = warm_up_steps(trace, steps, warm_up)
     best = regret = better = estimates = None
+    switches = Switches(setting.spec.layers, setting.spec.experts, uncounted)
     with reporting(progress, "replaying", passes * trace.tokens) as report:
         (done,) = run(
             trace,
@@ -112,6 +117,8 @@ def replay(
             warm_up=uncounted,
             progress=report,
             on_events=on_events,
+            on_switch=switches.add,
+            on_end=on_end,
             keep=timed,
             log=log,
         )
@@ -147,6 +154,7 @@ def replay(
         regret=regret,
         sensitivities=better,
         estimates=estimates,
+        switching=None if setting.spec.domains is None else switches.found(setting.sizes),
         warnings=warnings,
         provenance=_provenance(trace, setting)
         | {"decisions": None if given is None else given.about}

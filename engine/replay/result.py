@@ -165,6 +165,15 @@ class Estimates(msgspec.Struct, frozen=True, kw_only=True):
     inputs: list[str]
 
 
+class Switching(msgspec.Struct, frozen=True, kw_only=True):
+    """Switches between domains (`switching`): how often, and the copies of what was not there, all of them among
+    `prefetches` and their bytes in `bytes_loaded`; None when the bytes of an expert are unknown."""
+
+    switches: int
+    copies: int
+    bytes_loaded: int | None
+
+
 class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
@@ -174,6 +183,8 @@ class Result(Counts, frozen=True, kw_only=True):
     regret: Regret | None
     sensitivities: list[Sensitivity] | None
     estimates: Estimates | None
+    switching: Switching | None = None
+    """None for a plan that knows no domains."""
     warnings: list[str]
     provenance: dict[str, Any]
 

@@ -16,6 +16,7 @@ from engine.decisions.run import first_cache
 from engine.runtime.clocks.device_time import DeviceTime, HostTime
 from engine.runtime.clocks.timing import Clock, Timings
 from engine.runtime.cpu_lane import CpuLane
+from engine.runtime.domains import DomainWatch
 from engine.runtime.experts.eager import compute, expert_forward, serve_experts
 from engine.runtime.experts.visits import GroupedVisits
 from engine.runtime.foresight import Foresight
@@ -23,7 +24,7 @@ from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
-from engine.runtime.step_rows import StepRows, begins_request, rows_of
+from engine.runtime.step_rows import StepRows, begins_requests, check_alone, requests_in, rows_of
 from engine.runtime.storage.store import Store
 from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
@@ -70,6 +71,7 @@ class OffloadState:
         check_policies(spec)
         self.cache = first_cache(spec)
         self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
+        self._watch = None if spec.domains is None else DomainWatch(spec.domains, spec.experts)
         self._rows = StepRows()
         self._loader = Loader(store, pool, link)
         self._forward = [expert_forward(layer.experts) for layer in layers]
@@ -127,7 +129,18 @@ class OffloadState:
         self._rows, self._failure = StepRows(), None
         self._lookahead.clear()
         self._foresight.reset()
+        if self._watch is not None:
+            self._watch.reset()
         self._fill()
+
+    def serve(self, domains: Sequence[str | None]) -> None:
+        """Say of what domain the requests to come are, in order; None of one that has none (docs/placement.md).
+
+        A plan that does not choose by label has no use for it. `reset` begins with the first of them again. Raises
+        PlanError for a domain that the plan's placement has not.
+        """
+        if self._watch is not None and self.spec.domains is not None and self.spec.domains.detect is None:
+            self._watch.serve(domains)
 
     def time_by(self, make: Callable[[], DeviceTime]) -> None:
         """Have `timings` made by such a clock from now on, a new one for each start. Starts again, as `reset`."""
@@ -209,6 +222,8 @@ class OffloadState:
             self._rows.take(columns)
             self._clock.count_tokens(self._rows.tokens)
         ids, logits = self._rows.without_padding(ids, logits, self.layers[layer].num_experts)
+        if self._watch is not None:
+            self._watch.observe(layer, np.where(ids < self.layers[layer].num_experts, ids, self.spec.experts))
         return ids, weights, logits
 
     @property
@@ -277,9 +292,16 @@ class OffloadState:
         ids = args[0] if ids is None and args else ids
         with_ids = self._foresight.works and self.forced is None
         self._rows = rows_of(ids, kwargs.get("attention_mask"), with_ids=with_ids)
-        if self.spec.reset and begins_request(ids, kwargs.get("past_key_values")):
-            self.cache.restart()
-            self._foresight.reset()
+        begins = begins_requests(kwargs.get("past_key_values"))
+        if self.spec.reset:
+            check_alone(ids)
+            if begins:
+                self.cache.restart()
+                self._foresight.reset()
+        if self._watch is not None:
+            kept = self._watch.begin(requests_in(ids), self._rows.tokens, begins=begins)
+            if kept is not None:
+                self.cache.switch(kept)
         self._clock.begin_step(self._rows.tokens)
 
     def _end_step(self, *_: object) -> None:

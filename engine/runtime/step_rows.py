@@ -65,10 +65,17 @@ def rows_of(inputs: object, mask: object, *, with_ids: bool) -> StepRows:
     return StepRows(inputs.shape[0] * tokens, ids, real)
 
 
-def begins_request(inputs: object, past: object) -> bool:
-    """Whether a forward pass is a request's first: no keys and values of earlier tokens. PlanError for a batch."""
-    if isinstance(inputs, Tensor) and len(inputs) > 1:
-        raise PlanError(
-            f'cache.reset = "request": {len(inputs)} requests of a step share a cache; give them one by one'
-        )
+def begins_requests(past: object) -> bool:
+    """Whether a forward pass is the first of its requests: there are no keys and values of earlier tokens."""
     return not isinstance(past, Cache) or past.get_seq_length() == 0
+
+
+def requests_in(inputs: object) -> int:
+    """How many requests a forward pass serves."""
+    return len(inputs) if isinstance(inputs, Tensor) else 1
+
+
+def check_alone(inputs: object) -> None:
+    """PlanError where a forward pass serves several requests, and each is to find an empty cache."""
+    if (requests := requests_in(inputs)) > 1:
+        raise PlanError(f'cache.warm = "reset": {requests} requests of a step share a cache; give them one by one')

@@ -46,6 +46,7 @@ def command(
         str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
     ] = None,
     emulate_link: options.EmulateLink = None,
+    save_warm: options.SaveWarm = None,
     json: options.Json = False,
 ) -> None:
     """Continue prompts with the experts in host memory and copied to the device by the plan.
@@ -81,9 +82,12 @@ def command(
     asked = asked if prompts is None else read_prompts(prompts)
     if chat:
         asked = [as_chat(prompt) for prompt in asked]
+    options.check_placement("--save-warm", save_warm)
     import msgspec
 
+    from engine.decisions.saving import held_by
     from engine.plan.capacity import parse_memory
+    from engine.plan.placement import save_placement
     from engine.runtime.memory import fit_checkpoint
     from engine.runtime.offload import offload
     from engine.runtime.offload_state import offloaded
@@ -117,6 +121,7 @@ def command(
     )
     loading_s = time.perf_counter() - begun
     with offloaded(loaded) as state:
+        state.serve([prompt.domain for prompt in asked])
         done = generate(
             loaded,
             tokenizer,
@@ -128,6 +133,8 @@ def command(
             sampling=sampling,
             write=(lambda text: None) if json else show,
         )
+        if save_warm is not None:
+            save_placement(held_by(state.cache, chosen, [layer.num_experts for layer in state.layers]), save_warm)
         copied, slots = state.bytes_loaded, {"count": state.pool.slots, "bytes": state.pool.bytes}
     if json:
         alone = done.outputs[0] if len(asked) == 1 else None
@@ -171,7 +178,7 @@ def as_chat(prompt: "Prompt") -> "Prompt":
 
     if prompt.prompt is None:
         return prompt
-    return Prompt(id=prompt.id, messages=(Message(role="user", content=prompt.prompt),))
+    return Prompt(id=prompt.id, messages=(Message(role="user", content=prompt.prompt),), domain=prompt.domain)
 
 
 def show(text: str) -> None:

@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 TraceDirectory = Annotated[Path, typer.Argument(help="a trace directory")]
 NewTrace = Annotated[Path, typer.Option("--output", "-o", help="the trace directory to write, NAME.trace")]
 Model = Annotated[str, typer.Argument(help="directory of the model, or its hub name if it is cached here")]
-PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}; - for what is piped in'
+PROMPTS = 'JSON lines: {"id", "prompt"} or {"id", "messages"}, perhaps with "domain"; - for what is piped in'
 Temperature = Annotated[float | None, typer.Option(help="sample at this temperature; greedy without")]
 TopP = Annotated[float | None, typer.Option(help="sample from the most likely tokens of this mass")]
 
@@ -75,6 +75,10 @@ Slabs = Annotated[Path | None, typer.Option(help="a directory of converted exper
 Memory = Annotated[
     str | None, typer.Option(help="device memory for weights and slots, e.g. 8GiB; default: what is free")
 ]
+SaveWarm = Annotated[
+    Path | None,
+    typer.Option(help="also write what the cache holds at the end, NAME.placement.toml, for a plan's cache.warm"),
+]
 EmulateLink = Annotated[float | None, typer.Option(help="slow copies down to this many GB/s (CPU only)")]
 PrefillChunk = Annotated[
     int | None,
@@ -114,6 +118,19 @@ def check_run(plan: "Plan", hardware: "HardwareProfile | None", dtype: str, devi
             'compute.cpu_experts = "auto" weighs copying an expert against computing it on the CPU: give --hardware '
             "with a profile that has a [cpu] table, such as tracekit calibrate makes"
         )
+
+
+def check_placement(option: str, path: Path | None) -> None:
+    """Raise PlanError or TraceError where no placement can be written to `path`."""
+    from engine.plan.placement import SUFFIX
+    from tracekit.durable import check_new, check_place
+
+    if path is None:
+        return
+    if path.suffix != ".toml":
+        raise PlanError(f"{option} {path}: name it as a plan will, NAME{SUFFIX}")
+    check_place(path)
+    check_new(path)
 
 
 def refuse_without_prior(model: str | None, *asked: int | None) -> None:

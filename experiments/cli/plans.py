@@ -27,12 +27,14 @@ def plan_from_options(
     staging: int | None = None,
     weights: str | None = None,
     prefetch_wrap: bool | None = None,
-    reset: str | None = None,
-    warm: Path | None = None,
+    warm: str | None = None,
     split: str | None = None,
     split_from: Path | None = None,
     pinned: str | None = None,
     pinned_profile: Path | None = None,
+    domain_by: str | None = None,
+    detect: int | None = None,
+    labels: Path | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -41,8 +43,11 @@ def plan_from_options(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
     options: dict[str, dict[str, str | int | Path | None]] = {
-        "cache": {"capacity": capacity, "reset": reset, "warm": warm, "split": split, "split_from": split_from},
-        "placement": {"pinned": pinned, "profile": pinned_profile},
+        "cache": {"capacity": capacity, "warm": warm, "split": split, "split_from": split_from},
+        "placement": {
+            **{"pinned": pinned, "profile": pinned_profile},
+            **{"by": domain_by, "detect": detect, "labels": labels},
+        },
         "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
         "prefetch": {
             "predictor": prefetch,

@@ -12,6 +12,7 @@ from experiments.cli.counts import replay_cells
 if TYPE_CHECKING:
     from engine.hardware import HardwareProfile
     from engine.replay.passes import Replayed
+    from policies.cache import ExpertCache
     from policies.events import Events
     from tracekit.demand import Demand
 
@@ -76,12 +77,24 @@ def command(
     prompt_tokens: options.PriorPrompt = None,
     requests: options.PriorRequests = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of --arrival-rate, --spread or prior:; 0 without")] = None,
-    reset: Annotated[
-        str | None, typer.Option(help="request: the cache is emptied when the next request begins; over the plan's")
+    domain_by: Annotated[
+        str | None, typer.Option(help="label: requests' labels choose among a placement's domains; over the plan's")
+    ] = None,
+    detect: Annotated[
+        int | None, typer.Option(min=1, help="instead: the routing of so many of a request's first tokens does")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="for --domain-by label: prompts with their domain, where the trace has none")
     ] = None,
     warm: Annotated[
-        Path | None, typer.Option(help="a trace: begin with the cache as this plan leaves it there; over the plan's")
+        str | None,
+        typer.Option(
+            help="keep, reset (each request finds an empty cache), or what the cache begins with: a saved one, "
+            "or a trace at whose end the plan leaves it; over the plan's"
+        ),
     ] = None,
+    save_warm: options.SaveWarm = None,
+    reset: Annotated[str | None, typer.Option(hidden=True, help="it is --warm reset now")] = None,
     warm_up: Annotated[
         int | None, typer.Option(min=0, help="this many tokens fill the cache and are not counted")
     ] = None,
@@ -123,7 +136,7 @@ def command(
     --batch asks what continuous batching would do: at most N requests in flight, first come first served, each prompt
     in a step of its own; docs/design.md says what that assumes.
 
-    --reset request, --warm and --warm-up are the protocols of published simulators (docs/howto.md).
+    --warm and --warm-up are the protocols of published simulators (docs/howto.md).
 
     --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
     ui.perfetto.dev or chrome://tracing.
@@ -143,7 +156,8 @@ def command(
             **{"--staging": staging, "--batch": batch, "--events": events, "--timeline": timeline, "--bounds": bounds},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
-            **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
+            **{"--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap, "--save-warm": save_warm},
+            **{"--domain-by": domain_by, "--detect": detect, "--labels": labels},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             **{"--reshape": reshape, "--host-memory": host_memory, "--disk-speed": disk_speed},
@@ -162,6 +176,8 @@ def command(
             json=json,
         )
         return
+    from engine.decisions.saving import held_by
+    from engine.plan.placement import save_placement
     from engine.replay.against_recorded import AgainstRecorded
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
@@ -178,6 +194,8 @@ def command(
     from tracekit.errors import PlanError
     from tracekit.trace import Trace
 
+    if reset is not None:
+        raise PlanError("--reset request is now --warm reset")
     if trace is None:
         raise PlanError("replay what? give a trace directory, or --counts and a CSV file")
     if arrival_rate is not None and batch is None:
@@ -202,8 +220,10 @@ def command(
             staging=staging,
             weights=weights,
             prefetch_wrap=prefetch_wrap,
-            reset=reset,
             warm=warm,
+            domain_by=domain_by,
+            detect=detect,
+            labels=labels,
             split=split,
             split_from=split_from,
             pinned=pinned,
@@ -214,7 +234,8 @@ def command(
             **{"--policy": policy, "--profile": profile, "--capacity": capacity, "--prefetch": prefetch},
             **{"--prefetch-distance": prefetch_distance, "--prefetch-count": prefetch_count, "--staging": staging},
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
-            **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm, "--split": split},
+            **{"--prefetch-wrap": prefetch_wrap, "--warm": warm, "--save-warm": save_warm, "--split": split},
+            **{"--domain-by": domain_by, "--detect": detect, "--labels": labels},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
         }
         options.refuse_decided("--decisions", asked)
@@ -225,6 +246,7 @@ def command(
 
         asked = {
             **{"--model-shape": model_shape, "--reshape": reshape, "--arrival-rate": arrival_rate, "--warm": warm},
+            **{"--save-warm": save_warm, "--domain-by": domain_by, "--detect": detect, "--labels": labels},
             **{"--decisions": decisions, "--events": events, "--steps": steps, "--timeline": timeline},
             **{"--timeline-steps": timeline_steps, "--against-recorded": against_recorded or None},
         }
@@ -240,6 +262,7 @@ def command(
             warm_up=warm_up or 0,
         )
         return
+    options.check_placement("--save-warm", save_warm)
     for path in (steps, timeline):
         if path is not None:
             check_place(path)
@@ -268,6 +291,10 @@ def command(
         if timeline is not None and machine is not None:
             save_timeline(timeline, opened, done, chosen, machine.name)
 
+    def save(cache: "ExpertCache") -> None:
+        assert save_warm is not None
+        save_placement(held_by(cache, chosen, opened.manifest.experts_per_layer, opened), save_warm)
+
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
@@ -292,6 +319,7 @@ def command(
             progress=True,
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,
+            on_end=None if save_warm is None else save,
             log=window,
         )
     between = None

@@ -30,6 +30,9 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         if result.bounds.hit_ratio is not None:
             rows.append(("bound of the hit ratio", percent(result.bounds.hit_ratio)))
         rows.append(("bound of copies, prefetches included", str(result.bounds.copies)))
+    if (switching := result.switching) is not None:
+        copied = "" if switching.bytes_loaded is None else f", {switching.bytes_loaded / 2**20:.1f} MiB"
+        rows.append(("switches of domain", f"{switching.switches}, {switching.copies} copies{copied}"))
     time = result.time
     if time is not None:
         rows += [

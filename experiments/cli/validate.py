@@ -58,6 +58,7 @@ def command(
         float, typer.Option(help="warn where tokens/s, or the time of a token in the median, is off by more")
     ] = 0.15,
     output: Annotated[Path | None, typer.Option(help="keep the engine's own trace here")] = None,
+    save_warm: options.SaveWarm = None,
     report: Annotated[Path | None, typer.Option(help="write a page that shows both sides (HTML)")] = None,
     json: options.Json = False,
 ) -> None:
@@ -82,6 +83,7 @@ def command(
     for path in (output, report):
         if path is not None:
             check_place(path)
+    options.check_placement("--save-warm", save_warm)
     chosen = plan_from_options(
         plan,
         capacity=capacity,
@@ -138,6 +140,7 @@ def command(
             runs=runs,
             threshold=threshold,
             tolerance=tolerance,
+            save_warm=save_warm,
             progress=progress,
         )
     else:
@@ -158,6 +161,7 @@ def command(
             tolerance=tolerance,
             sampling=sampling,
             keep_trace=output,
+            save_warm=save_warm,
             progress=progress,
         )
     if report is not None:

@@ -93,7 +93,7 @@ def digest(found: Sequence[Document]) -> str:
 
 
 def prompts(n: int, seed: int = 0) -> list[dict[str, str]]:
-    """`n` held-out prompts, the three domains in turn, as {"id": "prose-003", "prompt": text}.
+    """`n` held-out prompts, the three domains in turn, as {"id": "prose-003", "prompt": text, "domain": "prose"}.
 
     A prompt starts at a line of a document and is cut at the end of a line or word. A seed gives the same
     prompts on the same Python, and a larger `n` only adds to them.
@@ -111,7 +111,7 @@ def prompts(n: int, seed: int = 0) -> list[dict[str, str]]:
         prompt = _cut(document.text[start:].lstrip("\n"), int(rng.integers(shortest, longest + 1)))
         if len(prompt) >= shortest * 4 // 5 and prompt not in seen:
             seen.add(prompt)
-            result.append({"id": f"{domain}-{len(result) // len(DOMAINS):03d}", "prompt": prompt})
+            result.append({"id": f"{domain}-{len(result) // len(DOMAINS):03d}", "prompt": prompt, "domain": domain})
     return result
 
 

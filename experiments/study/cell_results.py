@@ -194,7 +194,7 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None or spec.pinned:
+    if spec.reset or spec.warm is not None or spec.begins or spec.pinned or spec.domains is not None:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

@@ -21,6 +21,7 @@ from experiments.study.sources import policies_digest, sources_digest
 from experiments.study.study_file import Study
 from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import CapacityError, PlanError
+from tracekit.labels import read_labels
 from tracekit.opening import read_file
 from tracekit.prefix import first_steps
 from tracekit.shards import file_digest
@@ -107,9 +108,13 @@ def cell_key(
 ) -> str:
     """sha256 of what a cell's row follows from: not where the files lie, but what they hold."""
     tables = plan.to_dict()
-    for name, path in (("warm", plan.cache.warm), ("split_from", plan.cache.split_from)):
+    for name, path in (("warm", plan.cache.warm_trace), ("split_from", plan.cache.split_from)):
         if path is not None:
             tables["cache"][name] = Trace.open(path).digest
+    if plan.cache.warm_file is not None:
+        tables["cache"]["warm"] = _placement_digest(plan.cache.warm_file)
+    if plan.placement.labels is not None:
+        tables["placement"]["labels"] = _labels_digest(plan.placement.labels)
     if plan.placement.profile is not None:
         tables["placement"]["profile"] = _profile_digest(plan.placement.profile)
     elif plan.placement.pinned is not None and (file := parse_pinned(plan.placement.pinned).file) is not None:
@@ -145,6 +150,10 @@ def _profile_digest(path: str) -> str:
 
 def _placement_digest(path: str) -> str:
     return hashlib.sha256(repr(load_placement(path)).encode()).hexdigest()
+
+
+def _labels_digest(path: str) -> str:
+    return hashlib.sha256(repr(read_labels(Path(path))).encode()).hexdigest()
 
 
 def _artefact_digest(path: str) -> str:

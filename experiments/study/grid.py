@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.layers import capacity_text
-from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
+from engine.plan.plan import KEEP, RESET, Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
@@ -21,7 +21,7 @@ from tracekit.errors import StudyError, did_you_mean
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "weights"),
+    *("capacity", "split", "split_from", "placement", "warm", "eviction", "prefetch", "weights"),
     *("compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"}
@@ -34,8 +34,8 @@ IDLE = ("distance", "wrap", "count", "target", "staging")
 def plan_name(plan: Plan, *, stored: bool = True) -> str:
     """What a plan does, in a few words: `lru, 4/layer + gate (distance 1, count 2), hqq-2bit`; the last if `stored`."""
     words = f"{eviction_name(plan)}, {plan.cache.capacity}" + placing_name(plan)
-    words += ", reset by request" if plan.cache.reset == "request" else ""
-    words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
+    if plan.cache.warm != KEEP:
+        words += ", reset by request" if plan.cache.resets else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
     words += (stored_name(plan) if stored else "") + computed_name(plan)
@@ -48,7 +48,9 @@ def placing_name(plan: Plan) -> str:
     if plan.cache.split_from is not None:
         words += f" of {Path(plan.cache.split_from).name}"
     pinned = plan.placement.pinned
-    return words + ("" if pinned is None else f", {Path(pinned).name if pinned.endswith('.toml') else pinned} pinned")
+    words += "" if pinned is None else f", {Path(pinned).name if pinned.endswith('.toml') else pinned} pinned"
+    by, detect = plan.placement.by, plan.placement.detect
+    return words + ("" if by is None else f" by {by}") + ("" if detect is None else f" by {detect} tokens")
 
 
 def stored_name(plan: Plan) -> str:
@@ -113,14 +115,14 @@ def plans_of(
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
-    resets = texts(label, grid, "reset") or ["never"]
     splits = list(_splits(label, grid, folder))
     placements = list(_tables(label, grid, "placement", folder)) or [{}]
-    warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
+    given = texts(label, grid, "warm") or [KEEP]
+    warmed = [name if name in (KEEP, RESET) else place(name, folder, always=True) for name in given]
     seen: set[bytes] = set()
-    caches = itertools.product(capacities, splits, placements, resets, warmed or [None])
+    caches = itertools.product(capacities, splits, placements, warmed)
     others = itertools.product(evictions, prefetches, weights, together, kernels, lanes)
-    for (capacity, split, placement, reset, warm), (
+    for (capacity, split, placement, warm), (
         eviction,
         prefetch,
         stored,
@@ -131,7 +133,7 @@ def plans_of(
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
         tables = {
-            "cache": {"capacity": capacity, **split, "reset": reset, "warm": warm},
+            "cache": {"capacity": capacity, **split, "warm": warm},
             "placement": {} if placement.get("pinned") == "none" else placement,
             "eviction": eviction,
             "prefetch": prefetch,
@@ -200,9 +202,9 @@ def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[
         choices = [_values(item) for item in value.values()]
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
-            for key in ("profile", "artefact", "policy", "predictor", "pinned"):
+            for key in ("profile", "artefact", "labels", "policy", "predictor", "pinned"):
                 if isinstance(name := table.get(key), str) and (key != "pinned" or name.endswith(".toml")):
-                    table[key] = place(name, folder, always=key in ("profile", "artefact"))
+                    table[key] = place(name, folder, always=key in ("profile", "artefact", "labels"))
             yield table
 
 

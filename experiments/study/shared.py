@@ -126,7 +126,7 @@ class SharedRouting:
 
     def best(self, spec: CacheSpec, *, timed: bool) -> Best:
         """Clairvoyant decisions by `spec`, which names the policy; `timed` also finds the fewest loads of decode."""
-        name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging, spec.reset, spec.warm)
+        name = (self.routing, spec.capacity, spec.size.tobytes(), spec.staging, spec.reset, spec.warm, spec.begins)
         steps, demands = self.requests.steps, self.demands
 
         def decided() -> Replayed:

@@ -14,6 +14,7 @@ from experiments.validation.comparison import Machine, Measured, Tokens, Validat
 from experiments.validation.emulated import over_link
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
 from tracekit.errors import ModelError
+from tracekit.labels import labels_of
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
 
@@ -37,6 +38,7 @@ def validate_routing(
     runs: int = RUNS,
     threshold: float | None = None,
     tolerance: float = TOLERANCE,
+    save_warm: Path | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
     """Run `plan` in the engine and in the simulator on the routing of a trace.
@@ -47,9 +49,12 @@ def validate_routing(
         hardware: what the simulator assumes; None measures this machine first, as `validate` does.
         steps: the trace's first steps that are run; None runs all.
         runs: times that they are timed, as `validate` does.
+        save_warm: as `validate` takes it.
 
     Decisions and time are compared as `validate` does; tokens are not, being random. Raises TracekitError.
     """
+    from engine.decisions.saving import held_by
+    from engine.plan.placement import save_placement
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
@@ -93,6 +98,9 @@ def validate_routing(
         if count < 1:
             raise ModelError(f"{count} steps cannot be timed: the trace has {forced.steps}")
         logs, timings = [], []
+        if plan.placement.by is not None:
+            labels = labels_of(routing, plan.placement.labels)
+            state.serve([labels[number] for number in dict.fromkeys(routing.request.tolist())])
         for number in range(runs + 1):  # the first warms up
             say(f"timing the offloaded model, run {number} of {runs}" if number else "warming up")
             state.time_by(partial(device_time, state.device))
@@ -101,6 +109,9 @@ def validate_routing(
             logs.append(state.log)
             timings.append(state.timings)
         params = [layer.expert_params for layer in state.layers]
+        if save_warm is not None:
+            per_layer = [layer.num_experts for layer in state.layers]
+            save_placement(held_by(state.cache, plan, per_layer, first_steps(routing, count)), save_warm)
         measured = Measured(logs, timings[1:], state.prefetches, state.expert_bytes, params)
         whole = count == forced.steps
     del made, state, forced  # before another copy

@@ -17,7 +17,7 @@ from experiments.validation.comparison import Machine, Measured, Tokens, Validat
 from experiments.validation.emulated import over_link
 from experiments.validation.prior import against_prior
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, PlanError
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def validate(
     tolerance: float = TOLERANCE,
     sampling: "Sampling | None" = None,
     keep_trace: Path | None = None,
+    save_warm: Path | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Validation:
     """Run `plan` in the engine and in the simulator.
@@ -60,9 +61,12 @@ def validate(
         sampling: how tokens are drawn, on both sides from the same numbers; None: greedily.
         tolerance: how far time may be off, as a share, without a warning (`experiments.validation.verdict`).
         keep_trace: where to keep the engine's own trace; None discards it.
+        save_warm: where to write what the engine's cache holds at the end, as a placement.
 
     Raises TracekitError: ModelError, PlanError, HardwareError, ...
     """
+    from engine.decisions.saving import held_by
+    from engine.plan.placement import save_placement
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
     from engine.runtime.cpu_lane import check_lane
@@ -76,6 +80,8 @@ def validate(
 
     if not prompts:
         raise ModelError("there are no prompts to validate on")
+    if plan.placement.by is not None and not any(prompt.domain for prompt in prompts):
+        raise PlanError('placement.by = "label": no prompt says its domain: give them as {"id", "prompt", "domain"}')
     if threshold is not None and not 0 < threshold < float("inf"):
         raise ModelError(f"a threshold of {threshold:g} tests nothing: give a share above 0, such as 0.15")
     check_tolerance(tolerance)
@@ -125,7 +131,11 @@ def validate(
             options = RecordOptions(
                 max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn
             )
+            state.serve([prompt.domain for prompt in prompts])
             trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+            if save_warm is not None:
+                per_layer = [layer.num_experts for layer in state.layers]
+                save_placement(held_by(state.cache, plan, per_layer, trace), save_warm)
             logs, timings, identical = [state.log], [], True
             for number in range(runs):
                 say(f"timing the offloaded model, run {number + 1} of {runs}")

@@ -41,7 +41,7 @@ class EvictionPolicy(Policy):
         """The visit used the expert: refresh recency."""
 
     def on_evict(self, expert: int, group: int, now: int) -> None:
-        """The expert has lost its slot."""
+        """The expert has lost its slot; or it is pinned from now on, named as a victim or not (policies.switching)."""
 
     def rank(self, expert: int, group: int, now: int) -> float:
         """How much a resident expert is worth keeping; the least goes first, ties by least recent reference."""

@@ -5,7 +5,7 @@ is evicted is the business of `reference_policies`.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf, isnan
 from typing import Any
 
@@ -27,6 +27,7 @@ class ReferenceCache:
         policy: a name in `REFERENCES`; `parameters` are that policy's own.
         future: for the bounds, the demanded keys of every visit of the trace.
         pinned: keys that are there for ever. The policy is never told of them, and has what is left of the capacity.
+        reserved: what of each capacity is not the policy's, where other keys may be pinned later (`switch`).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ReferenceCache:
         future: Sequence[Collection[int]] = (),
         parameters: Mapping[str, Any] | None = None,
         pinned: Collection[int] = (),
+        reserved: Sequence[int] | None = None,
     ) -> None:
         self.layers, self.experts = layers, experts
         self.capacity, self.size = list(capacity), list(size)
@@ -54,8 +56,11 @@ class ReferenceCache:
         self.staged: list[int] = []  # oldest first
         self.fresh: set[int] = set()  # loaded ahead, not demanded since
         self.slots = sum(self.most_in(group) for group in range(len(self.capacity))) + staging - len(self.pinned)
-        for key in self.pinned:
+        for key in self.pinned if reserved is None else ():
             self.capacity[self.group(key)] -= self.size[key]
+        for group, amount in enumerate(reserved or ()):
+            self.capacity[group] -= amount
+        self.by_slot: Callable[[int], int] = lambda key: key  # it knows no slots: who compares may say in which order
         self.policy = REFERENCES[policy](self, **(parameters or {}))
         self.visits = 0
         self.vanished: list[set[int]] = []  # by visit: staged experts that were used but found no room to stay
@@ -84,7 +89,8 @@ class ReferenceCache:
         missing = [key for key in demand if key not in self.kept and key not in self.staged and key not in self.pinned]
         for key in demand:
             if key in self.pinned:
-                events.append((now, HIT_PINNED, key))
+                events.append((now, HIT_PREFETCHED if key in self.fresh else HIT_PINNED, key))
+                self.fresh.discard(key)
                 continue
             if key in self.kept:
                 self.policy.hit(key, now)
@@ -126,6 +132,47 @@ class ReferenceCache:
             for expert in hint[: self.count]:
                 self.prefetch((layer + self.distance) % self.layers * self.experts + expert, demand, now, events)
         return events
+
+    def switch(self, pinned: Sequence[int], warm: Sequence[int], demand: Sequence[int]) -> tuple[list[Event], bool]:
+        """Behind a visit with this demand (keys): what another domain keeps; `warm` with the most wanted last. And
+        whether all is done: what the visit used and could not keep is not loaded yet."""
+        now, events, left = self.visits - 1, [], set()
+        self.slots += len(self.pinned) - len(pinned)
+        there = {*self.kept, *self.staged, *self.pinned}
+        for key in sorted(self.pinned - set(pinned), key=self.by_slot):
+            if key in warm and self.used(self.group(key)) + self.size[key] <= self.capacity[self.group(key)]:
+                self.keep(key, now)
+            else:
+                self.fresh.discard(key)
+                left.add(key)
+                events.append((now, EVICT, key))
+        late = [key for key in pinned if key in demand and key not in there]
+        for key in pinned:
+            if key in self.kept:
+                self.kept.remove(key)
+                self.policy.evict(key, now)
+            elif key in self.staged:
+                self.staged.remove(key)
+            elif key not in self.pinned and key not in late:
+                self.fresh.add(key)
+                events.append((now, PREFETCH, key))
+        self.slots += len(late)
+        self.pinned = set(pinned) - set(late)
+        wanted: list[int] = []
+        for key in reversed(warm):
+            beside = sum(self.size[other] for other in wanted if self.group(other) == self.group(key))
+            if key not in self.pinned and beside + self.size[key] <= self.capacity[self.group(key)]:
+                wanted.append(key)
+        stays = [*demand, *(key for key in wanted if key in self.kept)]
+        for key in reversed(wanted):
+            if key in self.kept or key in self.staged or key in left or key in demand:
+                continue
+            if self.make_room(key, stays, now, events):
+                self.keep(key, now)
+                self.fresh.add(key)
+                stays.append(key)
+                events.append((now, PREFETCH, key))
+        return events, not late
 
     def prefetch(self, key: int, demand: list[int], now: int, events: list[Event]) -> None:
         if key in self.kept or key in self.staged or key in self.pinned:

@@ -4,15 +4,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from engine.decisions.run import iter_decisions
 from policies.cache import CacheSpec
+from policies.switching import Domains, Kept
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
 from tests.helpers.traces import MemoryRows, make_manifest, make_trace
 from tracekit.rows import UNUSED, Columns
 from tracekit.trace import Trace
 
+DOMAINS = ("code", "prose", "tables")
 Recorded = list[tuple[int, int, int, int]]  # visit, kind, key, slot
 
 
@@ -178,6 +181,32 @@ def with_requests(scenario: Scenario, seed: int) -> tuple[Scenario, list[Scenari
 
     whole = np.ones(len(request), bool)
     return part(whole), [part(request == number) for number in range(int(request[-1]) + 1)]
+
+
+def with_domains(scenario: Scenario, seed: int, *, warm: bool = False) -> Scenario:
+    """The scenario as if of several requests with labels; what is pinned, and `warm`, for each domain: any experts."""
+    scenario, _ = with_requests(scenario, seed)
+    spec, rng = scenario.spec, np.random.default_rng(seed)
+    keys = spec.layers * spec.experts
+
+    def fitting() -> tuple[int, ...]:
+        left, found = list(spec.capacity), []
+        for key in rng.permutation(keys)[: int(rng.integers(0, keys))].tolist():
+            group = key // spec.experts if len(left) > 1 else 0
+            if spec.size[key] <= left[group]:
+                left[group] -= int(spec.size[key])
+                found.append(key)
+        return tuple(sorted(found))
+
+    def any_keys() -> tuple[int, ...]:
+        return tuple(rng.permutation(keys)[: int(rng.integers(0, 6))].tolist()) if warm else ()
+
+    kept = tuple(Kept(name, fitting(), any_keys()) for name in DOMAINS)
+    domains = Domains(kept, np.zeros((len(DOMAINS), keys), np.int64))
+    requests = int(scenario.trace.request.max(initial=-1)) + 1
+    labels = [DOMAINS[place] for place in rng.integers(0, len(DOMAINS), requests)]
+    trace = scenario.trace.with_manifest(msgspec.structs.replace(scenario.trace.manifest, domains=labels))
+    return replace(scenario, trace=trace, spec=replace(spec, pinned=fitting(), domains=domains))
 
 
 def on_disk(scenario: Scenario, path: Path) -> Trace:

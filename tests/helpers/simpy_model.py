@@ -259,7 +259,7 @@ class Machine:
                 else:
                     if kind in (LOAD, BYPASS):
                         self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
-                    if kind == HIT_PINNED and slot not in self.brings:
+                    if kind <= HIT_PINNED and slot not in self.brings:
                         self.brings[slot] = self.there_before(key, slot)
                     copy = self.brings[slot]
                     used = self.env.event()
@@ -319,7 +319,7 @@ class Machine:
             self.visit_end.append(self.now)
 
     def there_before(self, key: int, slot: int) -> Copy:
-        """How a pinned expert came to its slot."""
+        """How an expert that was pinned from the start came to its slot."""
         layer, done = key // self.experts, Past(self.env)
         return Copy(key, slot, layer, asked=-1, prefetch=False, used=None, before=None, read=None, done=done)
 

@@ -158,3 +158,23 @@ def flip(file: Path, at: int | None = None, bit: int = 1) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2 if at is None else at] ^= bit
     file.write_bytes(data)
+
+
+def domain_trace(
+    path: Path, seed: int, *, requests: int = 12, labels: tuple[str, ...] = ("code", "prose"), apart: float = 1.5
+) -> Trace:
+    """Requests of 40 tokens, of two domains in turn, over 3 layers of 8 experts; each domain is as popular with experts
+    as it pleases, the more so the further they are `apart`."""
+    rng = np.random.default_rng(seed)
+    bias = np.random.default_rng(1).gumbel(size=(2, 3, 8)) * apart
+    tokens = np.arange(requests * 40)
+    chosen = np.argsort(-(bias[tokens // 40 % 2] + rng.gumbel(size=(len(tokens), 3, 8))), axis=2)[:, :, :2]
+    return make_trace(
+        path,
+        chosen,
+        num_experts=8,
+        request=tokens // 40,
+        position=tokens % 40,
+        token_id=rng.integers(0, 1000, len(tokens)),
+        domains=[labels[number % 2] for number in range(requests)],
+    )

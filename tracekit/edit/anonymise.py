@@ -67,8 +67,9 @@ def anonymise(
 ) -> Trace:
     """Write `trace` without names and texts, and with each layer's experts renumbered as `rng` draws.
 
-    Left out are token ids, the digest of its prompts, its seed, the model's name, revision and configuration (`model`
-    is what it is called then), and notes on anything but steps. Requests are numbered from 0 in order of appearance.
+    Left out are token ids, the digest of its prompts, its seed, the domains of its requests, the model's name, revision
+    and configuration (`model` is what it is called then), and notes on anything but steps. Requests are numbered from 0
+    in order of appearance.
     Logits and lookahead follow their experts. Which rows share experts stays as it was, and so does every replay whose
     policy does not decide ties by an expert's number; lengths of prompts and answers stay, too.
 
@@ -83,6 +84,7 @@ def anonymise(
         model=ModelInfo(id=model, family=manifest.model.family, dtype=manifest.model.dtype),
         prompts_sha256=None,
         seed=None,
+        domains=[],
     )
     rows = _AnonymousRows(trace, _labels(manifest.experts_per_layer, trace.num_experts, rng))
     output = Path(output)

@@ -78,7 +78,20 @@ def _manifest(traces: Sequence[Trace]) -> Manifest:
         sampling=_common([manifest.sampling for manifest in manifests]),
         prompts_sha256=first.prompts_sha256 if len({m.prompts_sha256 for m in manifests}) == 1 else None,
         seed=first.seed if len({manifest.seed for manifest in manifests}) == 1 else None,
+        domains=_domains(traces),
     )
+
+
+def _domains(traces: Sequence[Trace]) -> list[str]:
+    """The labels of requests as `merge` numbers them on; none where no part has any."""
+    if not any(trace.manifest.domains for trace in traces):
+        return []
+    found: list[str] = []
+    for trace in traces:
+        first, last = (int(trace.request.min()), int(trace.request.max())) if trace.tokens else (0, -1)
+        own = trace.manifest.domains
+        found += [own[number] if number < len(own) else "" for number in range(first, last + 1)]
+    return found
 
 
 def _common(tables: list[dict[str, _Value]]) -> dict[str, _Value]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tracekit.errors import ImportFormatError, shortened
+from tracekit.errors import ImportFormatError, TraceError, shortened
 from tracekit.json_text import why_not_json
+from tracekit.manifest import check_label
 from tracekit.opening import open_given
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request: a unique `id`, and `prompt`, raw text, or `messages` for the model's chat template."""
+    """One request: a unique `id`, and `prompt`, raw text, or `messages` for the model's chat template.
+
+    `domain`: what kind of request it is, in the user's words (docs/placement.md).
+    """
 
     id: str | int
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
+    domain: str | None = None
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -76,10 +81,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 of what the prompts say, whatever the spacing or key order of the file they came from."""
+    """sha256 of what the prompts say, whatever the spacing or key order of their file, and their domains."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(msgspec.json.encode(prompt, order="deterministic") + b"\n")
+        said = {"id": prompt.id, "prompt": prompt.prompt, "messages": prompt.messages}
+        digest.update(msgspec.json.encode(said, order="deterministic") + b"\n")
     return digest.hexdigest()
 
 
@@ -136,4 +142,8 @@ def _parse(line: bytes, where: str) -> Prompt:
         raise ImportFormatError(f'{where} needs either "prompt" or "messages"')
     if prompt.prompt == "" or prompt.messages == ():
         raise ImportFormatError(f"{where} is empty")
+    try:
+        check_label(prompt.domain or "")
+    except TraceError as error:
+        raise ImportFormatError(f"{where}: {error}") from None
     return prompt

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -62,6 +63,8 @@ def record(
     if any(layer.gate.of_probabilities for layer in layers):
         notes.append("the routers return probabilities; their logarithms were recorded as logits")
     manifest = describe(model, layers, options, prompts_digest(prompts), notes=notes)
+    if any(prompt.domain for prompt in prompts):
+        manifest = msgspec.structs.replace(manifest, domains=[prompt.domain or "" for prompt in prompts])
     was_training = model.training
     model.train(False)
     try:

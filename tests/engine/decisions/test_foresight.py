@@ -104,7 +104,7 @@ def test_after_a_reset_a_predictor_remembers_nothing(name: str, tmp_path: Path) 
     """Each request is decided as by itself; what leaves the cache in between aside."""
     trace = varied_trace(tmp_path / "t.trace", seed=3)
     plan = plan_with(random_artefact(tmp_path / "p", name, trace).path, name)
-    plan = plan.replace(cache=CachePlan(capacity="3/layer", reset="request"))
+    plan = plan.replace(cache=CachePlan(capacity="3/layer", warm="reset"))
 
     def kept(events: Events, first: int) -> list[tuple[int, ...]]:
         return [(visit + first, *row) for visit, *row in events.rows() if row[0] not in (EVICT, DROP)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.decisions.hints import iter_hints
 from engine.decisions.run import first_cache, iter_decisions
 from policies.cache import CacheSpec
-from policies.events import DROP, EVICT, HIT_PREFETCHED
+from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.reference_policies import REFERENCES
 from tests.helpers.scenarios import (
@@ -91,7 +91,7 @@ def test_after_a_reset_a_request_is_alone(
         for _, kind, key, slot in own:
             if kind in (EVICT, DROP):
                 del holds[slot]
-            elif key not in scenario.spec.pinned and kind != 4:
+            elif key not in scenario.spec.pinned and kind != BYPASS:
                 holds[slot] = key
         first += len(part.references())
     assert found == expected
@@ -227,7 +227,7 @@ def test_requests_that_share_steps_or_take_turns_are_refused() -> None:
     for step, request in (([0, 0, 1, 1], [0, 1, 0, 1]), ([0, 1, 2, 3], [0, 1, 0, 1])):
         trace = memory_trace(experts, [1], np.array(step, np.int32), request=np.array(request, np.int32))
         spec = replace(scenario.spec, layers=1, experts=1, capacity=(1,), size=np.ones(1, np.int64), reset=True)
-        with pytest.raises(PlanError, match=r'cache.reset = "request": .*do not follow one another.*--batch-size 1'):
+        with pytest.raises(PlanError, match=r'cache.warm = "reset": .*do not follow one another.*--batch-size 1'):
             list(iter_decisions(trace, spec, compiled=False))
 
 

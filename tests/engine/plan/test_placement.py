@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tomli_w
 
 from engine.plan.carried import carried
-from engine.plan.placement import Placement, Source, by_layer, load_placement, parse_pinned, save_placement
+from engine.plan.placement import Domain, Placement, Source, by_layer, load_placement, parse_pinned, save_placement
 from engine.plan.plan import Plan, load_plan, plan_from_dict
 from tracekit.errors import CapacityError, PlanError
 
@@ -37,7 +38,12 @@ def test_words_that_are_refused(text: str) -> None:
         ({"placement": {"pinned": "popular:1/layer"}}, "placement.profile, a trace or counts, belong together"),
         ({"placement": {"pinned": "layers 0", "profile": "a.trace"}}, "belong together"),
         ({"placement": {"profile": "a.trace"}}, "belong together"),
-        ({"placement": {"pinned": "layers 0", "by": "x"}}, "unknown field"),
+        ({"placement": {"pinned": "layers 0", "for": "x"}}, "unknown field"),
+        ({"placement": {"pinned": "layers 0", "by": "x"}}, "it is one of label"),
+        ({"placement": {"pinned": "p.toml", "by": "label", "detect": 8}}, "give one of them"),
+        ({"placement": {"pinned": "p.toml", "detect": 8, "labels": "l"}}, "placement.labels is for placement.by"),
+        ({"placement": {"pinned": "p.toml", "detect": 0}}, "detect"),
+        ({"cache": {"capacity": "2/layer", "reset": "request"}}, 'cache.reset is now cache.warm: "reset"'),
         ({"cache": {"capacity": "2/layer", "split": "curve"}}, "cache.split_from, a trace, belong together"),
         ({"cache": {"capacity": "2/layer", "split": "even", "split_from": "a"}}, "belong together"),
         ({"cache": {"capacity": "2MiB", "split": "even"}}, "shares out slots"),
@@ -59,6 +65,10 @@ def test_a_plan_with_a_placement_is_read_back() -> None:
     assert plan_from_dict(plan.to_dict()) == plan
     assert "placement" not in Plan("4/layer").to_dict()
     assert not plan.alike and plan.per_layer and Plan("4").alike and not Plan("4").per_layer
+
+
+def test_plans_of_earlier_releases_are_read() -> None:
+    assert plan_from_dict({"cache": {"capacity": "4/layer", "reset": "never"}}) == Plan("4/layer")
 
 
 def test_a_placement_is_read_back_and_written_alike(tmp_path: Path) -> None:
@@ -99,6 +109,31 @@ def test_a_placement_that_cannot_be_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+DOMAINS = {
+    "a b": Domain(requests=2, pinned={"0": [1]}, counts={"0": [1, 2, 0, 0], "1": [0, 0, 3]}),
+    "tables": Domain(requests=1, pinned={"1": [2]}, counts={"0": [0, 0, 0, 9], "1": [1, 0, 0]}),
+}
+
+
+def test_domains_are_read_back(tmp_path: Path) -> None:
+    found = msgspec.structs.replace(PLACEMENT, domains=DOMAINS, told_by="labels")
+    save_placement(found, tmp_path / "p.toml")
+    assert load_placement(tmp_path / "p.toml") == found
+    assert '[domains."a b".counts]\n0 = [1, 2, 0, 0]\n' in (tmp_path / "p.toml").read_text()
+
+
+def test_what_a_cache_held_is_in_the_order_of_its_use(tmp_path: Path) -> None:
+    held = Placement(
+        by="cache", slots="3", experts_per_layer=[4, 3], pinned={"0": [3, 1], "1": [0]}, used={"0": [0, 2], "1": [1]}
+    )
+    save_placement(held, tmp_path / "w.placement.toml")
+    assert load_placement(tmp_path / "w.placement.toml") == held
+    assert held.in_order([4, 3], "w") == (3, 4, 1)
+    assert PLACEMENT.in_order([4, 3], "p") == (1, 3, 4)
+    with pytest.raises(PlanError, match="as many numbers, by layer"):
+        msgspec.structs.replace(held, used={"0": [0, 2]}).in_order([4, 3], "w")
+
+
 def test_no_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="tracekit place makes one"):
         load_placement(tmp_path / "none.toml")
@@ -116,6 +151,10 @@ def test_a_placement_travels_with_its_plan(tmp_path: Path) -> None:
     (away / "plan.toml").write_text(tomli_w.dumps(tables))
     found = load_plan(away / "plan.toml")
     assert load_placement(found.placement.pinned or "") == PLACEMENT
+    tables, warm = carried(Plan("4/layer", warm=str(tmp_path / "mine.placement.toml")).to_dict())
+    assert warm == files
+    (away / "warm.toml").write_text(tomli_w.dumps(tables))
+    assert load_plan(away / "warm.toml").cache.warm_file == str(away / name)
     (away / name).write_bytes(files[name].replace(b"marginal", b"even"))
     with pytest.raises(PlanError, match="is not the file that the plan was found with"):
         load_plan(away / "plan.toml")

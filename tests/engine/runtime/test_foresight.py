@@ -81,7 +81,7 @@ def test_the_engine_decides_as_the_simulator(
         distance,
     )
     if reset:
-        plan = plan.replace(cache=CachePlan(capacity="3/layer", reset="request"))
+        plan = plan.replace(cache=CachePlan(capacity="3/layer", warm="reset"))
     model, tokenizer = load_model(CHECKPOINTS / NAME, "float32", "cpu")
     with offloaded(offload(model, plan)) as state:
         options = RecordOptions(max_new_tokens=8, lookahead=(1, 2), batch_size=batch)

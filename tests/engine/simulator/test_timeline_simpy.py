@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
 from tests.helpers.reference_cache import LOAD
-from tests.helpers.scenarios import Scenario, random_scenario, with_pinned, with_requests
+from tests.helpers.scenarios import Scenario, random_scenario, with_domains, with_pinned, with_requests
 from tests.helpers.simpy_model import Machine
 from tests.helpers.thorough import THOROUGH
 from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
@@ -64,6 +64,15 @@ def test_every_event_is_at_its_time_beside_pinned_experts(
     prefetch: str, seed: int, chunk: int, features: set[str]
 ) -> None:
     assert_timed_alike(with_pinned(random_scenario(seed, "lru", prefetch), seed), seed, chunk, features)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "gate"])
+@settings(max_examples=25 * THOROUGH, deadline=None)
+@given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
+def test_every_event_is_at_its_time_where_domains_switch(
+    prefetch: str, seed: int, chunk: int, features: set[str]
+) -> None:
+    assert_timed_alike(with_domains(random_scenario(seed, "lru", prefetch), seed, warm=True), seed, chunk, features)
 
 
 def assert_timed_alike(scenario: Scenario, seed: int, chunk: int, features: set[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import Call, assert_one_line
-from tests.helpers.traces import skewed_trace
+from tests.helpers.traces import domain_trace, skewed_trace
 
 
 @pytest.fixture
@@ -29,6 +29,41 @@ def test_a_placement_is_written_and_replayed(folder: Path, call: Call) -> None:
     assert_one_line(*call("replay", folder / "profile.trace", *replayed), "3 of the 3 requests", "--allow-fitted")
     code, out, _ = call("replay", folder / "profile.trace", *replayed, "--allow-fitted")
     assert code == 0 and "NOT EVIDENCE" in out
+
+
+def test_a_placement_by_domain_is_written_and_replayed(tmp_path: Path, call: Call) -> None:
+    profile, test = (domain_trace(tmp_path / f"{seed}.trace", seed, requests=6) for seed in (1, 2))
+    output, labels = tmp_path / "p.placement.toml", tmp_path / "labels.jsonl"
+    labels.write_text("".join(f'{{"id": {n}, "domain": "{"ab"[n % 2]}"}}\n' for n in range(6)))
+    replayed = ["--capacity", "3/layer", "--no-bounds", "--json"]
+    for how, names in ((["--labels", "trace"], ["code", "prose"]), (["--labels", labels], ["a", "b"])):
+        code, out, err = call("place", profile.path, "--slots", "2/layer", "--output", output, *how)
+        assert code == 0, err
+        assert f"for each domain: {names[0]} (3), {names[1]} (3)" in out and "--domain-by label" in out
+        more = [] if names[0] == "code" else ["--labels", labels]
+        code, out, err = call("replay", test.path, "--pinned", output, "--domain-by", "label", *more, *replayed)
+        assert code == 0, err
+        assert json.loads(out)["switching"]["switches"] == 6
+        assert json.loads(out)["switching"]["copies"] == json.loads(out)["prefetches"] > 0
+        output.unlink()
+    code, out, _ = call("place", profile.path, "--slots", "2/layer", "--clusters", 2, "--output", output, "--json")
+    assert code == 0 and json.loads(out)["domains"] == {"cluster-0": 3, "cluster-1": 3}
+    code, out, err = call("replay", test.path, "--pinned", output, "--detect", 8, "--events", tmp_path / "e", *replayed)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["switching"]["switches"] == 6
+    code, out, err = call("replay", test.path, "--decisions", tmp_path / "e", "--no-bounds", "--json")
+    assert code == 0, err
+    assert json.loads(out)["hits_by"] == found["hits_by"]
+    code, out, _ = call("replay", test.path, "--pinned", output, "--detect", 8, "--capacity", "3/layer")
+    assert code == 0 and "switches of domain" in out
+    bad = call("replay", test.path, "--pinned", output, "--domain-by", "label", *replayed)
+    assert_one_line(*bad, "request 0 is of domain 'code', which the placement has not (cluster-0, cluster-1)")
+    assert_one_line(*call("replay", test.path, "--detect", 8, *replayed), "choose among a placement's domains")
+    bad = call(
+        "place", profile.path, "--slots", "2/layer", "--labels", tmp_path / "no", "--output", tmp_path / "q.toml"
+    )
+    assert_one_line(*bad, "No such file")
 
 
 def test_bad_input_is_one_line(folder: Path, call: Call) -> None:

@@ -40,8 +40,8 @@ def replayed(call: Call, *arguments: object) -> dict[str, Any]:
 
 
 def test_a_reset_replays_each_request_by_itself(call: Call, trace: Path, tmp_path: Path) -> None:
-    whole = replayed(call, trace, *OPTIONS, "--reset", "request")
-    assert whole["provenance"]["plan"]["cache"]["reset"] == "request"
+    whole = replayed(call, trace, *OPTIONS, "--warm", "reset")
+    assert whole["provenance"]["plan"]["cache"]["warm"] == "reset"
     alone = []
     for number in range(3):
         part = tmp_path / f"{number}.trace"
@@ -56,18 +56,34 @@ def test_a_reset_replays_each_request_by_itself(call: Call, trace: Path, tmp_pat
 
 def test_a_warm_cache_hits_at_once(call: Call, trace: Path) -> None:
     cold = replayed(call, trace, "--capacity", "100%")
-    warm = replayed(call, trace, "--capacity", "100%", "--warm", trace)
+    warm = replayed(call, trace, "--capacity", "100%", "--warm", trace, "--allow-fitted")
+    assert any("NOT EVIDENCE" in text and "cache.warm" in text for text in warm["warnings"])
     assert cold["misses"] > 0 and warm["misses"] == 0
     assert warm["provenance"]["plan"]["cache"]["warm"] == str(trace)
     assert warm["bounds"]["hit_ratio"] == 1.0
-    found = call("replay", trace, *OPTIONS, "--warm", trace, "--reset", "request")
-    assert_one_line(*found, "cache.warm fills the cache once", "give one of them")
+    assert_one_line(*call("replay", trace, *OPTIONS, "--warm", trace), "cache.warm", "they are no evidence")
+    assert_one_line(*call("replay", trace, *OPTIONS, "--reset", "request"), "--reset request is now --warm reset")
+
+
+def test_a_saved_cache_is_what_another_begins_with(call: Call, trace: Path, tmp_path: Path) -> None:
+    """Replayed in two parts, LRU hits as in one; whose requests brought the cache there is known."""
+    first, second, saved = tmp_path / "1.trace", tmp_path / "2.trace", tmp_path / "w.placement.toml"
+    assert call("slice", trace, "--requests", "0:2", "--output", first)[0] == 0
+    assert call("slice", trace, "--requests", "2:3", "--output", second)[0] == 0
+    before = replayed(call, first, "--capacity", "3/layer", "--save-warm", saved)
+    after = replayed(call, second, "--capacity", "3/layer", "--warm", saved)
+    assert before["hits"] + after["hits"] == replayed(call, trace, "--capacity", "3/layer")["hits"]
+    assert after["hit_ratio"] <= after["bounds"]["hit_ratio"]
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--warm", saved), "cache.warm", "no evidence")
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--save-warm", saved), "exists")
+    assert_one_line(*call("replay", first, "--capacity", "3/layer", "--save-warm", "w.json"), "NAME.placement.toml")
 
 
 def test_events_of_warm_and_emptied_caches_can_be_replayed(call: Call, trace: Path, tmp_path: Path) -> None:
-    for how in (["--warm", trace], ["--reset", "request"], ["--prefetch", "markov", "--prefetch-wrap"]):
+    for how in (["--warm", trace, "--allow-fitted"], ["--warm", "reset"], ["--prefetch", "markov", "--prefetch-wrap"]):
         own = replayed(call, trace, *OPTIONS, *how, "--events", tmp_path / "e.parquet", "--warm-up", 5)
-        read = replayed(call, trace, "--decisions", tmp_path / "e.parquet", *OPTIONS[2:], "--warm-up", 5)
+        more = how[2:] if how[-1] == "--allow-fitted" else []
+        read = replayed(call, trace, "--decisions", tmp_path / "e.parquet", *OPTIONS[2:], "--warm-up", 5, *more)
         assert read["time"] == own["time"] and read["phases"] == own["phases"], how
         assert read["provenance"]["warm_up"] == {"tokens": 5, "steps": 2}
 
@@ -75,8 +91,8 @@ def test_events_of_warm_and_emptied_caches_can_be_replayed(call: Call, trace: Pa
 def test_wrong_words_are_one_line(call: Call, trace: Path) -> None:
     found = call("replay", trace, *OPTIONS, "--prefetch", "gate", "--prefetch-wrap")
     assert_one_line(*found, "'gate' knows nothing of the next step")
-    assert_one_line(*call("replay", trace, *OPTIONS, "--reset", "token"), "reset")
-    assert_one_line(*call("replay", trace, *OPTIONS, "--batch", 2, "--reset", "request"), "do not follow one another")
+    assert_one_line(*call("replay", trace, *OPTIONS, "--warm", "token"), "token")
+    assert_one_line(*call("replay", trace, *OPTIONS, "--batch", 2, "--warm", "reset"), "do not follow one another")
     assert_one_line(*call("replay", trace, *OPTIONS, "--warm-up", 42), "leaves nothing to count")
-    found = call("replay", trace, "--decisions", "e.parquet", "--reset", "request", "--warm", trace)
-    assert_one_line(*found, "leave out --reset, --warm")
+    found = call("replay", trace, "--decisions", "e.parquet", "--warm", trace, "--labels", trace)
+    assert_one_line(*found, "leave out --warm, --labels")

@@ -30,7 +30,7 @@ def rows_of(folder: Path, out: str = "out", **grid: Any) -> dict[str, dict[str, 
 
 
 def test_a_reset_is_another_plan_with_bounds_of_its_own(folder: Path) -> None:
-    rows = rows_of(folder, reset=["never", "request"], eviction=["lru", "belady"])
+    rows = rows_of(folder, warm=["keep", "reset"], eviction=["lru", "belady"])
     assert set(rows) == {
         f"{policy}, 3/layer{how}" for policy in ("lru", "belady") for how in ("", ", reset by request")
     }

@@ -13,13 +13,14 @@ torch = pytest.importorskip("torch")
 
 from engine.decisions.placing import place  # noqa: E402  # needs torch
 from engine.hardware import load_hardware  # noqa: E402
-from engine.plan.placement import save_placement  # noqa: E402
+from engine.plan.placement import load_placement, save_placement  # noqa: E402
 from engine.plan.plan import plan_from_dict  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from experiments.cli.main import run  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.validation.calibrating import calibration_plans  # noqa: E402
 from experiments.validation.comparison import compare_logs, profile_warnings  # noqa: E402
+from experiments.validation.forced import validate_routing  # noqa: E402
 from experiments.validation.validate import validate  # noqa: E402
 from policies.events import Events  # noqa: E402
 from tracekit.errors import ModelError, PlanError  # noqa: E402
@@ -109,6 +110,42 @@ def test_a_placement_beside_a_split_cache_decides_alike(name: str, slots: str, t
     assert result.tokens.identical
     found = replay(Trace.open(tmp_path / "run.trace"), plan, bounds=False)
     assert found.hits_by.pinned > 0 and found.hits_by.cache > 0
+
+
+def test_placements_by_domain_and_saved_caches_decide_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the prompts' labels, which the engine's own trace carries; a cache saved by `generate` or by the validation is
+    what another run begins with; and by a trace's routing on random weights."""
+    settings: dict[str, Any] = {"hardware": load_hardware("t4"), "dtype": "float32", "max_new_tokens": 6, "runs": 1}
+    model = CHECKPOINTS / NAMES[0]
+    prompts = [Prompt(id=n, prompt=text, domain="ab"[n % 2]) for n, text in enumerate(("x = [", "The", "def f(", "It"))]
+    profile, own = tmp_path / "profile.trace", tmp_path / "own.trace"
+    validate(model, plan_from_dict({"cache": {"capacity": "2/layer"}}), prompts[2:], keep_trace=profile, **settings)
+    labelled = place(Trace.open(profile), "1/layer", labels=Trace.open(profile).manifest.domains)
+    save_placement(labelled, tmp_path / "p.toml")
+    placement = {"pinned": str(tmp_path / "p.toml"), "by": "label"}
+    plan, saved = plan_from_dict({"cache": {"capacity": "3/layer"}, "placement": placement}), tmp_path / "warm.toml"
+    result = validate(model, plan, prompts[:2], keep_trace=own, save_warm=saved, **settings)
+    assert result.decisions.identical, result.decisions.first_difference
+    assert result.tokens.identical and Trace.open(own).manifest.domains == ["a", "b"]
+    again = replay(Trace.open(own), plan, bounds=False)
+    assert again.switching is not None and again.switching.copies > 0
+    assert load_placement(saved).source is not None
+    warm = plan_from_dict({"cache": {"capacity": "3/layer", "warm": str(saved)}})
+    result = validate(
+        model, warm, prompts[1:3], **settings
+    )  # one of them brought the cache there: what is compared is not how good it is
+    assert result.decisions.identical, result.decisions.first_difference
+    routed = validate_routing(model, plan, Trace.open(own), hardware=settings["hardware"], dtype="float32", runs=1)
+    assert routed.decisions.identical, routed.decisions.first_difference
+    with pytest.raises(PlanError, match="no prompt says its domain"):
+        validate(model, plan, PROMPTS, **settings)
+    written = tmp_path / "g.placement.toml"
+    command = ["generate", str(model), "x", "--capacity", "3/layer", "--max-new-tokens", "3"]
+    command += ["--save-warm", str(written)]
+    assert run(command) == 0 and load_placement(written).source is None
+    assert all(0 < len(held) <= 3 for held in load_placement(written).pinned.values())
+    capsys.readouterr()
+    assert run(command) == 2 and "exists" in capsys.readouterr().err
 
 
 def test_a_calibrated_machine_is_measured_on_another_plan_and_its_trace_is_kept(tmp_path: Path) -> None:

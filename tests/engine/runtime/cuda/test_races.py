@@ -37,7 +37,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "two layers ahead": {"capacity": "25%", "prefetch": GATE | {"distance": 2}},
     "past the last layer": {"capacity": "2/layer", "prefetch": NEXT},
     "past it, into the cache": {"capacity": "3/layer", "prefetch": NEXT | {"target": "cache"}},
-    "emptied": {"capacity": "2/layer", "cache": {"capacity": "2/layer", "reset": "request"}, "prefetch": NEXT},
+    "emptied": {"capacity": "2/layer", "cache": {"capacity": "2/layer", "warm": "reset"}, "prefetch": NEXT},
 }
 
 
