@@ -186,11 +186,11 @@ def begun(rng: np.random.Generator, plan: Plan, trace: Trace, other: Trace) -> P
         popular = {"pinned": f"popular:{rng.integers(3)}/layer", "profile": str(other.path)}
         tables["placement"] = {"pinned": layers} if how == "pinned" else popular
         if follow and rng.random() < 0.3:
-            tables["cache"]["reset"] = "request"
+            tables["cache"]["warm"] = "reset"
     elif how == "warm":
         tables["cache"]["warm"] = str(other.path)
     elif how == "reset":
-        tables["cache"]["reset"] = "request"
+        tables["cache"]["warm"] = "reset"
     return plan_from_dict(tables)
 
 
