@@ -16,6 +16,7 @@ from typing import TypeVar
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
+from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.opening import read_file
 
@@ -58,6 +59,15 @@ PREFETCH = {
     "learned-adaptive": "policies.prefetch.adaptive:AdaptiveLearned",
     "oracle": "policies.prefetch.oracle:OraclePrefetch",
 }
+ROUTING = {
+    "none": "policies.routing.none:NoRouting",
+    "cache-prior": "policies.routing.cache_prior:CachePrior",
+    "drop-cold": "policies.routing.drop_cold:DropCold",
+    "substitute": "policies.routing.substitute:Substitute",
+    "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
+}
+BUILT_IN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING}
+"""The project's own policies, by kind and name."""
 
 
 def eviction_policy(name: str) -> type[EvictionPolicy]:
@@ -70,10 +80,14 @@ def prefetcher(name: str) -> type[Prefetcher]:
     return find("prefetch", name, PREFETCH, Prefetcher)
 
 
+def routing_policy(name: str) -> type[RoutingPolicy]:
+    """The routing policy class behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("routing", name, ROUTING, RoutingPolicy)
+
+
 def names(kind: str) -> list[str]:
-    """The names of all policies of a kind ("eviction" or "prefetch"), those of entry points included."""
-    builtin = EVICTION if kind == "eviction" else PREFETCH
-    return sorted({*builtin, *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
+    """The names of all policies of a kind (of `BUILT_IN`), those of entry points included."""
+    return sorted({*BUILT_IN[kind], *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
 
 
 def find(kind: str, name: str, builtin: dict[str, str], base: type[P]) -> type[P]:
