@@ -1,4 +1,4 @@
-"""Compiled routing policies: the machine code of `rewrite_visit` for one policy, kept on disk as that of `decide` is."""
+"""Compiled routing policies: machine code of `rewrite_visit` for one policy, kept on disk as that of `decide` is."""
 
 import sys
 from collections.abc import Callable

@@ -6,19 +6,19 @@ One definition, interpreted or compiled, for replay and engine alike. What it al
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numba.core.errors import NumbaError
 
+from policies.cache import CacheSpec, allocated
 from policies.compile_errors import explain
 from policies.compiled import source_files
 from policies.compiled_rewriting import compiled_rewrite
 from policies.fields import Layout, Value
 from policies.registry import routing_policy
 from policies.rewrite import FINE, REPEATED, SCORES, UNKNOWN, rewrite_visit
-from policies.routing.base import RoutingPolicy
 from tracekit.errors import PlanError, PolicyError
 from tracekit.rows import UNUSED
 
@@ -63,23 +63,25 @@ class Altered:
 
 
 class Rerouter:
-    """A routing policy at work on one cache.
+    """A routing policy at work beside one cache.
 
     Args:
         spec: what to alter by. Raises PolicyError for a policy that cannot be, PlanError for a gate whose score
             function is unknown to a policy that reads scores.
-        layout: of the cache: `layers`, `experts` per layer (the width of a layer's keys).
+        cache: what decides; of it the policy may know the sizes.
         compiled: False runs the same Python uncompiled.
     """
 
-    def __init__(self, spec: RoutingSpec, layout: Layout, *, compiled: bool = True) -> None:
-        self.spec, self.layout = spec, layout
+    def __init__(self, spec: RoutingSpec, cache: CacheSpec, *, compiled: bool = True) -> None:
+        self.spec = spec
+        size, nothing = cache.size.astype(np.int64), np.zeros(0, np.int64)
+        self._layout = Layout(cache.layers, cache.experts, len(cache.capacity), cache.distance, size, nothing)
         self.policy = routing_policy(spec.policy)
         self.reads = self.policy.reads
         if self.reads == "scores" and spec.score_function not in SCORES:
             raise PlanError(
-                f"routing policy {spec.policy!r} weighs experts that the gate did not choose, and how this model's gate "
-                "makes weights of its logits is unknown: choose one that reads weights or logits (tracekit policies list)"
+                f"routing policy {spec.policy!r} weighs experts that the gate did not choose, and how this gate makes "
+                "weights of its logits is unknown: choose one that reads weights or logits (tracekit policies list)"
             )
         self._score = SCORES.get(spec.score_function, 0)
         self._compiled = compiled_rewrite(self.policy) if compiled else None
@@ -87,7 +89,7 @@ class Rerouter:
 
     def restart(self) -> None:
         """Forget every visit."""
-        state = self.policy.allocate(self.layout, self.spec.parameters)
+        state = allocated(self.policy, self._layout, self.spec.parameters)
         self._state = state if self._compiled is not None else self.policy.interpreted(state)
 
     def visit(
@@ -140,16 +142,15 @@ class Rerouter:
             raise PolicyError(f"routing policy {self.spec.policy!r} cannot be compiled: {why}") from error
 
 
-def altered(before: np.ndarray, weights: np.ndarray, after: np.ndarray, experts: int) -> Altered:
-    """What became of choices: ids before and after, and weights before, [tokens, k] each; `experts` of the layer."""
-    was = before < experts
-    gone, other = was & (after == UNUSED), was & (after != UNUSED) & (before != after)
+def altered(before: np.ndarray, weights: np.ndarray, after: np.ndarray, real: np.ndarray) -> Altered:
+    """What became of choices: ids before and after, and weights before, alike in shape; `real` where there was one."""
+    gone, other = real & (after == UNUSED), real & (after != UNUSED) & (before != after)
     weight = weights.astype(np.float64)
     return Altered(
-        choices=int(was.sum()),
+        choices=int(real.sum()),
         replaced=int(other.sum()),
         dropped=int(gone.sum()),
-        weight=math.fsum(weight[was].tolist()),
+        weight=math.fsum(weight[real].tolist()),
         replaced_weight=math.fsum(weight[other].tolist()),
         dropped_weight=math.fsum(weight[gone].tolist()),
     )

@@ -76,6 +76,18 @@ class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, int | float | bool] = {}
 
 
+class RoutingPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`routing`: a policy that alters what the gates choose, given what is there and, beside it, its own parameters."""
+
+    policy: str = "none"
+    parameters: dict[str, int | float | bool] = {}
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything but the gates chooses."""
+        return self.policy != "none"
+
+
 class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`weights`: storage formats (engine.plan.weights); None keeps what the model has."""
 
@@ -122,6 +134,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     placement: PlacementPlan = PlacementPlan()
     eviction: EvictionPlan = EvictionPlan()
     prefetch: PrefetchPlan = PrefetchPlan()
+    routing: RoutingPlan = RoutingPlan()
     weights: WeightsPlan = WeightsPlan()
     compute: ComputePlan = ComputePlan()
     serve: ServePlan = ServePlan()
@@ -134,6 +147,7 @@ class _Tables(TypedDict, total=False):
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    routing: RoutingPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -153,6 +167,7 @@ class Plan:
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    routing: RoutingPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -173,6 +188,7 @@ class Plan:
         split: str | None = None,
         split_from: str | None = None,
         placement: str | Mapping[str, object] | None = None,
+        routing: str | Mapping[str, object] = "none",
     ) -> None:
         given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
@@ -183,6 +199,7 @@ class Plan:
             "placement": {"pinned": placement} if placement is None or isinstance(placement, str) else placement,
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
+            "routing": {"policy": routing} if isinstance(routing, str) else routing,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
             "compute": {"experts": compute_experts, "kernels": kernels, "cpu_experts": cpu_experts},
             "serve": serve or {},
@@ -214,6 +231,8 @@ class Plan:
         """The plan as the tables of its file; parameters stand beside the keys that every policy has."""
         tables: dict[str, dict[str, Scalar]] = {}
         for name, struct in self.__dict__.items():
+            if isinstance(struct, RoutingPlan) and not struct.alters:
+                continue
             table = {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
             table.update(table.pop("parameters", {}))
             if table:
@@ -234,7 +253,7 @@ class Plan:
 def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
     given: dict[str, object] = dict(tables)
-    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan)):
+    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan), ("routing", RoutingPlan)):
         table = given.get(name)
         if isinstance(table, Mapping):
             own = set(kind.__struct_fields__) - {"parameters"}

@@ -26,11 +26,12 @@ from engine.runtime.pool import SlotPool
 from engine.runtime.step_rows import StepRows, begins_request, rows_of
 from engine.runtime.storage.store import Store
 from engine.runtime.visit_experts import VisitExperts
-from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
+from engine.runtime.visit_routing import Choices, read_back, sort_by_expert
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import SLOT
 from policies.events import Events
 from policies.ranking import rank_lookahead
+from policies.visit_order import weight_of
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits
 

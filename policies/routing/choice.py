@@ -69,10 +69,10 @@ def least_logit(ids: np.ndarray, logits: np.ndarray) -> float:
 
 def is_chosen(ids: np.ndarray, expert: int) -> bool:
     """Whether the expert is in the choice."""
+    found = False
     for i in range(len(ids)):
-        if ids[i] == expert:
-            return True
-    return False
+        found = found or ids[i] == expert
+    return found
 
 
 def best_present(ids: np.ndarray, logits: np.ndarray, present: np.ndarray) -> int:
