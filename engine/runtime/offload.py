@@ -21,6 +21,7 @@ from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
 from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
+from engine.runtime.rewriting import rewriting_of
 from engine.runtime.storage.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.storage.host_store import HostStore, check_storable
@@ -149,6 +150,7 @@ def offload(
         sizes = expert_bytes(layers, formats[0])
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
         slots = check_policies(spec).slots
+        rewriting_of(plan.routing, spec, layers)
         eager.register()
         grouped.register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
@@ -164,7 +166,19 @@ def offload(
         visits = None
         if plan.compute.grouped:
             visits = GroupedVisits(layers, store.layouts, pool, fused=plan.compute.experts == "fused")
-        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane, visits)
+        state = OffloadState(
+            loaded,
+            layers,
+            spec,
+            store,
+            pool,
+            link,
+            accumulate,
+            emulate_link,
+            lane,
+            visits,
+            rewriting_of(plan.routing, spec, layers),
+        )
     setattr(loaded, STATE, state)
     return loaded
 

@@ -102,7 +102,7 @@ def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> R
     demand, recency = orders_of(ids, num_experts)
     chosen = int(np.count_nonzero(ids < num_experts))
     by_choice = ids.T.ravel()  # assignment (c, t) at c * tokens + t
-    order = np.argsort(by_choice, kind="stable")[: chosen]  # those that do not count sort last
+    order = np.argsort(by_choice, kind="stable")[:chosen]  # those that do not count sort last
     choice, token = np.divmod(order, tokens)
     ascending = sorted(demand)
     edges = [*np.searchsorted(by_choice[order], ascending).tolist(), chosen]

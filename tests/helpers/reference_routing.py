@@ -17,7 +17,9 @@ Residents = Callable[[int, Sequence[int]], set[int]]
 Parameters = Mapping[str, float | bool]
 
 
-def cache_prior(ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str) -> Token:
+def cache_prior(
+    ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str
+) -> Token:
     """The top k of raised logits, in which the gate's own choice stands first among equals."""
     finite = [logit for logit in logits if math.isfinite(logit)]
     head_start = p["strength"] * (max(finite) - min(finite))
@@ -46,7 +48,9 @@ def cache_prior(ids: list[int], weights: list[float], logits: list[float], there
     return new, scaled(found, total)
 
 
-def substitute(ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str) -> Token:
+def substitute(
+    ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str
+) -> Token:
     """Slot by slot: the largest logit among those there that nobody has yet."""
     finite = [logit for logit in logits if math.isfinite(logit)]
     least = min(logits[expert] for expert in ids)
@@ -61,7 +65,9 @@ def substitute(ids: list[int], weights: list[float], logits: list[float], there:
     return new, weights
 
 
-def drop_cold(ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str) -> Token:
+def drop_cold(
+    ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str
+) -> Token:
     """Whoever is missing and weighs less than a share of an even split goes."""
     total = sum(weights)
     heavy = kept(ids, weights, int(p.get("keep", 0)))
@@ -73,7 +79,9 @@ def drop_cold(ids: list[int], weights: list[float], logits: list[float], there: 
     return without(ids, weights, gone, total, bool(p.get("renormalise", True)))
 
 
-def adaptive_k(ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str) -> Token:
+def adaptive_k(
+    ids: list[int], weights: list[float], logits: list[float], there: set[int], p: Parameters, score: str
+) -> Token:
     """The shortest beginning of the choice, heaviest first, that makes up the share."""
     total = sum(weights)
     ranked = sorted(range(len(ids)), key=lambda slot: (-weights[slot], slot))
@@ -146,7 +154,9 @@ class Recency:
                 held.append(expert)
 
 
-def alter(trace: Trace, policy: str, parameters: Parameters, cache: Recency) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+def alter(
+    trace: Trace, policy: str, parameters: Parameters, cache: Recency
+) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
     """The experts and weights of a trace as `policy` alters them beside `cache`."""
     experts, weights = trace.experts.copy(), np.array(trace.weights)
     logits, starts = trace.logits, step_starts(trace.step)

@@ -67,9 +67,7 @@ def test_it_alters_as_the_obvious_implementation_does(tmp_path: Path, policy: st
     trace = logits_trace(tmp_path / "t.trace", score)
     plan = plan_of(policy)
     seen: list[Choices] = []
-    found = rerouted(
-        trace, spec_of(trace, plan), routing_spec(plan.routing, trace.manifest), on_choices=seen.append
-    )
+    found = rerouted(trace, spec_of(trace, plan), routing_spec(plan.routing, trace.manifest), on_choices=seen.append)
     experts, weights = alter(trace, policy, POLICIES[policy], by_recency(LAYERS, EXPERTS, 5))
     np.testing.assert_array_equal(found.trace.experts, experts)
     np.testing.assert_array_equal(np.asarray(found.trace.weights), weights)
