@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from policies.rerouting import Altered
 from tracekit.html_table import html_table
 
 if TYPE_CHECKING:
@@ -97,11 +98,52 @@ class Bounds(SpeedBounds, frozen=True, kw_only=True):
 
     `hit_ratio` is that of clairvoyant decisions (Belady with bypassing) from an empty cache; one that contains
     prefetched or pinned hits may exceed it, and with experts of unequal size in one cache it is an estimate.
+
+    `routing` is "unaltered" beside a plan that alters routing: they are of the gates' own choices then, and no bounds
+    of such a plan, which may beat them.
     """
 
     hit_ratio: float
+    routing: str | None = None
     engine: str | None = None
     hardware: SpeedBounds | None = None
+
+
+class AlteredRouting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan's routing policy did to the gates' choices.
+
+    `label` says how it is known: "first-order estimate" where the gates' numbers are as recorded, "closed loop" where
+    each gate saw what the altered layers before it made. Shares are of the gates' own choices, and of their weights.
+    """
+
+    policy: str
+    label: str
+    choices: int
+    altered: int
+    """Choices of another expert, or dropped."""
+    dropped: int
+    altered_share: float
+    dropped_share: float
+    altered_weight: float
+    """The share of the gates' weights that the altered choices had."""
+    dropped_weight: float
+
+
+def altered_routing(policy: str, label: str, found: Altered) -> AlteredRouting:
+    """The counts of a rewriting as a result says them."""
+    choices, weight = max(found.choices, 1), found.weight or 1.0
+    altered = found.replaced + found.dropped
+    return AlteredRouting(
+        policy=policy,
+        label=label,
+        choices=found.choices,
+        altered=altered,
+        dropped=found.dropped,
+        altered_share=altered / choices,
+        dropped_share=found.dropped / choices,
+        altered_weight=(found.replaced_weight + found.dropped_weight) / weight,
+        dropped_weight=found.dropped_weight / weight,
+    )
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +207,8 @@ class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
     phases: PhaseCounts
+    routing: AlteredRouting | None = None
+    """What a plan's routing policy altered; None where the gates' own choices were replayed."""
     time: Time | None
     bounds: Bounds | None
     regret: Regret | None
@@ -217,6 +261,7 @@ class Result(Counts, frozen=True, kw_only=True):
 
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
+    *("routing.policy", "routing.label", "routing.altered_share", "routing.dropped_weight"),
     *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
     *("bounds.hit_ratio", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
 )

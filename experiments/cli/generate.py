@@ -30,6 +30,8 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
+    routing_policy: options.RoutingPolicy = None,
+    routing_set: options.RoutingSet = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -66,6 +68,8 @@ def command(
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
+        routing_policy=routing_policy,
+        routing_set=routing_set,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)

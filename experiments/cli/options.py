@@ -31,6 +31,13 @@ Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:
 Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
 PrefetchDistance = Annotated[int | None, typer.Option(help="MoE layers to look ahead; over the plan's")]
 PrefetchCount = Annotated[int | None, typer.Option(help="suggested experts per visit; over the plan's")]
+RoutingPolicy = Annotated[
+    str | None,
+    typer.Option(help="alters what gates choose by what is there: a policy, or ./file.py:Class; over the plan's"),
+]
+RoutingSet = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter of the routing policy; repeat")
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),

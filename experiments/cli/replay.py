@@ -58,6 +58,8 @@ def command(
         typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),
     ] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
+    routing_policy: options.RoutingPolicy = None,
+    routing_set: options.RoutingSet = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
@@ -122,8 +124,10 @@ def command(
 
     --reset request, --warm and --warm-up are the protocols of published simulators (docs/howto.md).
 
-    --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
-    ui.perfetto.dev or chrome://tracing.
+    --events keeps the decisions themselves, and beside them (F.choices.parquet) what a routing policy altered;
+    docs/policies.md describes the columns. --timeline opens in ui.perfetto.dev or chrome://tracing.
+
+    --routing-policy alters recorded choices by what the cache holds: a first-order estimate, as the result says.
 
     --decisions times what another engine, or another run, decided; docs/simulator.md says what the file holds.
 
@@ -144,6 +148,7 @@ def command(
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             "--reshape": reshape,
+            **{"--routing-policy": routing_policy, "--routing-set": routing_set},
             **{"--tokens": tokens, "--prompt-tokens": prompt_tokens, "--requests": requests},
         }
         options.refuse_decided("--counts", asked)
@@ -160,6 +165,7 @@ def command(
         )
         return
     from engine.replay.against_recorded import AgainstRecorded
+    from engine.replay.choice_log import ChoiceLog, choices_path
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay, warm_up_steps
@@ -205,6 +211,8 @@ def command(
             split_from=split_from,
             pinned=pinned,
             pinned_profile=pinned_profile,
+            routing_policy=routing_policy,
+            routing_set=routing_set,
         )
     else:
         asked = {
@@ -213,11 +221,17 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm, "--split": split},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
+            **{"--routing-policy": routing_policy, "--routing-set": routing_set},
         }
         options.refuse_decided("--decisions", asked)
     if model is not None:
         from experiments.cli import prior
 
+        if chosen.routing.alters:
+            raise PlanError(
+                f"routing policy {chosen.routing.policy!r} reads gates, and a prior draws choices alone: replay a "
+                "recorded trace, or without the policy"
+            )
         asked = {
             **{"--model-shape": model_shape, "--reshape": reshape, "--arrival-rate": arrival_rate, "--warm": warm},
             **{"--decisions": decisions, "--events": events, "--steps": steps, "--timeline": timeline},
@@ -267,6 +281,9 @@ def command(
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
+        choices = None
+        if events is not None and chosen.routing.alters and given is None:
+            choices = stack.enter_context(ChoiceLog(choices_path(events), opened))
 
         def on_events(demand: "Demand", decided: "Events") -> None:
             if log is not None:
@@ -289,6 +306,7 @@ def command(
             progress=True,
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,
+            on_choices=None if choices is None else choices.add,
             log=window,
         )
     between = None

@@ -12,45 +12,18 @@ from engine.plan.plan import Plan
 from policies.events import Events
 from policies.rerouting import Altered
 from tests.helpers.reference_routing import alter, by_recency
+from tests.helpers.routing_traces import EXPERTS, LAYERS, logits_trace
 from tests.helpers.traces import make_trace
 from tracekit.errors import PlanError
 from tracekit.rows import UNUSED
 from tracekit.trace import Trace
 
-LAYERS, EXPERTS, TOP_K = 3, 12, 4
 POLICIES: dict[str, dict[str, float | bool]] = {
     "cache-prior": {"strength": 0.4},
     "substitute": {"strength": 0.4, "keep": 1},
     "drop-cold": {"share": 1.0, "renormalise": False},
     "adaptive-k": {"share": 0.6},
 }
-
-
-def logits_trace(path: Path, score: str = "softmax", tokens: int = 90, batch: int = 1, seed: int = 0) -> Trace:
-    """Routing as a gate of this score function makes it, a prompt of ten tokens before each nine decode steps."""
-    rng = np.random.default_rng(seed)
-    logits = (rng.normal(size=(tokens, LAYERS, EXPERTS)) + rng.normal(size=(LAYERS, EXPERTS))).astype(np.float16)
-    experts = np.argsort(-logits.astype(np.float64), axis=2, kind="stable")[:, :, :TOP_K]
-    chosen = np.take_along_axis(logits.astype(np.float64), experts, axis=2)
-    scores = np.exp(chosen) if score == "softmax" else 1 / (1 + np.exp(-chosen))
-    weights = (scores / scores.sum(axis=2, keepdims=True)).astype(np.float16)
-    place = np.arange(tokens)
-    request, position = place // 19, place % 19
-    prefill = position < 10
-    step = np.cumsum(np.where(prefill, position == 0, True)) - 1
-    return make_trace(
-        path,
-        experts,
-        num_experts=EXPERTS,
-        step=step,
-        request=request,
-        position=position,
-        phase=np.where(prefill, 0, 1),
-        weights=weights,
-        logits=logits,
-        lookahead={1: rng.normal(size=(tokens, LAYERS - 1, EXPERTS)).astype(np.float16)},
-        score_function=score,
-    )
 
 
 def plan_of(policy: str, capacity: str = "5/layer", **tables: object) -> Plan:
