@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 from policies import compiled
 from policies import rewrite as rewrite_module
@@ -21,8 +22,8 @@ from policies.rewrite import rewrite_visit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def run(policy, layer, score, ids, weights, logits, scores, present):
-    return rewrite_visit(policy, layer, score, ids, weights, logits, scores, present)
+def run(policy, layer, score, looks, ids, weights, logits, scores, present):
+    return rewrite_visit(policy, layer, score, looks, ids, weights, logits, scores, present)
 '''
 MAKING = sys.modules[__name__]
 
@@ -30,9 +31,14 @@ for _name, _original in hooks(RoutingPolicy).items():
     make_hook(_name, _original)
 
 
+def rewriting_modules(policy: type[RoutingPolicy]) -> list[ModuleType]:
+    """Every module whose code goes into the compiled code: the kernel's, the policy's, its helpers', by name."""
+    return reachable([rewrite_module, *own_modules((policy,))], (policy,))
+
+
 def compiled_rewrite(policy: type[RoutingPolicy]) -> Rewrite:
     """The compiled kernel for this policy; compiled at its first call, then loaded from disk."""
-    modules = reachable([rewrite_module, *own_modules((policy,))], (policy,))
+    modules = rewriting_modules(policy)
     text = SHIM.format(policy=policy.__qualname__)
     digest = code_digest([*modules, MAKING], f"{policy.__module__}:{policy.__qualname__} {text}")
     name = f"tracekit_compiled_{digest[:32]}"

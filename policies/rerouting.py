@@ -114,7 +114,8 @@ class Rerouter:
         heavy = weights.astype(np.float64)
         heavy[unused] = 0.0
         present = np.zeros(own, np.uint8)
-        present[:] = there[:own] != 0
+        if self.policy.looks:
+            present[:] = there[:own] != 0
         if self.reads in ("logits", "scores"):
             assert logits is not None
             known = np.ascontiguousarray(logits[:, :own], np.float64)
@@ -134,9 +135,9 @@ class Rerouter:
 
     def _rewrite(self, layer: int, *arrays: np.ndarray) -> int:
         if self._compiled is None:
-            return rewrite_visit(self._state, layer, self._score, *arrays)
+            return rewrite_visit(self._state, layer, self._score, self.policy.looks, *arrays)
         try:
-            return self._compiled(self._state, layer, self._score, *arrays)
+            return self._compiled(self._state, layer, self._score, self.policy.looks, *arrays)
         except NumbaError as error:
             why = explain(error, source_files((self.policy,)))
             raise PolicyError(f"routing policy {self.spec.policy!r} cannot be compiled: {why}") from error

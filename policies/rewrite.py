@@ -19,6 +19,7 @@ def rewrite_visit(
     policy: RoutingPolicy,
     layer: int,
     score: int,
+    looks: bool,
     ids: np.ndarray,
     weights: np.ndarray,
     logits: np.ndarray,
@@ -27,7 +28,7 @@ def rewrite_visit(
 ) -> int:
     """Let `policy` rewrite the choices of a visit's tokens, in order; returns FINE or the first fault.
 
-    ids i64 and weights f64 [tokens, k]; logits f64 [tokens, experts or 0]; scores f64 [experts or 0] is scratch;
+    `looks`: it may see what is there. ids i64 and weights f64 [tokens, k]; logits f64 [tokens, experts or 0]; scores f64 [experts or 0] is scratch;
     present u8 [experts]: what is there, to which 2 is added for what a token of the visit was given beside it.
     """
     for token in range(len(ids)):
@@ -53,7 +54,7 @@ def rewrite_visit(
             for j in range(i):
                 if row[j] == expert:
                     return REPEATED
-            if present[expert] == 0:
+            if looks and present[expert] == 0:
                 present[expert] = 2
     return FINE
 

@@ -16,6 +16,7 @@ Code = Literal[
     "mostly overhead",
     "copies pile up",
     "link busy",
+    "first order",
     "does not fit",
     "holds no expert",
 ]

@@ -106,6 +106,15 @@ def prefetch_warnings(
     return [Caution("link busy", text)]
 
 
+def first_order_caution(policy: str) -> Caution:
+    """What to know of a plan that alters routing, replayed on recorded gates."""
+    text = (
+        f"routing policy {policy!r}: a first-order estimate, with the gates' numbers as recorded; the bounds beside it "
+        "are of unaltered routing, and what it costs in quality is measured in the engine (tracekit quality)"
+    )
+    return Caution("first order", text)
+
+
 def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
     """A cache for all layers that is smaller than what one decode token demands over all of them: LRU hardly hits."""
     spec, plan = setting.spec, setting.plan

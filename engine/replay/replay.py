@@ -12,7 +12,7 @@ from engine.decisions.evidence import check_evidence
 from engine.decisions.rerouted import FIRST_ORDER, Choices, rerouted, routing_spec
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
+from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.given_decisions import GivenDecisions
@@ -143,6 +143,8 @@ def replay(
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
+    if altered is not None:
+        warnings.append(first_order_caution(altered.policy).text)
     if not bounded and bounds is None:
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"

@@ -84,6 +84,7 @@ POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
     ("Policy", lambda row: escape(row.name) + (' <span class="tag">foresight</span>' if row.is_bound else "")),
     ("Cache", lambda row: escape(row.capacity)),
     ("Prefetch", lambda row: _or_none(row.parts["prefetch"])),
+    ("Routing", lambda row: _or_none(row.routing and f"{row.routing}, first-order estimate")),
     ("Weights", lambda row: _or_none(row.weights)),
     ("Kernels", lambda row: _or_none(row.kernels)),
     ("CPU lane", lambda row: _or_none(row.lane)),

@@ -15,16 +15,22 @@ from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
-from policies.registry import eviction_policy, prefetcher
+from policies.registry import eviction_policy, prefetcher, routing_policy
 from tracekit.errors import StudyError, did_you_mean
 
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "weights"),
-    *("compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
+    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "routing"),
+    *("weights", "compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
 )
-TABLES = {"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"}
+TABLES = {
+    "placement": "pinned",
+    "eviction": "policy",
+    "prefetch": "predictor",
+    "routing": "policy",
+    "weights": "experts",
+}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
 IDLE = ("distance", "wrap", "count", "target", "staging")
@@ -38,6 +44,8 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
     words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
+    if routing := routing_name(plan):
+        words += f", {routing}"
     return words + (stored_name(plan) if stored else "") + computed_name(plan)
 
 
@@ -82,6 +90,11 @@ def prefetch_name(plan: Plan) -> str:
     return prefetch.predictor + _brackets(_fitted(prefetch.artefact) | told | prefetch.parameters)
 
 
+def routing_name(plan: Plan) -> str:
+    """The routing policy with its parameters, and how its results are known; nothing for the gates' own choices."""
+    return f"{plan.routing.policy}{_brackets(plan.routing.parameters)}" if plan.routing.alters else ""
+
+
 def _fitted(artefact: str | None) -> dict[str, object]:
     return {} if artefact is None else {"of": Path(artefact).name}
 
@@ -108,6 +121,7 @@ def plans_of(
     if baseline is not None and baseline not in [table.get("policy", default) for table in evictions]:
         evictions.insert(0, {"policy": baseline})
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
+    routings = list(_tables(label, grid, "routing", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
@@ -118,10 +132,11 @@ def plans_of(
     warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
     seen: set[bytes] = set()
     caches = itertools.product(capacities, splits, placements, resets, warmed or [None])
-    others = itertools.product(evictions, prefetches, weights, together, kernels, lanes)
+    others = itertools.product(evictions, prefetches, routings, weights, together, kernels, lanes)
     for (capacity, split, placement, reset, warm), (
         eviction,
         prefetch,
+        routing,
         stored,
         experts,
         kernel,
@@ -134,6 +149,7 @@ def plans_of(
             "placement": {} if placement.get("pinned") == "none" else placement,
             "eviction": eviction,
             "prefetch": prefetch,
+            "routing": routing,
             "weights": stored,
             "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
             "serve": msgspec.to_builtins(serve),
@@ -180,10 +196,11 @@ def check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | Mod
 
 
 def _check_policies(plan: Plan) -> None:
-    """Both policies exist and have the parameters they are given."""
+    """All policies exist and have the parameters they are given."""
     smallest = Layout(1, 1, 1, 1, np.ones(1, np.int64), np.zeros(1, np.int64))
     allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
+    allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
 
 
 def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:

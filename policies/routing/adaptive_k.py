@@ -18,6 +18,7 @@ class AdaptiveK(RoutingPolicy):
     summary = "the fewest experts that make up a share of the weights of those chosen"
     source = "after Huang et al. 2024, Harder Tasks Need More Experts, arXiv 2403.07652 (within the chosen k)"
     reads = "weights"
+    looks = False
 
     share = parameter(0.9, low=0, high=1)
     renormalise = parameter(True)

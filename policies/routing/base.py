@@ -16,10 +16,14 @@ class RoutingPolicy(Policy):
     `reads` declares what it is told: "weights" (the choice and its weights), "logits" (also the gate's logits, rounded
     to half precision as traces hold them) or "scores" (also what every expert would weigh); what it does not read is
     empty. With "nothing" it is never called.
+
+    `looks` declares whether it looks at what is there: without, `present` is all zeros, and what it makes of a model
+    does not depend on the cache.
     """
 
     READABLE: ClassVar[tuple[str, ...]] = ("nothing", "weights", "logits", "scores")
     reads: ClassVar[str] = "nothing"
+    looks: ClassVar[bool] = True
 
     def rewrite(
         self,

@@ -8,3 +8,4 @@ class NoRouting(RoutingPolicy):
 
     name = "none"
     summary = "the gate's own choice"
+    looks = False
