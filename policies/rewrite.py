@@ -28,8 +28,9 @@ def rewrite_visit(
 ) -> int:
     """Let `policy` rewrite the choices of a visit's tokens, in order; returns FINE or the first fault.
 
-    `looks`: it may see what is there. ids i64 and weights f64 [tokens, k]; logits f64 [tokens, experts or 0]; scores f64 [experts or 0] is scratch;
-    present u8 [experts]: what is there, to which 2 is added for what a token of the visit was given beside it.
+    `looks`: it may see what is there. ids i64 and weights f64 [tokens, k]; logits f64 [tokens, experts or 0]; scores
+    f64 [experts or 0] is scratch; present u8 [experts]: 1 for what is there, and 2 is written for what a token was
+    given beside it.
     """
     for token in range(len(ids)):
         row = ids[token]

@@ -55,7 +55,7 @@ class Estimate:
 
 
 def estimate(study: Study, cells: Sequence[Cell], threads: int) -> Estimate:
-    """Try a group of each kind (routing, eviction, prefetcher), bounds, a regret, a curve, and a write."""
+    """Try a group of each kind (routing, policies), bounds, a regret, a curve, and a write."""
     trial = _Trial()
     group_of = groups(cells)
     found: dict[tuple[Routing, str, str, int, int, str], float | None] = {}
