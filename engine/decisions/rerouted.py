@@ -24,6 +24,7 @@ from policies.visit_order import orders_of, weight_of
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
 from tracekit.manifest import Manifest
+from tracekit.notes import is_altered
 from tracekit.rows import fixed
 from tracekit.trace import Trace
 
@@ -122,6 +123,11 @@ def rerouted(
 def _check(trace: Trace, cache: ExpertCache, rerouter: Rerouter) -> None:
     """Raise PlanError where this cannot be estimated from what was recorded."""
     name = rerouter.spec.policy
+    if is_altered(trace.manifest.notes):
+        raise PlanError(
+            f"{trace.path} was recorded with altered routing: it holds what the engine did, and is replayed without "
+            f"routing policy {name!r}"
+        )
     if not trace.has_weights:
         raise PlanError(f"{trace.path} holds no gate weights, which routing policy {name!r} reads; record it again")
     if rerouter.reads in ("logits", "scores") and "logits" not in trace.kinds:

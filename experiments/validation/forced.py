@@ -13,7 +13,7 @@ from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, PlanError
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
 
@@ -60,6 +60,11 @@ def validate_routing(
 
     check_tolerance(tolerance)
     check_runs(runs)
+    if plan.routing.alters:
+        raise PlanError(
+            f"routing policy {plan.routing.policy!r} alters what gates choose, and here a trace chooses: validate on "
+            "prompts, or without it"
+        )
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -116,7 +121,7 @@ def validate_routing(
         first_steps(routing, count),
         measured,
         Machine(profiles, calibrated_here, device, emulate_link),
-        tokens=Tokens(compared=0, identical=True),
+        tokens=Tokens(compared=0, identical=True, why="weights being random"),
         threshold=threshold,
         tolerance=tolerance,
         whole=whole,

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,14 @@ from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here
-from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare, engine_setting
 from experiments.validation.emulated import over_link
+from experiments.validation.orders import compare_orders
 from experiments.validation.prior import against_prior
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
+from policies.registry import prefetcher
 from tracekit.errors import ModelError
+from tracekit.notes import altered_note
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -111,30 +114,37 @@ def validate(
     if any(word is not None and WeightFormat.parse(word).quantised for word in stored):
         # Formats round weights: what the engine must equal is the model with its weights as they are stored.
         loaded = rounded(loaded, plan.weights, parse_device(device))
-    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk, sampling)
-    del loaded  # before another copy
-    release()
-
+    drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
+    options = RecordOptions(max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk, **drawn)
     with tempfile.TemporaryDirectory() as folder:
+        plain: list[list[int]] | None = None
+        if plan.routing.alters:
+            # The altered model is another one: of the model itself only its gates are of interest.
+            reads = prefetcher(plan.prefetch.predictor).reads == "lookahead"
+            known = replace(options, logits=True, lookahead=(plan.prefetch.distance,) if reads else ())
+            unaltered = record(_on(loaded, device), tokenizer, prompts, Path(folder) / "unaltered.trace", known)
+        else:
+            plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk, sampling)
+        del loaded  # before another copy
+        release()
         path = keep_trace or Path(folder) / "engine.trace"
         loaded = offload(directory, plan, device=device, **placed, **lane)
         with offloaded(loaded) as state:
             say("recording the offloaded model")
             ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
-            drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
-            options = RecordOptions(
-                max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn
-            )
-            trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+            own = replace(options, lookahead=ahead)
+            notes = [altered_note(plan.routing.policy)] if plan.routing.alters else []
+            trace = Trace.open(record(loaded, tokenizer, prompts, path, own, notes=notes))
             logs, timings, identical = [state.log], [], True
             for number in range(runs):
                 say(f"timing the offloaded model, run {number + 1} of {runs}")
                 state.time_by(partial(device_time, state.device))
                 generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk, sampling)
-                identical &= generated == plain
+                identical &= plain is None or generated == plain
                 logs.append(state.log)
                 timings.append(state.timings)
             params = [layer.expert_params for layer in state.layers]
+            altered = state.altered
             measured = Measured(logs, timings, state.prefetches, state.expert_bytes, params)
         del loaded, state  # before another copy
         release()
@@ -149,11 +159,17 @@ def validate(
             trace,
             measured,
             Machine(profiles, calibrated_here, device, emulate_link),
-            tokens=Tokens(compared=sum(map(len, plain)), identical=identical),
+            tokens=Tokens(compared=0, identical=True, why="routing being altered: it is another model")
+            if plain is None
+            else Tokens(compared=sum(map(len, plain)), identical=identical),
             threshold=threshold,
             tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
+        if altered is not None:
+            setting = engine_setting(trace, plan, measured, profiles[0])
+            orders = compare_orders(plan, setting, Trace.open(unaltered), trace, altered)
+            return msgspec.structs.replace(found, routing=orders)
         checked = against_prior(trace, plan, profiles[0], found.time.measured_tokens_per_second)
         return msgspec.structs.replace(found, prior=checked)
 

@@ -37,6 +37,8 @@ def record(
     output: str | Path,
     options: RecordOptions | None = None,
     progress: Progress | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Record the routing of `model` on `prompts` into a new trace at `output`; returns its path.
 
@@ -44,7 +46,7 @@ def record(
     is one forward pass, and padding is not in the trace. With `options.resume` an unfinished trace of the
     same recording is continued behind its last shard, and ends up with the rows it would have had.
     `progress(done, total)` is called after each pass, in tokens (an upper bound: a request that stops early
-    counts as all its tokens).
+    counts as all its tokens). `notes` are kept in the manifest.
 
     Raises ModelError (no experts, prompt too long, numbers not finite, out of memory), ImportFormatError (a
     prompt that cannot be encoded) and TraceError (output exists, cannot be written, or is of another
@@ -58,10 +60,10 @@ def record(
     encoded = encode_prompts(prompts, tokenizer, generating=not options.score)
     check_fit(model, prompts, encoded, 0 if options.score else options.max_new_tokens)
     collector = RoutingCollector(layers, logits=options.logits, lookahead=options.lookahead)
-    notes = []
+    said = list(notes)
     if any(layer.gate.of_probabilities for layer in layers):
-        notes.append("the routers return probabilities; their logarithms were recorded as logits")
-    manifest = describe(model, layers, options, prompts_digest(prompts), notes=notes)
+        said.append("the routers return probabilities; their logarithms were recorded as logits")
+    manifest = describe(model, layers, options, prompts_digest(prompts), notes=said)
     was_training = model.training
     model.train(False)
     try:
