@@ -66,8 +66,8 @@ ROUTING = {
     "substitute": "policies.routing.substitute:Substitute",
     "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
 }
-BUILT_IN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING}
-"""The project's own policies, by kind and name."""
+BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING}
+"""By kind."""
 
 
 def eviction_policy(name: str) -> type[EvictionPolicy]:
@@ -86,8 +86,8 @@ def routing_policy(name: str) -> type[RoutingPolicy]:
 
 
 def names(kind: str) -> list[str]:
-    """The names of all policies of a kind (of `BUILT_IN`), those of entry points included."""
-    return sorted({*BUILT_IN[kind], *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
+    """The names of all policies of a kind (of `BUILTIN`), those of entry points included."""
+    return sorted({*BUILTIN[kind], *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
 
 
 def find(kind: str, name: str, builtin: dict[str, str], base: type[P]) -> type[P]:

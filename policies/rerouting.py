@@ -90,7 +90,7 @@ class Rerouter:
     def restart(self) -> None:
         """Forget every visit."""
         state = allocated(self.policy, self._layout, self.spec.parameters)
-        self._state = state if self._compiled is not None else self.policy.interpreted(state)
+        self.at_work = state if self._compiled is not None else self.policy.interpreted(state)
 
     def visit(
         self, layer: int, there: np.ndarray, ids: np.ndarray, weights: np.ndarray, logits: np.ndarray | None
@@ -135,9 +135,9 @@ class Rerouter:
 
     def _rewrite(self, layer: int, *arrays: np.ndarray) -> int:
         if self._compiled is None:
-            return rewrite_visit(self._state, layer, self._score, self.policy.looks, *arrays)
+            return rewrite_visit(self.at_work, layer, self._score, self.policy.looks, *arrays)
         try:
-            return self._compiled(self._state, layer, self._score, self.policy.looks, *arrays)
+            return self._compiled(self.at_work, layer, self._score, self.policy.looks, *arrays)
         except NumbaError as error:
             why = explain(error, source_files((self.policy,)))
             raise PolicyError(f"routing policy {self.spec.policy!r} cannot be compiled: {why}") from error

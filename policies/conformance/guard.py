@@ -66,7 +66,7 @@ def _watched(policy: Policy, name: str, cache: CacheState, shown: CacheState, ex
                 result = hook(*given)
         except Exception as error:
             raise explain(error, name, policy) from None
-        _check_fields(policy, name, expected)
+        check_fields(policy, name, expected)
         if name in CHECKS:
             CHECKS[name](result, policy, *arguments)
         return result
@@ -90,7 +90,8 @@ def explain(error: Exception, name: str, policy: Policy) -> Violation:
     return Violation("runs", f"{where}: {type(error).__name__}: {error}")
 
 
-def _check_fields(policy: Policy, name: str, expected: dict[str, object]) -> None:
+def check_fields(policy: Policy, name: str, expected: dict[str, object]) -> None:
+    """Raise Violation where a hook wrote anything of the policy but elements of declared arrays."""
     for field, value in vars(policy).items():
         if field in expected and expected[field] is value:
             continue

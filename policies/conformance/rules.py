@@ -17,9 +17,10 @@ from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from policies.registry import hook_problem, hooks
+from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
 
-BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
+BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher, "routing": RoutingPolicy}
 WRAPPED = 24  # scenarios in which it prefetches past the last layer
 BESIDE_PINNED = 12  # scenarios in which some experts are in the cache for good
 CUTS = 3  # how many futures each scenario is given
