@@ -31,8 +31,8 @@ from tracekit.trace import Trace
 if TYPE_CHECKING:
     import polars as pl
 
-FIRST_ORDER = "first-order estimate"
-"""What every result of altered routing says that comes from recorded gates."""
+FIRST_ORDER, CLOSED_LOOP = "first-order estimate", "closed loop"
+"""What every result of altered routing says: of recorded gates, or of the model at work."""
 
 
 class Choices(NamedTuple):

@@ -85,7 +85,9 @@ def command(
         asked = [as_chat(prompt) for prompt in asked]
     import msgspec
 
+    from engine.decisions.rerouted import CLOSED_LOOP
     from engine.plan.capacity import parse_memory
+    from engine.replay.result import altered_routing
     from engine.runtime.memory import fit_checkpoint
     from engine.runtime.offload import offload
     from engine.runtime.offload_state import offloaded
@@ -130,6 +132,9 @@ def command(
             sampling=sampling,
             write=(lambda text: None) if json else show,
         )
+        altered = None
+        if state.altered is not None:
+            altered = altered_routing(chosen.routing.policy, CLOSED_LOOP, state.altered)
         copied, slots = state.bytes_loaded, {"count": state.pool.slots, "bytes": state.pool.bytes}
     if json:
         alone = done.outputs[0] if len(asked) == 1 else None
@@ -138,6 +143,7 @@ def command(
             **first,
             **msgspec.structs.asdict(done),
             "bytes_loaded": copied,
+            "routing": altered,
             "host": host,
             "slabs": None if slabs is None else {"path": str(slabs), "written": not reopened},
             "loading_s": loading_s,
@@ -152,6 +158,9 @@ def command(
     where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     count, mebibytes = sum(len(output.token_ids) for output in done.outputs), sum(copied.values()) / 2**20
     console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}")
+    if altered is not None:
+        shares = f"{console.percent(altered.altered_share)} of the gates' choices altered"
+        console.say(f"{shares} by {altered.policy}, {console.percent(altered.dropped_share)} dropped ({altered.label})")
 
 
 def piped_in() -> str:

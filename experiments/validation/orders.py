@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from engine.decisions.rerouted import FIRST_ORDER, rerouted, routing_spec
+from engine.decisions.rerouted import CLOSED_LOOP, FIRST_ORDER, rerouted, routing_spec
 from engine.plan.plan import Plan
 from engine.replay.passes import Replayed, run
 from engine.replay.result import AlteredRouting, altered_routing
@@ -19,8 +19,6 @@ from policies.rerouting import Altered
 from tracekit.errors import TracekitError
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
-
-CLOSED_LOOP = "closed loop"
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

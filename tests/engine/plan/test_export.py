@@ -103,10 +103,14 @@ def test_vllm_and_sglang() -> None:
 def test_nothing_is_dropped_silently(engine: str) -> None:
     """Whatever a plan says beyond a capacity is an argument or a line."""
     plan = Plan(
-        "4/layer", eviction="s3fifo", prefetch="markov", weights={"experts": "hqq-3bit", "attention": "hqq-4bit"}
+        "4/layer",
+        eviction="s3fifo",
+        prefetch="markov",
+        weights={"experts": "hqq-3bit", "attention": "hqq-4bit"},
+        routing="drop-cold",
     )
     _, lost = words(engine, plan)
-    assert all(word in lost for word in ("s3fifo", "markov", "hqq-3bit", "hqq-4bit"))
+    assert all(word in lost for word in ("s3fifo", "markov", "hqq-3bit", "hqq-4bit", "drop-cold"))
 
 
 def test_an_unknown_engine_is_refused() -> None:
