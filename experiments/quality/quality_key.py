@@ -7,7 +7,7 @@ from policies.registry import routing_policy
 
 ALTERING = ("weights", "routing")
 """Tables of a plan that alter what a model says."""
-DECIDING = ("cache", "placement", "eviction", "prefetch")
+DECIDING = ("cache", "placement", "eviction", "prefetch", "miss", "admission")
 """Tables that decide what is there, and so what a policy makes of the gates' choices that looks at it."""
 
 
