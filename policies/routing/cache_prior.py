@@ -40,13 +40,14 @@ class CachePrior(RoutingPolicy):
         ceiling = least_logit(ids, logits)
         altered = False
         while True:
-            # The top k of raised logits, an exchange at a time: the best that is there for the worst that is not.
+            # The top k of raised logits, an exchange at a time: the best that is there for the worst that is not, among
+            # equals the last.
             worst = -1
             for i in range(len(ids)):
                 if (
                     ids[i] != UNUSED
                     and present[ids[i]] == 0
-                    and (worst < 0 or logits[ids[i]] < logits[ids[worst]])
+                    and (worst < 0 or logits[ids[i]] <= logits[ids[worst]])
                     and heaviest(ids, weights, i) >= self.keep
                 ):
                     worst = i

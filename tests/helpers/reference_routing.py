@@ -30,12 +30,12 @@ def cache_prior(
         + (head_start if expert in there else 0.0)
         for expert, logit in enumerate(logits)
     }
-    ranked = sorted(raised, key=lambda expert: (-raised[expert], expert not in ids, -logits[expert], expert))
+    place = {expert: ids.index(expert) if expert in ids else len(ids) for expert in raised}
+    ranked = sorted(raised, key=lambda expert: (-raised[expert], place[expert], -logits[expert], expert))
     top = ranked[: len(ids)]
     # Whoever comes in takes the slot of one who goes: the best for the worst.
-    coming = [expert for expert in ranked if expert in top and expert not in ids]
-    going = sorted((expert for expert in ids if expert not in top), key=lambda e: (logits[e], ids.index(e)))
-    coming.sort(key=lambda expert: (-logits[expert], expert))
+    coming = sorted((expert for expert in top if expert not in ids), key=lambda expert: (-logits[expert], expert))
+    going = sorted((expert for expert in ids if expert not in top), key=lambda e: (logits[e], -place[e]))
     swap = dict(zip(going, coming, strict=True))
     new = [swap.get(expert, expert) for expert in ids]
     if not swap:
