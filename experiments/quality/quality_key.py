@@ -18,7 +18,7 @@ def quality_key(plan: Plan) -> str:
     that. The machine, and how experts are computed, alter nothing. A policy of one's own counts by the name of its
     file. Raises PolicyError for a routing policy that there is not.
     """
-    looks = routing_policy(plan.routing.policy).looks
+    looks = plan.routing.alters and routing_policy(plan.routing.policy).looks
     tables = plan.to_dict()
     names = (*ALTERING, *(DECIDING if looks else ()))
     return msgspec.json.encode({name: tables[name] for name in names if name in tables}, order="sorted").decode()

@@ -200,7 +200,8 @@ def _check_policies(plan: Plan) -> None:
     smallest = Layout(1, 1, 1, 1, np.ones(1, np.int64), np.zeros(1, np.int64))
     allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
-    allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
+    if plan.routing.alters:
+        allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
 
 
 def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:
