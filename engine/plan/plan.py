@@ -11,6 +11,7 @@ import msgspec
 from engine.plan.capacity import Capacity
 from engine.plan.carried import resolved
 from engine.plan.layers import capacity_text
+from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.placement import parse_pinned
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
@@ -122,6 +123,8 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     placement: PlacementPlan = PlacementPlan()
     eviction: EvictionPlan = EvictionPlan()
     prefetch: PrefetchPlan = PrefetchPlan()
+    miss: MissPlan = MissPlan()
+    admission: AdmissionPlan = AdmissionPlan()
     weights: WeightsPlan = WeightsPlan()
     compute: ComputePlan = ComputePlan()
     serve: ServePlan = ServePlan()
@@ -134,6 +137,8 @@ class _Tables(TypedDict, total=False):
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    miss: MissPlan
+    admission: AdmissionPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -153,6 +158,8 @@ class Plan:
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    miss: MissPlan
+    admission: AdmissionPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -173,6 +180,8 @@ class Plan:
         split: str | None = None,
         split_from: str | None = None,
         placement: str | Mapping[str, object] | None = None,
+        miss: str | Mapping[str, object] = "copy",
+        admission: str | Mapping[str, object] = "always",
     ) -> None:
         given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
@@ -183,6 +192,8 @@ class Plan:
             "placement": {"pinned": placement} if placement is None or isinstance(placement, str) else placement,
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
+            "miss": {"where": miss} if isinstance(miss, str) else miss,
+            "admission": {"policy": admission} if isinstance(admission, str) else admission,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
             "compute": {"experts": compute_experts, "kernels": kernels, "cpu_experts": cpu_experts},
             "serve": serve or {},
@@ -234,7 +245,7 @@ class Plan:
 def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
     given: dict[str, object] = dict(tables)
-    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan)):
+    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan), ("admission", AdmissionPlan)):
         table = given.get(name)
         if isinstance(table, Mapping):
             own = set(kind.__struct_fields__) - {"parameters"}

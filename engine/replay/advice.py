@@ -11,7 +11,7 @@ from engine.replay.passes import Replayed, run
 from engine.replay.result import Time
 from engine.replay.setting import Setting
 from policies.cache import slots_of
-from policies.events import BYPASS
+from policies.events import ADMIT
 from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
 from tracekit.stats.independence import looks_independent
@@ -40,7 +40,7 @@ class DecodeWork(NamedTuple):
 
     @classmethod
     def of(cls, done: Replayed) -> "DecodeWork":
-        lookups = done.kinds[DECODE, : BYPASS + 1].sum()
+        lookups = done.kinds[DECODE, : ADMIT + 1].sum()
         return cls(int((done.phase == DECODE).sum()), int(done.tokens[DECODE]), int(lookups))
 
 

@@ -27,7 +27,7 @@ from engine.replay.setting import Setting, costs_without_predictors
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES
 from policies.cache import CacheSpec
-from policies.events import BYPASS, KIND_SHIFT, LOAD, PREFETCH, Events
+from policies.events import ADMIT, HOST, KIND_SHIFT, PREFETCH, Events
 from tracekit.demand import Demand
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -140,7 +140,7 @@ class Misses:
     def add(self, demand: Demand, events: Events) -> None:
         """Take note of one piece."""
         self._experts, self._keys = demand.experts, demand.layers * demand.experts
-        missed = (events.kind == LOAD) | (events.kind == BYPASS)
+        missed = (events.kind >= HOST) & (events.kind <= ADMIT)
         visit, expert = events.visit[missed], events.expert[missed]
         inside = self._chosen[visit // demand.layers]
         self._found.append(visit[inside] * self._keys + expert[inside])

@@ -24,7 +24,7 @@ from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
 from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Host, Machine
 from engine.simulator.options import compiled
 from engine.simulator.plain import FIRST_MISS, FIRST_PREFETCHED, count, plain_visit, undisturbed
-from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
+from policies.events import ADMIT, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 USEFUL, LATE, WASTED = range(3)
 """What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
@@ -144,7 +144,7 @@ def run(
             while e < end:
                 event = code[np.uint64(e)]
                 kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
-                if kind <= BYPASS:
+                if kind <= ADMIT:
                     if call_ns is not None and is_gathered(machine, event):
                         now = call(machine, costs, visit, gathered, now, call_ns)
                         gathered = 0
@@ -188,8 +188,8 @@ def manage(code: np.ndarray, e: int, end: int, host: Host) -> int:
     lookups = inserts = 0
     for i in range(e, end):
         kind = code[i] >> KIND_SHIFT
-        lookups += kind <= BYPASS
-        inserts += kind in (LOAD, PREFETCH)
+        lookups += kind <= ADMIT
+        inserts += kind in (LOAD, ADMIT, PREFETCH)
     return lookups * host.lookup_ns + inserts * host.insert_ns
 
 

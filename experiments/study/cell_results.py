@@ -20,7 +20,7 @@ from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
-from policies.events import BYPASS, LOAD, PREFETCH
+from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.caution import Caution
 from tracekit.errors import CapacityError, TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
@@ -152,11 +152,11 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
 def by_request(routing: SharedRouting, done: Replayed) -> Row:
     """Lookups, misses and loads of each request, of decode steps."""
     kinds, each = done.step_kinds, routing.requests.of_each
-    missed = kinds[:, LOAD] + kinds[:, BYPASS]
+    missed = kinds[:, HOST : ADMIT + 1].sum(axis=1)
     return {
-        "request_lookups": each(kinds[:, : BYPASS + 1].sum(axis=1)).tolist(),
+        "request_lookups": each(kinds[:, : ADMIT + 1].sum(axis=1)).tolist(),
         "request_misses": each(missed).tolist(),
-        "request_loads": each(missed + kinds[:, PREFETCH]).tolist(),
+        "request_loads": each(kinds[:, LOAD : PREFETCH + 1].sum(axis=1)).tolist(),
     }
 
 

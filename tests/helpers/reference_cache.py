@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.helpers.reference_policies import REFERENCES
 
-HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, BYPASS, PREFETCH, EVICT, DROP = range(8)
+HIT, HIT_PINNED, HIT_PREFETCHED, HOST, LOAD, BYPASS, ADMIT, PREFETCH, EVICT, DROP = range(10)
 
 # What the tokens of one visit chose, in (token, slot) order, repetitions included.
 References = Sequence[int]
