@@ -35,7 +35,7 @@ SLOT_SHIFT = 32
 SLOT_MASK = (1 << 27) - 1
 KEY_MASK = (1 << 32) - 1
 NO_SLOT = SLOT_MASK  # as an event holds it; in the column `slot` it is -1
-SIGN = 63 - 58  # to shift, so that a slot's highest bit is a number's sign
+SIGN = 63 - 58  # to shift to the left, so that a slot's highest bit is a number's sign
 MOST_SLOTS = 1 << 26  # so that -1 is no slot; the signed 32 bits of a place have room for twice as many
 
 

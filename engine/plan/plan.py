@@ -92,8 +92,6 @@ class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     # what computes them: transformers' own operations, an expert at a time, or kernels over several at once, which also
     # expand quantised weights; None: what `experts` asks for, since only the latter can compute all in one call
     kernels: Literal["eager", "grouped"] | None = None
-    # whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it
-    cpu_experts: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
         if self.experts == "fused" and self.kernels == "eager":
@@ -171,7 +169,6 @@ class Plan:
         eviction: str | Mapping[str, object] = "lru",
         prefetch: str | Mapping[str, object] = "none",
         weights: str | Mapping[str, object] | None = None,
-        cpu_experts: str = "never",
         compute_experts: str = "each",
         serve: Mapping[str, object] | None = None,
         reset: str = "never",
@@ -195,7 +192,7 @@ class Plan:
             "miss": {"where": miss} if isinstance(miss, str) else miss,
             "admission": {"policy": admission} if isinstance(admission, str) else admission,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
-            "compute": {"experts": compute_experts, "kernels": kernels, "cpu_experts": cpu_experts},
+            "compute": {"experts": compute_experts, "kernels": kernels},
             "serve": serve or {},
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)
@@ -245,6 +242,7 @@ class Plan:
 def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
     given: dict[str, object] = dict(tables)
+    _check_old_keys(given, label)
     for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan), ("admission", AdmissionPlan)):
         table = given.get(name)
         if isinstance(table, Mapping):
@@ -274,6 +272,14 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     plan = object.__new__(Plan)
     plan.__dict__.update(msgspec.structs.asdict(file))
     return plan
+
+
+def _check_old_keys(tables: Mapping[str, object], label: str) -> None:
+    """Raise PlanError where a key is given that has another name now."""
+    compute = tables.get("compute")
+    if isinstance(compute, Mapping) and "cpu_experts" in compute:
+        mend = 'write miss.where = "auto"' if compute["cpu_experts"] == "auto" else "leave it out"
+        raise PlanError(f"{label}: compute.cpu_experts is gone: what a miss may be is miss.where now; {mend}")
 
 
 def _check_placing(file: _File, label: str) -> None:

@@ -4,11 +4,13 @@ The total is the time of the plan's steps minus that of computing alone: everyth
 overhead. Between the two stand replays of the same routing on the same machine, each a little less ideal:
 
     computing alone | + overheads | + every expert copied once | + capacity, clairvoyantly used | + the plan's policy
-    | + prefetching whose copies cost nothing | + what those copies cost | + the CPU lane, if there is one = the plan
+    | + prefetching whose copies cost nothing | + what those copies cost | + misses served otherwise, if they are
+    = the plan
 
 Each part is the difference of neighbours, so the parts add up to the total exactly. All but the last are of the plan
-without its lane: a lane chooses by time, and would make some of these replays faster for missing more. A part may be
-negative: prefetching and the lane are there to win time, and clairvoyant decisions save copies, not always time.
+that copies every miss, and keeps it if there is room: the host would make some of these replays faster for missing
+more. A part may be negative: prefetching and the host are there to win time, and clairvoyant decisions save copies, not
+always time.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ import numpy as np
 
 from engine.hardware.engine_profile import NOTHING
 from engine.plan.plan import Plan
-from engine.replay.bounds import clairvoyant, without_prefetching
+from engine.replay.bounds import clairvoyant, copying, without_prefetching
 from engine.replay.passes import Replayed, Target, run
 from engine.replay.result import Regret
 from engine.replay.setting import Setting, costs_without_predictors
@@ -37,7 +39,12 @@ LATE = CAUSES.index("late_prefetch")
 
 def regret_passes(plan: Plan) -> int:
     """How many replays a regret takes, beside the plan's own."""
-    return (4 if plan.prefetch.predictor == "none" else 6) + (plan.compute.cpu_experts == "auto")
+    return (4 if plan.prefetch.predictor == "none" else 6) + _serves_otherwise(plan)
+
+
+def _serves_otherwise(plan: Plan) -> bool:
+    """Whether a miss may be anything but copied, and kept if there is room."""
+    return plan.miss.where != "copy" or plan.admission.limited
 
 
 def find_regret(
@@ -52,7 +59,7 @@ def find_regret(
 
     `done` is the plan's own pass, timed and kept, all of it; its first `warm_up` steps do not count.
     """
-    plan, spec, machine = setting.plan, setting.spec, setting.machine
+    plan, spec, machine = setting.plan, copying(setting.spec), setting.machine
     assert setting.costs is not None and machine is not None
     costs = setting.costs._replace(cpu=0)
     counted = np.arange(len(done.phase)) >= warm_up
@@ -80,7 +87,7 @@ def find_regret(
         total(replayed(clairvoyant(spec), costs)),
     ]
     late = polluted = 0
-    bare = replayed(spec, costs, keep=True) if setting.costs.cpu else done
+    bare = replayed(spec, costs, keep=True) if _serves_otherwise(plan) else done
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
         steps.append(total(replayed(without_prefetching(spec), costs, on_events=before.add)))

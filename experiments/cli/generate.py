@@ -30,6 +30,9 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -43,7 +46,7 @@ def command(
     slabs: options.Slabs = None,
     memory: options.Memory = None,
     hardware: Annotated[
-        str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
+        str | None, typer.Option(help="this machine's profile, for plans whose misses are divided by it")
     ] = None,
     emulate_link: options.EmulateLink = None,
     json: options.Json = False,
@@ -66,6 +69,9 @@ def command(
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)

@@ -31,6 +31,14 @@ Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:
 Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
 PrefetchDistance = Annotated[int | None, typer.Option(help="MoE layers to look ahead; over the plan's")]
 PrefetchCount = Annotated[int | None, typer.Option(help="suggested experts per visit; over the plan's")]
+Miss = Annotated[str | None, typer.Option(help="where misses are computed: copy, host, split or auto; over the plan's")]
+MissShare = Annotated[float | None, typer.Option(help="for --miss split: the share of misses that are copied")]
+Admission = Annotated[
+    str | None, typer.Option(help="which misses the cache keeps, or ./file.py:Class; over the plan's")
+]
+AdmitPerStep = Annotated[
+    int | None, typer.Option(help="misses that the cache keeps at a step, at most; over the plan's")
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),

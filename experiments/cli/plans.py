@@ -33,6 +33,10 @@ def plan_from_options(
     split_from: Path | None = None,
     pinned: str | None = None,
     pinned_profile: Path | None = None,
+    miss: str | None = None,
+    miss_share: float | None = None,
+    admission: str | None = None,
+    admit_per_step: int | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -40,7 +44,7 @@ def plan_from_options(
         raise PlanError(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
-    options: dict[str, dict[str, str | int | Path | None]] = {
+    options: dict[str, dict[str, str | int | float | Path | None]] = {
         "cache": {"capacity": capacity, "reset": reset, "warm": warm, "split": split, "split_from": split_from},
         "placement": {"pinned": pinned, "profile": pinned_profile},
         "eviction": {"policy": policy, "profile": profile, "artefact": eviction_artefact},
@@ -52,6 +56,8 @@ def plan_from_options(
             "staging": staging,
             "artefact": prefetch_artefact,
         },
+        "miss": {"where": miss, "share": miss_share},
+        "admission": {"policy": admission, "per_step": admit_per_step},
         "weights": {"experts": weights},
     }
     for name, table in options.items():

@@ -58,6 +58,10 @@ def command(
         typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),
     ] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
+    miss: options.Miss = None,
+    miss_share: options.MissShare = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
@@ -141,6 +145,8 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
             **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             "--reshape": reshape,
@@ -205,6 +211,10 @@ def command(
             split_from=split_from,
             pinned=pinned,
             pinned_profile=pinned_profile,
+            miss=miss,
+            miss_share=miss_share,
+            admission=admission,
+            admit_per_step=admit_per_step,
         )
     else:
         asked = {
@@ -213,6 +223,8 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm, "--split": split},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
         }
         options.refuse_decided("--decisions", asked)
     if model is not None:

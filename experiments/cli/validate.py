@@ -37,6 +37,9 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -89,6 +92,9 @@ def command(
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)

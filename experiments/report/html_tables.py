@@ -86,7 +86,7 @@ POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
     ("Prefetch", lambda row: _or_none(row.parts["prefetch"])),
     ("Weights", lambda row: _or_none(row.weights)),
     ("Kernels", lambda row: _or_none(row.kernels)),
-    ("CPU lane", lambda row: _or_none(row.lane)),
+    ("Misses", lambda row: _or_none(row.lane)),
     ("Hit ratio", lambda row: number(row.hit_ratio, percent)),
     ("in decode", lambda row: number(row.decode_hit_ratio, percent)),
     ("Hits by prefetch", lambda row: number(row.hits_prefetched, percent)),

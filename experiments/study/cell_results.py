@@ -19,7 +19,6 @@ from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import SharedRouting, SharedRoutings
-from policies.cache import CacheSpec
 from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.caution import Caution
 from tracekit.errors import CapacityError, TraceError, TracekitError
@@ -32,7 +31,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
     """A row for each cell of a group, in order (`experiments.study.schema`). What cannot be replayed has an `error`."""
     routing = shared.of(cells[0].routing)
     rows: dict[str, Row] = {cell.key: described(cell) for cell in cells}
-    together: dict[bytes, list[tuple[Cell, Setting]]] = {}
+    together: dict[tuple[str, bytes], list[tuple[Cell, Setting]]] = {}
     for cell in cells:
         try:
             if routing.trace.tokens == 0:
@@ -43,7 +42,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
         except TracekitError as error:
             rows[cell.key]["error"] = str(error)
         else:
-            together.setdefault(_meaning(setting.spec), []).append((cell, setting))
+            together.setdefault(setting.spec.meaning, []).append((cell, setting))
     for found in together.values():
         spec = found[0][1].spec
         try:
@@ -94,11 +93,6 @@ def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     check_evidence(routing.trace, cell.plan)
     load = load_of(cell.plan, routing.requests.steps)
     return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, reshape=cell.reshape, load=load)
-
-
-def _meaning(spec: CacheSpec) -> bytes:
-    """Equal for specs that decide alike, of plans that are equal but for weights and lane."""
-    return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
 
 
 def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed) -> Row:

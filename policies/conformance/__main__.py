@@ -48,7 +48,7 @@ def main(stage: str, kind: str, name: str, seconds: str, folder: str, digest: st
 
 def load(kind: str, name: str) -> tuple[str, type[Policy]]:
     """The kind and the class behind a name, whose hooks need not be right. Raises PolicyError."""
-    builtin = {"eviction": registry.EVICTION, "prefetch": registry.PREFETCH, "": {}}[kind]
+    builtin = registry.BUILTIN.get(kind, {})
     found = registry.locate(kind, name, builtin)
     for known, base in BASES.items():
         if kind in ("", known) and isinstance(found, type) and issubclass(found, base):

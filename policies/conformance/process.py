@@ -30,9 +30,9 @@ def check(name: str, *, seconds: float = 10.0) -> list[Report]:
     """
     if ".py:" in name:
         return [_check("", name, seconds)]
-    kinds = [kind for kind in ("eviction", "prefetch") if name in registry.names(kind)]
+    kinds = [kind for kind in registry.BUILTIN if name in registry.names(kind)]
     if not kinds:
-        known = [*registry.names("eviction"), *registry.names("prefetch")]
+        known = [known for kind in registry.BUILTIN for known in registry.names(kind)]
         raise registry.unknown("policy ", name, known)
     return [_check(kind, name, seconds) for kind in kinds]
 

@@ -24,7 +24,12 @@ DECISIONS = {
     "no-peeking": "what comes later changes no earlier decision",
     "compiled": "compiled code decides as the interpreted policy does",
 }
-RULES = {"eviction": {**COMMON, **OF_EVICTION, **DECISIONS}, "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS}}
+OF_ADMISSION = {"answers": "admits() says True or False"}
+RULES = {
+    "eviction": {**COMMON, **OF_EVICTION, **DECISIONS},
+    "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS},
+    "admission": {**COMMON, **OF_ADMISSION, **DECISIONS},
+}
 """What each rule says, by kind of policy, in the order in which they are tried."""
 
 
@@ -39,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How the policy `name` of a kind ("eviction" or "prefetch") fared, rule by rule."""
+    """How the policy `name` of a kind ("eviction", "prefetch" or "admission") fared, rule by rule."""
 
     name: str
     kind: str
