@@ -212,6 +212,11 @@ class Plan:
         """Whether the capacity is one number, of each layer or of all together, and all of it is the policy's."""
         return not self.capacity.exceptions and self.cache.split is None and self.placement.pinned is None
 
+    @property
+    def keeps_misses(self) -> bool:
+        """Whether every miss is copied, and kept if there is room."""
+        return self.miss.where == "copy" and not self.admission.limited
+
     def replace(self, **tables: Unpack[_Tables]) -> "Plan":
         """This plan with other tables."""
         plan = object.__new__(Plan)

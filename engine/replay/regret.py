@@ -39,12 +39,7 @@ LATE = CAUSES.index("late_prefetch")
 
 def regret_passes(plan: Plan) -> int:
     """How many replays a regret takes, beside the plan's own."""
-    return (4 if plan.prefetch.predictor == "none" else 6) + _serves_otherwise(plan)
-
-
-def _serves_otherwise(plan: Plan) -> bool:
-    """Whether a miss may be anything but copied, and kept if there is room."""
-    return plan.miss.where != "copy" or plan.admission.limited
+    return (4 if plan.prefetch.predictor == "none" else 6) + (not plan.keeps_misses)
 
 
 def find_regret(
@@ -87,7 +82,7 @@ def find_regret(
         total(replayed(clairvoyant(spec), costs)),
     ]
     late = polluted = 0
-    bare = replayed(spec, costs, keep=True) if _serves_otherwise(plan) else done
+    bare = done if plan.keeps_misses else replayed(spec, costs, keep=True)
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
         steps.append(total(replayed(without_prefetching(spec), costs, on_events=before.add)))

@@ -23,7 +23,8 @@ class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Decisions counted. `hit_ratio` contains prefetched hits; `hits_by` tells them apart.
 
-    `bytes_loaded` is demand loads and prefetches together; None when the bytes of an expert are unknown.
+    Misses are `loads`, `bypasses` and what was `hosted`: computed by the host, and of these some `admitted`, which are
+    copied into the cache meanwhile. `bytes_loaded` is all copies together; None when an expert's bytes are unknown.
     """
 
     tokens: int
@@ -34,6 +35,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     hits_by: HitsBy
     loads: int
     bypasses: int
+    hosted: int
+    admitted: int
     prefetches: int
     bytes_loaded: int | None
 

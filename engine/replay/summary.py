@@ -27,6 +27,8 @@ def counts_of(done: Replayed, phases: Sequence[int], *, sized: bool) -> Counts:
         hits_by=HitsBy(cache=int(kinds[0]), pinned=int(kinds[1]), prefetch=int(kinds[2])),
         loads=int(kinds[LOAD]),
         bypasses=int(kinds[BYPASS]),
+        hosted=int(kinds[HOST] + kinds[ADMIT]),
+        admitted=int(kinds[ADMIT]),
         prefetches=int(kinds[PREFETCH]),
         bytes_loaded=int(done.loaded[list(phases)].sum()) if sized else None,
     )

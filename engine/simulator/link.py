@@ -2,7 +2,7 @@
 
 from engine.simulator.costs import Costs
 from engine.simulator.cpu_lane import FREE, Lane, begin_jobs, contended
-from engine.simulator.log import COPY, COPY_AHEAD, COPY_LATE, Log, note
+from engine.simulator.log import COPY, COPY_ADMITTED, COPY_AHEAD, COPY_LATE, Log, note
 from engine.simulator.machine_state import (
     AHEAD,
     BEGUN,
@@ -83,7 +83,8 @@ def advance(machine: Machine, costs: Costs, lane: Lane | None, until: int, log: 
             break
         start(machine, engine, begin, end)
         machine.link[AHEAD] = end
-        note(log, COPY, begin, end, entry[Q_VISIT], entry[Q_KEY], entry[Q_SLOT], COPY_AHEAD, engine)
+        kind = COPY_AHEAD if machine.ahead[entry[Q_SLOT]] else COPY_ADMITTED
+        note(log, COPY, begin, end, entry[Q_VISIT], entry[Q_KEY], entry[Q_SLOT], kind, engine)
         entry[Q_CHUNK] += 1
         entry[Q_ARRIVAL] = end
         if chunk + 1 == costs.chunks[layer]:

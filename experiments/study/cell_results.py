@@ -107,6 +107,8 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     row |= {
         "loads": total.loads,
         "bypasses": total.bypasses,
+        "hosted": total.hosted,
+        "admitted": total.admitted,
         "prefetches": total.prefetches,
         "bytes_loaded": total.bytes_loaded,
         "decode_bytes_loaded": decode.bytes_loaded,
@@ -186,7 +188,7 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None or spec.pinned:
+    if spec.reset or spec.warm is not None or spec.pinned or spec.serves_otherwise:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

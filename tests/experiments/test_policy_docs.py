@@ -17,13 +17,14 @@ from engine.decisions.spec import cache_spec
 from engine.plan.plan import plan_from_dict
 from engine.replay.event_log import SCHEMA
 from experiments.cli.main import run
+from policies.admission.base import Admission
 from policies.conformance.report import RULES
 from policies.conformance.rules import Trial
 from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
-from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
+from policies.registry import ADMISSION, EVICTION, PREFETCH, admission_policy, hooks, prefetcher
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.trace import Trace
 
@@ -45,7 +46,9 @@ def may_use() -> str:
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
     found = [
-        p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in {**EVICTION, **PREFETCH}
+        p
+        for p in json.loads(output("policies", "list", "--json"))["policies"]
+        if p["name"] in {**EVICTION, **PREFETCH, **ADMISSION}
     ]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
@@ -102,7 +105,7 @@ def test_tables_are_current() -> None:
 
 def test_every_hook_column_and_kind_is_described() -> None:
     page = PAGE.read_text()
-    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher)]:
+    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher), *hooks(Admission)]:
         assert f"`{word}(" in page
     for word in [*SCHEMA, *KIND_NAMES]:
         assert f"`{word}`" in page
@@ -129,6 +132,15 @@ def test_the_prefetch_example(trace: Trace, tmp_path: Path) -> None:
     assert {outcome.status for outcome in outcomes} == {"pass"}
     plan = {"cache": {"capacity": "1/layer"}, "prefetch": {"predictor": name}}
     assert interpreted_hits(trace, plan) > interpreted_hits(trace, {"cache": {"capacity": "1/layer"}})
+
+
+def test_the_admission_example(trace: Trace, tmp_path: Path) -> None:
+    name = f"{tmp_path / 'keep.py'}:Twice"
+    (tmp_path / "keep.py").write_text(examples()["Twice"])
+    outcomes = list(Trial("admission", name, admission_policy(name), lambda *_: None).interpreted())
+    assert {outcome.status for outcome in outcomes} == {"pass"}
+    plan: dict[str, object] = {"cache": {"capacity": "2/layer"}, "admission": {"policy": name}}
+    assert 0 < interpreted_hits(trace, plan) != interpreted_hits(trace, {"cache": {"capacity": "2/layer"}})
 
 
 def interpreted_hits(trace: Trace, tables: dict[str, object]) -> int:

@@ -17,6 +17,7 @@ from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_LATE
 from engine.simulator.log import (
     ASKING,
     COPY,
+    COPY_ADMITTED,
     COPY_AHEAD,
     COPY_DEMAND,
     COPY_LATE,
@@ -174,7 +175,9 @@ class Machine:
             copy.moving = copy.done if last else self.env.event()
             if last:
                 queue.pop(0)
-            kind = COPY_AHEAD if queue is self.ahead else COPY_LATE if copy.prefetch else COPY_DEMAND
+            kind = COPY_LATE if copy.prefetch else COPY_DEMAND
+            if queue is self.ahead:
+                kind = COPY_ADMITTED if copy.admitted else COPY_AHEAD
             self.env.process(self.transfer(copy, engine, wire_ns, copy.moving, kind))
 
     def transfer(self, copy: Copy, engine: int, wire_ns: int, moved: simpy.Event, kind: int) -> Process:

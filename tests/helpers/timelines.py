@@ -10,7 +10,19 @@ import numpy as np
 from engine.decisions.run import iter_decisions
 from engine.simulator.costs import Costs
 from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_DISK, STALL_LINK
-from engine.simulator.log import BEGIN, COPY, COPY_AHEAD, END, KEY, KIND, OVERHEAD_PART, VISIT, WAIT, WHAT
+from engine.simulator.log import (
+    BEGIN,
+    COPY,
+    COPY_ADMITTED,
+    COPY_AHEAD,
+    END,
+    KEY,
+    KIND,
+    OVERHEAD_PART,
+    VISIT,
+    WAIT,
+    WHAT,
+)
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.events import Events
 from tests.helpers.reference_cache import ADMIT, PREFETCH
@@ -188,7 +200,9 @@ def simpy_visits(scenario: Scenario, pieces: list[tuple[Demand, Events]]) -> lis
 def seen(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Without copies of what nobody waits for that begin behind the last choice of a gate: nobody would see them."""
     last = max(row[END] for row in rows if row[WHAT] == OVERHEAD_PART)
-    return [row for row in rows if row[WHAT] != COPY or row[KIND] != COPY_AHEAD or row[BEGIN] < last]
+    return [
+        row for row in rows if row[WHAT] != COPY or row[KIND] not in (COPY_AHEAD, COPY_ADMITTED) or row[BEGIN] < last
+    ]
 
 
 def comparable(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
