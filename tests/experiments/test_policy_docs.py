@@ -45,11 +45,8 @@ def may_use() -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    found = [
-        p
-        for p in json.loads(output("policies", "list", "--json"))["policies"]
-        if p["name"] in {**EVICTION, **PREFETCH, **ADMISSION}
-    ]
+    own = {**EVICTION, **PREFETCH, **ADMISSION}
+    found = [p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in own]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
