@@ -131,29 +131,20 @@ def decide(
                         discard(cache, expert)
         if misses is not None:
             place_misses(misses, cache, batch, layer, missing)
+            asked = missing
+            missing = 0
+            n, held = serve(
+                cache, eviction, prefetcher, misses, admission, batch, group, now, asked, weight, held, events, n
+            )
         for m in range(missing):
             i = cache.missing[m]
             expert = batch.demand[i]
             signal = batch.signal[i] if has_signal else 0.0
-            kind, room = LOAD, True
-            if misses is not None:
-                kind = ADMIT if misses.hosted[m] else LOAD
-                room = not misses.hosted[m] or misses.where != SPLIT
-                if admission is not None and room:
-                    room = admission.admits(expert, group, now, gate_share(batch, i, weight))
-                room = room and misses.left[0] > 0
-            if room:
-                n, room = load(cache, eviction, admission, group, expert, now, signal, held, kind, events, n)
-            if misses is not None and room:
-                misses.left[0] -= 1
-            if misses is not None and not room and misses.hosted[m]:
-                n = record(events, n, HOST, expert, NO_SLOT)
-            elif not room:
+            n, room = load(cache, eviction, admission, group, expert, now, signal, held, LOAD, events, n)
+            if not room:
                 if prefetcher is not None:
                     n = ensure_buffer(cache, now, events, n)
-                slot = allocate_slot(cache)
-                n = record(events, n, BYPASS, expert, slot)
-                free_slot(cache, slot)
+                n = bypass(cache, expert, events, n)
             elif cache.unit == 0:
                 held += cache.size[expert]
 
@@ -175,6 +166,58 @@ def decide(
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
                 n = prefetch(cache, eviction, admission, target, now, group, held, events, n, count)
         events.start[visit + 1] = n
+    return n
+
+
+def serve(
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    prefetcher: Prefetcher | None,
+    misses: Misses,
+    admission: Admission | None,
+    batch: Batch,
+    group: int,
+    now: int,
+    missing: int,
+    weight: float,
+    held: int,
+    events: EventBuffer,
+    n: int,
+) -> tuple[int, int]:
+    """Serve a visit's misses where they are not all copied and kept; returns the event count and what is held then.
+
+    The admission policy is asked whether or not an admission is left.
+    """
+    for m in range(missing):
+        i = cache.missing[m]
+        expert = batch.demand[i]
+        signal = batch.signal[i] if len(batch.signal) > 0 else 0.0
+        hosted = misses.hosted[m] > 0
+        room = not hosted or misses.where != SPLIT
+        if admission is not None and room:
+            room = admission.admits(expert, group, now, gate_share(batch, i, weight))
+        if room and misses.left[0] > 0:
+            kind = ADMIT if hosted else LOAD
+            n, room = load(cache, eviction, admission, group, expert, now, signal, held, kind, events, n)
+        else:
+            room = False
+        if room:
+            misses.left[0] -= 1
+            held += cache.size[expert] * (cache.unit == 0)
+        elif hosted:
+            n = record(events, n, HOST, expert, NO_SLOT)
+        else:
+            if prefetcher is not None:
+                n = ensure_buffer(cache, now, events, n)
+            n = bypass(cache, expert, events, n)
+    return n, held
+
+
+def bypass(cache: CacheState, expert: int, events: EventBuffer, n: int) -> int:
+    """Load the expert through a staging buffer: it is not kept."""
+    slot = allocate_slot(cache)
+    n = record(events, n, BYPASS, expert, slot)
+    free_slot(cache, slot)
     return n
 
 
@@ -234,9 +277,11 @@ def load(
         # Full, and one victim makes room for one expert: it takes the victim's place, slot and all.
         if cache.resident_count[group] == 0:
             return n, False
-        found, victim = choose_victim(cache, eviction, admission, group, expert, now, signal)
+        found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
+        if admission is not None:
+            admission.on_evict(victim, group, now)
         slot, position = cache.place[victim] >> SLOT, cache.position[victim]
         n = record(events, n, EVICT, victim, slot)
         cache.place[victim] = 0
@@ -258,15 +303,9 @@ def load(
 
 
 def choose_victim(
-    cache: CacheState,
-    eviction: EvictionPolicy,
-    admission: Admission | None,
-    group: int,
-    incoming: int,
-    now: int,
-    signal: float,
+    cache: CacheState, eviction: EvictionPolicy, group: int, incoming: int, now: int, signal: float
 ) -> tuple[bool, int]:
-    """Ask the policy for a victim and tell both policies that the victim goes; whether there is one, and which.
+    """Ask the policy for a victim and tell it that the victim goes; whether there is one, and which.
 
     A victim must be one of the group's residents, not pinned and not demanded: any other is a fault.
     """
@@ -278,8 +317,6 @@ def choose_victim(
         position = cache.position[victim] - cache.first[group]
         if 0 <= position < cache.resident_count[group] and (cache.clairvoyant or cache.seen[victim] != now):
             eviction.on_evict(victim, group, now)
-            if admission is not None:
-                admission.on_evict(victim, group, now)
             return True, victim
     cache.fault[BAD_VICTIM] = 1
     return False, victim
@@ -303,9 +340,11 @@ def make_room(
     if size > cache.capacity[group] or (cache.unit == 0 and held + size > cache.capacity[group]):
         return n, False
     while cache.used[group] + size > cache.capacity[group]:
-        found, victim = choose_victim(cache, eviction, admission, group, expert, now, signal)
+        found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
+        if admission is not None:
+            admission.on_evict(victim, group, now)
         n = record(events, n, EVICT, victim, cache.place[victim] >> SLOT)
         evict(cache, victim, group)
     return n, True
