@@ -132,4 +132,4 @@ def test_a_prefetch_that_is_demanded_before_it_has_started_is_promoted() -> None
     assert loader.begin(cache.visit(1, [5, 2], None, [])) == [EXPERTS + 2, EXPERTS + 5]
     assert [int(ticket.source[0]) for ticket in link.demand] == [EXPERTS + 2, EXPERTS + 5]
     assert len(link.prefetch) == 0, "what layer 1 does not demand is dropped and cancelled"
-    assert loader.bytes == {"load": 1, "bypass": 0, "prefetch": 1}
+    assert loader.bytes == {"load": 1, "bypass": 0, "admit": 0, "prefetch": 1}
