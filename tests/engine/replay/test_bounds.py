@@ -125,6 +125,10 @@ def random_plan(rng: np.random.Generator, trace: Trace, capacity: str, where: st
     predictor = str(
         rng.choice(["none", "previous-token", "popular", "oracle", *(["gate"] if trace.layers > 1 else [])])
     )
+    admission: dict[str, int] = {}
+    if where != "copy":  # few kernels: each pair of policies is compiled anew
+        policy, predictor = str(rng.choice(["lru", "belady-bypass"])), str(rng.choice(["none", "previous-token"]))
+        admission = {} if rng.random() < 0.5 else {"per_step": int(rng.integers(0, 5))}
     future = policy.startswith("belady")
     target = "staging" if future else str(rng.choice(["staging", "cache"]))
     return plan_from_dict(
@@ -138,7 +142,7 @@ def random_plan(rng: np.random.Generator, trace: Trace, capacity: str, where: st
                 "staging": 2,
             },
             "miss": {"where": where},
-            "admission": {} if rng.random() < 0.5 else {"policy": "second-miss", "per_step": int(rng.integers(0, 5))},
+            "admission": admission,
             "compute": {"experts": str(rng.choice(["each", "fused"]))},
         }
     )
