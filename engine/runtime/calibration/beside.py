@@ -36,12 +36,22 @@ def beside(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list
     def expert() -> None:
         run(next(number), rows)
 
+    def several(experts: int) -> None:
+        with torch.inference_mode():  # a thread's own
+            for _ in range(experts):
+                expert()
+
     def piece() -> tuple[Source, Tensor]:
         begin = next(place) % (cold // COPY_BYTES) * COPY_BYTES
         return host[begin : begin + COPY_BYTES], target
 
+    def landed() -> None:
+        if device.type == "cuda":  # the link's waits are the stream's, not the host's
+            torch.cuda.synchronize(device)
+
     def copy() -> None:
         probes.burst(link, [piece()])
+        landed()
 
     def taken(work: Callable[[], object]) -> float:
         start = perf_counter_ns()
@@ -57,7 +67,8 @@ def beside(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list
         beside_copies = taken(expert)
         for ticket in tickets:
             link.wait(ticket)
-        computing = pool.submit(lambda: [expert() for _ in range(experts)])
+        landed()
+        computing = pool.submit(several, experts)
         beside_experts = taken(copy)
         computing.result()
         return [alone, beside_copies, copied, beside_experts]
