@@ -90,6 +90,7 @@ def gate_total(batch: Batch, start: int, stop: int) -> float:
 
 def gate_share(batch: Batch, i: int, total: float) -> float:
     """What one lookup has of that."""
+    share = 0.0
     if total > 0.0:
-        return batch.gate[i] / total
-    return 0.0
+        share = batch.gate[i] / total
+    return share

@@ -62,7 +62,7 @@ def next_begin(lane: Lane) -> int:
     """When the next expert begins; FAR if there is none."""
     if lane.state[NEXT] == lane.state[COUNT]:
         return FAR
-    return max(max(lane.state[FREE], lane.state[ASKED]), lane.jobs[lane.state[NEXT], J_READY])
+    return int(max(max(lane.state[FREE], lane.state[ASKED]), lane.jobs[lane.state[NEXT], J_READY]))
 
 
 @compiled()

@@ -79,8 +79,8 @@ def beside(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list
             samples = repeated(turn, repeats)
     finally:
         link.close()
-    names = ("an expert of one token", "the same beside copies")
-    names += (f"a copy of {COPY_BYTES} bytes", "the same beside experts on the CPU")
+    expert_names = ["an expert of one token", "the same beside copies"]
+    names = [*expert_names, f"a copy of {COPY_BYTES} bytes", "the same beside experts on the CPU"]
     found = [Figure.of(f"CPU lane and link, {name}", some) for name, some in zip(names, samples, strict=True)]
     return found, _longer(found[1], found[0]), _longer(found[3], found[2])
 
