@@ -114,7 +114,7 @@ def test_no_better_machine_is_slower(tmp_path_factory: pytest.TempPathFactory, s
 
 @pytest.mark.parametrize(("seed", "part"), [(275, "device_bandwidth"), (285, "host_bandwidth"), (281, "overhead")])
 def test_a_better_part_that_makes_a_plan_slower_is_waited_for(tmp_path: Path, seed: int, part: str) -> None:
-    """A visit that ends sooner leaves less time for admitted copies, and the next one waits: it is counted as before."""
+    """What ends sooner leaves less time for admitted copies, and the next visit waits: it is counted as before."""
     rng = np.random.default_rng(seed)
     trace, machine = random_trace(rng, tmp_path), random_machine(rng)
     times = Fraction(int(rng.integers(5, 9)), 4)
