@@ -141,7 +141,8 @@ class ExpertCache:
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
         self.eviction_class, self.prefetch_class, self.admission_class = eviction, suggester, admission
-        self._keeps_order = mentions(eviction, "last_use") or mentions(admission, "last_use")
+        asked = (eviction,) if admission is AlwaysAdmit else (eviction, admission)
+        self._keeps_order = any(mentions(policy, "last_use") for policy in asked)
         self._decide: Decide | None = None
         if compiled:
             self._decide = compiled_decide(eviction, suggester, admission, misses=spec.serves_otherwise)
