@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numba.core.errors import NumbaError
 
+from policies.admission.always import AlwaysAdmit
 from policies.arguments import Arguments
 from policies.cache_state import (
     BAD_SUGGESTION,
@@ -34,9 +35,10 @@ from policies.events import (
     pack,
 )
 from policies.fields import Layout, Policy, Value
+from policies.misses import WHERE, misses_of
 from policies.one_visit import OneVisit
 from policies.prefetch.none import NoPrefetch
-from policies.registry import eviction_policy, prefetcher
+from policies.registry import admission_policy, eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PolicyError
 
 P = TypeVar("P", bound=Policy)
@@ -51,9 +53,11 @@ class CacheSpec:
     for all layers. `pinned` keys are resident from the start and never leave; what is left of the capacity is the
     policy's, which never hears of them. `predictor` and `estimator` are the
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
-    `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
-    request. `warm` is the trace that it is warmed with. Who says when a request begins, and reads that trace, is
-    engine.decisions.
+    `wrap`: the last layers prefetch for the first ones of the next step. `where` says what a miss may be
+    (policies.misses): of "split" so many PARTS are `copied`, of "auto" experts of up to `most_tokens` [layers] tokens
+    are the host's. `admission` says which of the missing experts may come into the cache, at most `per_step` of them at
+    a step, `even` by layer. `reset`: the cache starts anew with every request. `warm` is the trace that it is warmed
+    with. Who says when a request begins, and reads that trace, is engine.decisions.
     """
 
     layers: int
@@ -74,6 +78,28 @@ class CacheSpec:
     reset: bool = False
     warm: str | None = None
     wrap: bool = False
+    where: str = "copy"
+    copied: int | None = None
+    most_tokens: tuple[int, ...] = ()
+    admission: str = "always"
+    admission_parameters: Mapping[str, Value] | None = None
+    per_step: int | None = None
+    even: bool = False
+
+    @property
+    def serves_otherwise(self) -> bool:
+        """Whether a miss may be anything but copied, and kept if there is room."""
+        return self.where != "copy" or self.per_step is not None or self.admission != "always"
+
+    @property
+    def meaning(self) -> tuple[str, bytes]:
+        """Equal for specs that decide alike."""
+        return repr(replace(self, size=NOTHING)), self.size.tobytes()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether decisions depend on how many tokens chose an expert."""
+        return self.where in ("split", "auto")
 
 
 class ExpertCache:
@@ -86,7 +112,7 @@ class ExpertCache:
 
     def __init__(self, spec: CacheSpec, *, compiled: bool = True) -> None:
         eviction = eviction_policy(spec.eviction)
-        suggester = prefetcher(spec.prefetch)
+        suggester, admission = prefetcher(spec.prefetch), admission_policy(spec.admission)
         if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
             raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
         groups = len(spec.capacity)
@@ -101,6 +127,12 @@ class ExpertCache:
                 f"prefetch.distance = {spec.distance} with prefetch.wrap looks past the next step: the model has "
                 f"{spec.layers} MoE layers"
             )
+        if spec.where not in WHERE:
+            raise PolicyError(f"a miss is served {' or '.join(WHERE)}, not {spec.where!r}")
+        if spec.where == "split" and spec.copied is None:
+            raise PolicyError("where misses are split, `copied` says how many are copied")
+        if spec.where == "auto" and len(spec.most_tokens) != spec.layers:
+            raise PolicyError("where a miss is served by its tokens, most_tokens has a number for each layer")
         # Compiled code need not ask whether an unsigned index counts from the end. Plain Python on a policy's keys may
         # subtract, where unsigned numbers would wrap around and compiled ones do not.
         self._index = np.uint32 if compiled else np.int64
@@ -108,9 +140,12 @@ class ExpertCache:
         self.slots = slots_of(spec)
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
-        self.eviction_class, self.prefetch_class = eviction, suggester
-        self._keeps_order = mentions(eviction, "last_use")
-        self._decide: Decide | None = compiled_decide(eviction, suggester) if compiled else None
+        self.eviction_class, self.prefetch_class, self.admission_class = eviction, suggester, admission
+        asked = (eviction,) if admission is AlwaysAdmit else (eviction, admission)
+        self._keeps_order = any(mentions(policy, "last_use") for policy in asked)
+        self._decide: Decide | None = None
+        if compiled:
+            self._decide = compiled_decide(eviction, suggester, admission, misses=spec.serves_otherwise)
         self._begun = 0  # visits before the state was new
         self._leaving = NOTHING
         self._begin()
@@ -125,7 +160,7 @@ class ExpertCache:
 
     def _begin(self) -> None:
         """A cache that is empty but for what is pinned, and policies that know nothing."""
-        spec, eviction, suggester = self.spec, self.eviction_class, self.prefetch_class
+        spec, eviction, suggester, admission = self.spec, self.eviction_class, self.prefetch_class, self.admission_class
         keys, groups, staging = spec.layers * spec.experts, len(spec.capacity), max(spec.staging, 1)
         group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
         most, sizes = most_residents(spec), spec.size.astype(np.int64)
@@ -161,13 +196,21 @@ class ExpertCache:
             self._pin(key)
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
+        admitting = allocated(admission, layout, spec.admission_parameters)
         self._prefetcher = None if suggester is NoPrefetch else suggesting
+        self._admission = None if admission is AlwaysAdmit else admitting
+        self._misses = None
+        if spec.serves_otherwise:
+            limits = (spec.copied, spec.most_tokens, spec.per_step, spec.even)
+            self._misses = misses_of(spec.where, *limits, spec.layers, spec.experts)
         if self._decide is not None:
             prefetching = [] if self._prefetcher is None else [(suggester, suggesting)]
-            self._arguments = Arguments(self.state, [(eviction, self._eviction), *prefetching])
+            asking = [] if self._admission is None else [(admission, admitting)]
+            self._arguments = Arguments(self.state, self._misses, [(eviction, self._eviction), *prefetching, *asking])
         else:
             self._eviction = eviction.interpreted(self._eviction)
             self._prefetcher = None if suggester is NoPrefetch else suggester.interpreted(suggesting)
+            self._admission = None if admission is AlwaysAdmit else admission.interpreted(admitting)
 
     def restart(self) -> None:
         """Start anew: an empty cache, and policies that know nothing.
@@ -222,6 +265,8 @@ class ExpertCache:
         recency: Sequence[int] | None = None,
         hint: Sequence[int] = (),
         signal: Sequence[float] = (),
+        tokens: Sequence[int] = (),
+        gate: Sequence[float] = (),
     ) -> Events:
         """Decide one visit.
 
@@ -231,9 +276,11 @@ class ExpertCache:
             recency: the same ids in order of last reference, if that differs.
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
             signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
+            tokens: how many tokens chose each, where `CacheSpec.counts_tokens`.
+            gate: the gate weights they gave it, added up, where the admission policy reads them.
         """
         first = self._first(1)
-        batch = self._visit.batch(layer, demand, recency, hint, signal)
+        batch = self._visit.batch(layer, demand, recency, hint, signal, tokens, gate)
         count = self._decided(batch, self._visit.events)
         # Kept for long by the engine: not as a view of room for the worst case.
         start = np.array([0, count], np.int64)
@@ -258,14 +305,17 @@ class ExpertCache:
     def _decided(self, batch: Batch, events: EventBuffer) -> int:
         """Decide a batch; returns how many events were written."""
         if self._decide is None:
-            count = decide(self.state, self._eviction, self._prefetcher, batch, events)
+            asked = (self._prefetcher, self._misses, self._admission)
+            count = decide(self.state, self._eviction, *asked, batch, events)
         else:
             self._arguments.note(batch, events)
             try:
                 count = self._decide(self._arguments.table, self._arguments.numbers)
             except NumbaError as error:
-                why = explain(error, source_files((self.eviction_class, self.prefetch_class)))
+                policies = (self.eviction_class, self.prefetch_class, self.admission_class)
+                why = explain(error, source_files(policies))
                 named = f"policy {self.spec.eviction!r} with {self.spec.prefetch!r}"
+                named += "" if self._admission is None else f" and {self.spec.admission!r}"
                 raise PolicyError(f"{named} cannot be compiled: {why}") from error
         for place, name, named in (
             (BAD_VICTIM, self.spec.eviction, "a victim"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TypeVar
 
+from policies.admission.base import Admission
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
@@ -66,7 +67,12 @@ ROUTING = {
     "substitute": "policies.routing.substitute:Substitute",
     "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
 }
-BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING}
+ADMISSION = {
+    "always": "policies.admission.always:AlwaysAdmit",
+    "second-miss": "policies.admission.second_miss:SecondMiss",
+    "score": "policies.admission.score:ScoreAdmission",
+}
+BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "admission": ADMISSION, "routing": ROUTING}
 """By kind."""
 
 
@@ -85,8 +91,13 @@ def routing_policy(name: str) -> type[RoutingPolicy]:
     return find("routing", name, ROUTING, RoutingPolicy)
 
 
+def admission_policy(name: str) -> type[Admission]:
+    """The admission policy class behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("admission", name, ADMISSION, Admission)
+
+
 def names(kind: str) -> list[str]:
-    """The names of all policies of a kind (of `BUILTIN`), those of entry points included."""
+    """The names of all policies of a kind of `BUILTIN`, those of entry points included."""
     return sorted({*BUILTIN[kind], *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
 
 

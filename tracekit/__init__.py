@@ -22,6 +22,7 @@ _FACE = {
     "engine.shapes.shape": ("ModelShape",),
     "experiments.fit.modules": ("Predictor",),
     "experiments.study.finished_study": ("study",),
+    "policies.admission.base": ("Admission",),
     "policies.eviction.base": ("EvictionPolicy",),
     "policies.eviction.ordered": ("Ordered",),
     "policies.fields": ("parameter", "per_expert", "per_group", "per_pair", "scalar"),

@@ -13,6 +13,7 @@ from engine.shapes.loading import load_shape as load_shape
 from engine.shapes.shape import ModelShape as ModelShape
 from experiments.fit.modules import Predictor as Predictor
 from experiments.study.finished_study import study as study
+from policies.admission.base import Admission as Admission
 from policies.eviction.base import EvictionPolicy as EvictionPolicy
 from policies.eviction.ordered import Ordered as Ordered
 from policies.fields import parameter as parameter

@@ -14,7 +14,6 @@ Code = Literal[
     "costs",
     "below the token cycle",
     "mostly overhead",
-    "copies pile up",
     "link busy",
     "first order",
     "does not fit",

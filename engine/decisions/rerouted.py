@@ -20,7 +20,7 @@ from engine.decisions.run import first_cache
 from engine.plan.plan import RoutingPlan
 from policies.cache import CacheSpec, ExpertCache, targets_of
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
-from policies.visit_order import orders_of, weight_of
+from policies.visit_order import orders_of, tokens_of, weight_of
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
 from tracekit.manifest import Manifest
@@ -90,6 +90,7 @@ def rerouted(
     limits = np.array(routing.experts_per_layer)[:, None]
     hints = Hints(trace, spec, cache.prefetch_class.reads)
     weighed = cache.eviction_class.reads == "gate-weight"
+    admits_by_gate = cache.admission_class.reads == "gate-share"
     restarts = frozenset(request_steps(trace).tolist()) if spec.reset else frozenset()
     steps: list[Altered] = []
     for demand in iter_demand(trace):
@@ -108,7 +109,9 @@ def rerouted(
                 experts[rows, layer], weights[rows, layer] = new, heavy
                 order, recency = orders_of(new, routing.experts_per_layer[layer])
                 signal = weight_of(new, weights[rows, layer], order) if weighed else ()
-                cache.visit(layer, order, recency, known.hint(step, layer), signal)
+                tokens = tokens_of(new, order) if spec.counts_tokens else ()
+                gate = weight_of(new, weights[rows, layer], order) if admits_by_gate else ()
+                cache.visit(layer, order, recency, known.hint(step, layer), signal, tokens, gate)
             before = recorded[rows]
             steps.append(altered(before, given[rows], experts[rows], before < limits))
         whole = slice(int(starts[demand.first_step]), int(starts[last]))

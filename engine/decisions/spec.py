@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from engine.decisions.misses import NO_MACHINE, Served
 from engine.decisions.pinning import filled, placed
 from engine.decisions.splitting import groups_of
 from engine.plan.plan import Plan
@@ -10,8 +11,13 @@ from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import PlanError
 
 
-def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
-    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
+def cache_spec(
+    experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan, misses: Served = NO_MACHINE
+) -> CacheSpec:
+    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError.
+
+    `misses` is what the machine says about them, which some plans need (engine.decisions.misses).
+    """
     pinned = placed(plan.placement, experts_per_layer)
     capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
     pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
@@ -35,6 +41,13 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         reset=plan.cache.reset == "request",
         warm=plan.cache.warm,
         wrap=plan.prefetch.wrap,
+        where=plan.miss.where,
+        copied=misses.copied,
+        most_tokens=misses.most_tokens,
+        admission=plan.admission.policy,
+        admission_parameters=plan.admission.parameters,
+        per_step=plan.admission.per_step,
+        even=plan.admission.per_layer == "even",
     )
 
 

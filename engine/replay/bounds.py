@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.decisions.run import iter_decisions
 from engine.hardware import HardwareProfile
+from engine.plan.misses import MissPlan
 from engine.replay.passes import Replayed, Steps, run, tally
 from engine.replay.result import Bounds, SpeedBounds
 from engine.replay.setting import Setting, costs_without_predictors
@@ -65,8 +66,14 @@ def find_bounds(
 
 def clairvoyant(spec: CacheSpec) -> CacheSpec:
     """The same cache under Belady's decisions with bypassing, nothing pinned and nothing prefetched."""
-    best = replace(without_prefetching(spec), eviction="belady-bypass", eviction_parameters=None, estimator=None)
-    return replace(best, pinned=())
+    best = replace(copying(without_prefetching(spec)), eviction="belady-bypass", eviction_parameters=None)
+    return replace(best, pinned=(), estimator=None)
+
+
+def copying(spec: CacheSpec) -> CacheSpec:
+    """The same cache, in which every miss is copied, and kept if there is room."""
+    plain = replace(spec, where="copy", copied=None, most_tokens=(), per_step=None, even=False)
+    return replace(plain, admission="always", admission_parameters=None)
 
 
 def without_prefetching(spec: CacheSpec) -> CacheSpec:
@@ -85,18 +92,18 @@ def without_prefetching(spec: CacheSpec) -> CacheSpec:
 
 def bounding_costs(setting: Setting) -> list[Costs]:
     """The machines that bounds are found on: the plan's under its engine, each way of computing experts, then the
-    machine alone: no engine's time, weights read as they are stored, and the CPU lane if there is a CPU."""
+    machine alone: no engine's time, weights read as they are stored, and the CPU helps if there is one."""
     plan, machine = setting.plan, setting.machine
     assert machine is not None
 
-    def costs(on: HardwareProfile, experts: Literal["each", "fused"], kernels: str, lane: str) -> Costs:
-        compute = msgspec.structs.replace(plan.compute, experts=experts, kernels=kernels, cpu_experts=lane)
-        planned = plan.replace(compute=compute)
+    def costs(on: HardwareProfile, experts: Literal["each", "fused"], kernels: str, miss: MissPlan) -> Costs:
+        compute = msgspec.structs.replace(plan.compute, experts=experts, kernels=kernels)
+        planned = plan.replace(compute=compute, miss=miss)
         return costs_without_predictors(setting.manifest, planned, on, setting.shape, setting.stored)
 
-    lane = plan.compute.cpu_experts
-    ways = [costs(machine, *way, lane) for way in (("each", "eager"), ("each", "grouped"), ("fused", "grouped"))]
-    alone = costs(machine.without_engine(), "fused", "grouped", "never" if machine.cpu is None else "auto")
+    ways = [costs(machine, *way, plan.miss) for way in (("each", "eager"), ("each", "grouped"), ("fused", "grouped"))]
+    helped = MissPlan(where="copy" if machine.cpu is None else "host")
+    alone = costs(machine.without_engine(), "fused", "grouped", helped)
     return [*ways, alone]
 
 

@@ -24,7 +24,8 @@ class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Decisions counted. `hit_ratio` contains prefetched hits; `hits_by` tells them apart.
 
-    `bytes_loaded` is demand loads and prefetches together; None when the bytes of an expert are unknown.
+    Misses are `loads`, `bypasses` and what was `hosted`: computed by the host, and of these some `admitted`, which are
+    copied into the cache meanwhile. `bytes_loaded` is all copies together; None when an expert's bytes are unknown.
     """
 
     tokens: int
@@ -35,6 +36,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     hits_by: HitsBy
     loads: int
     bypasses: int
+    hosted: int
+    admitted: int
     prefetches: int
     bytes_loaded: int | None
 
@@ -91,7 +94,7 @@ class SpeedBounds(msgspec.Struct, frozen=True, kw_only=True):
 class Bounds(SpeedBounds, frozen=True, kw_only=True):
     """What no plan can beat with this capacity and these weights on this machine, in decode tokens per second.
 
-    Under `engine`, with or without the CPU lane as the plan says: `link`, the fewest experts that decode steps must
+    Under `engine`, misses on the host or not as the plan says: `link`, the fewest experts that decode steps must
     copy, prefill being free, and nothing else; `compute`, all that must be computed, with no copies at all; `best`,
     both together (engine.replay.speed_bounds), no higher than either. `hardware` holds the same for any engine: no time
     of software, weights read as they are stored, and the CPU helps if the machine's profile has it.
@@ -172,7 +175,7 @@ class Regret(msgspec.Struct, frozen=True, kw_only=True):
     """What else prefetches' copies cost: the link they keep from demand, the host's asking for them. It does not say
     what a faster link would gain: sensitivities do."""
     lane_ns: int
-    """What the CPU lane wins, if the plan has one: negative."""
+    """What it wins that misses are served otherwise than by copying and keeping them, if they are: negative."""
 
 
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):

@@ -110,7 +110,8 @@ class OffloadState:
 
     @property
     def bytes_loaded(self) -> dict[str, int]:
-        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"."""
+        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"; "admit" (kept,
+        while the host computes)."""
         return dict(self._loader.bytes)
 
     @property
@@ -201,7 +202,9 @@ class OffloadState:
         device = hidden.device if self.grouped is None else torch.device("cpu")
         routing = sort_by_expert(ids, self.layers[layer].num_experts, device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
-        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
+        tokens = [routing.count(expert) for expert in routing.demand] if self.spec.counts_tokens else ()
+        gate = weight_of(ids, weights, routing.demand) if self._weighs_admission and weights is not None else ()
+        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal, tokens, gate)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
         if self.grouped is not None:
@@ -222,11 +225,8 @@ class OffloadState:
         if own is not None:
             parts = [own] if lookahead is None else [own, lookahead]
             lookahead = torch.cat([part.detach().to(torch.float16) for part in parts], dim=1)
-        weighed = (
-            self.rewriting is not None
-            or self.cache.eviction_class.reads == "gate-weight"
-            or "weights" in self._foresight.reads
-        )
+        weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
+        weighed = weighed or self._weighs_admission or self.rewriting is not None
         more = self._rows.pending()
         ids, weights, logits, columns = read_back(top_k_index, top_k_weights if weighed else None, lookahead, more)
         if more:
@@ -234,6 +234,10 @@ class OffloadState:
             self._clock.count_tokens(self._rows.tokens)
         ids, logits = self._rows.without_padding(ids, logits, self.layers[layer].num_experts)
         return ids, weights, logits
+
+    @property
+    def _weighs_admission(self) -> bool:
+        return self.cache.admission_class.reads == "gate-share"
 
     @property
     def lookahead_distance(self) -> int | None:

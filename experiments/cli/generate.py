@@ -32,6 +32,9 @@ def command(
     prefetch_count: options.PrefetchCount = None,
     routing_policy: options.RoutingPolicy = None,
     routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -45,7 +48,7 @@ def command(
     slabs: options.Slabs = None,
     memory: options.Memory = None,
     hardware: Annotated[
-        str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
+        str | None, typer.Option(help="this machine's profile, for plans whose misses are divided by it")
     ] = None,
     emulate_link: options.EmulateLink = None,
     json: options.Json = False,
@@ -70,6 +73,9 @@ def command(
         prefetch_count=prefetch_count,
         routing_policy=routing_policy,
         routing_set=routing_set,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)

@@ -38,6 +38,14 @@ RoutingPolicy = Annotated[
 RoutingSet = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter of the routing policy; repeat")
 ]
+Miss = Annotated[str | None, typer.Option(help="where misses are computed: copy, host, split or auto; over the plan's")]
+MissShare = Annotated[float | None, typer.Option(help="for --miss split: the share of misses that are copied")]
+Admission = Annotated[
+    str | None, typer.Option(help="which misses the cache keeps, or ./file.py:Class; over the plan's")
+]
+AdmitPerStep = Annotated[
+    int | None, typer.Option(help="misses that the cache keeps at a step, at most; over the plan's")
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),

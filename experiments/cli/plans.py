@@ -36,6 +36,10 @@ def plan_from_options(
     pinned_profile: Path | None = None,
     routing_policy: str | None = None,
     routing_set: Sequence[str] | None = None,
+    miss: str | None = None,
+    miss_share: float | None = None,
+    admission: str | None = None,
+    admit_per_step: int | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -56,6 +60,8 @@ def plan_from_options(
             "artefact": prefetch_artefact,
         },
         "routing": {"policy": routing_policy, **_parameters(routing_set or ())},
+        "miss": {"where": miss, "share": miss_share},
+        "admission": {"policy": admission, "per_step": admit_per_step},
         "weights": {"experts": weights},
     }
     if routing_policy is not None:  # another policy has other parameters

@@ -109,8 +109,8 @@ def _run(
             from engine.runtime.offload_state import offloaded
 
             chosen, target = load_plan(plan), str(parse_device(device))
-            if chosen.compute.cpu_experts != "never":
-                raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
+            if chosen.miss.where != "copy":
+                raise PlanError(f'{plan}: routing does not depend on who computes: record with miss.where = "copy"')
             if chosen.routing.alters:
                 if settings.resume and chosen.cache.reset != "request":
                     raise PlanError(

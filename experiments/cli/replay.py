@@ -60,6 +60,10 @@ def command(
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     routing_policy: options.RoutingPolicy = None,
     routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    miss_share: options.MissShare = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
@@ -145,6 +149,8 @@ def command(
             **{"--eviction-artefact": eviction_artefact, "--prefetch-artefact": prefetch_artefact},
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
             **{"--reset": reset, "--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             "--reshape": reshape,
@@ -213,6 +219,10 @@ def command(
             pinned_profile=pinned_profile,
             routing_policy=routing_policy,
             routing_set=routing_set,
+            miss=miss,
+            miss_share=miss_share,
+            admission=admission,
+            admit_per_step=admit_per_step,
         )
     else:
         asked = {
@@ -222,6 +232,8 @@ def command(
             **{"--prefetch-wrap": prefetch_wrap, "--reset": reset, "--warm": warm, "--split": split},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
             **{"--routing-policy": routing_policy, "--routing-set": routing_set},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
         }
         options.refuse_decided("--decisions", asked)
     if model is not None:

@@ -20,7 +20,8 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         ("hits", f"{result.hits}{prefetched}"),
         ("hit ratio", percent(result.hit_ratio)),
         ("hit ratio, decode", percent(result.phases.decode.hit_ratio)),
-        ("demand loads", f"{result.misses} ({result.bypasses} bypassed)"),
+        ("demand loads", f"{result.misses - result.hosted} ({result.bypasses} bypassed)"),
+        *([("computed on the host", f"{result.hosted} ({result.admitted} admitted)")] if result.hosted else []),
         ("prefetches", str(result.prefetches)),
     ]
     if result.bytes_loaded is not None:

@@ -39,6 +39,9 @@ def command(
     prefetch_count: options.PrefetchCount = None,
     routing_policy: options.RoutingPolicy = None,
     routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -96,6 +99,9 @@ def command(
         prefetch_count=prefetch_count,
         routing_policy=routing_policy,
         routing_set=routing_set,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)

@@ -12,6 +12,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
+from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.plan import (
     CachePlan,
     ComputePlan,
@@ -101,8 +102,8 @@ class Work:
 
     def _check(self, plan: Plan) -> None:
         """Raise what would keep a plan from running here."""
-        if plan.compute.cpu_experts != "never":
-            raise PlanError('quality does not depend on the CPU lane: measure with cpu_experts = "never"')
+        if plan.miss.where != "copy":
+            raise PlanError('quality does not depend on who computes: measure with miss.where = "copy"')
         fitted = fit_checkpoint(
             self.directory,
             plan,
@@ -160,4 +161,6 @@ def _unaltered(like: Plan) -> Plan:
         routing=RoutingPlan(),
         weights=WeightsPlan(),
         compute=ComputePlan(),
+        miss=MissPlan(),
+        admission=AdmissionPlan(),
     )

@@ -87,7 +87,7 @@ POLICY_COLUMNS: tuple[tuple[str, Callable[[PolicyRow], Cell]], ...] = (
     ("Routing", lambda row: _or_none(row.routing and f"{row.routing}, first-order estimate")),
     ("Weights", lambda row: _or_none(row.weights)),
     ("Kernels", lambda row: _or_none(row.kernels)),
-    ("CPU lane", lambda row: _or_none(row.lane)),
+    ("Misses", lambda row: _or_none(row.lane)),
     ("Hit ratio", lambda row: number(row.hit_ratio, percent)),
     ("in decode", lambda row: number(row.decode_hit_ratio, percent)),
     ("Hits by prefetch", lambda row: number(row.hits_prefetched, percent)),

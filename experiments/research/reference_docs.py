@@ -20,6 +20,7 @@ from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
 from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
+from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, PrefetchPlan, RoutingPlan, WeightsPlan
 from experiments.cli.main import COMMANDS, build
 from experiments.study.study_file import Search, Statistics
@@ -32,6 +33,8 @@ PLAN: Tables = {
     "eviction": EvictionPlan,
     "prefetch": PrefetchPlan,
     "routing": RoutingPlan,
+    "miss": MissPlan,
+    "admission": AdmissionPlan,
     "weights": WeightsPlan,
     "compute": ComputePlan,
 }

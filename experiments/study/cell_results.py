@@ -21,8 +21,7 @@ from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
 from experiments.study.shared import Played, SharedRouting, SharedRoutings
-from policies.cache import CacheSpec
-from policies.events import BYPASS, LOAD, PREFETCH
+from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.caution import Caution
 from tracekit.errors import CapacityError, TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
@@ -34,7 +33,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
     """A row for each cell of a group, in order (`experiments.study.schema`). What cannot be replayed has an `error`."""
     routing = shared.of(cells[0].routing)
     rows: dict[str, Row] = {cell.key: described(cell) for cell in cells}
-    together: dict[bytes, list[tuple[Cell, Setting]]] = {}
+    together: dict[tuple[str, bytes], list[tuple[Cell, Setting]]] = {}
     for cell in cells:
         try:
             if routing.trace.tokens == 0:
@@ -45,7 +44,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
         except TracekitError as error:
             rows[cell.key]["error"] = str(error)
         else:
-            together.setdefault(_meaning(setting.spec), []).append((cell, setting))
+            together.setdefault(setting.spec.meaning, []).append((cell, setting))
     for found in together.values():
         spec = found[0][1].spec
         try:
@@ -100,11 +99,6 @@ def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, reshape=cell.reshape, load=load)
 
 
-def _meaning(spec: CacheSpec) -> bytes:
-    """Equal for specs that decide alike, of plans that are equal but for weights and lane."""
-    return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
-
-
 def replayed_row(
     routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed, played: Played | None = None
 ) -> Row:
@@ -120,6 +114,8 @@ def replayed_row(
     row |= {
         "loads": total.loads,
         "bypasses": total.bypasses,
+        "hosted": total.hosted,
+        "admitted": total.admitted,
         "prefetches": total.prefetches,
         "bytes_loaded": total.bytes_loaded,
         "decode_bytes_loaded": decode.bytes_loaded,
@@ -167,11 +163,11 @@ def shares_of(found: AlteredRouting) -> Row:
 def by_request(routing: SharedRouting, done: Replayed) -> Row:
     """Lookups, misses and loads of each request, of decode steps."""
     kinds, each = done.step_kinds, routing.requests.of_each
-    missed = kinds[:, LOAD] + kinds[:, BYPASS]
+    missed = kinds[:, HOST : ADMIT + 1].sum(axis=1)
     return {
-        "request_lookups": each(kinds[:, : BYPASS + 1].sum(axis=1)).tolist(),
+        "request_lookups": each(kinds[:, : ADMIT + 1].sum(axis=1)).tolist(),
         "request_misses": each(missed).tolist(),
-        "request_loads": each(missed + kinds[:, PREFETCH]).tolist(),
+        "request_loads": each(kinds[:, LOAD : PREFETCH + 1].sum(axis=1)).tolist(),
     }
 
 
@@ -207,7 +203,7 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None or spec.pinned or plan.routing.alters:
+    if spec.reset or spec.warm is not None or spec.pinned or spec.serves_otherwise or plan.routing.alters:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

@@ -15,21 +15,18 @@ from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
-from policies.registry import eviction_policy, prefetcher, routing_policy
+from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy
 from tracekit.errors import StudyError, did_you_mean
 
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "routing"),
-    *("weights", "compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
+    *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "miss"),
+    *("admission", "routing", "weights", "compute_experts", "kernels", "hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {
-    "placement": "pinned",
-    "eviction": "policy",
-    "prefetch": "predictor",
-    "routing": "policy",
-    "weights": "experts",
+    **{"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"},
+    **{"miss": "where", "admission": "policy", "routing": "policy"},
 }
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
@@ -44,6 +41,8 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
     words += "" if plan.cache.warm is None else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
+    if admission := admission_name(plan):
+        words += f", {admission}"
     if routing := routing_name(plan):
         words += f", {routing}"
     return words + (stored_name(plan) if stored else "") + computed_name(plan)
@@ -65,9 +64,22 @@ def stored_name(plan: Plan) -> str:
 
 
 def computed_name(plan: Plan) -> str:
-    """How experts are computed, as the end of a name: `, fused, CPU computes`; nothing where each on the device."""
+    """How experts are computed, as the end of a name: `, fused, misses auto`; nothing where each on the device."""
     words = ", fused" if plan.compute.experts == "fused" else ", grouped" if plan.compute.grouped else ""
-    return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
+    return words + (f", {misses}" if (misses := misses_name(plan)) else "")
+
+
+def misses_name(plan: Plan) -> str:
+    """Where misses are computed: `misses auto`, `misses split (share 0.5)`; nothing where all are copied."""
+    share = {} if plan.miss.share is None else {"share": f"{plan.miss.share:g}"}
+    return "" if plan.miss.where == "copy" else f"misses {plan.miss.where}" + _brackets(share)
+
+
+def admission_name(plan: Plan) -> str:
+    """What the cache takes in: `admits second-miss (per_step 4)`; nothing where all that there is room for."""
+    limits = {"per_step": plan.admission.per_step, "per_layer": plan.admission.per_layer}
+    told = {key: value for key, value in limits.items() if value is not None} | plan.admission.parameters
+    return f"admits {plan.admission.policy}" + _brackets(told) if plan.admission.limited else ""
 
 
 def eviction_name(plan: Plan) -> str:
@@ -125,22 +137,24 @@ def plans_of(
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
-    lanes = texts(label, grid, "cpu_experts") or ["never"]
+    misses = list(_tables(label, grid, "miss", folder)) or [{}]
+    admissions = list(_tables(label, grid, "admission", folder)) or [{}]
     resets = texts(label, grid, "reset") or ["never"]
     splits = list(_splits(label, grid, folder))
     placements = list(_tables(label, grid, "placement", folder)) or [{}]
     warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
     seen: set[bytes] = set()
     caches = itertools.product(capacities, splits, placements, resets, warmed or [None])
-    others = itertools.product(evictions, prefetches, routings, weights, together, kernels, lanes)
+    others = itertools.product(evictions, prefetches, misses, admissions, routings, weights, together, kernels)
     for (capacity, split, placement, reset, warm), (
         eviction,
         prefetch,
+        miss,
+        admission,
         routing,
         stored,
         experts,
         kernel,
-        lane,
     ) in itertools.product(caches, others):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
@@ -149,9 +163,11 @@ def plans_of(
             "placement": {} if placement.get("pinned") == "none" else placement,
             "eviction": eviction,
             "prefetch": prefetch,
+            "miss": miss,
+            "admission": admission,
             "routing": routing,
             "weights": stored,
-            "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
+            "compute": {"experts": experts, "kernels": kernel},
             "serve": msgspec.to_builtins(serve),
         }
         plan = plan_from_dict(tables, "grid")
@@ -200,6 +216,7 @@ def _check_policies(plan: Plan) -> None:
     smallest = Layout(1, 1, 1, 1, np.ones(1, np.int64), np.zeros(1, np.int64))
     allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
+    allocated(admission_policy(plan.admission.policy), smallest, plan.admission.parameters)
     if plan.routing.alters:
         allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
 

@@ -51,6 +51,8 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("hits_prefetch", INT, "hits that a prefetch brought"),
     ("loads", INT, "demand loads into the cache; missing where one pass answered for all sizes"),
     ("bypasses", INT, "demand loads that were not kept"),
+    ("hosted", INT, "misses that the host computed"),
+    ("admitted", INT, "of these, experts that were copied into the cache meanwhile"),
     ("prefetches", INT, "experts loaded ahead"),
     ("bytes_loaded", INT, "bytes of all loads, of the trace's layers; missing if the size of an expert is unknown"),
     ("decode_bytes_loaded", INT, "bytes of the loads of decode steps"),

@@ -137,6 +137,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
     """Validate the tables of a study's file. Raises TracekitError naming `label`, the key and the mend."""
     file = convert(dict(tables), _File, label=label, error=StudyError)
     for key in file.grid:
+        if key == "cpu_experts":
+            raise StudyError(f'{label}: grid.cpu_experts is gone: write grid.miss = ["copy", "auto"]')
         if key not in AXES:
             raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
     if "capacity" not in file.grid:

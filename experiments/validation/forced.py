@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.decisions.misses import measured_host
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from experiments.validation.calibrating import measured_here
@@ -52,7 +53,6 @@ def validate_routing(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
-    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
     from engine.runtime.memory import fit_checkpoint, release
     from engine.runtime.storage.random_weights import random_model
@@ -80,8 +80,8 @@ def validate_routing(
     if hardware is not None:
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
-    if plan.compute.cpu_experts != "never":
-        lane = {"hardware": check_lane(hardware)}
+    if plan.miss.where != "copy":
+        lane = {"hardware": measured_host(plan, hardware)}
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
     calibrated_here = hardware is None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engine.decisions.misses import measured_host
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
@@ -68,7 +69,6 @@ def validate(
     """
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
-    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.experts import grouped
     from engine.runtime.memory import check_unoffloaded, release
     from engine.runtime.storage.rounding import rounded
@@ -86,8 +86,8 @@ def validate(
     if hardware is not None:
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
-    if plan.compute.cpu_experts != "never":
-        lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
+    if plan.miss.where != "copy":
+        lane = {"hardware": measured_host(plan, hardware)}  # what is measured on the way here knows no host's part
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)

@@ -148,5 +148,12 @@ def _check_suggestions(count: object, policy: Policy, target: int, hint: np.ndar
             raise Violation("suggestions", f"suggest() named {expert}, no expert of target layer {target}: {mend}")
 
 
-CHECKS: dict[str, Hook] = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}
+def _check_answer(answer: object, policy: Policy, expert: int, group: int, now: int, signal: float) -> None:
+    if not isinstance(answer, bool | np.bool_):
+        raise Violation("answers", f"admits() of expert {expert} returned {answer!r}: say True or False")
+
+
+CHECKS: dict[str, Hook] = {
+    **{"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions, "admits": _check_answer}
+}
 """What is asked of what a hook returns: called with that, the policy, and what the hook was called with."""

@@ -25,9 +25,11 @@ DECISIONS = {
     "no-peeking": "what comes later changes no earlier decision",
     "compiled": "compiled code decides as the interpreted policy does",
 }
+OF_ADMISSION = {"answers": "admits() says True or False"}
 RULES = {
     "eviction": {**COMMON, **OF_EVICTION, **DECISIONS},
     "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS},
+    "admission": {**COMMON, **OF_ADMISSION, **DECISIONS},
     "routing": {**COMMON, **OF_ROUTING, **{rule: text for rule, text in DECISIONS.items() if rule != "capacity"}},
 }
 """What each rule says, by kind of policy, in the order in which they are tried."""
@@ -44,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How the policy `name` of a kind ("eviction", "prefetch" or "routing") fared, rule by rule."""
+    """How the policy `name` of a kind (of `RULES`) fared, rule by rule."""
 
     name: str
     kind: str

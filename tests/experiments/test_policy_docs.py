@@ -18,6 +18,7 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.choice_log import ChoiceLog
 from engine.replay.event_log import SCHEMA
 from experiments.cli.main import run
+from policies.admission.base import Admission
 from policies.conformance.report import RULES
 from policies.conformance.routing_trial import RoutingTrial
 from policies.conformance.rules import Trial
@@ -25,7 +26,16 @@ from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
-from policies.registry import EVICTION, PREFETCH, ROUTING, hooks, prefetcher, routing_policy
+from policies.registry import (
+    ADMISSION,
+    EVICTION,
+    PREFETCH,
+    ROUTING,
+    admission_policy,
+    hooks,
+    prefetcher,
+    routing_policy,
+)
 from policies.routing.base import RoutingPolicy
 from tests.helpers.routing_traces import logits_trace
 from tests.helpers.traces import make_trace, random_experts
@@ -48,7 +58,7 @@ def may_use() -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    own = {**EVICTION, **PREFETCH, **ROUTING}
+    own = {**EVICTION, **PREFETCH, **ADMISSION, **ROUTING}
     found = [p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in own]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
@@ -105,7 +115,7 @@ def test_tables_are_current() -> None:
 
 def test_every_hook_column_and_kind_is_described() -> None:
     page = PAGE.read_text()
-    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher), *hooks(RoutingPolicy)]:
+    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher), *hooks(Admission), *hooks(RoutingPolicy)]:
         assert f"`{word}(" in page
     for word in [*SCHEMA, *KIND_NAMES, *ChoiceLog.schema]:
         assert f"`{word}`" in page
@@ -144,6 +154,15 @@ def test_the_routing_example(tmp_path: Path) -> None:
     way = ("replay", gated, "--capacity", "4/layer", "--routing-policy", name, "--json", "--no-bounds")
     found, seldom = (json.loads(output(*way, *more))["routing"] for more in ((), ("--routing-set", "most=9")))
     assert 0 < seldom["dropped"] < found["dropped"] == found["altered"]
+
+
+def test_the_admission_example(trace: Trace, tmp_path: Path) -> None:
+    name = f"{tmp_path / 'keep.py'}:Twice"
+    (tmp_path / "keep.py").write_text(examples()["Twice"])
+    outcomes = list(Trial("admission", name, admission_policy(name), lambda *_: None).interpreted())
+    assert {outcome.status for outcome in outcomes} == {"pass"}
+    plan: dict[str, object] = {"cache": {"capacity": "2/layer"}, "admission": {"policy": name}}
+    assert 0 < interpreted_hits(trace, plan) != interpreted_hits(trace, {"cache": {"capacity": "2/layer"}})
 
 
 def interpreted_hits(trace: Trace, tables: dict[str, object]) -> int:

@@ -1,6 +1,8 @@
 """First-order routing: what a policy alters, given the cache as it is, and the trace that comes of it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from engine.decisions.rerouted import Choices, rerouted, routing_spec
 from engine.decisions.run import iter_decisions
 from engine.decisions.spec import cache_spec
+from engine.plan.misses import MissPlan
 from engine.plan.plan import Plan
 from policies.events import Events
+from policies.misses import PARTS
 from policies.rerouting import Altered
 from tests.helpers.reference_routing import alter, by_recency
 from tests.helpers.routing_traces import EXPERTS, LAYERS, logits_trace
@@ -53,14 +57,26 @@ def test_it_alters_as_the_obvious_implementation_does(tmp_path: Path, policy: st
     assert found.altered(warm_up=len(found.steps)) == Altered()
 
 
-@pytest.mark.parametrize("tables", [{}, {"eviction": "score"}, {"prefetch": "gate"}, {"reset": "request"}])
+TABLES: list[dict[str, Any]] = [
+    {},
+    {"eviction": "score"},
+    {"prefetch": "gate"},
+    {"reset": "request"},
+    {"miss": "split"},
+    {"miss": "host", "admission": {"policy": "score", "threshold": 0.2, "per_step": 3}},
+]
+
+
+@pytest.mark.parametrize("tables", TABLES)
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_its_trace_gives_the_decisions_that_were_taken(
-    tmp_path: Path, policy: str, tables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, policy: str, tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = logits_trace(tmp_path / "t.trace")
     plan = plan_of(policy, **tables)
-    spec = spec_of(trace, plan)
+    shared = cache_spec(trace.manifest.experts_per_layer, [], plan.replace(miss=MissPlan()))
+    # Half of the misses are copied: a share is otherwise the machine's.
+    spec = replace(shared, where="split", copied=PARTS // 2) if plan.miss.where == "split" else spec_of(trace, plan)
     taken: list[Events] = []
     from policies.cache import ExpertCache
 

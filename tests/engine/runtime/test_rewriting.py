@@ -64,6 +64,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "gate weights": {"eviction": "score"},
     "lookahead": {"prefetch": {"predictor": "gate", "count": 2, "staging": 2}},
     "requests": {"reset": "request"},
+    "admission": {"admission": {"policy": "score", "threshold": 0.3, "per_step": 4}},
 }
 
 

@@ -168,8 +168,8 @@ def test_what_cannot_be_measured_is_said_before_the_work(
         measure(CHECKPOINTS / NAMES[1], TEXTS, {"a": Plan("2/layer", weights="hqq-2bit")}, tmp_path / "q", WAY)
     with pytest.raises(CapacityError):
         measure(model, TEXTS, {"a": Plan("9/layer")}, tmp_path / "q", WAY)
-    with pytest.raises(PlanError, match="CPU lane"):
-        measure(model, TEXTS, {"a": Plan("2/layer", cpu_experts="auto")}, tmp_path / "q", WAY)
+    with pytest.raises(PlanError, match="who computes"):
+        measure(model, TEXTS, {"a": Plan("2/layer", miss="auto")}, tmp_path / "q", WAY)
     with pytest.raises(PlanError, match="belady"):
         measure(model, TEXTS, {"a": Plan("2/layer", eviction="belady")}, tmp_path / "q", WAY)
     with pytest.raises(StudyError, match="--scratch"):
