@@ -20,6 +20,7 @@ from numba.np import arrayobj
 from policies.cache_state import Batch, CacheState
 from policies.events import EventBuffer
 from policies.fields import Policy
+from policies.misses import Misses
 
 
 class Array(NamedTuple):
@@ -42,7 +43,10 @@ CACHE: Kinds = {
 }  # fmt: skip
 BATCH: Kinds = {
     "layer": _I32, "start": _I64, "demand": _U32, "recency": _U32, "signal": _F64, "signal_recency": _F64,
-    "hint": _I32._replace(axes=2),
+    "hint": _I32._replace(axes=2), "tokens": _I32, "gate": _F64,
+}  # fmt: skip
+MISSES: Kinds = {
+    "where": int, "copied": int, "most_tokens": _I64, "per_step": int, "even": bool, "left": _I64, "hosted": _I64,
 }  # fmt: skip
 EVENTS: Kinds = {"code": _I64, "start": _I64}
 OF_LAYOUT: Kinds = {"layers": int, "experts": int, "distance": int, "size": _I64, "last_use": _I64}
@@ -61,8 +65,11 @@ class Arguments:
     Cache and policies are noted for good; the batch and the room for events by `note`, before each call.
     """
 
-    def __init__(self, cache: CacheState, policies: Sequence[tuple[type[Policy], Policy]]) -> None:
+    def __init__(
+        self, cache: CacheState, misses: Misses | None, policies: Sequence[tuple[type[Policy], Policy]]
+    ) -> None:
         states: list[tuple[Kinds, tuple[object, ...]]] = [(CACHE, cache)]
+        states += [] if misses is None else [(MISSES, misses)]
         states += [(kinds_of(policy), cast(tuple[object, ...], state)) for policy, state in policies]
         noted = [entry for kinds, state in states for entry in _entries(kinds, state)]
         whole = [entry for entry in noted if isinstance(entry, int)]
@@ -71,7 +78,7 @@ class Arguments:
         self._events = self._batch + sum(map(_width, BATCH.values()))
         self.table = np.zeros(self._events + sum(map(_width, EVENTS.values())), np.int64)
         self.table[: self._batch] = whole
-        self._kept: tuple[object, ...] = (cache, policies)
+        self._kept: tuple[object, ...] = (cache, misses, policies)
         self._noted: tuple[object, ...] = ()
 
     def note(self, batch: Batch, events: EventBuffer) -> None:
@@ -83,12 +90,17 @@ class Arguments:
         self.table[self._events :] = _entries(EVENTS, events)
 
 
-def unpacking(eviction: type[Policy], prefetcher: type[Policy] | None) -> str:
-    """Lines that make `cache`, `eviction`, `prefetcher`, `batch` and `events` of `table` and `numbers`."""
+def unpacking(
+    eviction: type[Policy], prefetcher: type[Policy] | None, misses: bool, admission: type[Policy] | None
+) -> str:
+    """Lines that make what `decide` takes of `table` and `numbers`."""
     lines, at, real = [], 0, 0
-    parts = [("cache", "CacheState", CACHE), ("eviction", "Eviction", kinds_of(eviction))]
+    parts = [("cache", "CacheState", CACHE), *([("misses", "Misses", MISSES)] if misses else [])]
+    parts.append(("eviction", "Eviction", kinds_of(eviction)))
     if prefetcher is not None:
         parts.append(("prefetcher", "Prefetcher", kinds_of(prefetcher)))
+    if admission is not None:
+        parts.append(("admission", "Admitting", kinds_of(admission)))
     parts += [("batch", "Batch", BATCH), ("events", "EventBuffer", EVENTS)]
     for name, made, kinds in parts:
         fields = []
@@ -100,8 +112,8 @@ def unpacking(eviction: type[Policy], prefetcher: type[Policy] | None) -> str:
                 fields.append(_read(kind, at))
             at += _width(kind)
         lines.append(f"    {name} = {made}({', '.join(fields)})")
-    if prefetcher is None:
-        lines.append("    prefetcher = None")
+    made_of = {name for name, *_ in parts}
+    lines += [f"    {name} = None" for name in ("prefetcher", "misses", "admission") if name not in made_of]
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 from numba.core.errors import NumbaError
 
+from policies.admission.always import AlwaysAdmit
+from policies.admission.base import Admission
 from policies.arguments import Arguments
 from policies.cache_state import (
     BAD_SUGGESTION,
@@ -36,9 +38,10 @@ from policies.events import (
 )
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout, Policy, Value
+from policies.misses import WHERE, misses_of
 from policies.one_visit import OneVisit
 from policies.prefetch.none import NoPrefetch
-from policies.registry import eviction_policy, prefetcher
+from policies.registry import admission_policy, eviction_policy, prefetcher
 from policies.switching import (
     Domains,
     Kept,
@@ -64,11 +67,13 @@ class CacheSpec:
     for all layers. `pinned` keys are resident from the start and never leave; what is left of the capacity is the
     policy's, which never hears of them. `predictor` and `estimator` are the
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
-    `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
-    request. `warm` is the trace that it is warmed with, `begins` the keys that it begins with, the most recent last.
-    `domains`: what is pinned, or warm, changes with the domain of what is served; each group's capacity is less by the
-    most that any of them pins there. Who says when a request begins and of what domain it is, and reads that trace, is
-    engine.decisions.
+    `wrap`: the last layers prefetch for the first ones of the next step. `where` says what a miss may be
+    (policies.misses): of "split" so many PARTS are `copied`, of "auto" experts of up to `most_tokens` [layers] tokens
+    are the host's. `admission` says which of the missing experts may come into the cache, at most `per_step` of them at
+    a step, `even` by layer. `reset`: the cache starts anew with every request. `warm` is the trace that it is warmed
+    with, `begins` the keys that it begins with, the most recent last. `domains`: what is pinned, or warm, changes with
+    the domain of what is served; each group's capacity is less by the most that any of them pins there. Who says when a
+    request begins and of what domain it is, and reads that trace, is engine.decisions.
     """
 
     layers: int
@@ -91,6 +96,28 @@ class CacheSpec:
     begins: tuple[int, ...] = ()
     wrap: bool = False
     domains: Domains | None = None
+    where: str = "copy"
+    copied: int | None = None
+    most_tokens: tuple[int, ...] = ()
+    admission: str = "always"
+    admission_parameters: Mapping[str, Value] | None = None
+    per_step: int | None = None
+    even: bool = False
+
+    @property
+    def serves_otherwise(self) -> bool:
+        """Whether a miss may be anything but copied, and kept if there is room."""
+        return self.where != "copy" or self.per_step is not None or self.admission != "always"
+
+    @property
+    def meaning(self) -> tuple[str, bytes]:
+        """Equal for specs that decide alike."""
+        return repr(replace(self, size=NOTHING)), self.size.tobytes()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether decisions depend on how many tokens chose an expert."""
+        return self.where in ("split", "auto")
 
 
 class ExpertCache:
@@ -103,7 +130,7 @@ class ExpertCache:
 
     def __init__(self, spec: CacheSpec, *, compiled: bool = True) -> None:
         eviction = eviction_policy(spec.eviction)
-        suggester = prefetcher(spec.prefetch)
+        suggester, admission = prefetcher(spec.prefetch), admission_policy(spec.admission)
         if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
             raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
         if eviction.reads == "next-use" and spec.domains is not None and any(one.warm for one in spec.domains.kept):
@@ -120,6 +147,12 @@ class ExpertCache:
                 f"prefetch.distance = {spec.distance} with prefetch.wrap looks past the next step: the model has "
                 f"{spec.layers} MoE layers"
             )
+        if spec.where not in WHERE:
+            raise PolicyError(f"a miss is served {' or '.join(WHERE)}, not {spec.where!r}")
+        if spec.where == "split" and spec.copied is None:
+            raise PolicyError("where misses are split, `copied` says how many are copied")
+        if spec.where == "auto" and len(spec.most_tokens) != spec.layers:
+            raise PolicyError("where a miss is served by its tokens, most_tokens has a number for each layer")
         # Compiled code need not ask whether an unsigned index counts from the end. Plain Python on a policy's keys may
         # subtract, where unsigned numbers would wrap around and compiled ones do not.
         self._index = np.uint32 if compiled else np.int64
@@ -127,9 +160,12 @@ class ExpertCache:
         self.slots = slots_of(spec)
         if self.slots >= MOST_SLOTS:
             raise CapacityError(f"{self.slots} slots are more than {MOST_SLOTS}, the most there can be; use fewer")
-        self.eviction_class, self.prefetch_class = eviction, suggester
-        self._keeps_order = mentions(eviction, "last_use")
-        self._decide: Decide | None = compiled_decide(eviction, suggester) if compiled else None
+        self.eviction_class, self.prefetch_class, self.admission_class = eviction, suggester, admission
+        asked = (eviction,) if admission is AlwaysAdmit else (eviction, admission)
+        self._keeps_order = any(mentions(policy, "last_use") for policy in asked)
+        self._decide: Decide | None = None
+        if compiled:
+            self._decide = compiled_decide(eviction, suggester, admission, misses=spec.serves_otherwise)
         self._begun = 0  # visits before the state was new
         self._leaving = NOTHING
         self._coming: Kept | None = None
@@ -150,7 +186,7 @@ class ExpertCache:
 
         `pinned`: the place of each key where some are pinned already; those of the spec get the first slots.
         """
-        spec, eviction, suggester = self.spec, self.eviction_class, self.prefetch_class
+        spec, eviction, suggester, admission = self.spec, self.eviction_class, self.prefetch_class, self.admission_class
         keys, groups, staging = spec.layers * spec.experts, len(spec.capacity), max(spec.staging, 1)
         group_of = np.arange(spec.layers) if groups > 1 else np.zeros(spec.layers, np.int64)
         most, sizes = most_residents(spec), spec.size.astype(np.int64)
@@ -190,13 +226,21 @@ class ExpertCache:
             self.state.free[: len(free)], self.state.ring[FREE_COUNT] = free, len(free)
         self._eviction = allocated(eviction, layout, spec.eviction_parameters)
         suggesting = allocated(suggester, layout, spec.prefetch_parameters)
+        admitting = allocated(admission, layout, spec.admission_parameters)
         self._prefetcher = None if suggester is NoPrefetch else suggesting
+        self._admission = None if admission is AlwaysAdmit else admitting
+        self._misses = None
+        if spec.serves_otherwise:
+            limits = (spec.copied, spec.most_tokens, spec.per_step, spec.even)
+            self._misses = misses_of(spec.where, *limits, spec.layers, spec.experts)
         if self._decide is not None:
             prefetching = [] if self._prefetcher is None else [(suggester, suggesting)]
-            self._arguments = Arguments(self.state, [(eviction, self._eviction), *prefetching])
+            asking = [] if self._admission is None else [(admission, admitting)]
+            self._arguments = Arguments(self.state, self._misses, [(eviction, self._eviction), *prefetching, *asking])
         else:
             self._eviction = eviction.interpreted(self._eviction)
             self._prefetcher = None if suggester is NoPrefetch else suggester.interpreted(suggesting)
+            self._admission = None if admission is AlwaysAdmit else admission.interpreted(admitting)
 
     def restart(self) -> None:
         """Start anew: an empty cache, and policies that know nothing.
@@ -236,6 +280,11 @@ class ExpertCache:
         """The keys of the moving part, group by group in the order in which the policy would let them go."""
         return order_of_leaving(*copy.deepcopy((in_plain_numbers(self.state), self._interpreted())))
 
+    def _asked(self) -> Admission | None:
+        """The admission policy at work, in plain Python; None where all are admitted."""
+        own = self._admission
+        return own if self._decide is None or own is None else self.admission_class.interpreted(own)
+
     def _interpreted(self) -> EvictionPolicy:
         """The eviction policy at work, in plain Python."""
         own = self._eviction
@@ -265,6 +314,8 @@ class ExpertCache:
         recency: Sequence[int] | None = None,
         hint: Sequence[int] = (),
         signal: Sequence[float] = (),
+        tokens: Sequence[int] = (),
+        gate: Sequence[float] = (),
     ) -> Events:
         """Decide one visit.
 
@@ -274,9 +325,11 @@ class ExpertCache:
             recency: the same ids in order of last reference, if that differs.
             hint: ranked expert ids of layer `layer + distance`, for a prefetcher that reads lookahead.
             signal: what the eviction policy reads of each lookup, in order of `demand`; empty if it reads nothing.
+            tokens: how many tokens chose each, where `CacheSpec.counts_tokens`.
+            gate: the gate weights they gave it, added up, where the admission policy reads them.
         """
         first = self._first(1)
-        batch = self._visit.batch(layer, demand, recency, hint, signal)
+        batch = self._visit.batch(layer, demand, recency, hint, signal, tokens, gate)
         count = self._decided(batch, self._visit.events)
         # Kept for long by the engine: not as a view of room for the worst case.
         start = np.array([0, count], np.int64)
@@ -291,7 +344,7 @@ class ExpertCache:
             events, self._leaving = led_by(self._leaving, events), NOTHING
         if self._coming is not None:
             plain = in_plain_numbers(self.state)
-            codes, done = switched(plain, self._interpreted(), self._coming)
+            codes, done = switched(plain, self._interpreted(), self._asked(), self._coming)
             written_back(plain, self.state)
             self._coming = None if done else replace(self._coming, warm=())
             self._changed = np.append(self._changed, np.array(codes, np.int64))
@@ -310,14 +363,17 @@ class ExpertCache:
     def _decided(self, batch: Batch, events: EventBuffer) -> int:
         """Decide a batch; returns how many events were written."""
         if self._decide is None:
-            count = decide(self.state, self._eviction, self._prefetcher, batch, events)
+            asked = (self._prefetcher, self._misses, self._admission)
+            count = decide(self.state, self._eviction, *asked, batch, events)
         else:
             self._arguments.note(batch, events)
             try:
                 count = self._decide(self._arguments.table, self._arguments.numbers)
             except NumbaError as error:
-                why = explain(error, source_files((self.eviction_class, self.prefetch_class)))
+                policies = (self.eviction_class, self.prefetch_class, self.admission_class)
+                why = explain(error, source_files(policies))
                 named = f"policy {self.spec.eviction!r} with {self.spec.prefetch!r}"
+                named += "" if self._admission is None else f" and {self.spec.admission!r}"
                 raise PolicyError(f"{named} cannot be compiled: {why}") from error
         for place, name, named in (
             (BAD_VICTIM, self.spec.eviction, "a victim"),

@@ -58,6 +58,9 @@ class CacheState(NamedTuple):
     missing: np.ndarray  # i64 [experts]: scratch, where in the demand the visit's missing experts stand
 
 
+NO_TOKENS, NO_WEIGHTS = np.empty(0, np.int32), np.empty(0, np.float64)
+
+
 class Batch(NamedTuple):
     """Visits to decide, in order."""
 
@@ -68,6 +71,8 @@ class Batch(NamedTuple):
     signal: np.ndarray  # f64, or empty: what the eviction policy reads, per lookup in order of `demand`
     signal_recency: np.ndarray  # f64, or empty: the same in order of `recency`
     hint: np.ndarray  # i32 [visits, n]: ranked keys of the target layer, padded with -1
+    tokens: np.ndarray = NO_TOKENS  # i32, or empty: how many tokens chose the expert, where that decides who computes
+    gate: np.ndarray = NO_WEIGHTS  # f64, or empty: the gate weights they gave it, added up; both in order of `demand`
 
 
 def allocate_slot(cache: CacheState) -> int:

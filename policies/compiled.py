@@ -20,6 +20,8 @@ from numba.extending import overload, overload_method, register_jitable
 
 from policies import arguments
 from policies import decide as decide_module
+from policies.admission.always import AlwaysAdmit
+from policies.admission.base import Admission
 from policies.arguments import unpacking
 from policies.cache_state import as_key
 from policies.code_digest import code_digest
@@ -43,17 +45,18 @@ from policies.arguments import array_at
 from policies.cache_state import Batch, CacheState
 from policies.decide import decide
 from policies.events import EventBuffer
+from policies.misses import Misses
 
 
 @njit(nogil=True, _nrt=False, no_cfunc_wrapper=True, no_cpython_wrapper=True, error_model="numpy")
-def kernel(cache, eviction, prefetcher, batch, events):
-    return decide(cache, eviction, prefetcher, batch, events)
+def kernel(cache, eviction, prefetcher, misses, admission, batch, events):
+    return decide(cache, eviction, prefetcher, misses, admission, batch, events)
 
 
 @njit(cache=True, nogil=True, _nrt=False, no_cfunc_wrapper=True, error_model="numpy")
 def run(table, numbers):
 {unpacking}
-    return kernel(cache, eviction, prefetcher, batch, events)
+    return kernel(cache, eviction, prefetcher, misses, admission, batch, events)
 '''
 
 
@@ -97,9 +100,9 @@ def make_hook(name: str, original: FunctionType) -> None:
         return plain(method) if isinstance(method, FunctionType) else None
 
 
-for _base in (EvictionPolicy, Prefetcher):
-    for _name, _original in hooks(_base).items():
-        make_hook(_name, _original)
+# A hook that two kinds of policies have is one: the state says whose.
+for _name, _original in {**hooks(Admission), **hooks(Prefetcher), **hooks(EvictionPolicy)}.items():
+    make_hook(_name, _original)
 
 
 def source_modules(policies: tuple[type[Policy], ...]) -> list[ModuleType]:
@@ -166,19 +169,29 @@ def make_callable(module: ModuleType) -> None:
             CALLABLE.add(value)
 
 
-def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
-    """The compiled kernel for this pair of policies; compiled on first use, then loaded from disk.
+def compiled_decide(
+    eviction: type[Policy],
+    prefetcher: type[Policy],
+    admission: type[Policy] = AlwaysAdmit,
+    *,
+    misses: bool = False,
+) -> Decide:
+    """The compiled kernel for these policies; compiled on first use, then loaded from disk.
+
+    `misses`: whether a miss may be anything but copied and kept (policies.misses).
 
     What cannot be compiled raises numba's errors at the first call; `policies.compile_errors` turns them into a line.
     """
-    modules = source_modules((eviction, prefetcher))
+    asked = None if admission is AlwaysAdmit else admission
+    policies = (eviction, prefetcher, *(() if asked is None else (asked,)))
+    modules = source_modules(policies)
     text = SHIM.format(
         eviction=eviction.__qualname__,
         prefetcher=prefetcher.__qualname__,
-        unpacking=unpacking(eviction, None if prefetcher is NoPrefetch else prefetcher),
+        unpacking=unpacking(eviction, None if prefetcher is NoPrefetch else prefetcher, misses, asked),
     )
     # By class, too: numba tells named tuples of equal field types apart by name only when it compiles.
-    classes = " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in (eviction, prefetcher))
+    classes = " ".join(f"{policy.__module__}:{policy.__qualname__}" for policy in policies)
     digest = code_digest(modules, classes + text)
     name = f"tracekit_compiled_{digest[:32]}"
     with LOADING:
@@ -186,7 +199,8 @@ def compiled_decide(eviction: type[Policy], prefetcher: type[Policy]) -> Decide:
             for module in modules:
                 if module not in MAKING:
                     make_callable(module)
-            load_compiled(name, digest, text, {"Eviction": eviction.State, "Prefetcher": prefetcher.State})
+            states = {"Eviction": eviction.State, "Prefetcher": prefetcher.State, "Admitting": admission.State}
+            load_compiled(name, digest, text, states)
         run: Decide = sys.modules[name].run
         return run
 

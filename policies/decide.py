@@ -5,6 +5,7 @@ The semantics are pinned by real engines' traces (docs/design.md). For each visi
 1. every distinct expert is looked up once; what is resident or staged is a hit;
 2. staged experts of this layer are adopted into the cache if demanded, dropped if not;
 3. each missing expert is loaded into the cache if room can be made, else into a staging buffer and not kept (a bypass);
+   where the plan limits what is admitted, or has the host compute misses, policies.misses says which;
 4. recency is refreshed in (token, slot) order of last reference;
 5. the prefetcher suggests experts of layer `layer + distance` (past the last one, where that is asked for, of the next
    step's); each that is neither resident nor staged is loaded into
@@ -15,6 +16,7 @@ log alone tells: they are no part of the capacity that policies share out, and n
 at a clock.
 """
 
+from policies.admission.base import Admission
 from policies.cache_state import (
     BAD_SUGGESTION,
     BAD_VICTIM,
@@ -38,17 +40,39 @@ from policies.cache_state import (
     stage,
     unstage,
 )
-from policies.events import BYPASS, DROP, EVICT, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, EventBuffer, pack
+from policies.events import (
+    ADMIT,
+    BYPASS,
+    DROP,
+    EVICT,
+    HIT,
+    HIT_PINNED,
+    HIT_PREFETCHED,
+    HOST,
+    LOAD,
+    NO_SLOT,
+    PREFETCH,
+    EventBuffer,
+    pack,
+)
 from policies.eviction.base import EvictionPolicy
+from policies.misses import SPLIT, Misses, gate_share, gate_total, place_misses, refill
 from policies.prefetch.base import Prefetcher
 
 
 def decide(
-    cache: CacheState, eviction: EvictionPolicy, prefetcher: Prefetcher | None, batch: Batch, events: EventBuffer
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    prefetcher: Prefetcher | None,
+    misses: Misses | None,
+    admission: Admission | None,
+    batch: Batch,
+    events: EventBuffer,
 ) -> int:
     """Run every visit of `batch`; returns how many events were written to `events`.
 
-    `prefetcher` is None where nothing is ever prefetched: then the code for it is not even compiled.
+    `prefetcher` is None where nothing is ever prefetched; `misses` where every miss is copied, and kept if there is
+    room; `admission` where nothing more is asked. Then the code for it is not even compiled.
     """
     n = 0
     keeps_order = len(cache.last_use) > 0
@@ -62,6 +86,10 @@ def decide(
 
         missing = 0
         staged = 0
+        weight = 0.0
+        if misses is not None:
+            refill(misses, layer, len(cache.group_of))
+            weight = gate_total(batch, start, stop)
         held = 0  # what the visit's own resident experts take of the capacity; needed only where sizes differ
         for i in range(start, stop):
             expert = batch.demand[i]
@@ -72,6 +100,8 @@ def decide(
                 eviction.on_hit(expert, group, now, signal)
             elif place & PINNED == 0:
                 eviction.on_miss(expert, group, now, signal)
+            if admission is not None and place != 0 and place & PINNED == 0:
+                admission.on_hit(expert, group, now, gate_share(batch, i, weight))
             if cache.unit == 0:
                 held += cache.size[expert] * (place & RESIDENT)
             # No branch on hit or miss, which nothing can predict: both are written, one is kept.
@@ -91,7 +121,7 @@ def decide(
                 expert = batch.demand[i]
                 if cache.place[expert] & STAGED:
                     signal = batch.signal[i] if has_signal else 0.0
-                    n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
+                    n, room = make_room(cache, eviction, admission, group, expert, now, signal, held, events, n)
                     unstage(cache, expert)
                     if room:
                         insert(cache, expert, group, cache.place[expert] >> SLOT)
@@ -99,17 +129,22 @@ def decide(
                         eviction.on_insert(expert, group, now, signal)
                     else:
                         discard(cache, expert)
+        if misses is not None:
+            place_misses(misses, cache, batch, layer, missing)
+            asked = missing
+            missing = 0
+            n, held = serve(
+                cache, eviction, prefetcher, misses, admission, batch, group, now, asked, weight, held, events, n
+            )
         for m in range(missing):
             i = cache.missing[m]
             expert = batch.demand[i]
             signal = batch.signal[i] if has_signal else 0.0
-            n, room = load(cache, eviction, group, expert, now, signal, held, LOAD, events, n)
+            n, room = load(cache, eviction, admission, group, expert, now, signal, held, LOAD, events, n)
             if not room:
                 if prefetcher is not None:
                     n = ensure_buffer(cache, now, events, n)
-                slot = allocate_slot(cache)
-                n = record(events, n, BYPASS, expert, slot)
-                free_slot(cache, slot)
+                n = bypass(cache, expert, events, n)
             elif cache.unit == 0:
                 held += cache.size[expert]
 
@@ -129,14 +164,67 @@ def decide(
                 target -= len(cache.group_of)
             if target < len(cache.group_of):
                 count = prefetcher.suggest(target, batch.hint[visit], cache.suggestion)
-                n = prefetch(cache, eviction, target, now, group, held, events, n, count)
+                n = prefetch(cache, eviction, admission, target, now, group, held, events, n, count)
         events.start[visit + 1] = n
+    return n
+
+
+def serve(
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    prefetcher: Prefetcher | None,
+    misses: Misses,
+    admission: Admission | None,
+    batch: Batch,
+    group: int,
+    now: int,
+    missing: int,
+    weight: float,
+    held: int,
+    events: EventBuffer,
+    n: int,
+) -> tuple[int, int]:
+    """Serve a visit's misses where they are not all copied and kept; returns the event count and what is held then.
+
+    The admission policy is asked whether or not an admission is left.
+    """
+    for m in range(missing):
+        i = cache.missing[m]
+        expert = batch.demand[i]
+        signal = batch.signal[i] if len(batch.signal) > 0 else 0.0
+        hosted = misses.hosted[m] > 0
+        room = not hosted or misses.where != SPLIT
+        if admission is not None and room:
+            room = admission.admits(expert, group, now, gate_share(batch, i, weight))
+        if room and misses.left[0] > 0:
+            kind = ADMIT if hosted else LOAD
+            n, room = load(cache, eviction, admission, group, expert, now, signal, held, kind, events, n)
+        else:
+            room = False
+        if room:
+            misses.left[0] -= 1
+            held += cache.size[expert] * (cache.unit == 0)
+        elif hosted:
+            n = record(events, n, HOST, expert, NO_SLOT)
+        else:
+            if prefetcher is not None:
+                n = ensure_buffer(cache, now, events, n)
+            n = bypass(cache, expert, events, n)
+    return n, held
+
+
+def bypass(cache: CacheState, expert: int, events: EventBuffer, n: int) -> int:
+    """Load the expert through a staging buffer: it is not kept."""
+    slot = allocate_slot(cache)
+    n = record(events, n, BYPASS, expert, slot)
+    free_slot(cache, slot)
     return n
 
 
 def prefetch(
     cache: CacheState,
     eviction: EvictionPolicy,
+    admission: Admission | None,
     target: int,
     now: int,
     group: int,
@@ -154,7 +242,8 @@ def prefetch(
             cache.fault[BAD_SUGGESTION] = 1
         elif cache.place[expert] == 0 and cache.into_cache:
             to = cache.group_of[target]
-            n, room = load(cache, eviction, to, expert, now, 0.0, held if to == group else 0, PREFETCH, events, n)
+            beside = held if to == group else 0
+            n, room = load(cache, eviction, admission, to, expert, now, 0.0, beside, PREFETCH, events, n)
             if room:
                 cache.place[expert] |= PREFETCHED
         elif cache.place[expert] == 0 and cache.staged_count[0] < len(cache.staged):
@@ -173,6 +262,7 @@ def record(events: EventBuffer, n: int, kind: int, expert: int, slot: int) -> in
 def load(
     cache: CacheState,
     eviction: EvictionPolicy,
+    admission: Admission | None,
     group: int,
     expert: int,
     now: int,
@@ -190,6 +280,8 @@ def load(
         found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
+        if admission is not None:
+            admission.on_evict(victim, group, now)
         slot, position = cache.place[victim] >> SLOT, cache.position[victim]
         n = record(events, n, EVICT, victim, slot)
         cache.place[victim] = 0
@@ -197,7 +289,7 @@ def load(
         cache.resident[position] = expert
         cache.position[expert] = position
     else:
-        n, room = make_room(cache, eviction, group, expert, now, signal, held, events, n)
+        n, room = make_room(cache, eviction, admission, group, expert, now, signal, held, events, n)
         if not room:
             return n, False
         slot = allocate_slot(cache)
@@ -233,6 +325,7 @@ def choose_victim(
 def make_room(
     cache: CacheState,
     eviction: EvictionPolicy,
+    admission: Admission | None,
     group: int,
     expert: int,
     now: int,
@@ -250,6 +343,8 @@ def make_room(
         found, victim = choose_victim(cache, eviction, group, expert, now, signal)
         if not found:
             return n, False
+        if admission is not None:
+            admission.on_evict(victim, group, now)
         n = record(events, n, EVICT, victim, cache.place[victim] >> SLOT)
         evict(cache, victim, group)
     return n, True

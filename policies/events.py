@@ -1,7 +1,10 @@
 """Events: what was decided, one number each, in the order it was decided.
 
-A replay writes an event for every lookup and every load, so an event is one 64-bit number: the kind in bits 60 to 62,
-the slot in bits 32 to 59, the expert's key in bits 0 to 31. `Events` gives them back as columns.
+A replay writes an event for every lookup and every load, so an event is one 64-bit number: the kind in bits 59 to 62,
+the slot in bits 32 to 58, the expert's key in bits 0 to 31. `Events` gives them back as columns.
+
+Kinds stand in an order in which what belongs together is a range: hits up to HIT_PREFETCHED, misses from HOST to ADMIT,
+copies from LOAD to PREFETCH.
 """
 
 from collections.abc import Sequence
@@ -14,19 +17,26 @@ import numpy as np
 HIT = 0  # the expert is resident, because the cache kept it
 HIT_PINNED = 1  # the expert is resident and may never be evicted
 HIT_PREFETCHED = 2  # the expert was loaded ahead and is demanded for the first time since
-LOAD = 3  # demand load into the cache
-BYPASS = 4  # demand load through a staging buffer, not kept
-PREFETCH = 5  # load ahead of demand
-EVICT = 6  # the expert loses its cache slot
-DROP = 7  # a staged expert is given up unused
+HOST = 3  # a miss that the host computes where the expert lies: nothing is copied, and there is no slot
+LOAD = 4  # demand load into the cache
+BYPASS = 5  # demand load through a staging buffer, not kept
+ADMIT = 6  # a miss that the host computes, while the expert is copied into the cache for later visits
+PREFETCH = 7  # load ahead of demand
+EVICT = 8  # the expert loses its cache slot
+DROP = 9  # a staged expert is given up unused
 
-KIND_NAMES = ("hit", "hit-pinned", "hit-prefetched", "load", "bypass", "prefetch", "evict", "drop")
+KIND_NAMES = (
+    *("hit", "hit-pinned", "hit-prefetched", "host", "load", "bypass", "admit"),
+    *("prefetch", "evict", "drop"),
+)
 KINDS = len(KIND_NAMES)
-KIND_SHIFT = 60
+KIND_SHIFT = 59
 SLOT_SHIFT = 32
-SLOT_MASK = (1 << 28) - 1
+SLOT_MASK = (1 << 27) - 1
 KEY_MASK = (1 << 32) - 1
-MOST_SLOTS = 1 << 27  # what `pack`, and the signed 32 bits of a place, have room for
+NO_SLOT = SLOT_MASK  # as an event holds it; in the column `slot` it is -1
+SIGN = 63 - 58  # to shift to the left, so that a slot's highest bit is a number's sign
+MOST_SLOTS = 1 << 26  # so that -1 is no slot; the signed 32 bits of a place have room for twice as many
 
 
 class EventBuffer(NamedTuple):
@@ -76,11 +86,11 @@ class Events:
 
     @property
     def slot(self) -> np.ndarray:
-        """i32 [events]: the slot that the expert is in, comes to or leaves."""
-        return (self.code >> SLOT_SHIFT & SLOT_MASK).astype(np.int32)
+        """i32 [events]: the slot that the expert is in, comes to or leaves; -1 where it has none."""
+        return (self.code << SIGN >> SIGN + SLOT_SHIFT).astype(np.int32)
 
     def unpacked(self) -> list[tuple[int, int, int]]:
-        """Kind, expert and slot of each event: for few events the quickest way to read them."""
+        """Kind, expert and slot of each event, NO_SLOT for none: for few events the quickest way to read them."""
         return [(code >> KIND_SHIFT, code & KEY_MASK, code >> SLOT_SHIFT & SLOT_MASK) for code in self.code.tolist()]
 
     def part(self, first: int, last: int) -> "Events":
@@ -96,7 +106,7 @@ class Events:
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, int, int]], visits: int, first_visit: int = 0) -> "Events":
         """Events of `visits` visits from (visit, kind, expert, slot), in order of visits."""
-        code = np.array([pack(kind, expert, slot) for _, kind, expert, slot in rows], np.int64)
+        code = np.array([pack(kind, expert, slot & SLOT_MASK) for _, kind, expert, slot in rows], np.int64)
         counts = np.bincount([visit - first_visit for visit, *_ in rows], minlength=visits)
         return cls(code, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), first_visit)
 

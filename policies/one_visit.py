@@ -22,6 +22,7 @@ class OneVisit:
         layer, start = np.zeros(1, np.int32), np.zeros(2, np.int64)
         self._plain = Batch(layer, start, keys[0], keys[1], none[0], none[1], hint)
         self._signalled = self._plain._replace(signal=signals[0], signal_recency=signals[1])
+        self._tokens, self._gate = np.zeros(experts, np.int32), np.zeros(experts)
 
     def batch(
         self,
@@ -30,9 +31,17 @@ class OneVisit:
         recency: Sequence[int] | None,
         hint: Sequence[int],
         signal: Sequence[float],
+        tokens: Sequence[int] = (),
+        gate: Sequence[float] = (),
     ) -> Batch:
         """The visit of these, as `ExpertCache.visit` has them. Good until the next."""
         batch = self._signalled if len(signal) else self._plain
+        if len(tokens):
+            self._tokens[: len(tokens)] = tokens
+            batch = batch._replace(tokens=self._tokens)
+        if len(gate):
+            self._gate[: len(gate)] = gate
+            batch = batch._replace(gate=self._gate)
         count, base = len(demand), layer * self.experts
         batch.layer[0], batch.start[1] = layer, count
         batch.demand[:count] = [base + expert for expert in demand]

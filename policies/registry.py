@@ -13,9 +13,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import TypeVar
 
+from policies.admission.base import Admission
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
+from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
 from tracekit.opening import read_file
 
@@ -58,6 +60,20 @@ PREFETCH = {
     "learned-adaptive": "policies.prefetch.adaptive:AdaptiveLearned",
     "oracle": "policies.prefetch.oracle:OraclePrefetch",
 }
+ROUTING = {
+    "none": "policies.routing.none:NoRouting",
+    "cache-prior": "policies.routing.cache_prior:CachePrior",
+    "drop-cold": "policies.routing.drop_cold:DropCold",
+    "substitute": "policies.routing.substitute:Substitute",
+    "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
+}
+ADMISSION = {
+    "always": "policies.admission.always:AlwaysAdmit",
+    "second-miss": "policies.admission.second_miss:SecondMiss",
+    "score": "policies.admission.score:ScoreAdmission",
+}
+BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "admission": ADMISSION, "routing": ROUTING}
+"""By kind."""
 
 
 def eviction_policy(name: str) -> type[EvictionPolicy]:
@@ -70,10 +86,19 @@ def prefetcher(name: str) -> type[Prefetcher]:
     return find("prefetch", name, PREFETCH, Prefetcher)
 
 
+def routing_policy(name: str) -> type[RoutingPolicy]:
+    """The routing policy class behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("routing", name, ROUTING, RoutingPolicy)
+
+
+def admission_policy(name: str) -> type[Admission]:
+    """The admission policy class behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("admission", name, ADMISSION, Admission)
+
+
 def names(kind: str) -> list[str]:
-    """The names of all policies of a kind ("eviction" or "prefetch"), those of entry points included."""
-    builtin = EVICTION if kind == "eviction" else PREFETCH
-    return sorted({*builtin, *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
+    """The names of all policies of a kind of `BUILTIN`, those of entry points included."""
+    return sorted({*BUILTIN[kind], *(point.name for point in entry_points(group=f"tracekit.{kind}"))})
 
 
 def find(kind: str, name: str, builtin: dict[str, str], base: type[P]) -> type[P]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies.admission.base import Admission
 from policies.cache_state import (
     FREE_COUNT,
     PINNED,
@@ -57,7 +58,9 @@ class Domains:
         return f"Domains({self.kept!r}, {counts}, {self.detect!r}, {self.labels!r})"
 
 
-def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[list[np.int64], bool]:
+def switched(
+    cache: CacheState, eviction: EvictionPolicy, admission: Admission | None, kept: Kept
+) -> tuple[list[np.int64], bool]:
     """Make `cache` keep what another domain wants; returns the events, which belong behind the last visit's, and
     whether all was done.
 
@@ -92,6 +95,8 @@ def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[l
         if there & RESIDENT:
             group = cache.group_of[key // cache.experts]
             eviction.on_evict(key, group, now)
+            if admission is not None:
+                admission.on_evict(key, group, now)
             evict(cache, key, group)
             cache.ring[FREE_COUNT] -= 1  # its slot, the last that became free, stays its own
         elif there & STAGED:
@@ -103,10 +108,12 @@ def switched(cache: CacheState, eviction: EvictionPolicy, kept: Kept) -> tuple[l
             there = allocate_slot(cache) << SLOT | PREFETCHED
             events.append(pack(PREFETCH, key, there >> SLOT))
         place[key] = there & ~(RESIDENT | STAGED) | PINNED
-    return events + _warmed(cache, eviction, kept.warm, left), done
+    return events + _warmed(cache, eviction, admission, kept.warm, left), done
 
 
-def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...], left: set[int]) -> list[np.int64]:
+def _warmed(
+    cache: CacheState, eviction: EvictionPolicy, admission: Admission | None, warm: tuple[int, ...], left: set[int]
+) -> list[np.int64]:
     """Load ahead into the cache what is wanted and not there, as far as there is room beside what else is wanted; none
     of what has just `left`."""
     now, place = int(cache.clock[VISITS]), cache.place
@@ -123,7 +130,7 @@ def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...], 
     buffer, n = EventBuffer(np.empty(2 * len(missing) + len(cache.resident), np.int64), np.zeros(1, np.int64)), 0
     for key in missing:
         group = cache.group_of[key // cache.experts]
-        n, loaded = _loaded(cache, eviction, group, key, now, buffer, n)
+        n, loaded = _loaded(cache, eviction, admission, group, key, now, buffer, n)
         if loaded:
             place[key] |= PREFETCHED
             cache.seen[key] = now
@@ -131,12 +138,20 @@ def _warmed(cache: CacheState, eviction: EvictionPolicy, warm: tuple[int, ...], 
 
 
 def _loaded(
-    cache: CacheState, eviction: EvictionPolicy, group: int, key: int, now: int, events: EventBuffer, n: int
+    cache: CacheState,
+    eviction: EvictionPolicy,
+    admission: Admission | None,
+    group: int,
+    key: int,
+    now: int,
+    events: EventBuffer,
+    n: int,
 ) -> tuple[int, bool]:
     """Load `key` ahead into the cache, if room can be made; returns the event count and whether it was."""
     return load(
         cache=cache,
         eviction=eviction,
+        admission=admission,
         group=group,
         expert=key,
         now=now,
@@ -166,7 +181,7 @@ def warmed(cache: CacheState, eviction: EvictionPolicy, keys: tuple[int, ...]) -
     buffer, n = EventBuffer(np.empty(2 * len(fitting), np.int64), np.zeros(1, np.int64)), 0
     for key in reversed(fitting):
         group = cache.group_of[key // cache.experts]
-        n, _ = _loaded(cache, eviction, group, key, 0, buffer, n)
+        n, _ = _loaded(cache, eviction, None, group, key, 0, buffer, n)
 
 
 def order_of_leaving(cache: CacheState, eviction: EvictionPolicy) -> list[int]:

@@ -22,10 +22,12 @@ _FACE = {
     "engine.shapes.shape": ("ModelShape",),
     "experiments.fit.modules": ("Predictor",),
     "experiments.study.finished_study": ("study",),
+    "policies.admission.base": ("Admission",),
     "policies.eviction.base": ("EvictionPolicy",),
     "policies.eviction.ordered": ("Ordered",),
     "policies.fields": ("parameter", "per_expert", "per_group", "per_pair", "scalar"),
     "policies.prefetch.base": ("Prefetcher",),
+    "policies.routing.base": ("RoutingPolicy",),
     "tracekit.errors": (
         "CapacityError",
         "HardwareError",

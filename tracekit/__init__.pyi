@@ -13,6 +13,7 @@ from engine.shapes.loading import load_shape as load_shape
 from engine.shapes.shape import ModelShape as ModelShape
 from experiments.fit.modules import Predictor as Predictor
 from experiments.study.finished_study import study as study
+from policies.admission.base import Admission as Admission
 from policies.eviction.base import EvictionPolicy as EvictionPolicy
 from policies.eviction.ordered import Ordered as Ordered
 from policies.fields import parameter as parameter
@@ -21,6 +22,7 @@ from policies.fields import per_group as per_group
 from policies.fields import per_pair as per_pair
 from policies.fields import scalar as scalar
 from policies.prefetch.base import Prefetcher as Prefetcher
+from policies.routing.base import RoutingPolicy as RoutingPolicy
 from tracekit.errors import CapacityError as CapacityError
 from tracekit.errors import HardwareError as HardwareError
 from tracekit.errors import ImportFormatError as ImportFormatError

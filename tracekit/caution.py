@@ -14,8 +14,8 @@ Code = Literal[
     "costs",
     "below the token cycle",
     "mostly overhead",
-    "copies pile up",
     "link busy",
+    "first order",
     "does not fit",
     "holds no expert",
 ]

@@ -22,6 +22,20 @@ def is_about_steps(note: str) -> bool:
     return _ABOUT.fullmatch(note) is not None
 
 
+ALTERED = "routing was altered while it was recorded"
+"""What a trace's notes say of choices that are not the gates' own."""
+
+
+def altered_note(policy: str) -> str:
+    """The note of a trace whose choices a routing policy altered."""
+    return f"{ALTERED}, by {policy}: closed loop"
+
+
+def is_altered(notes: list[str]) -> bool:
+    """Whether a trace's choices, or some of them, are not the gates' own."""
+    return any(ALTERED in note for note in notes)
+
+
 def cut(notes: list[str], kept: NDArray[np.integer]) -> list[str]:
     """The notes of a trace of which only the steps `kept`, ascending, are left; partly kept ones say so."""
     found = []

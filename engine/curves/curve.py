@@ -9,7 +9,7 @@ from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.plan.plan import Plan, plan_from_dict
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
-from policies.events import BYPASS, HIT_PREFETCHED
+from policies.events import ADMIT, HIT_PREFETCHED
 from tracekit.errors import TraceError
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -91,7 +91,7 @@ def curve(
 
 def _replayed(done: Replayed) -> tuple[np.ndarray, np.ndarray]:
     """Lookups and hits [phases]."""
-    return done.kinds[:, : BYPASS + 1].sum(axis=1), done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
+    return done.kinds[:, : ADMIT + 1].sum(axis=1), done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
 
 
 def _ratio(hits: np.integer, lookups: np.integer) -> float:

@@ -12,7 +12,7 @@ from engine.decisions.run import iter_decisions
 from engine.plan.capacity import Capacity
 from engine.plan.placement import Domain, Placement, Source, Ways, by_layer
 from policies.cache import CacheSpec
-from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD
+from policies.events import ADMIT, HOST, KEY_MASK, KIND_SHIFT
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import PlanError, TraceError
 from tracekit.of_requests import of_requests
@@ -162,6 +162,6 @@ def _misses(trace: Trace, demands: list[Demand], pinned: list[list[int]], moving
     found = np.zeros(len(spec.size), np.int64)
     for _, events in iter_decisions(trace, spec, demands=demands):
         kind = events.code >> KIND_SHIFT
-        missed = events.code[(kind == LOAD) | (kind == BYPASS)] & KEY_MASK
+        missed = events.code[(kind >= HOST) & (kind <= ADMIT)] & KEY_MASK
         found += np.bincount(missed, minlength=len(found))
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from engine.decisions.domains import switches_of
 from engine.decisions.hints import Hints
 from engine.decisions.requests import request_steps
-from engine.decisions.signals import Signal, with_signals
+from engine.decisions.signals import GateWeights, Signal, with_signals
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import Batch
 from policies.events import Events
@@ -107,6 +107,7 @@ def _decisions(
         given = None if given is None else _drained(kept)
     if (spec.warm is not None or spec.begins) and reads == "next-use":
         pieces = chain([_everything(spec)], pieces)
+    gate = GateWeights(trace, "admission") if cache.admission_class.reads == "gate-share" else None
     told = with_signals(reads, trace, pieces, spec, restarts)
     for (demand, (signal, signal_recency)), following in _followed(told, known.looks_on):
         if demand.first_step in restarts:
@@ -121,6 +122,10 @@ def _decisions(
         else:
             hint = known.of(demand, following)
         batch = Batch(demand.layer, demand.start, demand.keys, demand.recency, signal, signal_recency, hint)
+        if spec.counts_tokens:
+            batch = batch._replace(tokens=demand.tokens)
+        if gate is not None and demand.first_step >= 0:
+            batch = batch._replace(gate=gate.of(demand))
         events = cache.run(batch)
         if demand.first_step < 0:
             cache.count_from_here()

@@ -34,11 +34,9 @@ def with_signals(
         kept = list(demands)
         yield from zip(kept, next_use(kept, restarts), strict=True)
     elif reads == "gate-weight":
-        if not trace.has_weights:
-            raise PlanError(f"{trace.path} holds no gate weights: choose an eviction policy that does not read them")
-        starts = step_starts(trace.step)
+        gate = GateWeights(trace, "eviction")
         for demand in demands:
-            yield demand, gate_weights(trace, demand, starts)
+            yield demand, gate_weights(trace, demand, gate.starts)
     elif reads == "predicted-use":
         estimate = ReuseEstimate(trace, spec)
         for demand in demands:
@@ -49,6 +47,19 @@ def with_signals(
         raise PlanError(
             f"no signal {reads!r}: an eviction policy reads nothing, gate-weight, predicted-use or next-use"
         )
+
+
+class GateWeights:
+    """The gate weights of a trace, for a policy of this `kind`. Raises PlanError where it holds none."""
+
+    def __init__(self, trace: Trace, kind: str) -> None:
+        if not trace.has_weights:
+            raise PlanError(f"{trace.path} holds no gate weights: choose an {kind} policy that does not read them")
+        self.trace, self.starts = trace, step_starts(trace.step)
+
+    def of(self, demand: Demand) -> np.ndarray:
+        """Of each lookup of a piece, in order of its keys, added up over the visit's tokens: f64."""
+        return gate_weights(self.trace, demand, self.starts)[0]
 
 
 def next_use(demands: Sequence[Demand], restarts: Set[int] = frozenset()) -> list[Signal]:

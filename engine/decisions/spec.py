@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from engine.decisions.domains import domains_of
+from engine.decisions.misses import NO_MACHINE, Served
 from engine.decisions.pinning import begins_with, filled, placed
 from engine.decisions.splitting import groups_of
 from engine.plan.plan import Plan
@@ -11,8 +12,13 @@ from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import PlanError
 
 
-def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
-    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
+def cache_spec(
+    experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan, misses: Served = NO_MACHINE
+) -> CacheSpec:
+    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError.
+
+    `misses` is what the machine says about them, which some plans need (engine.decisions.misses).
+    """
     pinned = placed(plan.placement, experts_per_layer)
     capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
     domains = domains_of(plan.placement, plan.cache.warm_file, experts_per_layer)
@@ -41,6 +47,13 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         begins=begins_with(plan.cache.warm_file, experts_per_layer),
         wrap=plan.prefetch.wrap,
         domains=domains,
+        where=plan.miss.where,
+        copied=misses.copied,
+        most_tokens=misses.most_tokens,
+        admission=plan.admission.policy,
+        admission_parameters=plan.admission.parameters,
+        per_step=plan.admission.per_step,
+        even=plan.admission.per_layer == "even",
     )
 
 

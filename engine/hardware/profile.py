@@ -143,8 +143,8 @@ class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The host's processor, for plans with `compute.cpu_experts = "auto"`: it may compute an expert instead of a copy
-    (Fiddler: Kamahori et al. 2024, arXiv 2402.07033)."""
+    """The host's processor, for plans whose misses it computes (`miss.where`; Fiddler: Kamahori et al. 2024, arXiv
+    2402.07033)."""
 
     memory_bandwidth_bytes_per_s: BytesPerSecond
     """Rate at which it reads weights from host memory, all cores together."""
@@ -154,6 +154,10 @@ class Cpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Fixed cost of running one expert at one visit."""
     transfer_ns: Nanoseconds
     """Activations from the device and the result back, for one expert at one visit."""
+    slowdown_percent: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+    """How much longer an expert takes that begins during a copy: both need the host's memory."""
+    link_slowdown_percent: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+    """How much longer a copy's bytes take that begins while it computes."""
 
     def expert(self, stored_bytes: int, params: int) -> Roofline:
         """An expert of so many bytes and parameters, computed where it lies, as it is stored."""

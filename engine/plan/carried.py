@@ -1,9 +1,9 @@
 """Plans that travel: a user's policy, or a placement, lies beside the plan that names it, under a digest that is
 checked when read.
 
-`eviction.policy = "mine-1a2b3c4d.py:Mine"` with `eviction.digest` (of a prefetcher, `predictor` and `digest`; of a
-placement, `pinned` or `warm` and `digest`) is relative to the plan's folder, wherever that has been copied to. Without
-a digest a path is relative to where the command runs, as on the command line.
+`eviction.policy = "mine-1a2b3c4d.py:Mine"` with `eviction.digest` (`routing` alike; of a prefetcher, `predictor` and
+`digest`; of a placement, `pinned` or `warm` and `digest`) is relative to the plan's folder, wherever that has been
+copied to. Without a digest a path is relative to where the command runs, as on the command line.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from tracekit.opening import read_file
 
 MOST_BYTES = 16 << 20
 """Of a policy's file."""
-NAMED = {"eviction": "policy", "prefetch": "predictor"}
+NAMED = {"eviction": "policy", "prefetch": "predictor", "admission": "policy", "routing": "policy"}
 """Tables of a plan that name a policy, and their key for it."""
 PLACED = {"placement": "pinned", "cache": "warm"}
 """The same of a placement's file."""

@@ -103,9 +103,10 @@ def _llama_cpp(plan: Plan, model: Sized, slots: float, _counts: str | None) -> P
             f"--override-tensor '{host_pattern(model, resident)}=CPU'"
         )
         lost.append(f"eviction {plan.eviction.policy}: the cache keeps the experts that were used most")
-        if plan.compute.cpu_experts == "auto":
+        if plan.miss.where != "copy":
             lost.append(
-                "compute.cpu_experts: a fixed share there; try --moe-cache-cpu-share, which its tuning script finds"
+                f"misses {plan.miss.where}: a fixed share is the host's there; try --moe-cache-cpu-share, which its "
+                "tuning script finds"
             )
     if plan.serve.context is not None:
         arguments.append(("--ctx-size", str(plan.serve.context * (plan.serve.batch or 1))))
@@ -138,8 +139,8 @@ def _ktransformers(plan: Plan, model: Sized, slots: float, counts: str | None) -
         lost.append(
             f"eviction {plan.eviction.policy}: placement changes there with a prompt's counts, and not within a step"
         )
-    if plan.compute.cpu_experts != "auto":
-        lost.append("compute.cpu_experts = never: a missing expert is always computed on the host there")
+    if plan.miss.where != "host":
+        lost.append(f"misses {plan.miss.where}: a missing expert is always computed on the host there")
     notes.append(
         "also needed: --kt-weight-path, --kt-method, --kt-cpuinfer (physical cores), --kt-threadpool-count (NUMA nodes)"
     )
@@ -186,8 +187,15 @@ def _lost_anywhere(plan: Plan, engine: str) -> list[str]:
         lost.append(f"placement {plan.placement.pinned}: {engine} is not told which experts are pinned")
     if plan.cache.warm != KEEP:
         lost.append(f"cache.warm {plan.cache.warm}: {engine} begins with nothing and keeps what it holds")
+    if plan.miss.where != "copy" and engine in ("vllm", "sglang"):
+        lost.append(f"misses {plan.miss.where}: {engine} reads every missing expert over the link")
+    if plan.admission.limited:
+        limit = "" if plan.admission.per_step is None else f", {plan.admission.per_step} per step"
+        lost.append(f"admission {plan.admission.policy}{limit}: {engine} is not told which misses to keep")
     if plan.prefetch.predictor != "none":
         lost.append(f"prefetch {plan.prefetch.predictor}: {engine} loads no expert ahead")
+    if plan.routing.alters:
+        lost.append(f"routing {plan.routing.policy}: {engine} computes what the gates chose")
     if plan.serve.host == "disk":
         own = "maps the file, and the system keeps what it last read" if engine == "llama.cpp" else "reads all at once"
         lost.append(f"serve.host disk: {engine} {own}")

@@ -11,6 +11,7 @@ import msgspec
 from engine.plan.capacity import Capacity
 from engine.plan.carried import resolved
 from engine.plan.layers import capacity_text
+from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.placement import parse_pinned
 from engine.plan.weights import WeightFormat
 from tracekit.errors import PlanError
@@ -99,6 +100,18 @@ class PrefetchPlan(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, int | float | bool] = {}
 
 
+class RoutingPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`routing`: a policy that alters what the gates choose, given what is there and, beside it, its own parameters."""
+
+    policy: str = "none"
+    parameters: dict[str, int | float | bool] = {}
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything but the gates chooses."""
+        return self.policy != "none"
+
+
 class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`weights`: storage formats (engine.plan.weights); None keeps what the model has."""
 
@@ -114,8 +127,6 @@ class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     # what computes them: transformers' own operations, an expert at a time, or kernels over several at once, which also
     # expand quantised weights; None: what `experts` asks for, since only the latter can compute all in one call
     kernels: Literal["eager", "grouped"] | None = None
-    # whether the CPU may compute a missing expert: `auto`, where that would end sooner than copying it
-    cpu_experts: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
         if self.experts == "fused" and self.kernels == "eager":
@@ -147,6 +158,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     placement: PlacementPlan = PlacementPlan()
     eviction: EvictionPlan = EvictionPlan()
     prefetch: PrefetchPlan = PrefetchPlan()
+    routing: RoutingPlan = RoutingPlan()
+    miss: MissPlan = MissPlan()
+    admission: AdmissionPlan = AdmissionPlan()
     weights: WeightsPlan = WeightsPlan()
     compute: ComputePlan = ComputePlan()
     serve: ServePlan = ServePlan()
@@ -159,6 +173,9 @@ class _Tables(TypedDict, total=False):
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    routing: RoutingPlan
+    miss: MissPlan
+    admission: AdmissionPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -178,6 +195,9 @@ class Plan:
     placement: PlacementPlan
     eviction: EvictionPlan
     prefetch: PrefetchPlan
+    routing: RoutingPlan
+    miss: MissPlan
+    admission: AdmissionPlan
     weights: WeightsPlan
     compute: ComputePlan
     serve: ServePlan
@@ -189,7 +209,6 @@ class Plan:
         eviction: str | Mapping[str, object] = "lru",
         prefetch: str | Mapping[str, object] = "none",
         weights: str | Mapping[str, object] | None = None,
-        cpu_experts: str = "never",
         compute_experts: str = "each",
         serve: Mapping[str, object] | None = None,
         warm: str = KEEP,
@@ -197,6 +216,9 @@ class Plan:
         split: str | None = None,
         split_from: str | None = None,
         placement: str | Mapping[str, object] | None = None,
+        routing: str | Mapping[str, object] = "none",
+        miss: str | Mapping[str, object] = "copy",
+        admission: str | Mapping[str, object] = "always",
     ) -> None:
         given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
@@ -204,8 +226,11 @@ class Plan:
             "placement": {"pinned": placement} if placement is None or isinstance(placement, str) else placement,
             "eviction": {"policy": eviction} if isinstance(eviction, str) else eviction,
             "prefetch": {"predictor": prefetch} if isinstance(prefetch, str) else prefetch,
+            "routing": {"policy": routing} if isinstance(routing, str) else routing,
+            "miss": {"where": miss} if isinstance(miss, str) else miss,
+            "admission": {"policy": admission} if isinstance(admission, str) else admission,
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
-            "compute": {"experts": compute_experts, "kernels": kernels, "cpu_experts": cpu_experts},
+            "compute": {"experts": compute_experts, "kernels": kernels},
             "serve": serve or {},
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)
@@ -225,6 +250,11 @@ class Plan:
         """Whether the capacity is one number, of each layer or of all together, and all of it is the policy's."""
         return not self.capacity.exceptions and self.cache.split is None and self.placement.pinned is None
 
+    @property
+    def keeps_misses(self) -> bool:
+        """Whether every miss is copied, and kept if there is room."""
+        return self.miss.where == "copy" and not self.admission.limited
+
     def replace(self, **tables: Unpack[_Tables]) -> "Plan":
         """This plan with other tables."""
         plan = object.__new__(Plan)
@@ -235,6 +265,8 @@ class Plan:
         """The plan as the tables of its file; parameters stand beside the keys that every policy has."""
         tables: dict[str, dict[str, Scalar]] = {}
         for name, struct in self.__dict__.items():
+            if isinstance(struct, RoutingPlan) and not struct.alters:
+                continue
             table = {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
             table.update(table.pop("parameters", {}))
             if table:
@@ -255,7 +287,9 @@ class Plan:
 def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
     given: dict[str, object] = dict(tables)
-    for name, kind in (("eviction", EvictionPlan), ("prefetch", PrefetchPlan)):
+    _check_old_keys(given, label)
+    policies = (("eviction", EvictionPlan), ("prefetch", PrefetchPlan), ("admission", AdmissionPlan))
+    for name, kind in (*policies, ("routing", RoutingPlan)):
         table = given.get(name)
         if isinstance(table, Mapping):
             own = set(kind.__struct_fields__) - {"parameters"}
@@ -284,6 +318,14 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     plan = object.__new__(Plan)
     plan.__dict__.update(msgspec.structs.asdict(file))
     return plan
+
+
+def _check_old_keys(tables: Mapping[str, object], label: str) -> None:
+    """Raise PlanError where a key is given that has another name now."""
+    compute = tables.get("compute")
+    if isinstance(compute, Mapping) and "cpu_experts" in compute:
+        mend = 'write miss.where = "auto"' if compute["cpu_experts"] == "auto" else "leave it out"
+        raise PlanError(f"{label}: compute.cpu_experts is gone: what a miss may be is miss.where now; {mend}")
 
 
 def _check_placing(file: _File, label: str) -> None:

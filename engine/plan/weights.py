@@ -204,3 +204,15 @@ class WeightFormat(msgspec.Struct, frozen=True):
     def expert_bytes(self, shape: ExpertShape) -> int:
         """Bytes of one expert of `shape` (a ModelShape, or anything that lists matrices and biases)."""
         return self.matrices_bytes(shape.expert_tensors(), shape.expert_biases())
+
+
+def expanded_bits(word: str | None, *, grouped: bool) -> tuple[int | None, bool]:
+    """Bits of a code that a kernel of its own expands before an expert is computed, and whether its scales are codes.
+
+    None where nothing is expanded apart: plain weights, other software's formats, and `grouped` kernels, which expand
+    as they read. Raises PlanError.
+    """
+    if word is None:
+        return None, False
+    parsed = WeightFormat.parse(word)
+    return (parsed.bits if parsed.group > 0 and not grouped else None), parsed.meta_group > 0

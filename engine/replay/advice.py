@@ -10,25 +10,13 @@ from engine.replay.memory import device_memory, fits
 from engine.replay.passes import Replayed, run
 from engine.replay.result import Time
 from engine.replay.setting import Setting
-from policies.cache import slots_of
-from policies.events import BYPASS
+from policies.events import ADMIT
 from tracekit.caution import Caution, routing_cautions
 from tracekit.rows import DECODE
 from tracekit.stats.independence import looks_independent
 from tracekit.trace import Trace
 
 SATURATED = 0.95
-
-
-def piles_up(setting: Setting, copying_s: float, total_s: float) -> bool:
-    """Whether copies are further behind in the end than filling the whole cache takes.
-
-    Then some wait for a slot that has gone to another expert since. Without a CPU lane every copy is waited for.
-    """
-    if setting.costs is None:
-        return False
-    whole_ns = slots_of(setting.spec) * int(setting.costs.copy_ns.max())
-    return copying_s - total_s > whole_ns * setting.costs.scale / 1e9
 
 
 class DecodeWork(NamedTuple):
@@ -40,7 +28,7 @@ class DecodeWork(NamedTuple):
 
     @classmethod
     def of(cls, done: Replayed) -> "DecodeWork":
-        lookups = done.kinds[DECODE, : BYPASS + 1].sum()
+        lookups = done.kinds[DECODE, : ADMIT + 1].sum()
         return cls(int((done.phase == DECODE).sum()), int(done.tokens[DECODE]), int(lookups))
 
 
@@ -65,12 +53,6 @@ def advice(
     )
     warnings += [] if setting.costs is None else [Caution("costs", text) for text in setting.costs.notes]
     warnings += cycle_warnings(setting, decode)
-    if time is not None and piles_up(setting, time.link_utilisation * time.total_s, time.total_s):
-        text = (
-            f"copies pile up: the link would need {100 * time.link_utilisation:.0f} % of the time for them, so the CPU "
-            "lane computes nearly all, and what begins waits behind old copies; a larger cache or another policy helps"
-        )
-        warnings.append(Caution("copies pile up", text))
     if time is not None and time.largest_part == "overhead" and time.engine != CALIBRATED:
         text = (
             f"the largest part of the time is what {time.engine} is assumed to take for each layer and step, neither "
@@ -104,6 +86,15 @@ def prefetch_warnings(
         f"{100 * SATURATED:.0f} % of the time, and copies ahead of demand delay it"
     )
     return [Caution("link busy", text)]
+
+
+def first_order_caution(policy: str) -> Caution:
+    """What to know of a plan that alters routing, replayed on recorded gates."""
+    text = (
+        f"routing policy {policy!r}: a first-order estimate, with the gates' numbers as recorded; the bounds beside it "
+        "are of unaltered routing, and what it costs in quality is measured in the engine (tracekit quality)"
+    )
+    return Caution("first order", text)
 
 
 def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:

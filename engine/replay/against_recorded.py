@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from policies.events import BYPASS, HIT_PREFETCHED, Events
+from policies.events import ADMIT, HIT_PREFETCHED, Events
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import TraceError
 from tracekit.rows import UNUSED
@@ -49,7 +49,7 @@ class AgainstRecorded:
     def compare(self, demand: Demand, events: Events) -> None:
         """Add the decisions on one piece of demand."""
         kind = events.kind
-        looked = kind <= BYPASS
+        looked = kind <= ADMIT
         key = events.visit[looked] * demand.experts + events.expert[looked] % demand.experts
         order = np.argsort(key)
         replayed = (kind[looked] <= HIT_PREFETCHED)[order]

@@ -24,12 +24,14 @@ COLOURS = {
     "wait": "#f3f1ec",
     "demand copy": "#D55E00",
     "prefetch": "#009E73",
+    "admitted": "#56641a",
     "prefetch, demanded meanwhile": "#E69F00",
     "read": "#CC79A7",
 }
 COPY = {
     log.COPY_DEMAND: "demand copy",
     log.COPY_AHEAD: "prefetch",
+    log.COPY_ADMITTED: "admitted",
     log.COPY_LATE: "prefetch, demanded meanwhile",
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.decisions.run import iter_decisions
 from engine.hardware import HardwareProfile
+from engine.plan.misses import MissPlan
 from engine.replay.given_decisions import GivenDecisions
 from engine.replay.passes import Replayed, Steps, run, tally
 from engine.replay.result import Bounds, SpeedBounds
@@ -19,7 +20,7 @@ from engine.replay.speed_bounds import Fewest, LeastTimes, least_times
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
 from policies.cache import CacheSpec, slots_of
-from policies.events import BYPASS, HIT_PINNED, KINDS, LOAD, PREFETCH
+from policies.events import ADMIT, BYPASS, HIT_PINNED, KINDS, LOAD, PREFETCH
 from tracekit.demand import Demand, iter_demand
 from tracekit.rows import DECODE, PREFILL
 from tracekit.trace import Trace
@@ -82,10 +83,18 @@ def clairvoyant(spec: CacheSpec, *, begun: bool = False) -> CacheSpec:
     What is pinned was never copied, and no reset takes it away. Beside a plan that pins (or with `begun`) this cache
     therefore begins with whatever it wants, as beside one that is warm, and keeps it.
     """
-    best = replace(without_prefetching(spec), eviction="belady-bypass", eviction_parameters=None, estimator=None)
+    best = replace(
+        copying(without_prefetching(spec)), eviction="belady-bypass", eviction_parameters=None, estimator=None
+    )
     if not (spec.pinned or spec.begins or spec.domains is not None or begun):
         return best
     return replace(best, pinned=(), begins=(), domains=None, reset=False, warm=spec.warm or WANTED)
+
+
+def copying(spec: CacheSpec) -> CacheSpec:
+    """The same cache, in which every miss is copied, and kept if there is room."""
+    plain = replace(spec, where="copy", copied=None, most_tokens=(), per_step=None, even=False)
+    return replace(plain, admission="always", admission_parameters=None)
 
 
 def all_slots(spec: CacheSpec) -> CacheSpec:
@@ -104,13 +113,13 @@ def as_small_as_any(best: CacheSpec) -> CacheSpec:
 
 
 def fewest_copies(found: Replayed, best: CacheSpec, *, prefetched: bool, warm_up: int = 0) -> Bounds:
-    """The bounds on copies and on hits, from a clairvoyant pass over what counts.
+    """The bounds on copies (or what the host computes instead) and on hits, from a clairvoyant pass over what counts.
 
     A copy ahead of demand is no less of a copy, so a plan with prefetching makes as many, but for those that lie in its
     staging buffers when counting begins. Each of them counts as a hit, so with prefetching hits have no bound but 1.
     """
     kinds = found.kinds.sum(axis=0)
-    copies, lookups = int(kinds[LOAD] + kinds[BYPASS]), int(kinds[: BYPASS + 1].sum())
+    copies, lookups = int(kinds[LOAD] + kinds[BYPASS]), int(kinds[: ADMIT + 1].sum())
     if not prefetched:
         return Bounds(hit_ratio=(lookups - copies) / lookups if lookups else 0.0, copies=copies)
     spared = best.staging if warm_up or best.warm is not None else 0
@@ -133,18 +142,18 @@ def without_prefetching(spec: CacheSpec) -> CacheSpec:
 
 def bounding_costs(setting: Setting) -> list[Costs]:
     """The machines that bounds are found on: the plan's under its engine, each way of computing experts, then the
-    machine alone: no engine's time, weights read as they are stored, and the CPU lane if there is a CPU."""
+    machine alone: no engine's time, weights read as they are stored, and the CPU helps if there is one."""
     plan, machine = setting.plan, setting.machine
     assert machine is not None
 
-    def costs(on: HardwareProfile, experts: Literal["each", "fused"], kernels: str, lane: str) -> Costs:
-        compute = msgspec.structs.replace(plan.compute, experts=experts, kernels=kernels, cpu_experts=lane)
-        planned = plan.replace(compute=compute)
+    def costs(on: HardwareProfile, experts: Literal["each", "fused"], kernels: str, miss: MissPlan) -> Costs:
+        compute = msgspec.structs.replace(plan.compute, experts=experts, kernels=kernels)
+        planned = plan.replace(compute=compute, miss=miss)
         return costs_without_predictors(setting.manifest, planned, on, setting.shape, setting.stored)
 
-    lane = plan.compute.cpu_experts
-    ways = [costs(machine, *way, lane) for way in (("each", "eager"), ("each", "grouped"), ("fused", "grouped"))]
-    alone = costs(machine.without_engine(), "fused", "grouped", "never" if machine.cpu is None else "auto")
+    ways = [costs(machine, *way, plan.miss) for way in (("each", "eager"), ("each", "grouped"), ("fused", "grouped"))]
+    helped = MissPlan(where="copy" if machine.cpu is None else "host")
+    alone = costs(machine.without_engine(), "fused", "grouped", helped)
     return [*ways, alone]
 
 

@@ -19,7 +19,7 @@ from engine.plan.plan import Plan
 from engine.replay.passes import Replayed
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
-from policies.events import BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
+from policies.events import ADMIT, BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, HOST, LOAD, PREFETCH
 from tracekit.demand import step_starts
 from tracekit.durable import check_place, reporting, write_synced
 from tracekit.errors import PlanError
@@ -44,9 +44,14 @@ HOW = {
     HIT_PREFETCHED: "prefetched",
     LOAD: "loaded",
     BYPASS: "bypass",
+    HOST: "on the host",
+    ADMIT: "on the host, admitted",
     PREFETCH: "prefetch",
 }
-COPIES = {log.COPY_DEMAND: "demand copy", log.COPY_AHEAD: "prefetch", log.COPY_LATE: "prefetch, demanded meanwhile"}
+COPIES = {
+    **{log.COPY_DEMAND: "demand copy", log.COPY_AHEAD: "prefetch", log.COPY_LATE: "prefetch, demanded meanwhile"},
+    log.COPY_ADMITTED: "admitted copy",
+}
 
 
 def events_of(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -44,6 +44,8 @@ class EventLog:
         TraceError: the file cannot be written.
     """
 
+    schema: ClassVar[dict[str, Any]] = SCHEMA
+
     def __init__(self, path: str | os.PathLike[str], trace: Trace, plan: Plan | None = None) -> None:
         self.path = Path(path)
         self.rows = 0
@@ -80,8 +82,11 @@ class EventLog:
                 "expert": (expert % demand.experts).astype(np.uint16),
                 "slot": events.slot,
             },
-            schema=SCHEMA,
+            schema=self.schema,
         )
+        self._add(frame)
+
+    def _add(self, frame: pl.DataFrame) -> None:
         part = self._folder / f"{len(self._parts):06d}.parquet"
         with explained(self.path):
             frame.write_parquet(part, compression="zstd", statistics=False)
@@ -100,7 +105,7 @@ class EventLog:
     def _join(self) -> None:
         """Stream the pieces into one file and give it its name."""
         whole = self._folder / "whole.parquet"
-        pieces = pl.scan_parquet(self._parts) if self._parts else pl.LazyFrame(schema=SCHEMA)
+        pieces = pl.scan_parquet(self._parts) if self._parts else pl.LazyFrame(schema=self.schema)
         with explained(self.path):
             pieces.sink_parquet(whole, compression="zstd", metadata=self._metadata)
             with whole.open("rb") as written:

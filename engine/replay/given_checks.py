@@ -5,7 +5,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from policies.events import BYPASS, HIT_PINNED, HIT_PREFETCHED, KIND_SHIFT, PREFETCH, SLOT_SHIFT
+from policies.events import (
+    ADMIT,
+    BYPASS,
+    HIT_PINNED,
+    HIT_PREFETCHED,
+    HOST,
+    KIND_SHIFT,
+    PREFETCH,
+    SLOT_MASK,
+    SLOT_SHIFT,
+)
 
 # What may be wrong with a row, or with a visit that lacks one.
 FINE, NOT_DEMANDED, TWICE, NO_SLOT, NOT_THERE, NOT_PREFETCHED, IS_THERE, TAKEN, MISSING = range(9)
@@ -21,7 +31,7 @@ WORDS = {
     NOT_PREFETCHED: "says {kind} of expert {expert}, which no prefetch brought; it is a hit",
     IS_THERE: "says {kind} of expert {expert}, which is on the device already, in slot {held}",
     TAKEN: "puts expert {expert} into slot {slot}, where a prefetch waits for its use; evict or drop that first",
-    MISSING: "lacks expert {expert}, which its tokens chose: a hit, a load or a bypass must say how it was served",
+    MISSING: "lacks expert {expert}, which its tokens chose: hit, host, load, bypass or admit says how it was served",
 }
 
 
@@ -85,14 +95,17 @@ def settle(
                 if (kind[row] > HIT_PREFETCHED) != (stage == 1):
                     continue
                 problem, said = FINE, kind[row]
-                if slot[row] < 0 or slot[row] >= len(held.holder):
+                if kind[row] != HOST and (slot[row] < 0 or slot[row] >= len(held.holder)):
                     problem = NO_SLOT
-                elif kind[row] <= BYPASS and held.wanted[key[row]] != now:
+                elif kind[row] <= ADMIT and held.wanted[key[row]] != now:
                     problem = NOT_DEMANDED
-                elif kind[row] <= BYPASS and held.served[key[row]] == now:
+                elif kind[row] <= ADMIT and held.served[key[row]] == now:
                     problem = TWICE
                 elif kind[row] <= HIT_PREFETCHED:
                     problem, said = _hit(held, said, key[row], slot[row])
+                elif kind[row] == HOST:
+                    there = held.place[key[row]] >= 0 and held.fresh[key[row]] != PASSING
+                    problem = IS_THERE if there else FINE
                 elif kind[row] <= PREFETCH:
                     problem = _load(held, said, key[row], slot[row], now)
                     orderly = orderly and held.used[slot[row]] != now
@@ -101,12 +114,14 @@ def settle(
                 if problem != FINE:
                     wrong[0], wrong[1], wrong[2], wrong[3] = problem, first_visit + visit, row, key[row]
                     return False
-                if kind[row] <= BYPASS:
+                if kind[row] <= ADMIT:
                     held.served[key[row]] = now
-                    held.used[slot[row]] = now
                     lookups += 1
-                held.touched[slot[row]] = 1
-                code[n] = said << KIND_SHIFT | slot[row] << SLOT_SHIFT | key[row]
+                if kind[row] <= BYPASS and kind[row] != HOST:
+                    held.used[slot[row]] = now
+                if kind[row] != HOST:
+                    held.touched[slot[row]] = 1
+                code[n] = said << KIND_SHIFT | (slot[row] & SLOT_MASK) << SLOT_SHIFT | key[row]
                 n += 1
         if lookups < start[visit + 1] - start[visit]:
             for i in range(start[visit], start[visit + 1]):

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from engine.decisions.spec import cache_spec
+from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.plan import KEEP, RESET, CachePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, plan_from_toml
 from engine.replay.given_checks import FINE, MISSING, WORDS, Held, nothing_held, settle
 from policies.cache import CacheSpec, slots_of
@@ -81,7 +82,14 @@ class GivenDecisions:
         # Nothing of the plan's policies: the file may come from anywhere, and naming code is not running it.
         prefetch = PrefetchPlan(staging=self.plan.prefetch.staging)
         cache = CachePlan(capacity=self.plan.cache.capacity)
-        neutral = self.plan.replace(cache=cache, placement=PlacementPlan(), eviction=EvictionPlan(), prefetch=prefetch)
+        neutral = self.plan.replace(
+            cache=cache,
+            placement=PlacementPlan(),
+            eviction=EvictionPlan(),
+            prefetch=prefetch,
+            miss=MissPlan(),
+            admission=AdmissionPlan(),
+        )
         spec = cache_spec(self.trace.manifest.experts_per_layer, sizes, neutral)
         return replace(spec, wrap=self.plan.prefetch.wrap)
 
@@ -154,6 +162,12 @@ class GivenDecisions:
                     value = int(values[beyond][0])
                     raise TraceError(f"{self.path}: there is no {name} {value}, they are numbered from 0 to {most - 1}")
             last = int(visit[-1]) if len(visit) else last
+            hosted = frame["kind"].is_in(("host", "admit"))
+            if hosted.any() and self.plan.miss.where == "copy":
+                raise TraceError(
+                    f"{self.path}: visit {int(visit[hosted.arg_true()[0]])} has a miss that the host computes, and the "
+                    'plan copies all of them: give one with miss.where = "host"'
+                )
             kinds = frame["kind"].replace_strict(KIND_NAMES, range(len(KIND_NAMES)), return_dtype=pl.Int64).to_numpy()
             yield visit, kinds, layer * experts + expert, slot
 

@@ -17,7 +17,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, WASTED, Timeline
 from policies.cache import CacheSpec
-from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
+from policies.events import ADMIT, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from tracekit.demand import Demand, step_starts
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -104,7 +104,7 @@ class Replayed:
     @property
     def hit_ratio(self) -> float:
         """Hits over lookups, prefill and decode together."""
-        hits, lookups = (int(self.step_kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, BYPASS))
+        hits, lookups = (int(self.step_kinds[:, : last + 1].sum()) for last in (HIT_PREFETCHED, ADMIT))
         return hits / lookups if lookups else 0.0
 
     def counted(self, warm_up: int) -> "Replayed":
@@ -293,18 +293,19 @@ def tally(
         step, layer = visit // layers, visit % layers
         first, last = start[visit], start[visit + 1]
         while first < last:
-            # Eight counters of eight bits in one register, emptied before any can overflow.
-            stop = min(last, first + 255)
+            # A counter of six bits for each kind in one register, emptied before any can overflow.
+            stop = min(last, first + 63)
             counters = np.uint64(0)
             for e in range(first, stop):
-                counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) << np.uint64(3))
+                counters += np.uint64(1) << (np.uint64(code[e] >> KIND_SHIFT) * np.uint64(6))
             for kind in range(KINDS):
-                kinds[step, kind] += np.int64((counters >> np.uint64(8 * kind)) & np.uint64(255))
-            demanded = np.int64((counters >> np.uint64(8 * LOAD)) & np.uint64(255))
-            demanded += np.int64((counters >> np.uint64(8 * BYPASS)) & np.uint64(255))
+                kinds[step, kind] += np.int64((counters >> np.uint64(6 * kind)) & np.uint64(63))
+            demanded = np.int64(0)
+            for kind in range(LOAD, ADMIT + 1):
+                demanded += np.int64((counters >> np.uint64(6 * kind)) & np.uint64(63))
             loads[phases[step], layer] += demanded
             loaded[step] += demanded * bytes_of[layer]
-            if (counters >> np.uint64(8 * PREFETCH)) & np.uint64(255):
+            if (counters >> np.uint64(6 * PREFETCH)) & np.uint64(63):
                 for e in range(first, stop):
                     if code[e] >> KIND_SHIFT == PREFETCH:
                         loaded[step] += bytes_of[(code[e] & KEY_MASK) // experts]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import ComputePlan, Plan
+from engine.plan.misses import MissPlan
+from engine.plan.plan import Plan
 from engine.replay.counts import Cell, counts_manifest, time_cell, totals_of
 from engine.replay.memory import DeviceMemory, device_memory, fit_capacity
 from engine.replay.setting import Setting, costs_without_predictors
@@ -96,7 +97,7 @@ def prospect(shape: ModelShape, machine: HardwareProfile, plan: Plan) -> Prospec
 
 def _helped(cell: Cell, shape: ModelShape, machine: HardwareProfile, plan: Plan) -> float:
     """The bound on tokens per second where device and host share the experts, and nothing need be copied."""
-    planned = plan.replace(compute=ComputePlan(cpu_experts="auto"))
+    planned = plan.replace(miss=MissPlan(where="auto"))
     costs, totals = costs_without_predictors(counts_manifest(shape), planned, machine, shape), totals_of(cell, shape)
     demand, _ = decisions(totals, spread(totals, "even", 0), 0, totals.steps)
     works = LeastWorks([costs])

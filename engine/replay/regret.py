@@ -4,11 +4,13 @@ The total is the time of the plan's steps minus that of computing alone: everyth
 overhead. Between the two stand replays of the same routing on the same machine, each a little less ideal:
 
     computing alone | + overheads | + every expert copied once | + capacity, clairvoyantly used | + the plan's policy
-    | + prefetching whose copies cost nothing | + what those copies cost | + the CPU lane, if there is one = the plan
+    | + prefetching whose copies cost nothing | + what those copies cost | + misses served otherwise, if they are
+    = the plan
 
 Each part is the difference of neighbours, so the parts add up to the total exactly. All but the last are of the plan
-without its lane: a lane chooses by time, and would make some of these replays faster for missing more. A part may be
-negative: prefetching and the lane are there to win time, and clairvoyant decisions save copies, not always time.
+that copies every miss, and keeps it if there is room: the host would make some of these replays faster for missing
+more. A part may be negative: prefetching and the host are there to win time, and clairvoyant decisions save copies, not
+always time.
 """
 
 from collections.abc import Callable
@@ -20,14 +22,14 @@ import numpy as np
 
 from engine.hardware.engine_profile import NOTHING
 from engine.plan.plan import Plan
-from engine.replay.bounds import clairvoyant, without_prefetching
+from engine.replay.bounds import clairvoyant, copying, without_prefetching
 from engine.replay.passes import Replayed, Target, run
 from engine.replay.result import Regret
 from engine.replay.setting import Setting, costs_without_predictors
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES
 from policies.cache import CacheSpec
-from policies.events import BYPASS, KIND_SHIFT, LOAD, PREFETCH, Events
+from policies.events import ADMIT, HOST, KIND_SHIFT, PREFETCH, Events
 from tracekit.demand import Demand
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -37,7 +39,7 @@ LATE = CAUSES.index("late_prefetch")
 
 def regret_passes(plan: Plan) -> int:
     """How many replays a regret takes, beside the plan's own."""
-    return (4 if plan.prefetch.predictor == "none" else 6) + (plan.compute.cpu_experts == "auto")
+    return (4 if plan.prefetch.predictor == "none" else 6) + (not plan.keeps_misses)
 
 
 def find_regret(
@@ -52,7 +54,7 @@ def find_regret(
 
     `done` is the plan's own pass, timed and kept, all of it; its first `warm_up` steps do not count.
     """
-    plan, spec, machine = setting.plan, setting.spec, setting.machine
+    plan, spec, machine = setting.plan, copying(setting.spec), setting.machine
     assert setting.costs is not None and machine is not None
     costs = setting.costs._replace(cpu=0)
     counted = np.arange(len(done.phase)) >= warm_up
@@ -80,7 +82,7 @@ def find_regret(
         total(replayed(clairvoyant(spec), costs)),
     ]
     late = polluted = 0
-    bare = replayed(spec, costs, keep=True) if setting.costs.cpu else done
+    bare = done if plan.keeps_misses else replayed(spec, costs, keep=True)
     if plan.prefetch.predictor != "none":
         before, after = Misses(chosen), Misses(chosen)
         steps.append(total(replayed(without_prefetching(spec), costs, on_events=before.add)))
@@ -140,7 +142,7 @@ class Misses:
     def add(self, demand: Demand, events: Events) -> None:
         """Take note of one piece."""
         self._experts, self._keys = demand.experts, demand.layers * demand.experts
-        missed = (events.kind == LOAD) | (events.kind == BYPASS)
+        missed = (events.kind >= HOST) & (events.kind <= ADMIT)
         visit, expert = events.visit[missed], events.expert[missed]
         inside = self._chosen[visit // demand.layers]
         self._found.append(visit[inside] * self._keys + expert[inside])

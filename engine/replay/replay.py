@@ -9,17 +9,18 @@ import msgspec
 import numpy as np
 
 from engine.decisions.evidence import check_evidence
+from engine.decisions.rerouted import FIRST_ORDER, Choices, rerouted, routing_spec
 from engine.decisions.run import OnEnd
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
+from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.given_decisions import GivenDecisions
 from engine.replay.memory import fit_capacity, load_of
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.regret import find_regret, regret_passes
-from engine.replay.result import PhaseCounts, Result
+from engine.replay.result import PhaseCounts, Result, altered_routing
 from engine.replay.sensitivities import PASSES, find_sensitivities
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
@@ -51,6 +52,7 @@ def replay(
     on_events: Callable[[Demand, Events], object] | None = None,
     on_done: Callable[[Replayed], object] | None = None,
     on_end: OnEnd | None = None,
+    on_choices: Callable[[Choices], object] | None = None,
     log: range | None = None,
 ) -> Result:
     """Replay `plan` on `trace`; with `hardware`, also time it.
@@ -73,6 +75,7 @@ def replay(
         warm_up: tokens that fill the cache: steps that begin within them are not counted, in hits, loads or times.
         progress: True shows a bar; a function is called with the number of tokens of each finished piece of each pass.
         on_events: called with each piece's demand and decisions.
+        on_choices: called with each piece's choices, before and after, where the plan has a routing policy.
         on_done: called with the plan's own pass: times by step and visit, the timeline's log.
         on_end: called with the cache when the plan's own pass has decided all.
         log: the steps, by running number from 0, whose course the timeline logs.
@@ -103,11 +106,22 @@ def replay(
         plan = fit_capacity(plan, trace.manifest, machine, shape, load, reshape=reshape)
     setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape, load=load, given=given)
     bounded, timed = is_bounded(trace, bounds), machine is not None
+    if sensitivities and plan.routing.alters:
+        raise PlanError(
+            "sensitivities are of recorded routing, which a plan with a routing policy alters by what its cache holds: "
+            "without --sensitivities, or without the policy"
+        )
     passes = replay_passes(trace, plan, timed=timed, bounds=bounds, given=given is not None) + sensitivities * PASSES
     uncounted = warm_up_steps(trace, steps, warm_up)
-    best = regret = better = estimates = None
+    best = regret = better = estimates = altered = None
     switches = Switches(setting.spec.layers, setting.spec.experts, uncounted)
+    recorded = trace
     with reporting(progress, "replaying", passes * trace.tokens) as report:
+        if plan.routing.alters and given is None:
+            spec = routing_spec(plan.routing, trace.manifest)
+            changed = rerouted(trace, setting.spec, spec, progress=report, on_choices=on_choices)
+            trace, of_plan = changed.trace, changed.altered(uncounted)
+            altered = altered_routing(plan.routing.policy, FIRST_ORDER, of_plan)
         (done,) = run(
             trace,
             setting.spec,
@@ -128,12 +142,16 @@ def replay(
             regret = find_regret(trace, setting, done, report, warm_up=uncounted)
         done = done.counted(uncounted)
         if bounded:
-            best = find_bounds(trace, setting, done, report, warm_up=uncounted, given=given)
+            best = find_bounds(recorded, setting, done, report, warm_up=uncounted, given=given)
+            if altered is not None:
+                best = msgspec.structs.replace(best, routing="unaltered")
         if sensitivities and given is None:
             better = find_sensitivities(trace, setting, report, warm_up=uncounted)
     sized = bool(setting.sizes)
     time = time_of(setting, done)
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
+    if altered is not None:
+        warnings.append(first_order_caution(altered.policy).text)
     if not bounded and bounds is None:
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
@@ -149,6 +167,7 @@ def replay(
         phases=PhaseCounts(
             prefill=counts_of(done, [PREFILL], sized=sized), decode=counts_of(done, [DECODE], sized=sized)
         ),
+        routing=altered,
         time=time,
         bounds=best,
         regret=regret,
@@ -156,20 +175,22 @@ def replay(
         estimates=estimates,
         switching=None if setting.spec.domains is None else switches.found(setting.sizes),
         warnings=warnings,
-        provenance=_provenance(trace, setting)
+        provenance=_provenance(recorded, setting)
         | {"decisions": None if given is None else given.about}
         | {"warm_up": {"tokens": warm_up, "steps": uncounted}},
     )
 
 
 def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None, given: bool = False) -> int:
-    """How often a replay goes over the trace: once for the plan, then for each bound and each part of the regret.
+    """How often a replay goes over the trace: once for the plan, and before that if it alters routing; then for each
+    bound and each part of the regret.
 
     There is no regret of decisions that are `given`.
     """
     if not is_bounded(trace, bounds):
-        return 1
-    return 1 + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
+        return 1 + (plan.routing.alters and not given)
+    own = 1 + (plan.routing.alters and not given)
+    return own + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
 
 
 def warm_up_steps(trace: Trace, steps: Steps, tokens: int) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from policies.rerouting import Altered
 from tracekit.html_table import html_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class HitsBy(msgspec.Struct, frozen=True, kw_only=True):
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Decisions counted. `hit_ratio` contains prefetched hits; `hits_by` tells them apart.
 
-    `bytes_loaded` is demand loads and prefetches together; None when the bytes of an expert are unknown.
+    Misses are `loads`, `bypasses` and what was `hosted`: computed by the host, and of these some `admitted`, which are
+    copied into the cache meanwhile. `bytes_loaded` is all copies together; None when an expert's bytes are unknown.
     """
 
     tokens: int
@@ -34,6 +36,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     hits_by: HitsBy
     loads: int
     bypasses: int
+    hosted: int
+    admitted: int
     prefetches: int
     bytes_loaded: int | None
 
@@ -90,22 +94,64 @@ class SpeedBounds(msgspec.Struct, frozen=True, kw_only=True):
 class Bounds(SpeedBounds, frozen=True, kw_only=True):
     """What no plan can beat with this capacity and these weights on this machine, in decode tokens per second.
 
-    Under `engine`, with or without the CPU lane as the plan says: `link`, the fewest experts that decode steps must
+    Under `engine`, misses on the host or not as the plan says: `link`, the fewest experts that decode steps must
     copy, prefill being free, and nothing else; `compute`, all that must be computed, with no copies at all; `best`,
     both together (engine.replay.speed_bounds), no higher than either. `hardware` holds the same for any engine: no time
     of software, weights read as they are stored, and the CPU helps if the machine's profile has it.
 
     `copies` is the fewest experts that are copied at all, on demand or ahead of it: those that clairvoyant decisions
-    miss (Belady with bypassing). `hit_ratio` is what follows for hits; None for plans that prefetch, and `no_hit_ratio`
-    says why. Both begin with an empty cache, or beside a plan that pins or is warm with whatever is best. Of experts of
-    unequal size in one cache all are taken for as small as the smallest.
+    miss (Belady with bypassing); what the host computes instead counts as one. `hit_ratio` is what follows for hits;
+    None for plans that prefetch, and `no_hit_ratio` says why. Both begin with an empty cache, or beside a plan that
+    pins or is warm with whatever is best. Of experts of unequal size in one cache all are taken for as small as the
+    smallest.
+
+    `routing` is "unaltered" beside a plan that alters routing: they are of the gates' own choices then, and no bounds
+    of such a plan, which may beat them.
     """
 
     copies: int
     hit_ratio: float | None
     no_hit_ratio: str | None = None
+    routing: str | None = None
     engine: str | None = None
     hardware: SpeedBounds | None = None
+
+
+class AlteredRouting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan's routing policy did to the gates' choices.
+
+    `label` says how it is known: "first-order estimate" where the gates' numbers are as recorded, "closed loop" where
+    each gate saw what the altered layers before it made. Shares are of the gates' own choices, and of their weights.
+    """
+
+    policy: str
+    label: str
+    choices: int
+    altered: int
+    """Choices of another expert, or dropped."""
+    dropped: int
+    altered_share: float
+    dropped_share: float
+    altered_weight: float
+    """The share of the gates' weights that the altered choices had."""
+    dropped_weight: float
+
+
+def altered_routing(policy: str, label: str, found: Altered) -> AlteredRouting:
+    """The counts of a rewriting as a result says them."""
+    choices, weight = max(found.choices, 1), found.weight or 1.0
+    altered = found.replaced + found.dropped
+    return AlteredRouting(
+        policy=policy,
+        label=label,
+        choices=found.choices,
+        altered=altered,
+        dropped=found.dropped,
+        altered_share=altered / choices,
+        dropped_share=found.dropped / choices,
+        altered_weight=(found.replaced_weight + found.dropped_weight) / weight,
+        dropped_weight=found.dropped_weight / weight,
+    )
 
 
 class Regret(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +180,7 @@ class Regret(msgspec.Struct, frozen=True, kw_only=True):
     """What else prefetches' copies cost: the link they keep from demand, the host's asking for them. It does not say
     what a faster link would gain: sensitivities do."""
     lane_ns: int
-    """What the CPU lane wins, if the plan has one: negative."""
+    """What it wins that misses are served otherwise than by copying and keeping them, if they are: negative."""
 
 
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +224,8 @@ class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
     phases: PhaseCounts
+    routing: AlteredRouting | None = None
+    """What a plan's routing policy altered; None where the gates' own choices were replayed."""
     time: Time | None
     bounds: Bounds | None
     regret: Regret | None
@@ -232,6 +280,7 @@ class Result(Counts, frozen=True, kw_only=True):
 
 SHOWN = (
     *("lookups", "hit_ratio", "misses", "prefetches", "bytes_loaded", "phases.decode.hit_ratio"),
+    *("routing.policy", "routing.label", "routing.altered_share", "routing.dropped_weight"),
     *("time.hardware", "time.engine", "time.tokens_per_second", "time.ttft_ms", "time.tpot_ms.p50", "time.tpot_ms.p99"),
     *("bounds.hit_ratio", "bounds.copies", "bounds.best_tokens_per_second", "bounds.hardware.best_tokens_per_second"),
 )

@@ -1,8 +1,9 @@
 """Sensitivities: how fast a plan would be if one thing of its machine were better; what would help most.
 
-Decisions look at no clock, so one pass decides for every better machine; only where there are more slots is it decided
-again. Without prefetching and without a CPU lane no better machine is slower (a property test). With either it may be:
-a faster link may begin a copy that demand then waits for, and a lane chooses by time.
+Decisions look at no clock, so one pass decides for every better machine. Decided again is where there are more slots,
+and a plan whose misses are divided by the machine's speed where that comes out otherwise. Without prefetching, where
+misses are copied, no better machine is slower (a property test). Else it may be: a faster link may begin a copy that
+demand then waits for.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,9 +47,17 @@ def find_sensitivities(
         return []
     better = [(part, times) for part in PARTS if part != MEMORY for times in TIMES]
     settings = [_on(setting, setting.plan, improved(machine, part, times)) for part, times in better]
-    targets = [one.target for one in [setting, *settings]]
-    passes = run(trace, setting.spec, targets, warm_up=warm_up, progress=progress, **how)
-    now, *found = (done.counted(warm_up) for done in passes)
+    everyone = [setting, *settings]
+    alike: dict[tuple[str, bytes], list[int]] = {}
+    for place, one in enumerate(everyone):
+        alike.setdefault(one.spec.meaning, []).append(place)
+    passes: dict[int, Replayed] = {}
+    for places in alike.values():
+        targets = [everyone[place].target for place in places]
+        told = progress if 0 in places else None  # others are more than was counted on
+        decided = run(trace, everyone[places[0]].spec, targets, warm_up=warm_up, progress=told, **how)
+        passes |= dict(zip(places, decided, strict=True))
+    now, *found = (passes[place].counted(warm_up) for place in range(len(everyone)))
     before = _speed(now, setting)
     if before is None:
         return []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from engine.decisions.misses import served
 from engine.decisions.spec import cache_spec
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
@@ -12,7 +13,7 @@ from engine.replay.passes import Target
 from engine.replay.predictor_costs import with_predictors
 from engine.shapes import ModelShape
 from engine.shapes.load import ALONE, Load
-from engine.simulator.costs import Costs, model_costs, stored_expert_bytes
+from engine.simulator.costs import Costs, expert_params, model_costs, stored_expert_bytes
 from policies.cache import CacheSpec
 from tracekit.errors import CapacityError, PlanError, did_you_mean
 from tracekit.manifest import Manifest
@@ -65,7 +66,11 @@ class Setting:
             check_shape(manifest, shape, reshape)
         machine = None if machine is None else with_host(machine, plan)
         sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
-        spec = cache_spec(manifest.experts_per_layer, sizes, plan) if given is None else given.spec_of(sizes)
+        if given is None:
+            misses = served(plan, machine, sizes, expert_params(manifest, shape, sizes), stored)
+            spec = cache_spec(manifest.experts_per_layer, sizes, plan, misses)
+        else:
+            spec = given.spec_of(sizes)
         absolute = given is None and not plan.per_layer and plan.capacity.unit != "share"
         if shape is not None and absolute and len(shape.moe_layers) != spec.layers:
             raise CapacityError(
@@ -99,7 +104,7 @@ def costs_without_predictors(
         shape,
         weights.experts,
         weights.attention,
-        compute.cpu_experts,
+        plan.miss.where,
         stored=stored,
         compute_experts=compute.experts,
         grouped=compute.grouped,

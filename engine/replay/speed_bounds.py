@@ -4,10 +4,10 @@ Take the lookups that clairvoyant caching at that capacity has to miss (engine.r
 are copied, or computed by the CPU, in any plan, for a copy ahead of demand is no less of a copy. So the time of the
 decode steps is at least
 
-    what these copies take of the link, one after the other            (no CPU lane)
-    what the device computes: dense parts, overheads, every expert     (no CPU lane)
+    what these copies take of the link, one after the other            (misses are copied)
+    what the device computes: dense parts, overheads, every expert     (misses are copied)
 
-and with a lane that computes x of the experts, where all of them take E nanoseconds on the device, M are missed, w is
+and where the host computes x of the experts, where all of them take E nanoseconds on the device, M are missed, w is
 the least that a copy takes of the link, c the least that an expert takes on the CPU, e the most it takes on the device:
 
     fixed + c x    the CPU works between a layer's gate and its end, never beside the dense part or the overheads
@@ -55,8 +55,9 @@ def least_times(fewest: Fewest, costs: Costs, work: LeastWork) -> LeastTimes:
     copies = float(missing * wire.min())
     if not fewest.together:
         copies = float(max(0, int(fewest.loads @ wire) - fewest.spared * int(wire.max())))
-    fixed = work.fixed + missing * costs.copy_overhead_ns
+    fixed = work.fixed
     if not costs.cpu:
+        fixed += missing * costs.copy_overhead_ns
         computing = float(fixed + work.experts + work.calls)
         return LeastTimes(copies, computing, max(copies, computing))
     read, arithmetic = int(costs.cpu_expert_ns.min()), costs.cpu_token_ps // 1000

@@ -20,9 +20,9 @@ def step_frame(trace: Trace, done: Replayed) -> pl.DataFrame:
     """A row for each step of `done`, a pass over `trace` that was kept.
 
     Columns: `step` (the trace's own number), `phase` (prefill or decode), `tokens`, the number of events of each kind
-    (`hit`, `hit-pinned`, `hit-prefetched`, `load`, `bypass`, `prefetch`, `evict`, `drop`); and if the replay is timed
-    `begin_ns`, `total_ns`, and `total_ns` by cause (`dense_ns`, `experts_ns`, ...), which add up. Times are of the
-    trace's layers.
+    (`hit`, `hit-pinned`, `hit-prefetched`, `host`, `load`, `bypass`, `admit`, `prefetch`, `evict`, `drop`); and if the
+    replay is timed `begin_ns`, `total_ns`, and `total_ns` by cause (`dense_ns`, `experts_ns`, ...), which add up. Times
+    are of the trace's layers.
     """
     columns: dict[str, np.ndarray | pl.Series] = {
         "step": trace.step[step_starts(trace.step)[:-1]],

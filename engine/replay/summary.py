@@ -9,7 +9,7 @@ from engine.replay.passes import Replayed
 from engine.replay.result import Counts, HitsBy, Time, Tpot
 from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
-from policies.events import BYPASS, HIT_PREFETCHED, LOAD, PREFETCH
+from policies.events import ADMIT, BYPASS, HIT_PREFETCHED, HOST, LOAD, PREFETCH
 from tracekit.rows import DECODE
 
 
@@ -17,7 +17,7 @@ def counts_of(done: Replayed, phases: Sequence[int], *, sized: bool) -> Counts:
     """The counts of these phases; bytes only if they are known."""
     kinds = done.kinds[list(phases)].sum(axis=0)
     hits = int(kinds[: HIT_PREFETCHED + 1].sum())
-    misses = int(kinds[LOAD] + kinds[BYPASS])
+    misses = int(kinds[HOST : ADMIT + 1].sum())
     return Counts(
         tokens=int(done.tokens[list(phases)].sum()),
         lookups=hits + misses,
@@ -27,6 +27,8 @@ def counts_of(done: Replayed, phases: Sequence[int], *, sized: bool) -> Counts:
         hits_by=HitsBy(cache=int(kinds[0]), pinned=int(kinds[1]), prefetch=int(kinds[2])),
         loads=int(kinds[LOAD]),
         bypasses=int(kinds[BYPASS]),
+        hosted=int(kinds[HOST] + kinds[ADMIT]),
+        admitted=int(kinds[ADMIT]),
         prefetches=int(kinds[PREFETCH]),
         bytes_loaded=int(done.loaded[list(phases)].sum()) if sized else None,
     )

@@ -1,89 +1,37 @@
-"""`CpuLane`: the host's processor computes a missing expert where that ends sooner than copying it.
+"""`CpuLane`: the host's processor computes missing experts where they lie, those that the decisions give to it.
 
-Fiddler (Kamahori et al. 2024, arXiv 2402.07033). Decisions about the cache do not change: an expert that the cache
-keeps is copied all the same, without a wait for it; one that would only bypass is not copied.
+As Fiddler does (Kamahori et al. 2024, arXiv 2402.07033). Which ones is decided without a clock (policies.misses).
 """
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
-from time import perf_counter_ns
 
 import torch
 from torch import Tensor
 
-from engine.hardware import HardwareProfile
 from engine.runtime.experts.eager import expert_forward
 from engine.runtime.links.queued_link import TIMEOUT_S
-from engine.runtime.storage.slab_layout import QuantisedLayout
 from engine.runtime.storage.store import Store
-from policies.events import LOAD
-from tracekit.errors import ModelError, PlanError
+from tracekit.errors import ModelError
 from tracekit.recorder.seam import MoeLayer
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """A demanded expert that is not on the device: its key, LOAD or BYPASS, and how many tokens chose it."""
-
-    key: int
-    kind: int
-    tokens: int
-
-
 class CpuLane:
-    """One thread that computes experts where they lie, on the host.
+    """One thread that computes experts where they lie, on the host, in the order in which they are handed over.
 
-    `hardware` is a profile that `check_lane` has let pass. `computed` counts the experts that the lane computed.
+    `computed` counts the experts that the lane computed.
     """
 
-    def __init__(
-        self,
-        hardware: HardwareProfile,
-        layers: Sequence[MoeLayer],
-        store: Store,
-        *,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
-        assert hardware.cpu is not None
-        self.hardware, self.cpu, self.store = hardware.sustained(), hardware.cpu, store
+    def __init__(self, layers: Sequence[MoeLayer], store: Store, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.store = store
         self._forward = [expert_forward(layer.experts, "cpu") for layer in layers]
         self.timeout_s = timeout_s
         self.computed = 0
-        self._params = [layer.expert_params for layer in layers]
         self._experts = store.experts
-        self._free_at = 0  # when what has been given to the lane should be done, by the host's clock
         self._jobs: dict[int, Future[Tensor]] = {}
         # As many threads as the caller computes with: kernels that split work otherwise round otherwise.
         self._thread = ThreadPoolExecutor(1, "cpu-experts", torch.set_num_threads, (torch.get_num_threads(),))
-
-    def choose(self, layer: int, resident: Sequence[int], backlog: int, missing: Sequence[Missing]) -> list[int]:
-        """Keys of the missing experts that the lane should compute, by the rule of the simulator's lane.
-
-        `resident` says how many tokens chose each expert that needs no copy, `backlog` how many bytes the link has
-        to copy first. An expert is the lane's if that ends strictly sooner than its copy and the device.
-        """
-        now, layout, params = perf_counter_ns(), self.store.layouts[layer], self._params[layer]
-        stored = layout.format if isinstance(layout, QuantisedLayout) else None
-        bits, meta = (None, False) if stored is None else (stored.bits, stored.meta_group > 0)
-        device_roofline = self.hardware.expert(layout.bytes, params, bits, meta=meta)
-        cpu_roofline = self.cpu.expert(layout.bytes, params)
-        device = now + sum(device_roofline.ns(tokens) for tokens in resident)
-        link, cpu = now + self.hardware.wire_ns(backlog), max(now, self._free_at)
-        chosen = []
-        for expert in missing:
-            arrival = link + self.hardware.copy_ns(layout.bytes)
-            on_device = max(device, arrival) + device_roofline.ns(expert.tokens)
-            on_cpu = cpu + cpu_roofline.ns(expert.tokens)
-            if on_cpu < on_device:
-                chosen.append(expert.key)
-                cpu = on_cpu
-                link = arrival if expert.kind == LOAD else link
-            else:
-                link, device = arrival, on_device
-        self._free_at = cpu
-        return chosen
 
     def submit(self, key: int, rows: Tensor) -> None:
         """Have an expert computed on rows [n, hidden], on the host."""
@@ -110,7 +58,6 @@ class CpuLane:
         running = [job for job in self._jobs.values() if not job.cancel()]
         wait(running, self.timeout_s)
         self._jobs.clear()
-        self._free_at = 0
         self.computed = 0
 
     def close(self) -> None:
@@ -124,14 +71,3 @@ class CpuLane:
             out = self._forward[layer](self.store.layouts[layer].weights(self.store.views(key)), rows)
             self.computed += 1
             return out
-
-
-def check_lane(hardware: HardwareProfile | None) -> HardwareProfile:
-    """The profile, if it says how fast the host computes. Raises PlanError."""
-    if hardware is not None and hardware.cpu is not None:
-        return hardware
-    lack = "no hardware profile is given" if hardware is None else f"profile {hardware.name!r} has no [cpu] table"
-    raise PlanError(
-        f'compute.cpu_experts = "auto" weighs copying an expert against computing it on the CPU, but {lack}: '
-        "give --hardware with a profile that has one, such as tracekit calibrate makes"
-    )

@@ -1,16 +1,11 @@
 """`Loader`: the copies that a visit's decisions ask for, in the order of the decisions."""
 
-from collections.abc import Callable, Iterable
-
 from engine.runtime.links.queued_link import Copy, Link, Ticket
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.store import Store
-from policies.events import BYPASS, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
+from policies.events import ADMIT, BYPASS, EVICT, HIT_PREFETCHED, HOST, LOAD, PREFETCH, Events
 
-KINDS = {LOAD: "load", BYPASS: "bypass", PREFETCH: "prefetch"}
-
-Divert = Callable[[list[int], list[tuple[int, int]]], Iterable[int]]
-"""(keys that need no copy, (key, kind) of what is missing) -> keys of the missing that are computed elsewhere"""
+KINDS = {LOAD: "load", BYPASS: "bypass", ADMIT: "admit", PREFETCH: "prefetch"}
 
 
 class Loader:
@@ -30,15 +25,13 @@ class Loader:
         self._unused: set[int] = set()  # prefetched and not yet demanded
         self._held: dict[int, tuple[int, int]] = {}  # key -> (slot, kind): decided, not yet asked of the link
         self._tickets: dict[int, tuple[Ticket, int]] = {}  # key -> (ticket, kind): asked, not yet waited for
-        self._abandoned: list[Ticket] = []  # given up after they had started: they still take the link's time
         self._slot: dict[int, int] = {}  # this visit's experts that are still to be computed
         self._taken: set[int] = set()  # slots of those whose copy has left or was never needed
 
-    def begin(self, events: Events, divert: Divert | None = None) -> list[int]:
-        """Ask for what a visit loads; returns the keys it demands, what is on the device first.
+    def begin(self, events: Events) -> list[int]:
+        """Ask for what a visit copies; returns the keys that the device is to compute, what is there first.
 
-        `divert` may take some of the missing experts out: they are not computed on the device, hence not in the list
-        returned. What was only to bypass the cache is then not copied.
+        What the host computes is not among them. If it is admitted, its copy comes behind all that is demanded.
         """
         arrived: list[int] = []
         arriving: list[int] = []
@@ -54,19 +47,13 @@ class Loader:
                     self.prefetches["useful" if there else "late"] += 1
             elif kind >= EVICT:
                 self._give_up(key)
-            else:
+            elif kind != HOST:
                 self._held[key] = (slot, kind)
                 if kind == PREFETCH:
                     self._unused.add(key)
-                else:
+                elif kind != ADMIT:
                     self._slot[key] = slot
                     missing.append(key)
-        if divert is not None and missing:
-            for key in divert(arrived + arriving, [(key, self._held[key][1]) for key in missing]):
-                missing.remove(key)
-                del self._slot[key]
-                if self._held[key][1] == BYPASS:
-                    del self._held[key]
         if self._held:
             self._ask()
         return arrived + arriving + missing
@@ -83,10 +70,6 @@ class Loader:
         """Wait for the copy of a demanded expert, if there is one. ModelError if it failed."""
         if key in self._tickets:
             self.link.wait(self._tickets.pop(key)[0])
-
-    def backlog(self) -> int:
-        """Bytes that the link still has to copy before another demanded expert."""
-        return sum(ticket.ahead for ticket in (*self._abandoned, *(ticket for ticket, _ in self._tickets.values())))
 
     @property
     def unused(self) -> int:
@@ -109,7 +92,6 @@ class Loader:
             self.link.cancel(ticket)
         self._tickets.clear()
         self._held.clear()
-        self._abandoned.clear()
         self._slot.clear()
         self._taken.clear()
         self._unused.clear()
@@ -128,7 +110,7 @@ class Loader:
             if slot in self._taken:
                 break
             source = self.store.slab(key)
-            copies.append((source, self.pool.slab(slot, source.numel()), kind != PREFETCH))
+            copies.append((source, self.pool.slab(slot, source.numel()), kind < ADMIT))
             asked.append((key, kind))
             if key in self._slot:
                 self._taken.add(slot)
@@ -148,4 +130,3 @@ class Loader:
         if key in self._tickets:
             ticket, kind = self._tickets.pop(key)
             self.bytes[KINDS[kind]] -= self.link.cancel(ticket)
-            self._abandoned = [one for one in (*self._abandoned, ticket) if one.ahead]

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
+from engine.plan.misses import MissPlan
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from engine.runtime.storage.attention import attention_format_bytes, projections
@@ -168,7 +169,8 @@ def slots_of(model: nn.Module, plan: Plan) -> int:
     """Slots on the device, staging buffers included."""
     layers = moe_layers(model)
     sizes = expert_bytes(layers, plan.weights.experts)
-    return ExpertCache(cache_spec([layer.num_experts for layer in layers], sizes, plan)).slots
+    anyhow = plan.replace(miss=MissPlan())  # slots are the same
+    return ExpertCache(cache_spec([layer.num_experts for layer in layers], sizes, anyhow)).slots
 
 
 def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.decisions.misses import check_profile, served
 from engine.decisions.spec import cache_spec as spec_of
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.runtime.cpu_lane import CpuLane, check_lane
+from engine.runtime.cpu_lane import CpuLane
 from engine.runtime.experts import eager, grouped
 from engine.runtime.experts.launching import check_kernels
 from engine.runtime.experts.visits import GroupedVisits
@@ -21,6 +22,7 @@ from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
 from engine.runtime.offload_state import STATE, OffloadState, check_policies
 from engine.runtime.pool import SlotPool
+from engine.runtime.rewriting import rewriting_of
 from engine.runtime.storage.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
 from engine.runtime.storage.host_store import HostStore, check_storable
@@ -95,8 +97,8 @@ def offload(
         random_experts: a seed; experts are filled with random numbers, and the model's own need no storage.
         memory: bytes of device memory that slots and all other weights may take; None is what is free there. A plan
             that needs more is refused, and capacity `auto` is as much as fits.
-        hardware: how fast this machine is, which a plan with `compute.cpu_experts = "auto"` weighs.
-        cache_spec: decide by this instead of by the plan's cache, eviction and prefetch tables.
+        hardware: how fast this machine is, which some plans divide misses by (`miss.where`).
+        cache_spec: decide by this instead of by what the plan says of it.
         dtype: of a checkpoint: auto (as stored), float32, bfloat16 or float16.
         say: is called with one line when a checkpoint cannot be loaded shard by shard and is loaded whole.
 
@@ -106,11 +108,12 @@ def offload(
     if getattr(model, STATE, None) is not None:
         raise ModelError("the model is already offloaded; load it again to offload it by another plan")
     plan = as_plan(plan)
-    with_lane = plan.compute.cpu_experts != "never"
+    with_lane = plan.miss.where != "copy"
     if with_lane and plan.compute.grouped:
-        raise PlanError('compute.cpu_experts = "auto" needs kernels = "eager" in the engine: it takes single experts')
-    if with_lane:
-        check_lane(hardware)
+        raise PlanError(
+            f'miss.where = "{plan.miss.where}" needs kernels = "eager" in the engine: the host takes single experts'
+        )
+    check_profile(plan, hardware)
     target = _device(model, device)
     if plan.compute.grouped:
         check_kernels(target)
@@ -147,8 +150,10 @@ def offload(
                 check_storable(layer, formats[0], loaded=origin is None)
             check_attention(loaded, formats[1])
         sizes = expert_bytes(layers, formats[0])
-        spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan)
+        misses = served(plan, hardware, sizes, [layer.expert_params for layer in layers])
+        spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan, misses)
         slots = check_policies(spec).slots
+        rewriting_of(plan.routing, spec, layers)
         eager.register()
         grouped.register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
@@ -160,11 +165,23 @@ def offload(
         # Looked up again: what is known of a router is on the device where it now is.
         layers = moe_layers(loaded)
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
-        lane = CpuLane(check_lane(hardware), layers, store) if with_lane else None
+        lane = CpuLane(layers, store) if with_lane else None
         visits = None
         if plan.compute.grouped:
             visits = GroupedVisits(layers, store.layouts, pool, fused=plan.compute.experts == "fused")
-        state = OffloadState(loaded, layers, spec, store, pool, link, accumulate, emulate_link, lane, visits)
+        state = OffloadState(
+            loaded,
+            layers,
+            spec,
+            store,
+            pool,
+            link,
+            accumulate,
+            emulate_link,
+            lane,
+            visits,
+            rewriting_of(plan.routing, spec, layers),
+        )
     setattr(loaded, STATE, state)
     return loaded
 

@@ -24,14 +24,17 @@ from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
+from engine.runtime.rewriting import Rewriting, Told
 from engine.runtime.step_rows import StepRows, begins_requests, check_alone, requests_in, rows_of
 from engine.runtime.storage.store import Store
 from engine.runtime.visit_experts import VisitExperts
-from engine.runtime.visit_routing import Choices, read_back, sort_by_expert, weight_of
+from engine.runtime.visit_routing import Choices, read_back, sort_by_expert
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import SLOT
 from policies.events import Events
 from policies.ranking import rank_lookahead
+from policies.rerouting import Altered
+from policies.visit_order import weight_of
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits
 
@@ -43,8 +46,8 @@ class OffloadState:
 
     `spec` is what decides, `link`, `pool` and `store` are what moves, `emulated` the speed of a link that is
     only emulated (every result must say so) or None, `lane` the CPU's and `grouped` the kernels over several experts,
-    if the plan wants them. `forced`, where set, chooses in place of the gates. One model, one thread, one CUDA stream
-    at a time.
+    if the plan wants them, `rewriting` what alters the gates' choices, if it wants that. `forced`, where set, chooses
+    in place of the gates. One model, one thread, one CUDA stream at a time.
 
     Padding: positions that a 2-d attention mask marks as padding demand no expert, and their experts' output
     is zero. No other position attends to them, so this changes nothing that is kept; but products over fewer
@@ -63,10 +66,11 @@ class OffloadState:
         emulated: EmulatedLink | None,
         lane: CpuLane | None = None,
         grouped: GroupedVisits | None = None,
+        rewriting: Rewriting | None = None,
     ) -> None:
         self.layers, self.spec, self.accumulate = tuple(layers), spec, tuple(accumulate)
         self.store, self.pool, self.link, self.lane, self.grouped = store, pool, link, lane, grouped
-        self.device, self.emulated = pool.device, emulated
+        self.device, self.emulated, self.rewriting = pool.device, emulated, rewriting
         self.top_k = max(layer.top_k for layer in layers)
         check_policies(spec)
         self.cache = first_cache(spec)
@@ -92,6 +96,11 @@ class OffloadState:
         return Events.join(self._events)
 
     @property
+    def altered(self) -> Altered | None:
+        """What has become of the gates' choices so far; None where nothing alters them."""
+        return None if self.rewriting is None else self.rewriting.altered
+
+    @property
     def predicts(self) -> bool:
         """Whether a fitted predictor runs at each visit."""
         return self._foresight.works
@@ -103,7 +112,8 @@ class OffloadState:
 
     @property
     def bytes_loaded(self) -> dict[str, int]:
-        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"."""
+        """Bytes asked of the link: "load" (on demand, kept), "bypass" (on demand, not kept), "prefetch"; "admit" (kept,
+        while the host computes)."""
         return dict(self._loader.bytes)
 
     @property
@@ -131,6 +141,8 @@ class OffloadState:
         self._foresight.reset()
         if self._watch is not None:
             self._watch.reset()
+        if self.rewriting is not None:
+            self.rewriting.reset()
         self._fill()
 
     def serve(self, domains: Sequence[str | None]) -> None:
@@ -174,8 +186,7 @@ class OffloadState:
 
     def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Serve one visit. hidden [tokens, hidden], index and weights [tokens, k]. Returns [tokens, hidden]."""
-        if self._failure is not None:
-            raise ModelError(f"the offloaded model cannot run: {self._failure}")
+        self._check_running()
         try:
             if not torch.is_grad_enabled():
                 return self._visit(layer, hidden, top_k_index, top_k_weights)
@@ -184,19 +195,29 @@ class OffloadState:
                 return self._visit(layer, hidden, top_k_index, top_k_weights)
         except BaseException as error:
             # The cache believes that loads have happened which now may not.
-            self._failure = f"a visit failed ({type(error).__name__}: {error}); call offloaded(model).reset()"
+            self._fail(error)
             raise
+
+    def _check_running(self) -> None:
+        if self._failure is not None:
+            raise ModelError(f"the offloaded model cannot run: {self._failure}")
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = f"a visit failed ({type(error).__name__}: {error}); call offloaded(model).reset()"
 
     def _visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         if self.forced is not None:
             top_k_index, top_k_weights = self.forced.choice(layer, top_k_weights)
-        ids, weights, lookahead = self._read_back(layer, top_k_index, top_k_weights)
+        altered = None if self.rewriting is None else self.rewriting.take()
+        ids, weights, lookahead = altered or self._read_back(layer, top_k_index, top_k_weights)
         start = self._clock.mark()
         # Grouped kernels are told of the routing in a table of their own, which the host makes.
         device = hidden.device if self.grouped is None else torch.device("cpu")
         routing = sort_by_expert(ids, self.layers[layer].num_experts, device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
-        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal)
+        tokens = [routing.count(expert) for expert in routing.demand] if self.spec.counts_tokens else ()
+        gate = weight_of(ids, weights, routing.demand) if self._weighs_admission and weights is not None else ()
+        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal, tokens, gate)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
         if self.grouped is not None:
@@ -209,13 +230,16 @@ class OffloadState:
         self._clock.add_visit(layer, start)
         return out
 
-    def _read_back(
-        self, layer: int, top_k_index: Tensor, top_k_weights: Tensor
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def _read_back(self, layer: int, top_k_index: Tensor, top_k_weights: Tensor, own: Tensor | None = None) -> Told:
+        """`own` logits [tokens, experts] come before those looked ahead to."""
         lookahead = self._lookahead.pop(layer, None)
         if lookahead is None and self._looks_ahead(layer):
             raise ModelError(f"the router of {self.layers[layer].name} was not called: its lookahead is unknown")
+        if own is not None:
+            parts = [own] if lookahead is None else [own, lookahead]
+            lookahead = torch.cat([part.detach().to(torch.float16) for part in parts], dim=1)
         weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
+        weighed = weighed or self._weighs_admission or self.rewriting is not None
         more = self._rows.pending()
         ids, weights, logits, columns = read_back(top_k_index, top_k_weights if weighed else None, lookahead, more)
         if more:
@@ -225,6 +249,10 @@ class OffloadState:
         if self._watch is not None:
             self._watch.observe(layer, np.where(ids < self.layers[layer].num_experts, ids, self.spec.experts))
         return ids, weights, logits
+
+    @property
+    def _weighs_admission(self) -> bool:
+        return self.cache.admission_class.reads == "gate-share"
 
     @property
     def lookahead_distance(self) -> int | None:
@@ -276,6 +304,8 @@ class OffloadState:
             model.register_forward_pre_hook(self._begin_step, with_kwargs=True),
             model.register_forward_hook(self._end_step, always_call=True),
         ]
+        if self.rewriting is not None:
+            hooks += self.rewriting.attach(self._read_back, self._there, self._fail)
         for layer in filter(lambda layer: self._looks_ahead(layer.index), self.layers):
             hook = partial(self._look_ahead, layer.index)
             hooks.append(layer.router.register_forward_pre_hook(hook, with_kwargs=True))
@@ -286,6 +316,14 @@ class OffloadState:
         # Computed even if a trace says what to foresee: it takes time.
         logits = router_logits(self.layers[layer + self.spec.distance], hidden)
         self._lookahead[layer] = logits if self.forced is None else self.forced.lookahead(layer, self.spec.distance)
+
+    def _there(self, layer: int) -> np.ndarray:
+        """Which of a layer's experts are there: not those of 0, [experts]."""
+        self._check_running()
+        if self.forced is not None:
+            raise ModelError("a trace chooses in place of the gates: give a plan without a routing policy")
+        experts = self.spec.experts
+        return self.cache.state.place[layer * experts : (layer + 1) * experts]
 
     def _begin_step(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
@@ -298,6 +336,8 @@ class OffloadState:
             if begins:
                 self.cache.restart()
                 self._foresight.reset()
+                if self.rewriting is not None:
+                    self.rewriting.restart()
         if self._watch is not None:
             kept = self._watch.begin(requests_in(ids), self._rows.tokens, begins=begins)
             if kept is not None:

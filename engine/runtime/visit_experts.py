@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from engine.runtime.clocks.timing import Clock
-from engine.runtime.cpu_lane import CpuLane, Missing
+from engine.runtime.cpu_lane import CpuLane
 from engine.runtime.experts.eager import Forward
 from engine.runtime.loader import Loader
 from engine.runtime.pool import SlotPool
 from engine.runtime.storage.slab_layout import Layout
 from engine.runtime.visit_routing import Routing, TokenRouting
-from policies.events import Events
+from policies.events import ADMIT, HOST, Events
 
 
 class VisitExperts:
@@ -34,24 +34,17 @@ class VisitExperts:
     def begin(self, layer: int, events: Events, routing: Routing | TokenRouting, hidden: Tensor) -> list[int]:
         """Ask for what is missing; returns the demanded experts in the order in which to compute them."""
         lane, base = self.lane, self.base
+        order = self.loader.begin(events)
         if lane is None:
-            return [key - base for key in self.loader.begin(events)]
-        diverted: list[int] = []
-
-        def divert(resident: list[int], missing: list[tuple[int, int]]) -> list[int]:
-            ready = [routing.count(key - base) for key in resident]
-            asked = [Missing(key, kind, routing.count(key - base)) for key, kind in missing]
-            diverted.extend(lane.choose(layer, ready, self.loader.backlog(), asked))
-            return diverted
-
-        order = self.loader.begin(events, divert)
-        if diverted:  # after the copies have left: rows are waited for
-            rows = [routing.rows(hidden, key - base) for key in diverted]
+            return [key - base for key in order]
+        hosted = [key for kind, key, _ in events.unpacked() if kind in (HOST, ADMIT)]
+        if hosted:  # after the copies have left: rows are waited for
+            rows = [routing.rows(hidden, key - base) for key in hosted]
             if hidden.device.type != "cpu":
                 rows = list(torch.split(torch.cat(rows).cpu(), [len(part) for part in rows]))
-            for key, part in zip(diverted, rows, strict=True):
+            for key, part in zip(hosted, rows, strict=True):
                 lane.submit(key, part)
-        return [key - base for key in order + diverted]
+        return [key - base for key in order + hosted]
 
     def compute(self, expert: int, rows: Tensor) -> Tensor:
         """One expert on rows [n, hidden]; waits for its copy, or for the lane."""

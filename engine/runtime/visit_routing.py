@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.visit_order import orders_of
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routing:
@@ -90,15 +92,6 @@ def read_back(
     return np.ascontiguousarray(ids).view(np.uint16), found[0], found[1], rest
 
 
-def weight_of(ids: np.ndarray, weights: np.ndarray, demand: list[int]) -> list[float]:
-    """The weights of each demanded expert, added up in (token, choice) order; ids and weights [tokens, k]."""
-    total = dict.fromkeys(demand, 0.0)
-    for expert, weight in zip(ids.ravel().tolist(), weights.ravel().tolist(), strict=True):
-        if expert in total:
-            total[expert] += weight
-    return [total[expert] for expert in demand]
-
-
 def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> Routing | TokenRouting:
     """Sort choices u16 [tokens, k] by expert; ids of `num_experts` or more mark choices that do not count."""
     tokens, k = ids.shape
@@ -106,16 +99,15 @@ def sort_by_expert(ids: np.ndarray, num_experts: int, device: torch.device) -> R
         place = {expert: c for c, expert in enumerate(ids[0].tolist()) if expert < num_experts}
         if len(place) == k or len(place) == np.count_nonzero(ids < num_experts):
             return TokenRouting(list(place), place)
-    chosen = [expert for expert in ids.ravel().tolist() if expert < num_experts]
-    demand = list(dict.fromkeys(chosen))
-    recency = list(dict.fromkeys(reversed(chosen)))[::-1]
+    demand, recency = orders_of(ids, num_experts)
+    chosen = int(np.count_nonzero(ids < num_experts))
     by_choice = ids.T.ravel()  # assignment (c, t) at c * tokens + t
-    order = np.argsort(by_choice, kind="stable")[: len(chosen)]  # those that do not count sort last
+    order = np.argsort(by_choice, kind="stable")[:chosen]  # those that do not count sort last
     choice, token = np.divmod(order, tokens)
     ascending = sorted(demand)
-    edges = [*np.searchsorted(by_choice[order], ascending).tolist(), len(chosen)]
+    edges = [*np.searchsorted(by_choice[order], ascending).tolist(), chosen]
     # Pinned, so that the host does not wait for the copy; torch keeps it until the copy has landed.
-    host = torch.empty(2, len(chosen), dtype=torch.int64, pin_memory=device.type == "cuda")
+    host = torch.empty(2, chosen, dtype=torch.int64, pin_memory=device.type == "cuda")
     host.numpy()[:] = token, token * k + choice
     both = host.to(device, non_blocking=True)  # [2, assignments]
     spans = {expert: slice(edges[i], edges[i + 1]) for i, expert in enumerate(ascending)}

@@ -1,5 +1,6 @@
 """Costs: what each piece of work takes on a modelled machine, in integer nanoseconds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from engine.hardware import HardwareProfile
 from engine.hardware.roofline import Roofline, ceil_ns, token_ps
-from engine.plan.weights import WeightFormat
+from engine.plan.weights import WeightFormat, expanded_bits
 from engine.shapes import ModelShape
 from engine.shapes.sizes import STATED, head_bytes, kv_bytes_per_token, layer_bytes
 from engine.simulator.fits import each, fitting
@@ -78,7 +79,7 @@ class Costs(NamedTuple):
     slowdown_percent: int
     """How much longer a copy is on the wire if it begins during a read."""
 
-    # CPU lane; cpu is 0 where it computes nothing.
+    # CPU lane; cpu is 1 where the plan has the host compute misses.
     cpu: int
     cpu_expert_ns: np.ndarray
     """One expert's weights read from host memory."""
@@ -91,6 +92,10 @@ class Costs(NamedTuple):
     notes: tuple[str, ...]
     overlapped: int = 0
     """Of calls: 1 where what is there is computed at once, not when all of the visit is (engine.simulator.fused)."""
+    cpu_beside_percent: int = 0
+    """How much longer an expert takes on the CPU that begins during a copy."""
+    copy_beside_percent: int = 0
+    """How much longer a copy is on the wire that begins while the CPU computes."""
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
 
@@ -136,6 +141,13 @@ def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_fo
     return [count * weight_format.plain_bytes for count in manifest.expert_params]
 
 
+def expert_params(manifest: Manifest, shape: ModelShape | None, expert_bytes: Sequence[int]) -> list[int]:
+    """Parameters of one expert of each MoE layer; where nothing says, as if two bytes were one."""
+    if shape is not None:
+        return [shape.expert_params] * len(manifest.experts_per_layer)
+    return list(manifest.expert_params) or [size // 2 for size in expert_bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     """Sizes that costs follow from, by MoE layer; parameters of dense parts are means over them."""
@@ -151,7 +163,7 @@ class _Model:
 
 def _unshaped(manifest: Manifest, expert_bytes: list[int]) -> _Model:
     """The trace's own sizes, as far as it says them."""
-    params = manifest.expert_params or [size // 2 for size in expert_bytes]
+    params = expert_params(manifest, None, expert_bytes)
     if not manifest.dense_bytes:
         return _Model(params, [0] * len(params))
     note = "no model shape: of dense work, layers' weights are read as the trace sizes them; the rest costs nothing"
@@ -189,7 +201,7 @@ def model_costs(
     shape: ModelShape | None,
     experts_format: str | None,
     attention_format: str | None,
-    cpu_experts: str = "never",
+    where: str = "copy",
     stored: str | None = None,
     compute_experts: str = "each",
     grouped: bool = False,
@@ -198,31 +210,25 @@ def model_costs(
 
     Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
-    `cpu_experts` and `compute_experts` are the plan's `compute.cpu_experts` and `compute.experts`; `grouped`: kernels
-    compute several experts at once, and expand quantised ones as they read them. `stored` is the format that the
-    trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises PlanError,
-    HardwareError.
+    `where` and `compute_experts` are the plan's `miss.where` and `compute.experts`; `grouped`: kernels compute several
+    experts at once, and expand quantised ones as they read them. `stored` is the format that the trace's experts are in
+    already, as an engine stores them: its bytes are what a load copies. Raises PlanError, HardwareError.
     """
     hardware = hardware.sustained()
     grouped = grouped or compute_experts == "fused"
     expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
     if len(expert_bytes) != len(manifest.experts_per_layer):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
-    cpu = hardware.cpu if cpu_experts == "auto" else None
-    if cpu_experts == "auto" and cpu is None:
+    cpu = hardware.cpu if where != "copy" else None
+    if where != "copy" and cpu is None:
         raise HardwareError(
-            f'compute.cpu_experts = "auto" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
-            'add one or use "never"'
+            f'miss.where = "{where}" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
+            'add one or use "copy"'
         )
-    word = stored or experts_format
-    weight_format = None if word is None else WeightFormat.parse(word)
-    # A kernel that only expands; other software's kernels compute on what is stored.
-    apart = weight_format is not None and weight_format.group > 0 and not grouped
-    bits = weight_format.bits if weight_format is not None and apart else None
+    bits, meta = expanded_bits(stored or experts_format, grouped=grouped)
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
     sizes = list(zip(expert_bytes, model.expert_params, strict=True))
     kernel = hardware.expert_kernel(fused=grouped)
-    meta = weight_format is not None and weight_format.meta_group > 0
     experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
@@ -268,6 +274,8 @@ def model_costs(
         scale=model.scale,
         notes=(*model.notes, *memory.notes),
         overlapped=int(grouped and compute_experts == "each"),
+        cpu_beside_percent=0 if cpu is None else cpu.slowdown_percent,
+        copy_beside_percent=0 if cpu is None else cpu.link_slowdown_percent,
         paced_by=(hardware.link.rate_field,),
     )
 

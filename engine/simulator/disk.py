@@ -7,26 +7,26 @@ from engine.simulator.lanes import Visit
 from engine.simulator.log import DISK_READ, note
 from engine.simulator.machine_state import DISK, DISK_BUSY, HEAD, HOST_USED, NEXT, PREV, TAIL, Host, Machine
 from engine.simulator.options import compiled
-from policies.events import KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
+from policies.events import HOST, KEY_MASK, KIND_SHIFT, PREFETCH, SIGN, SLOT_SHIFT
 
 
 @compiled()
 def read_all(
     machine: Machine, costs: Costs, visit: Visit, code: np.ndarray, first: int, last: int, host: Host | None
 ) -> None:
-    """What the copies among events code[first:last] need of the disk, in their order.
+    """What the misses and copies among events code[first:last] need of the disk, in their order.
 
     Without `host` the disk reads one expert at a time, and no code for lanes is compiled.
     """
     for i in range(first, last):
-        if LOAD <= code[i] >> KIND_SHIFT <= PREFETCH:
+        if HOST <= code[i] >> KIND_SHIFT <= PREFETCH:
             read(machine, costs, visit, code[i], host)
 
 
 @compiled()
 def read(machine: Machine, costs: Costs, visit: Visit, event: int, host: Host | None) -> None:
     """A copy is asked for: its expert becomes the host cache's most recent, read from disk if it is not there."""
-    key, slot, held = event & KEY_MASK, event >> SLOT_SHIFT & SLOT_MASK, machine.host
+    key, slot, held = event & KEY_MASK, event << SIGN >> SIGN + SLOT_SHIFT, machine.host  # -1: no slot
     ends = len(held) - 1
     experts = ends // len(costs.chunks)
     if held[key, PREV] >= 0:

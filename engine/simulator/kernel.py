@@ -3,6 +3,16 @@
 import numpy as np
 
 from engine.simulator.costs import Costs
+from engine.simulator.cpu_lane import (
+    COUNT,
+    FREE,
+    Lane,
+    add_job,
+    begin_jobs,
+    contended,
+    hand_over,
+    next_begin,
+)
 from engine.simulator.disk import read_all
 from engine.simulator.fused import call, gather, is_gathered
 from engine.simulator.lanes import (
@@ -15,6 +25,7 @@ from engine.simulator.lanes import (
     Visit,
     book,
     compute,
+    cpu_ns,
     expert_ns,
     serve,
     wait,
@@ -24,7 +35,7 @@ from engine.simulator.log import ASKING, DENSE_PART, OVERHEAD_PART, Log, note
 from engine.simulator.machine_state import AHEAD, CPU_BUSY, FAR, NOW, WAITING, Host, Machine
 from engine.simulator.options import compiled
 from engine.simulator.plain import FIRST_MISS, FIRST_PREFETCHED, count, plain_visit, undisturbed
-from policies.events import BYPASS, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
+from policies.events import ADMIT, BYPASS, EVICT, HOST, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH, SLOT_MASK, SLOT_SHIFT
 
 USEFUL, LATE, WASTED = range(3)
 """What became of a prefetch: there when its expert was demanded, not yet there, given up unused."""
@@ -41,6 +52,7 @@ def run(
     log: Log | None,
     call_ns: int | None,
     host: Host | None,
+    lane: Lane | None,
     visit_end: np.ndarray,
     spent: np.ndarray,
     totals: np.ndarray,
@@ -50,12 +62,12 @@ def run(
 
     Each is None where the machine has no such thing, and then no code for it is compiled: `call_ns`, where experts are
     fused, what a call takes whatever it computes (engine.simulator.fused); `host`, where the cache's own work takes
-    time or the disk makes several reads at a time.
+    time or the disk makes several reads at a time; `lane`, where the host computes misses.
     """
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
     now = machine.other[NOW]
-    plain = log is None and orderly and costs.host_bytes < 0 and costs.cpu == 0
+    plain = log is None and orderly and costs.host_bytes < 0
     for step in range(len(step_tokens)):
         several = step_tokens[step] > 1
         context_ns = context[step] * costs.context_ps // 1000
@@ -89,15 +101,23 @@ def run(
             note(log, DENSE_PART, now, now + dense, number, -1, -1, 0, 0)
             note(log, OVERHEAD_PART, now + dense, routed, number, -1, -1, 0, 0)
             if machine.other[WAITING] > 0:
-                advance(machine, costs, routed, log)
+                advance(machine, costs, lane, routed, log)
             blocked = max(0, machine.link[AHEAD] - routed)
             if costs.host_bytes >= 0:
                 read_all(machine, costs, visit, code, e, end, host)
             now = routed
             if costs.copy_overhead_ns > 0:
                 now = ask(costs, visit, code, e, end)
-            asked = cpu = now
+            asked = now
             cpu_busy = machine.other[CPU_BUSY]
+            if lane is not None:
+                hand_over(lane, number, asked)
+                for place in range(e, end):
+                    event = code[place]
+                    kind = event >> KIND_SHIFT
+                    if kind in (HOST, ADMIT):
+                        ready = machine.ready[event & KEY_MASK]
+                        add_job(lane, event, cpu_ns(machine, costs, visit, event), ready)
 
             # Hits: compute what is there, put what is not in order of arrival.
             waiting = gathered = 0
@@ -117,7 +137,7 @@ def run(
                         gathered = gather(machine, event, gathered)
                 else:
                     # A copy under way is one that this visit waits for: it is in nobody's way.
-                    if machine.arrival[slot] != FAR or promote(machine, costs, slot, routed, log):
+                    if machine.arrival[slot] != FAR or promote(machine, costs, lane, slot, routed, log):
                         blocked = 0
                     insert(machine.late, waiting, machine.arrival[slot], e)
                     waiting += 1
@@ -144,34 +164,42 @@ def run(
             while e < end:
                 event = code[np.uint64(e)]
                 kind, slot = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK
-                if kind <= BYPASS:
+                if LOAD <= kind <= BYPASS:
                     if call_ns is not None and is_gathered(machine, event):
                         now = call(machine, costs, visit, gathered, now, call_ns)
                         gathered = 0
-                    there, now, cpu, blocked = serve(machine, costs, visit, event, now, cpu, blocked)
-                    if there:
-                        if call_ns is None:
-                            done = compute(machine, costs, visit, event, now)
-                            book(costs, visit, 1, done - now)
-                            now = done
-                        else:
-                            gathered = gather(machine, event, gathered)
-                            if several and costs.overlapped > 0:
-                                now = call(machine, costs, visit, gathered, now, call_ns)
-                                gathered = 0
-                elif kind == PREFETCH:
-                    if call_ns is not None:
+                    now, blocked = serve(machine, costs, lane, visit, event, now, blocked)
+                    if call_ns is None:
+                        done = compute(machine, costs, visit, event, now)
+                        book(costs, visit, 1, done - now)
+                        now = done
+                    else:
+                        gathered = gather(machine, event, gathered)
+                        if several and costs.overlapped > 0:
+                            now = call(machine, costs, visit, gathered, now, call_ns)
+                            gathered = 0
+                elif ADMIT <= kind <= PREFETCH:
+                    if call_ns is not None and (kind == PREFETCH or is_gathered(machine, event)):
                         now = call(machine, costs, visit, gathered, now, call_ns)
                         gathered = 0
-                    enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)
-                elif machine.unused[slot]:
-                    prefetches[WASTED] += 1
-                    machine.unused[slot] = 0
+                    enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed, int(kind == PREFETCH))
+                elif kind >= EVICT:
+                    if machine.unused[slot]:
+                        prefetches[WASTED] += 1
+                        machine.unused[slot] = 0
                     if machine.arrival[slot] == FAR:
                         give_up(machine, slot, routed)
                 e += 1
             if call_ns is not None:
                 now = call(machine, costs, visit, gathered, now, call_ns)
+            cpu = routed
+            if lane is not None and lane.state[COUNT] > 0:
+                while contended(costs) and next_begin(lane) < FAR:
+                    begin = next_begin(lane)
+                    advance(machine, costs, lane, begin, log)
+                    begin_jobs(lane, machine, costs, begin, log)
+                begin_jobs(lane, machine, costs, FAR, log)
+                cpu = lane.state[FREE]
             if cpu > now:
                 idle = cpu - asked - (machine.other[CPU_BUSY] - cpu_busy)
                 now = wait(visit, STALL_DISK, now, min(cpu, now + idle), -1)
@@ -188,8 +216,8 @@ def manage(code: np.ndarray, e: int, end: int, host: Host) -> int:
     lookups = inserts = 0
     for i in range(e, end):
         kind = code[i] >> KIND_SHIFT
-        lookups += kind <= BYPASS
-        inserts += kind in (LOAD, PREFETCH)
+        lookups += kind <= ADMIT
+        inserts += kind in (LOAD, ADMIT, PREFETCH)
     return lookups * host.lookup_ns + inserts * host.insert_ns
 
 

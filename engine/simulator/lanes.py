@@ -5,11 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.simulator.costs import Costs
+from engine.simulator.cpu_lane import Lane
 from engine.simulator.link import place, start
-from engine.simulator.log import COPY, COPY_DEMAND, CPU_EXPERT, EXPERT, WAIT, Log, note
-from engine.simulator.machine_state import CPU_BUSY, Machine
+from engine.simulator.log import COPY, COPY_DEMAND, EXPERT, WAIT, Log, note
+from engine.simulator.machine_state import Machine
 from engine.simulator.options import compiled
-from policies.events import KEY_MASK, KIND_SHIFT, LOAD, SLOT_MASK, SLOT_SHIFT
+from policies.events import KEY_MASK, KIND_SHIFT, SLOT_MASK, SLOT_SHIFT
 
 CAUSES = ("dense", "experts", "dequantisation", "overhead", "demand", "late_prefetch", "link_busy", "disk", "cpu")
 """Where the time of a step goes: work of the compute stream, then stalls."""
@@ -83,33 +84,22 @@ def wait(visit: Visit, cause: int, now: int, until: int, event: int) -> int:
 
 @compiled(inline=True)
 def serve(
-    machine: Machine, costs: Costs, visit: Visit, event: int, now: int, cpu: int, blocked: int
-) -> tuple[bool, int, int, int]:
-    """A demanded expert that is missing: copied and waited for, or computed by the CPU if that ends sooner.
+    machine: Machine, costs: Costs, lane: Lane | None, visit: Visit, event: int, now: int, blocked: int
+) -> tuple[int, int]:
+    """A demanded expert that is missing is copied and waited for.
 
-    Returns whether it is on the device to be computed; when device and CPU are free; and how much of a wait may still
-    be booked to prefetches under way.
+    Returns when it can be computed, and how much of a wait may still be booked to copies ahead that are under way.
     """
-    kind, slot, key = event >> KIND_SHIFT, event >> SLOT_SHIFT & SLOT_MASK, event & KEY_MASK
+    slot, key = event >> SLOT_SHIFT & SLOT_MASK, event & KEY_MASK
     copy_ns = costs.rest_ns[visit.layer, 0]
     earliest = max(max(visit.routed, machine.idle[slot]), machine.arrival[slot])
-    engine, begin, arrival = place(machine, costs, earliest, copy_ns)
+    engine, begin, arrival = place(machine, costs, lane, earliest, copy_ns, visit.log)
     put_off = 0
     if costs.host_bytes >= 0:
         without_disk = begin
-        engine, begin, arrival = place(machine, costs, max(earliest, machine.ready[key]), copy_ns)
+        there = max(earliest, machine.ready[key])
+        engine, begin, arrival = place(machine, costs, lane, there, copy_ns, visit.log)
         put_off = begin - without_disk
-
-    if costs.cpu > 0:
-        cpu_begin = max(cpu, machine.ready[key])
-        cpu_end = cpu_begin + cpu_ns(machine, costs, visit, event)
-        if cpu_end < max(now, arrival) + device_ns(machine, costs, visit, event):
-            machine.other[CPU_BUSY] += cpu_end - cpu_begin
-            note(visit.log, CPU_EXPERT, cpu_begin, cpu_end, visit.number, key, slot, kind, 0)
-            if kind == LOAD:
-                copy(machine, visit, event, engine, begin, arrival)
-            return False, now, cpu_end, blocked
-
     copy(machine, visit, event, engine, begin, arrival)
     if arrival > now:
         behind = min(arrival - now, blocked)
@@ -118,7 +108,7 @@ def serve(
         now = wait(visit, STALL_DISK, now, now + disk, event)
         now = wait(visit, STALL_DEMAND, now, arrival, event)
         blocked -= behind
-    return True, now, cpu, blocked
+    return now, blocked
 
 
 @compiled(inline=True)

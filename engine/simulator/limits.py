@@ -73,6 +73,8 @@ def _products(work: Work, costs: Costs) -> list[tuple[str, int]]:
         ("overhead.per_prediction_ns", work.step_tokens * costs.predict_token_ps),
         ("cpu.compute_flops_per_s", work.step_tokens * costs.cpu_token_ps),
         ("disk.link_slowdown_percent", int(costs.rest_ns.max(initial=0)) * costs.slowdown_percent),
+        ("cpu.link_slowdown_percent", int(costs.rest_ns.max(initial=0)) * costs.copy_beside_percent),
+        ("cpu.slowdown_percent", _longest_on_cpu(work, costs) * costs.cpu_beside_percent),
     ]
 
 
@@ -80,15 +82,17 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
     """Nanoseconds of all work, one piece after the other, by the field that sets its pace."""
     layers = len(costs.chunks)
     copies = work.demanded + work.prefetched
-    # A prefetch may have begun in chunks when the rest of it is demanded.
-    wire = copies * _sum(costs.rest_ns[:, 0]) + work.prefetched * _sum(costs.chunk_ns)
-    setups = copies * layers + work.prefetched * _sum(costs.chunks)
+    # What nobody waits for may have begun in chunks when the rest of it is demanded.
+    queued = work.prefetched + (work.demanded if costs.cpu else 0)
+    wire = copies * _sum(costs.rest_ns[:, 0]) + queued * _sum(costs.chunk_ns)
+    setups = copies * layers + queued * _sum(costs.chunks)
     reading = work.steps * _sum(costs.dense_ns) + work.demanded * _sum(costs.expert_ns)
     arithmetic = work.tokens * layers * (costs.dense_token_ps + work.top_k * costs.expert_token_ps)
     computed = work.demanded if costs.cpu else 0
+    beside = 100 + costs.cpu_beside_percent
     reading_ns = costs.read_ns if costs.disk_lanes == 1 else costs.lanes_ns.max(axis=1)
     return {
-        ", ".join(costs.paced_by): wire + wire * costs.slowdown_percent // 100,
+        ", ".join(costs.paced_by): wire + wire * (costs.slowdown_percent + costs.copy_beside_percent) // 100,
         "link.latency_ns": setups * costs.setup_ns,
         "device.memory_bandwidth_bytes_per_s": reading + work.context * layers * costs.context_ps // 1000,
         "device.compute_flops_per_s": arithmetic // 1000,
@@ -104,10 +108,19 @@ def _terms(work: Work, costs: Costs) -> dict[str, int]:
         "overhead.per_lookup_ns": work.demanded * layers * costs.lookup_ns,
         "overhead.per_insert_ns": copies * layers * costs.insert_ns,
         "disk.read_bytes_per_s": copies * _sum(reading_ns) if costs.host_bytes >= 0 else 0,
-        "cpu.memory_bandwidth_bytes_per_s": computed * _sum(costs.cpu_expert_ns),
-        "cpu.compute_flops_per_s": (work.tokens * work.top_k * layers * costs.cpu_token_ps // 1000) * bool(computed),
-        "cpu.per_expert_ns": computed * layers * costs.cpu_overhead_ns,
+        "cpu.memory_bandwidth_bytes_per_s": computed * _sum(costs.cpu_expert_ns) * beside // 100,
+        "cpu.compute_flops_per_s": (work.tokens * work.top_k * layers * costs.cpu_token_ps // 1000)
+        * bool(computed)
+        * beside
+        // 100,
+        "cpu.per_expert_ns": computed * layers * costs.cpu_overhead_ns * beside // 100,
     }
+
+
+def _longest_on_cpu(work: Work, costs: Costs) -> int:
+    """Nanoseconds of one expert of the largest step."""
+    reading = int(costs.cpu_expert_ns.max(initial=0))
+    return max(reading, work.step_tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns
 
 
 def _sum(times: np.ndarray) -> int:

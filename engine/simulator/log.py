@@ -29,7 +29,8 @@ DISK_READ = 7  # disk: one expert into the host cache. SLOT: where its copy will
 # KIND of a COPY.
 COPY_DEMAND = 0  # a demand load
 COPY_AHEAD = 1  # a prefetch, or a chunk of one, that began before the expert was demanded
-COPY_LATE = 2  # what is left of a prefetch whose expert was demanded while it waited in the queue
+COPY_LATE = 2  # what is left of a queued copy whose expert was demanded while it waited
+COPY_ADMITTED = 3  # what the host computed, or a chunk of it, that began before the expert was demanded again
 
 
 class Log(NamedTuple):

@@ -12,10 +12,11 @@ from engine.simulator.costs import Costs
 from engine.simulator.lanes import DEQUANTISATION, EXPERTS, OVERHEAD, STALL_DEMAND, Visit
 from engine.simulator.machine_state import AHEAD, LINK_BUSY, WAITING, Machine
 from engine.simulator.options import compiled
-from policies.events import EVICT, HIT_PREFETCHED, KIND_SHIFT, LOAD
+from policies.events import EVICT, HIT_PREFETCHED, HOST, KIND_SHIFT, LOAD
 
 FIRST_PREFETCHED = HIT_PREFETCHED << KIND_SHIFT
-FIRST_MISS = LOAD << KIND_SHIFT
+FIRST_MISS = HOST << KIND_SHIFT
+FIRST_LOAD = LOAD << KIND_SHIFT
 FIRST_STREAM = (LOAD + 1) << KIND_SHIFT
 FIRST_EVICT = EVICT << KIND_SHIFT
 FIRST_DROP = (EVICT + 1) << KIND_SHIFT
@@ -34,8 +35,8 @@ def count(code: np.ndarray, e: int, end: int) -> tuple[int, int]:
     for place in range(e, end):
         event = code[np.uint64(place)]  # unsigned: not to be counted from the end
         hits += event < FIRST_PREFETCHED
-        loads += (event >= FIRST_MISS) & (event < FIRST_STREAM)
-        other += (event >= FIRST_PREFETCHED) & (event < FIRST_MISS)
+        loads += (event >= FIRST_LOAD) & (event < FIRST_STREAM)
+        other += (event >= FIRST_PREFETCHED) & (event < FIRST_LOAD)
         other += (event >= FIRST_STREAM) & (event < FIRST_EVICT)
         other += event >= FIRST_DROP
     return hits, loads if other == 0 else -1

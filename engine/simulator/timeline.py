@@ -29,10 +29,11 @@ many reads run together; each takes as long as the number under way when it begi
 that begins while the disk reads something that the copy's own visit or an earlier one asked for is slower on the wire
 (the visit at whose `routed` it was demanded; for what is copied ahead, any read counts).
 
-With a CPU lane, a missing expert is computed there, first in first out, if that ends strictly sooner than copying it
-and computing it on the device would. The CPU begins when the host has asked for the visit's copies, and reads the
-expert from host memory. If the cache keeps the expert it is copied all the same, in its place, but nobody waits for it;
-if not, it is not copied.
+What the decisions give to the host (HOST, ADMIT) the CPU lane computes, first in first out. It begins when the host has
+asked for the visit's copies, and reads the expert from host memory. An admitted expert's copy joins the queue of
+prefetches, as the visit comes to it: behind the visit's demand copies, waited for by nobody until a later visit demands
+it, given up if it is evicted before. An expert that the lane begins while a copy is under way takes longer by a fixed
+share, and so do a copy's bytes that begins while the lane computes; at one instant the lane begins first.
 
 A wait is booked to one cause, or divided. For a missing expert: as much as prefetches still had the link after `routed`
 and is not booked yet is `link_busy`, unless the visit itself waits for a copy under way; then, as much as its own read
@@ -45,6 +46,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.simulator.costs import Costs
+from engine.simulator.cpu_lane import make_lane
 from engine.simulator.kernel import LATE, USEFUL, WASTED, run
 from engine.simulator.lanes import CAUSES, STALLS
 from engine.simulator.log import COLUMNS, make_log
@@ -82,6 +84,7 @@ class Timeline:
         self._call_ns = costs.call_ns if costs.call_ns >= 0 else None
         self._state = make_state(costs, slots, experts)
         self._host = make_host(costs)
+        self._lane = make_lane(self._costs, experts)
         self._logged = log or range(0)
         self._log: list[np.ndarray] = [np.empty((0, COLUMNS), np.int64)]
         self.spent = np.zeros((2, len(CAUSES)), np.int64)
@@ -161,6 +164,7 @@ class Timeline:
             log,
             self._call_ns,
             self._host,
+            self._lane,
             timed.visit_end[first:last],
             timed.spent[begin:end],
             self.spent,

@@ -30,6 +30,11 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
+    routing_policy: options.RoutingPolicy = None,
+    routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -43,7 +48,7 @@ def command(
     slabs: options.Slabs = None,
     memory: options.Memory = None,
     hardware: Annotated[
-        str | None, typer.Option(help="this machine's profile, which a plan with a CPU lane weighs")
+        str | None, typer.Option(help="this machine's profile, for plans whose misses are divided by it")
     ] = None,
     emulate_link: options.EmulateLink = None,
     save_warm: options.SaveWarm = None,
@@ -67,6 +72,11 @@ def command(
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
+        routing_policy=routing_policy,
+        routing_set=routing_set,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     sampling = Sampling.asked(temperature, top_p, seed)
@@ -85,9 +95,11 @@ def command(
     options.check_placement("--save-warm", save_warm)
     import msgspec
 
+    from engine.decisions.rerouted import CLOSED_LOOP
     from engine.decisions.saving import held_by
     from engine.plan.capacity import parse_memory
     from engine.plan.placement import save_placement
+    from engine.replay.result import altered_routing
     from engine.runtime.memory import fit_checkpoint
     from engine.runtime.offload import offload
     from engine.runtime.offload_state import offloaded
@@ -135,6 +147,9 @@ def command(
         )
         if save_warm is not None:
             save_placement(held_by(state.cache, chosen, [layer.num_experts for layer in state.layers]), save_warm)
+        altered = None
+        if state.altered is not None:
+            altered = altered_routing(chosen.routing.policy, CLOSED_LOOP, state.altered)
         copied, slots = state.bytes_loaded, {"count": state.pool.slots, "bytes": state.pool.bytes}
     if json:
         alone = done.outputs[0] if len(asked) == 1 else None
@@ -143,6 +158,7 @@ def command(
             **first,
             **msgspec.structs.asdict(done),
             "bytes_loaded": copied,
+            "routing": altered,
             "host": host,
             "slabs": None if slabs is None else {"path": str(slabs), "written": not reopened},
             "loading_s": loading_s,
@@ -157,6 +173,9 @@ def command(
     where += "" if link is None else f" over an emulated link of {emulate_link:g} GB/s"
     count, mebibytes = sum(len(output.token_ids) for output in done.outputs), sum(copied.values()) / 2**20
     console.say(f"{count} tokens{rate}; {mebibytes:.1f} MiB of experts copied{where}")
+    if altered is not None:
+        shares = f"{console.percent(altered.altered_share)} of the gates' choices altered"
+        console.say(f"{shares} by {altered.policy}, {console.percent(altered.dropped_share)} dropped ({altered.label})")
 
 
 def piped_in() -> str:

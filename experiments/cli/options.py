@@ -33,6 +33,21 @@ Policy = Annotated[str | None, typer.Option(help="eviction policy, or ./file.py:
 Prefetch = Annotated[str | None, typer.Option(help="prefetcher, or ./file.py:Class; over the plan's")]
 PrefetchDistance = Annotated[int | None, typer.Option(help="MoE layers to look ahead; over the plan's")]
 PrefetchCount = Annotated[int | None, typer.Option(help="suggested experts per visit; over the plan's")]
+RoutingPolicy = Annotated[
+    str | None,
+    typer.Option(help="alters what gates choose by what is there: a policy, or ./file.py:Class; over the plan's"),
+]
+RoutingSet = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter of the routing policy; repeat")
+]
+Miss = Annotated[str | None, typer.Option(help="where misses are computed: copy, host, split or auto; over the plan's")]
+MissShare = Annotated[float | None, typer.Option(help="for --miss split: the share of misses that are copied")]
+Admission = Annotated[
+    str | None, typer.Option(help="which misses the cache keeps, or ./file.py:Class; over the plan's")
+]
+AdmitPerStep = Annotated[
+    int | None, typer.Option(help="misses that the cache keeps at a step, at most; over the plan's")
+]
 Weights = Annotated[
     str | None,
     typer.Option(help="how experts are stored: bf16, hqq-4bit, hqq-2bit, ...; over the plan's"),
@@ -106,18 +121,15 @@ def emulated_link(gigabytes_per_s: float | None) -> "Link | None":
 
 def check_run(plan: "Plan", hardware: "HardwareProfile | None", dtype: str, device: str) -> None:
     """Raise TracekitError for what the engine would refuse, before it is imported and a model loaded: that takes a
-    while. A plan with a CPU lane needs a profile that says how fast the host computes."""
+    while. A plan that weighs the host needs a profile that says how fast it computes."""
+    from engine.decisions.misses import check_profile
     from engine.plan.weights import WeightFormat
     from tracekit.recorder.words import check_device, check_dtype
 
     check_dtype(dtype)
     check_device(device)
     WeightFormat.parse(plan.weights.experts or "bf16").served()
-    if plan.compute.cpu_experts == "auto" and (hardware is None or hardware.cpu is None):
-        raise PlanError(
-            'compute.cpu_experts = "auto" weighs copying an expert against computing it on the CPU: give --hardware '
-            "with a profile that has a [cpu] table, such as tracekit calibrate makes"
-        )
+    check_profile(plan, hardware)
 
 
 def check_placement(option: str, path: Path | None) -> None:

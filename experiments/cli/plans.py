@@ -1,5 +1,6 @@
 """Options that describe a plan on the command line, and the plan they make."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,12 @@ def plan_from_options(
     domain_by: str | None = None,
     detect: int | None = None,
     labels: Path | None = None,
+    routing_policy: str | None = None,
+    routing_set: Sequence[str] | None = None,
+    miss: str | None = None,
+    miss_share: float | None = None,
+    admission: str | None = None,
+    admit_per_step: int | None = None,
 ) -> Plan:
     """The plan of `file`, or of the options; options given beside a file replace what the file says."""
     tables = {} if file is None else load_plan(file).to_dict()
@@ -42,7 +49,7 @@ def plan_from_options(
         raise PlanError(
             "say how many experts the device holds: --capacity 4/layer (or 512, 2000MiB, 25%), or --plan FILE"
         )
-    options: dict[str, dict[str, str | int | Path | None]] = {
+    options: dict[str, dict[str, str | int | float | Path | None]] = {
         "cache": {"capacity": capacity, "warm": warm, "split": split, "split_from": split_from},
         "placement": {
             **{"pinned": pinned, "profile": pinned_profile},
@@ -57,8 +64,13 @@ def plan_from_options(
             "staging": staging,
             "artefact": prefetch_artefact,
         },
+        "routing": {"policy": routing_policy, **_parameters(routing_set or ())},
+        "miss": {"where": miss, "share": miss_share},
+        "admission": {"policy": admission, "per_step": admit_per_step},
         "weights": {"experts": weights},
     }
+    if routing_policy is not None:  # another policy has other parameters
+        tables.pop("routing", None)
     for name, table in options.items():
         given = {
             key: str(value) if isinstance(value, Path) else value for key, value in table.items() if value is not None
@@ -66,6 +78,21 @@ def plan_from_options(
         if given:
             tables[name] = {**tables.get(name, {}), **given}
     return plan_from_dict(tables, str(file) if file is not None else "plan")
+
+
+def _parameters(given: Sequence[str]) -> dict[str, int | float]:
+    """Parameters from NAME=VALUE, truth values as true or false. Raises PlanError."""
+    found: dict[str, int | float] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            number: int | float = {"true": True, "false": False}[value] if value in ("true", "false") else float(value)
+        except ValueError:
+            number = float("nan")
+        if not name or name in found or name == "policy" or number != number:
+            raise PlanError(f"--routing-set {text}: give NAME=VALUE, a number or true or false, each name once")
+        found[name] = number
+    return found
 
 
 def given_decisions(path: Path, trace: "Trace", plan: Path | None, weights: str | None) -> "GivenDecisions":

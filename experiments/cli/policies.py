@@ -1,4 +1,4 @@
-"""`tracekit policies`: which eviction policies and prefetchers there are, and whether one keeps the contract."""
+"""`tracekit policies`: which policies there are, and whether one keeps the contract."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ def command(
     ] = 10.0,
     json: options.Json = False,
 ) -> None:
-    """List eviction policies and prefetchers, or check one: rule by rule, with the smallest example of each failure.
+    """List policies of every kind, or check one: rule by rule, with the smallest example of each failure.
 
     check exits with 0 if every rule passes, 1 if one fails, 2 if the policy cannot be loaded.
 
@@ -49,9 +49,12 @@ def _check(name: str, seconds: float, json: bool) -> bool:
 
 
 def _list(json: bool) -> None:
-    from policies.registry import eviction_policy, names, prefetcher
+    from policies.registry import admission_policy, eviction_policy, names, prefetcher, routing_policy
 
-    loaders = {"eviction": eviction_policy, "prefetch": prefetcher}
+    loaders = {
+        **{"eviction": eviction_policy, "prefetch": prefetcher},
+        **{"admission": admission_policy, "routing": routing_policy},
+    }
     found = [(kind, name, load(name)) for kind, load in loaders.items() for name in names(kind)]
     if json:
         policies = [

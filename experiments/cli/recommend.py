@@ -56,7 +56,7 @@ def command(
     workers: Annotated[int, typer.Option(min=1, max=256, help="threads")] = 2,
     json: options.Json = False,
 ) -> None:
-    """Try formats, capacities, policies, prefetchers and the CPU lane in the machine's memory; say which is fastest.
+    """Try formats, capacities, policies, prefetchers and misses on the host in the machine's memory; say the fastest.
 
     The best plan of each format, with an interval over requests, memory by part, what limits it, and what a token
     costs. Modelled, not measured: run the plan with `tracekit validate` where the model is. Experts lie on disk where

@@ -93,7 +93,7 @@ def next_command(model: str, found: Recommendation, plan: Path, hardware: str) -
         return f"tracekit export {quote(str(plan))} --to llama.cpp --model {quote(model)}"
     directory = quote(model) if Path(model).is_dir() else "DIR"
     words = f'tracekit generate {directory} "..." --plan {quote(str(plan))}'
-    words += f" --hardware {quote(hardware)}" if best.plan.compute.cpu_experts == "auto" else ""
+    words += f" --hardware {quote(hardware)}" if best.plan.miss.where == "auto" else ""
     return words + (" --slabs DIR" if best.where == "disk" else "")
 
 

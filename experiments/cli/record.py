@@ -95,9 +95,11 @@ def _run(
     plan: Path | None,
 ) -> dict[str, object]:
     from tracekit.manifest import load_manifest
+    from tracekit.notes import altered_note
     from tracekit.recorder.models import find_model, load_model, load_tokenizer, parse_device
     from tracekit.recorder.recorder import record
 
+    notes: list[str] = []
     with ExitStack() as stack:
         if plan is None:
             loaded, tokenizer = load_model(model, dtype, device, trust)
@@ -107,8 +109,15 @@ def _run(
             from engine.runtime.offload_state import offloaded
 
             chosen, target = load_plan(plan), str(parse_device(device))
-            if chosen.compute.cpu_experts != "never":
-                raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
+            if chosen.miss.where != "copy":
+                raise PlanError(f'{plan}: routing does not depend on who computes: record with miss.where = "copy"')
+            if chosen.routing.alters:
+                if settings.resume and not chosen.cache.resets:
+                    raise PlanError(
+                        f"{plan}: what a routing policy alters follows from a cache that is gone: record anew, without "
+                        '--resume, or with cache.warm = "reset"'
+                    )
+                notes.append(altered_note(chosen.routing.policy))
             if trust:  # code of the model's own builds it
                 loaded, tokenizer = load_model(model, dtype, "cpu", trust)
                 offload(loaded, chosen, device=target)
@@ -121,7 +130,7 @@ def _run(
         start = time.perf_counter()
         report = stack.enter_context(console.meter("recording"))
         try:
-            record(loaded, tokenizer, requests, output, settings, report)
+            record(loaded, tokenizer, requests, output, settings, report, notes=notes)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the finished shards of {output} are kept; continue with --resume") from None
     seconds = time.perf_counter() - start

@@ -60,6 +60,12 @@ def command(
         typer.Option("--prefetch-wrap", help="the last layers prefetch for the first ones of the next step"),
     ] = None,
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
+    routing_policy: options.RoutingPolicy = None,
+    routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    miss_share: options.MissShare = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     hardware: Annotated[str | None, typer.Option(help="profile name or file: also model the time")] = None,
     engine: options.Engine = None,
@@ -138,8 +144,10 @@ def command(
 
     --warm and --warm-up are the protocols of published simulators (docs/howto.md).
 
-    --events keeps the decisions themselves; docs/policies.md describes the columns. --timeline opens in
-    ui.perfetto.dev or chrome://tracing.
+    --events keeps the decisions themselves, and beside them (F.choices.parquet) what a routing policy altered;
+    docs/policies.md describes the columns. --timeline opens in ui.perfetto.dev or chrome://tracing.
+
+    --routing-policy alters recorded choices by what the cache holds: a first-order estimate, as the result says.
 
     --decisions times what another engine, or another run, decided; docs/simulator.md says what the file holds.
 
@@ -158,9 +166,12 @@ def command(
             **{"--timeline-steps": timeline_steps, "--arrival-rate": arrival_rate, "--decisions": decisions},
             **{"--warm": warm, "--warm-up": warm_up, "--prefetch-wrap": prefetch_wrap, "--save-warm": save_warm},
             **{"--domain-by": domain_by, "--detect": detect, "--labels": labels},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
             "--against-recorded": against_recorded or None,
             "--sensitivities": sensitivities or None,
             **{"--reshape": reshape, "--host-memory": host_memory, "--disk-speed": disk_speed},
+            **{"--routing-policy": routing_policy, "--routing-set": routing_set},
             **{"--tokens": tokens, "--prompt-tokens": prompt_tokens, "--requests": requests},
         }
         options.refuse_decided("--counts", asked)
@@ -179,6 +190,7 @@ def command(
     from engine.decisions.saving import held_by
     from engine.plan.placement import save_placement
     from engine.replay.against_recorded import AgainstRecorded
+    from engine.replay.choice_log import ChoiceLog, choices_path
     from engine.replay.chrome_trace import save_timeline, timeline_window
     from engine.replay.event_log import EventLog
     from engine.replay.replay import replay, warm_up_steps
@@ -228,6 +240,12 @@ def command(
             split_from=split_from,
             pinned=pinned,
             pinned_profile=pinned_profile,
+            routing_policy=routing_policy,
+            routing_set=routing_set,
+            miss=miss,
+            miss_share=miss_share,
+            admission=admission,
+            admit_per_step=admit_per_step,
         )
     else:
         asked = {
@@ -237,6 +255,9 @@ def command(
             **{"--prefetch-wrap": prefetch_wrap, "--warm": warm, "--save-warm": save_warm, "--split": split},
             **{"--domain-by": domain_by, "--detect": detect, "--labels": labels},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
+            **{"--routing-policy": routing_policy, "--routing-set": routing_set},
+            **{"--miss": miss, "--miss-share": miss_share},
+            **{"--admission": admission, "--admit-per-step": admit_per_step},
         }
         options.refuse_decided("--decisions", asked)
     machine = _machine(hardware, engine, host_memory, disk_speed)
@@ -244,6 +265,11 @@ def command(
         from experiments.cli import prior
         from experiments.prior import asked_for
 
+        if chosen.routing.alters:
+            raise PlanError(
+                f"routing policy {chosen.routing.policy!r} reads gates, and a prior draws choices alone: replay a "
+                "recorded trace, or without the policy"
+            )
         asked = {
             **{"--model-shape": model_shape, "--reshape": reshape, "--arrival-rate": arrival_rate, "--warm": warm},
             **{"--save-warm": save_warm, "--domain-by": domain_by, "--detect": detect, "--labels": labels},
@@ -298,6 +324,9 @@ def command(
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
+        choices = None
+        if events is not None and chosen.routing.alters and given is None:
+            choices = stack.enter_context(ChoiceLog(choices_path(events), opened))
 
         def on_events(demand: "Demand", decided: "Events") -> None:
             if log is not None:
@@ -320,6 +349,7 @@ def command(
             on_events=None if log is None and recorded is None else on_events,
             on_done=write_tables,
             on_end=None if save_warm is None else save,
+            on_choices=None if choices is None else choices.add,
             log=window,
         )
     between = None

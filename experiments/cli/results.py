@@ -6,7 +6,7 @@ import msgspec
 
 from engine.hardware.engine_profile import CALIBRATED
 from engine.replay.against_recorded import Agreement
-from engine.replay.result import Estimates, Regret, Result, Sensitivity, Time
+from engine.replay.result import AlteredRouting, Estimates, Regret, Result, Sensitivity, Time
 from experiments.cli.console import number, percent
 from experiments.statistics.speeds import MODELLED
 
@@ -20,16 +20,20 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         ("hits", f"{result.hits}{prefetched}"),
         ("hit ratio", percent(result.hit_ratio)),
         ("hit ratio, decode", percent(result.phases.decode.hit_ratio)),
-        ("demand loads", f"{result.misses} ({result.bypasses} bypassed)"),
+        ("demand loads", f"{result.misses - result.hosted} ({result.bypasses} bypassed)"),
+        *([("computed on the host", f"{result.hosted} ({result.admitted} admitted)")] if result.hosted else []),
         ("prefetches", str(result.prefetches)),
     ]
     if result.bytes_loaded is not None:
         layers = "" if result.time is None or result.time.scale == 1 else ", of the trace's layers only"
         rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB{layers}"))
+    if result.routing is not None:
+        rows += routing_rows(result.routing)
     if result.bounds is not None:
+        of = "" if result.bounds.routing is None else f", {result.bounds.routing} routing"
         if result.bounds.hit_ratio is not None:
-            rows.append(("bound of the hit ratio", percent(result.bounds.hit_ratio)))
-        rows.append(("bound of copies, prefetches included", str(result.bounds.copies)))
+            rows.append((f"bound of the hit ratio{of}", percent(result.bounds.hit_ratio)))
+        rows.append((f"bound of copies, prefetches included{of}", str(result.bounds.copies)))
     if (switching := result.switching) is not None:
         copied = "" if switching.bytes_loaded is None else f", {switching.bytes_loaded / 2**20:.1f} MiB"
         rows.append(("switches of domain", f"{switching.switches}, {switching.copies} copies{copied}"))
@@ -54,10 +58,11 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
             fates = ", ".join(f"{count} {fate}" for fate, count in time.prefetches.items())
             rows.append(("prefetches came", fates))
         if result.bounds is not None:
-            rows.append((f"bound under {time.engine}, tokens/s", number(result.bounds.best_tokens_per_second, 3)))
+            of = "" if result.bounds.routing is None else f" of {result.bounds.routing} routing"
+            rows.append((f"bound{of} under {time.engine}, tokens/s", number(result.bounds.best_tokens_per_second, 3)))
             if result.bounds.hardware is not None:
                 speed = number(result.bounds.hardware.best_tokens_per_second, 3)
-                rows.append(("bound of the hardware, any engine, tokens/s", speed))
+                rows.append((f"bound{of} of the hardware, any engine, tokens/s", speed))
     if result.regret is not None:
         rows += regret_rows(result.regret)
     if result.sensitivities:
@@ -65,6 +70,18 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
     if result.estimates is not None:
         rows += estimate_rows(result.estimates)
     return rows
+
+
+def routing_rows(found: AlteredRouting) -> list[tuple[str, str]]:
+    """What a routing policy altered, and how that is known."""
+    return [
+        (f"routing: {found.label}", found.policy),
+        (
+            "choices altered / dropped",
+            f"{percent(found.altered_share)} / {percent(found.dropped_share)} of {found.choices}",
+        ),
+        ("  their share of gate weight", f"{percent(found.altered_weight)} / {percent(found.dropped_weight)}"),
+    ]
 
 
 def is_calibrated(result: Result) -> bool:

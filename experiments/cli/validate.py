@@ -37,6 +37,11 @@ def command(
     prefetch: options.Prefetch = None,
     prefetch_distance: options.PrefetchDistance = None,
     prefetch_count: options.PrefetchCount = None,
+    routing_policy: options.RoutingPolicy = None,
+    routing_set: options.RoutingSet = None,
+    miss: options.Miss = None,
+    admission: options.Admission = None,
+    admit_per_step: options.AdmitPerStep = None,
     weights: options.Weights = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -67,6 +72,9 @@ def command(
     It passes if decisions and tokens are alike on both sides, with a warning if time is off by more than --tolerance.
     It fails, with exit code 1, if they differ, or if time is off by more than --threshold.
 
+    A plan with a routing policy makes another model: its tokens are compared with nothing, and it is said how far a
+    first-order estimate, from the unaltered model's gates, is from what the engine did.
+
     With --routing and --random-weights, a model directory needs no weights: its shapes are filled with random numbers
     and a recorded trace chooses the experts, so that decisions and time are compared without the checkpoint.
 
@@ -91,6 +99,11 @@ def command(
         prefetch=prefetch,
         prefetch_distance=prefetch_distance,
         prefetch_count=prefetch_count,
+        routing_policy=routing_policy,
+        routing_set=routing_set,
+        miss=miss,
+        admission=admission,
+        admit_per_step=admit_per_step,
         weights=weights,
     )
     host = host or chosen.serve.host or "memory"
@@ -107,6 +120,7 @@ def command(
     from engine.plan.capacity import parse_memory
     from engine.runtime.memory import fit_checkpoint
     from experiments.validation.forced import validate_routing
+    from experiments.validation.orders import order_rows
     from experiments.validation.validate import validate
     from experiments.validation.verdict import WORDS, signed
     from tracekit.recorder.models import parse_device
@@ -186,6 +200,7 @@ def command(
             ("tokens/s, error", signed(time.tokens_per_second_error)),
             ("p99 of a token, engine / simulator", f"{time.measured_p99_ms:.2f} / {time.simulated_p99_ms:.2f} ms"),
             ("p99 of a token, error", signed(time.p99_error)),
+            *order_rows(result.routing),
             *fate_rows(result.prefetches),
             ("time per token, median error", f"{100 * time.step_error_median:.1f} %"),
             ("time per layer, median error", f"{100 * time.layer_error_median:.1f} %"),
@@ -194,6 +209,8 @@ def command(
         console.table(f"Validation of {result.model}", ["what", "value"], rows)
         console.warn(result.warnings)
         console.tell(f"{WORDS[result.judged.outcome]}: {result.verdict}")
+        if result.routing is not None:
+            console.tell(result.routing.sentence())
         if result.prior is not None:
             console.tell(result.prior.sentence())
     if not result.passed:

@@ -1,8 +1,8 @@
 """What weight formats lose in quality, as a share, where plans are chosen without a trace's model at hand.
 
 Two kinds of JSON are read: what `tracekit quality --output DIR` leaves (the folder, or its quality.json), of which the
-plans that leave attention as it is count by the format of their experts; and an object from format to loss, written by
-hand for formats that this engine does not run: `{"q4_k": 0.02}`.
+plans that alter nothing but how experts are stored count by the format of these; and an object from format to loss,
+written by hand for formats that this engine does not run: `{"q4_k": 0.02}`.
 """
 
 from collections.abc import Iterable
@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from engine.plan.plan import plan_from_dict
 from engine.plan.weights import WeightFormat
 from experiments.quality.measurement import MOST_BYTES, RESULT, load_measurement
+from experiments.quality.quality_key import is_stored_only
 from tracekit.errors import PlanError
 from tracekit.opening import read_file
 
@@ -31,7 +33,11 @@ def load_losses(path: Path) -> dict[str, float]:
         raise PlanError(f"--quality {path} is no JSON: {problem}") from None
     if isinstance(given, dict) and given.get("kind") == "quality":
         plans = load_measurement(path).plans
-        losses = [(one.weights.experts, one.loss.value) for one in plans if one.weights.attention is None]
+        losses = [
+            (one.weights.experts, one.loss.value)
+            for one in plans
+            if one.weights.attention is None and is_stored_only(plan_from_dict(one.plan))
+        ]
         return _checked(path, [(word, loss) for word, loss in losses if word is not None])
     try:
         return _checked(path, msgspec.convert(given, dict[str, float]).items())

@@ -8,14 +8,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from engine.plan.plan import Scalar, WeightsPlan
+from engine.plan.plan import Plan, Scalar, WeightsPlan, plan_from_dict
+from experiments.quality.quality_key import is_stored_only, quality_key
 from experiments.statistics.interval import fewest_requests, interval, ratio_of
 from tracekit.errors import StudyError
 from tracekit.opening import read_file
@@ -126,19 +127,31 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         """The text of the file."""
         return json.dumps(msgspec.to_builtins(self), indent=1, allow_nan=False) + "\n"
 
-    def loss_of(self, weights: WeightsPlan) -> Estimate | None:
-        """The loss of plans that store weights so; none where they are as the model has them; None: not measured."""
-        for one in self.plans:
-            if one.weights == weights:
-                return one.loss
-        same = (None, self.model.stored, "fp32")
-        return Estimate(0.0, 0.0, 0.0) if weights.experts in same and weights.attention in same else None
+    def losses(self) -> "Losses":
+        """What is known of any plan's loss."""
+        measured = {quality_key(plan_from_dict(one.plan)): one.loss for one in reversed(self.plans)}
+        return Losses(measured, (None, self.model.stored, "fp32"))
 
     @property
     def said(self) -> str:
         """What was measured, in words."""
         count = self.text.documents
         return f"{self.model.name} on {count:,} document{'' if count == 1 else 's'}, {self.text.tokens:,} tokens"
+
+
+class Losses:
+    """The losses of plans by what of them alters a model (`quality_key`); `same`: formats that alter nothing."""
+
+    def __init__(self, measured: Mapping[str, Estimate], same: Sequence[str | None]) -> None:
+        self._measured, self._same = measured, same
+
+    def of(self, plan: Plan) -> Estimate | None:
+        """The loss of a plan: as measured; none where nothing of it alters the model; None: not measured."""
+        found = self._measured.get(quality_key(plan))
+        if found is None and is_stored_only(plan):
+            stored = (plan.weights.experts, plan.weights.attention)
+            return Estimate(0.0, 0.0, 0.0) if all(word in self._same for word in stored) else None
+        return found
 
 
 def predicted(documents: Documents, nats: Sequence[float]) -> Predicted:

@@ -12,12 +12,23 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from engine.decisions.spec import cache_spec
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, WeightsPlan
+from engine.plan.misses import AdmissionPlan, MissPlan
+from engine.plan.plan import (
+    CachePlan,
+    ComputePlan,
+    EvictionPlan,
+    PlacementPlan,
+    Plan,
+    PrefetchPlan,
+    RoutingPlan,
+    WeightsPlan,
+)
 from engine.runtime.memory import dtype_of, expert_bytes, fit_checkpoint
 from engine.runtime.offload import offload
 from engine.runtime.offload_state import check_policies, offloaded
 from engine.runtime.storage.slab_files import fingerprint
 from experiments.quality.text import Tokens
+from policies.rerouting import Rerouter, RoutingSpec
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.generation import UNDIVIDED
@@ -91,8 +102,8 @@ class Work:
 
     def _check(self, plan: Plan) -> None:
         """Raise what would keep a plan from running here."""
-        if plan.compute.cpu_experts != "never":
-            raise PlanError('quality does not depend on the CPU lane: measure with cpu_experts = "never"')
+        if plan.miss.where != "copy":
+            raise PlanError('quality does not depend on who computes: measure with miss.where = "copy"')
         fitted = fit_checkpoint(
             self.directory,
             plan,
@@ -102,7 +113,10 @@ class Work:
             quantising=True,
         )
         experts = [layer.num_experts for layer in moe_layers(self.empty)]
-        check_policies(cache_spec(experts, self.expert_bytes(plan), fitted))
+        spec = cache_spec(experts, self.expert_bytes(plan), fitted)
+        check_policies(spec)
+        # What its gates make of logits is known once the model is loaded; all else of the policy can be checked now.
+        Rerouter(RoutingSpec(tuple(experts), plan.routing.policy, plan.routing.parameters, "softmax"), spec)
 
     def expert_bytes(self, plan: Plan) -> list[int]:
         """Bytes of one expert of each layer, as the plan stores it."""
@@ -144,6 +158,9 @@ def _unaltered(like: Plan) -> Plan:
         placement=PlacementPlan(),
         eviction=EvictionPlan(),
         prefetch=PrefetchPlan(),
+        routing=RoutingPlan(),
         weights=WeightsPlan(),
         compute=ComputePlan(),
+        miss=MissPlan(),
+        admission=AdmissionPlan(),
     )

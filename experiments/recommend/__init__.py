@@ -1,4 +1,4 @@
-"""Which plan to run: formats, capacities, policies, prefetchers, lane and disk in a machine's memory."""
+"""Which plan to run: formats, capacities, policies, prefetchers, misses and disk in a machine's memory."""
 
 from experiments.recommend.choice import Choice, Recommendation
 from experiments.recommend.on_prior import recommend_on_prior

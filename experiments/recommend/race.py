@@ -1,6 +1,6 @@
 """A race of plans on ever longer beginnings of one trace.
 
-Decisions are taken once for all plans that decide alike, whatever format, lane and place of experts they are timed
+Decisions are taken once for all plans that decide alike, whatever format and place of experts they are timed
 with; what plans share of a beginning (demand, lookahead) is made once, as in a study.
 """
 
@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
-
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, Plan, PrefetchPlan
-from engine.replay.advice import piles_up
+from engine.plan.misses import MissPlan
+from engine.plan.plan import CachePlan, EvictionPlan, Plan, PrefetchPlan
 from engine.replay.memory import fit_capacity, fits, load_of, most_slots
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.setting import Setting
@@ -22,7 +20,6 @@ from engine.shapes import ModelShape
 from experiments.recommend.residence import HostMemory, Residence, residences
 from experiments.study.cells import Routing
 from experiments.study.shared import SharedRoutings
-from policies.cache import CacheSpec
 from policies.eviction.base import EvictionPolicy
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tracekit.errors import CapacityError, PlanError
@@ -71,16 +68,6 @@ class Timed:
         own = self.done.phase == DECODE
         seconds = float(self.done.step_ns[own].sum()) * self.setting.scale / 1e9
         return float(self.done.tokens[DECODE]) / seconds if seconds else 0.0
-
-    @property
-    def piles_up(self) -> bool:
-        """Whether copies lag ever further behind: a lane computes what copies asked for long ago never reach.
-
-        Such a plan is fast because its cache does not work, and a request that begins waits for all of them.
-        """
-        timeline, unit = self.done.timeline, self.setting.scale / 1e9
-        assert timeline is not None  # there is a machine
-        return piles_up(self.setting, timeline.link_busy_ns * unit, float(self.done.step_ns.sum()) * unit)
 
 
 class Race:
@@ -184,33 +171,30 @@ class Race:
         return sorted(int(kind.removeprefix("lookahead-")) for kind in kinds if kind.startswith("lookahead-"))[:2]
 
     def with_lanes(self, entrants: Sequence[Entrant]) -> list[Entrant]:
-        """Each as it is, and with the lane, if there is one; with it also in `smaller` caches."""
+        """Each as it is; and, if the host can, with misses on it where that is sooner, also in `smaller` caches."""
         if self.machine.cpu is None:
             return list(entrants)
-        lane = ComputePlan(cpu_experts="auto")
-        lanes = [one._replace(plan=one.plan.replace(compute=lane)) for one in entrants]
+        lanes = [one._replace(plan=one.plan.replace(miss=MissPlan(where="auto"))) for one in entrants]
         return [*entrants, *lanes, *self.smaller(lanes)]
 
     @staticmethod
     def smaller(entrants: Sequence[Entrant]) -> list[Entrant]:
-        """Those that have the lane and `lru`, in smaller caches, by powers of two.
+        """Those with misses on the host and `lru`, in smaller caches, by powers of two.
 
-        A smaller cache copies less beside a lane: what it bypasses the lane may compute, and copies do not lag behind.
+        A smaller cache copies less, and the link is free for what is waited for.
         """
         return [
             one._replace(plan=one.plan.replace(cache=CachePlan(capacity=f"{1 << power}/layer")))
             for one in entrants
-            if one.plan.compute.cpu_experts != "never"
-            and one.plan.eviction.policy == "lru"
-            and one.plan.capacity.per_layer
+            if one.plan.miss.where != "copy" and one.plan.eviction.policy == "lru" and one.plan.capacity.per_layer
             for power in range((int(one.plan.capacity.amount) - 1).bit_length())
         ]
 
     @staticmethod
     def with_waiting(entrants: Sequence[Entrant]) -> list[Entrant]:
-        """Those with a lane without it, too: on a longer trace copies may pile up, where nothing waits for them."""
-        lanes = [one for one in entrants if one.plan.compute.cpu_experts != "never"]
-        waiting = [one._replace(plan=one.plan.replace(compute=ComputePlan())) for one in lanes]
+        """Those with misses on the host without, too: on a longer trace the cache may be worth more."""
+        lanes = [one for one in entrants if one.plan.miss.where != "copy"]
+        waiting = [one._replace(plan=one.plan.replace(miss=MissPlan())) for one in lanes]
         return [*entrants, *(one for one in waiting if one not in entrants)]
 
     def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
@@ -224,7 +208,7 @@ class Race:
         return [one for group in kept.values() for one in group]
 
     def timed(self, entrants: Sequence[Entrant], length: Length | None = None) -> list[Timed]:
-        """Those that fit, whose copies do not pile up and that the trace can answer for; None: on all of it."""
+        """Those that fit, and that the trace can answer for; None: on all of it."""
         routing = self.routing
         if length is not None:
             share = min(length.share, length.lookups / max(self.lookups, 1))
@@ -233,7 +217,7 @@ class Race:
         for one in entrants:
             setting = self.setting(one)
             if fits(setting):
-                together.setdefault(_meaning(setting.spec), []).append((one, setting))
+                together.setdefault(setting.spec.meaning, []).append((one, setting))
             else:
                 self._count(1)
         groups = list(together.values())
@@ -242,7 +226,7 @@ class Race:
         with ThreadPoolExecutor(self.workers) as pool:
             begun = {place: pool.submit(self._replayed, routing, groups[place]) for place in order}
             found = [begun[place].result() for place in range(len(groups))]
-        return [one for group in found for one in group if not one.piles_up]
+        return [one for group in found for one in group]
 
     def setting(self, one: Entrant) -> Setting:
         load = load_of(one.plan, self.steps)
@@ -281,8 +265,3 @@ def _kind(group: Sequence[tuple[Entrant, Setting]]) -> tuple[str, str, int]:
     """Equal for plans whose decisions take about as long."""
     plan = group[0][0].plan
     return plan.eviction.policy, plan.prefetch.predictor, plan.prefetch.count
-
-
-def _meaning(spec: CacheSpec) -> tuple[str, bytes]:
-    """Equal for specs that decide alike."""
-    return repr(replace(spec, size=np.zeros(0, np.int64))), spec.size.tobytes()

@@ -1,7 +1,7 @@
 """Which plan to run: formats, capacities, policies, prefetchers, lane and disk in a machine's memory, on one routing.
 
 The capacity of each format is what fits beside all else (`engine.replay.memory`). What is left is a race within each
-format on ever longer beginnings of the trace: policies with and without the CPU lane, the best of them with every
+format on ever longer beginnings of the trace: policies with misses copied or on the host, the best of them with every
 prefetcher, the best of those again. Who is left is replayed whole, so the figures are those of a replay.
 """
 

@@ -15,7 +15,7 @@ CAUSES = {
     "pollution": ("#CC79A7", "experts copied again because a prefetch had displaced them"),
     "late prefetch": ("#E69F00", "waiting for prefetches that were asked for too late"),
     "prefetch copies": ("#9467bd", "what else prefetched copies cost: the link that they keep from demand"),
-    "lane": ("#56641a", "what computing on the host wins instead of copying: to the left of zero"),
+    "lane": ("#56641a", "what it wins that misses are not all copied and kept: to the left of zero"),
 }
 """By cause; one that is not here is drawn neutral and goes by its name alone."""
 

@@ -24,7 +24,8 @@ class PolicyRow:
     policy can beat with this row's capacity on this machine. `is_bound` marks rows that need the future, as
     Belady does. `low` to `high` is the interval of `tokens_per_second`. `fates` counts prefetches that were there in
     time, late, and wasted. None means unknown (no hardware given, no decode steps, expert sizes unknown). `weights`,
-    `kernels` and `lane` say how experts are stored and computed, where that is not as usual. `loss` is what it costs in
+    `kernels` and `lane` say how experts are stored and computed, `routing` what alters the gates' choices, where that
+    is not as usual: then its figures are first-order estimates, and there is no bound. `loss` is what it costs in
     quality, as a share, between `loss_low` and `loss_high`.
     """
 
@@ -40,6 +41,7 @@ class PolicyRow:
     tokens_per_second: float | None
     bound_tokens_per_second: float | None
     bytes_loaded_per_token: float | None
+    routing: str = ""
     is_bound: bool = False
     low: float | None = None
     high: float | None = None
@@ -64,7 +66,7 @@ class PolicyRow:
         """What its name is made of (`experiments.report.labels`)."""
         prefetch = "" if self.prefetch == "none" else self.prefetch
         parts = {"name": self.name, "capacity": self.capacity, "prefetch": prefetch}
-        return parts | {"weights": self.weights, "kernels": self.kernels, "lane": self.lane}
+        return parts | {"routing": self.routing, "weights": self.weights, "kernels": self.kernels, "lane": self.lane}
 
     @property
     def share_of_bound(self) -> float | None:

@@ -36,7 +36,7 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
                 "label": label,
                 "format": row.weights or "as stored",
                 "ahead": row.prefetch.partition(" (")[0] or "none",
-                "lane": row.lane or "device only",
+                "lane": row.lane or "copied",
                 "gigabytes": (row.device_bytes or 0) / 1e9,
                 "rate": row.tokens_per_second,
             }
@@ -78,10 +78,10 @@ def memory(rows: Sequence[PolicyRow], look: dict[str, Look], room: float | None 
 
 def _told_apart(rows: Sequence[PolicyRow], look: dict[str, Look]) -> tuple[dict[str, object], str]:
     """How points are told apart, and how that is said: colours are weight formats, or policies where there is but one
-    format; marks are prefetchers; hollow marks use the CPU lane. What does not vary takes no channel."""
+    format; marks are prefetchers; hollow marks do not copy and keep every miss. What does not vary takes no channel."""
     formats = sorted({row.weights or "as stored" for row in rows})
     ahead = sorted({row.prefetch.partition(" (")[0] or "none" for row in rows}, key=lambda name: (name != "none", name))
-    lanes = sorted({row.lane or "device only" for row in rows}, key=lambda name: name != "device only")
+    lanes = sorted({row.lane or "copied" for row in rows}, key=lambda name: name != "copied")
     names = list(dict.fromkeys(row.name for row in rows))
     legend = alt.Legend(orient="top", direction="vertical", labelLimit=320, title=None, symbolStrokeWidth=1.5)
     if len(formats) > 1:
@@ -103,8 +103,8 @@ def _told_apart(rows: Sequence[PolicyRow], look: dict[str, Look]) -> tuple[dict[
             domain=names, range=[look[name].shape for name in names]
         )
     if len(lanes) > 1:
-        channels["fill"] = alt.condition("datum.lane === 'device only'", solid, alt.value("transparent"))
-        told += "; where the CPU computes missing experts, marks are hollow"
+        channels["fill"] = alt.condition("datum.lane === 'copied'", solid, alt.value("transparent"))
+        told += "; where not every miss is copied and kept, marks are hollow"
     else:
         channels["fill"] = solid
     return channels, f"{told}." if len(formats) > 1 or len(ahead) > 1 or len(lanes) > 1 else ""
@@ -166,8 +166,8 @@ def regret(rows: Sequence[RegretRow]) -> Chart:
     ]
     colours = {cause: colour(cause) for cause in causes(chosen)}
     sentence = (
-        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching and the "
-        "CPU lane win. The causes add up to the whole."
+        "What a step takes beyond computing alone, by what causes it; to the left of zero, what prefetching and "
+        "misses served otherwise win. The causes add up to the whole."
     )
     sentence += f" All: {chosen[0].alike}." if chosen[0].alike else ""
     if len(chosen) < len(rows):
@@ -205,7 +205,7 @@ def better_section(rows: Sequence[BetterRow]) -> str:
         cells[-1] += [number(speed, partial(_gained, row.now)) for *_, speed in row.better]
     text = (
         "Speeds as they would be if one thing of the machine were so many times better; memory is slots for experts, "
-        "and plans are decided again for them. Where prefetching or a CPU lane takes part, a better machine may be "
+        "and plans are decided again for them. Where a plan prefetches, or the host computes, a better machine may be "
         "slower: a copy ahead of demand begins that would not have begun."
     )
     numbers = table(columns, cells, label="What would help most", policies=[row.policy for row in rows])

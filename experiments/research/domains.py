@@ -32,7 +32,7 @@ from experiments.demo.stdlib_text import DOMAINS
 from experiments.research import markdown
 from experiments.research.placement import REQUESTS, one_token_a_step, routed
 from experiments.statistics.comparison import Comparison, Quantity, compare, judge
-from policies.events import BYPASS, LOAD, PREFETCH
+from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.batched import batched
 from tracekit.errors import TracekitError
 from tracekit.of_requests import of_requests, one_by_one
@@ -187,11 +187,12 @@ def cost(trace: Trace, plan: Plan, shape: str | None = None) -> Found:
         return found
 
     kinds, decode = done[0].step_kinds, steps.phase == DECODE
-    missed = kinds[:, LOAD] + kinds[:, BYPASS]
+    missed = kinds[:, HOST : ADMIT + 1].sum(axis=1)
+    copied = kinds[:, LOAD : PREFETCH + 1].sum(axis=1)
     return Found(
-        lookups=of_each(decode * kinds[:, : BYPASS + 1].sum(axis=1)),
+        lookups=of_each(decode * kinds[:, : ADMIT + 1].sum(axis=1)),
         misses=of_each(decode * missed),
-        copies=of_each(missed + kinds[:, PREFETCH]),
+        copies=of_each(copied),
         tokens=of_each(rows),
         ns=np.stack([of_each(one.step_ns) for one in done if len(one.step_ns)] or [np.zeros(len(numbers))]),
         switched=np.array([switches.found(()).copies]),

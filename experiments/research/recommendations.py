@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.hardware import load_hardware
-from engine.plan.plan import CachePlan, ComputePlan, Plan
+from engine.plan.misses import MissPlan
+from engine.plan.plan import CachePlan, Plan
 from engine.shapes import load_shape
 from experiments.recommend import recommend
 from experiments.recommend.race import Entrant, Race
@@ -69,9 +70,9 @@ def every_plan(race: Race, word: str, context: int) -> list[Entrant]:
         fitting[0]._replace(plan=fitting[0].plan.replace(cache=CachePlan(capacity=f"{1 << power}/layer")))
         for power in range((slots - 1).bit_length())
     ]
-    lane = ComputePlan(cpu_experts="auto")
+    lane = MissPlan(where="auto")
     beside = [*found, *race.with_prefetching(race.with_policies(smaller))]
-    return [*found, *(one._replace(plan=one.plan.replace(compute=lane)) for one in beside)]
+    return [*found, *(one._replace(plan=one.plan.replace(miss=lane)) for one in beside)]
 
 
 def compared(trace: Trace, shape: str, hardware: str, context: int, word: str) -> Found:

@@ -20,7 +20,8 @@ from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
 from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, PrefetchPlan, WeightsPlan
+from engine.plan.misses import AdmissionPlan, MissPlan
+from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, PrefetchPlan, RoutingPlan, WeightsPlan
 from experiments.cli.main import COMMANDS, build
 from experiments.study.study_file import Search, Statistics
 
@@ -31,6 +32,9 @@ PLAN: Tables = {
     "placement": PlacementPlan,
     "eviction": EvictionPlan,
     "prefetch": PrefetchPlan,
+    "routing": RoutingPlan,
+    "miss": MissPlan,
+    "admission": AdmissionPlan,
     "weights": WeightsPlan,
     "compute": ComputePlan,
 }

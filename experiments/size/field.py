@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import ComputePlan, Plan
+from engine.plan.plan import Plan
 from engine.replay.memory import fits
 from engine.replay.passes import Steps, run
 from engine.replay.setting import Setting
@@ -87,7 +87,7 @@ class Field:
     def best(self, entrants: Sequence[Entrant], length: Length, keep: int) -> list[Entrant]:
         """The fastest of each machine and format on a beginning of the routing."""
         kept: dict[tuple[str, str | None], list[Entrant]] = {}
-        working = [one for one in self.timed(entrants, self.beginning(length)) if not one.piles_up]
+        working = self.timed(entrants, self.beginning(length))
         for one in sorted(working, key=lambda one: -one.speed):
             plan, place = one.entrant
             group = kept.setdefault((place.machine.name, plan.weights.experts), [])
@@ -119,13 +119,11 @@ class Field:
 
     def timed(self, entrants: Sequence[Entrant], routing: Routing) -> list[Timed]:
         """Those that fit, and that the routing can answer for."""
-        alike: dict[str, list[tuple[Entrant, Setting]]] = {}
+        alike: dict[tuple[str, bytes], list[tuple[Entrant, Setting]]] = {}
         for one in entrants:
             setting = self._setting(one)
             if setting is not None:
-                # Decisions look at no clock: what computes, and where experts lie, is not in them.
-                decided = one.plan.replace(compute=ComputePlan())
-                alike.setdefault(repr(decided.to_dict()), []).append((one, setting))
+                alike.setdefault(setting.spec.meaning, []).append((one, setting))
 
         def together(group: list[tuple[Entrant, Setting]]) -> list[Timed]:
             known, spec = self._shared.of(routing), group[0][1].spec
@@ -153,7 +151,7 @@ class Field:
     def _setting(self, one: Entrant) -> Setting | None:
         """None where the plan does not fit, or asks for a processor that the profile does not have."""
         machine = one.residence.machine
-        if one.plan.compute.cpu_experts == "auto" and machine.cpu is None:
+        if one.plan.miss.where != "copy" and machine.cpu is None:
             return None
         setting = self.races[machine.name].setting(one)
         return setting if fits(setting) else None

@@ -1,7 +1,7 @@
 """Whether one machine could be held to another's times: nothing that a plan's work takes is longer on it.
 
-Without prefetching and without a CPU lane a better machine is never slower. With either it may be: a faster link may
-begin a copy that demand then waits for, and a lane chooses by what each expert takes, not by what all of them do.
+Without prefetching, where every miss is copied, a better machine is never slower. Else it may be: a faster link may
+begin a copy that demand then waits for, and misses are divided by what each expert takes, not by what all of them do.
 (Graham 1969, Bounds on Multiprocessing Timing Anomalies, SIAM J. Appl. Math. 17(2), has such cases of lists of tasks.)
 But it could wait as long as the slower machine does, and then it is as fast.
 """

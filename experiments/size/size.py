@@ -1,7 +1,7 @@
 """Which machine: the fastest plan found on each, whether it is fast enough, what it costs, and what binds it.
 
 Plans race on each machine; whoever is left anywhere is timed on every machine that it fits, and the fastest counts. So
-a better machine runs all that a worse one runs. Where a plan prefetches or its CPU lane chooses, the better one may
+a better machine runs all that a worse one runs. Where a plan prefetches or the host computes, the better one may
 still be slower; it is then counted as held to the worse one's times (`experiments.size.held`). No better machine of one
 table is therefore slower in it. Where a time to the first token is wanted, plans that reach it come first: then no
 better machine misses what a worse one reaches, and of two that both reach it, or both miss it, the better is no slower.
@@ -184,8 +184,6 @@ def winner(found: Sequence[Timed], name: str, ttft_s: float | None = None) -> Wi
     for own in (one for one in found if one.entrant.residence.machine.name == name):
         others = [one for one in found if one.entrant.plan is own.entrant.plan and one is not own]
         for one in [own, *(other for other in others if _held(own.setting, other.setting))]:
-            if one.piles_up:
-                continue
             first = _ttft_s(one)
             placed = (ttft_s is None or first is None or first <= ttft_s, one.speed)
             if best is None or placed > rank:
@@ -201,7 +199,7 @@ def _ttft_s(one: Timed) -> float | None:
 
 def _held(better: Setting, worse: Setting) -> bool:
     assert better.costs is not None and worse.costs is not None
-    return holds(better.costs, worse.costs)
+    return better.spec.meaning == worse.spec.meaning and holds(better.costs, worse.costs)
 
 
 def _row(priced: Priced, best: Winner, between: Ends | None, goal: Goal) -> Row:

@@ -9,18 +9,19 @@ import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
-from engine.replay.advice import DecodeWork, advice, fit_warnings, prefetch_warnings
+from engine.decisions.rerouted import FIRST_ORDER
+from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant, fewest_copies
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
+from engine.replay.result import AlteredRouting, altered_routing
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
 from experiments.study.grid import needs_future, plan_name
-from experiments.study.shared import SharedRouting, SharedRoutings
-from policies.cache import CacheSpec
-from policies.events import BYPASS, LOAD, PREFETCH
+from experiments.study.shared import Played, SharedRouting, SharedRoutings
+from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.caution import Caution
 from tracekit.errors import CapacityError, TraceError, TracekitError
 from tracekit.rows import DECODE, PREFILL
@@ -32,7 +33,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
     """A row for each cell of a group, in order (`experiments.study.schema`). What cannot be replayed has an `error`."""
     routing = shared.of(cells[0].routing)
     rows: dict[str, Row] = {cell.key: described(cell) for cell in cells}
-    together: dict[bytes, list[tuple[Cell, Setting]]] = {}
+    together: dict[tuple[str, bytes], list[tuple[Cell, Setting]]] = {}
     for cell in cells:
         try:
             if routing.trace.tokens == 0:
@@ -43,7 +44,7 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
         except TracekitError as error:
             rows[cell.key]["error"] = str(error)
         else:
-            together.setdefault(_meaning(setting.spec), []).append((cell, setting))
+            together.setdefault(setting.spec.meaning, []).append((cell, setting))
     for found in together.values():
         spec = found[0][1].spec
         try:
@@ -52,11 +53,12 @@ def measure(shared: SharedRoutings, cells: Sequence[Cell], on_piece: Callable[[]
                     rows[cell.key] |= stacked(routing, cell, setting, scope)
                 continue
             targets = [setting.target for _, setting in found]
-            steps, hints = routing.requests.steps, routing.hints(spec)
             report = None if on_piece is None else lambda tokens: on_piece()
-            done = run(routing.trace, spec, targets, steps=steps, demands=routing.demands, hints=hints, progress=report)
+            played = routing.played(found[0][1], report)
+            steps, demands, hints = routing.requests.steps, played.demands, played.hints(spec)
+            done = run(played.trace, spec, targets, steps=steps, demands=demands, hints=hints, progress=report)
             for (cell, setting), replayed in zip(found, done, strict=True):
-                rows[cell.key] |= replayed_row(routing, cell, setting, replayed)
+                rows[cell.key] |= replayed_row(routing, cell, setting, replayed, played)
         except TracekitError as error:
             for cell, _ in found:
                 rows[cell.key] = described(cell) | {"error": str(error)}
@@ -81,6 +83,7 @@ def described(cell: Cell) -> Row:
         "capacity_given": cell.capacity_given or cell.plan.cache.capacity,
         "eviction": cell.plan.eviction.policy,
         "prefetch": cell.plan.prefetch.predictor,
+        "routing": cell.plan.routing.policy,
         "weights": cell.plan.weights.experts,
         "needs_future": needs_future(cell.plan),
         "quality_loss": None if cell.loss is None else cell.loss.value,
@@ -96,13 +99,11 @@ def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
     return Setting.of(routing.trace.manifest, cell.plan, cell.machine, cell.shape, reshape=cell.reshape, load=load)
 
 
-def _meaning(spec: CacheSpec) -> bytes:
-    """Equal for specs that decide alike, of plans that are equal but for weights and lane."""
-    return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
-
-
-def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed) -> Row:
-    """The results of a cell's pass."""
+def replayed_row(
+    routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed, played: Played | None = None
+) -> Row:
+    """The results of a cell's pass; `played`: the routing of that pass, where it is not the recorded one."""
+    played = played or routing.played(setting)
     requests, sized = routing.requests, bool(setting.sizes)
     total, decode = (counts_of(done, phases, sized=sized) for phases in ([PREFILL, DECODE], [DECODE]))
     time = time_of(setting, done)
@@ -113,6 +114,8 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     row |= {
         "loads": total.loads,
         "bypasses": total.bypasses,
+        "hosted": total.hosted,
+        "admitted": total.admitted,
         "prefetches": total.prefetches,
         "bytes_loaded": total.bytes_loaded,
         "decode_bytes_loaded": decode.bytes_loaded,
@@ -122,9 +125,12 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
         "request_bytes": requests.of_each(done.step_bytes).tolist() if sized else None,
         "device_bytes": device_memory(setting).total if sized else None,
     }
+    if played.altered is not None:
+        row |= {"routing_label": FIRST_ORDER, **shares_of(altered_routing("", FIRST_ORDER, played.altered))}
+        warnings.append(first_order_caution(cell.plan.routing.policy))
     if time is not None:
         warnings += prefetch_warnings(
-            routing.trace, setting, done, time, steps=routing.requests.steps, demands=routing.demands
+            played.trace, setting, done, time, steps=routing.requests.steps, demands=played.demands
         )
         estimates = find_estimates(setting, done)
         warnings += fit_warnings(setting)
@@ -149,14 +155,19 @@ def replayed_row(routing: SharedRouting, cell: Cell, setting: Setting, done: Rep
     return row | bound(routing, cell, setting, done) | warned(warnings)
 
 
+def shares_of(found: AlteredRouting) -> Row:
+    """The columns that say how much a routing policy altered."""
+    return {name: getattr(found, name) for name in ("altered_share", "dropped_share", "dropped_weight")}
+
+
 def by_request(routing: SharedRouting, done: Replayed) -> Row:
     """Lookups, misses and loads of each request, of decode steps."""
     kinds, each = done.step_kinds, routing.requests.of_each
-    missed = kinds[:, LOAD] + kinds[:, BYPASS]
+    missed = kinds[:, HOST : ADMIT + 1].sum(axis=1)
     return {
-        "request_lookups": each(kinds[:, : BYPASS + 1].sum(axis=1)).tolist(),
+        "request_lookups": each(kinds[:, : ADMIT + 1].sum(axis=1)).tolist(),
         "request_misses": each(missed).tolist(),
-        "request_loads": each(missed + kinds[:, PREFETCH]).tolist(),
+        "request_loads": each(kinds[:, LOAD : PREFETCH + 1].sum(axis=1)).tolist(),
     }
 
 
@@ -194,7 +205,8 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None or spec.begins or spec.pinned or spec.domains is not None:
+    begins = spec.warm is not None or spec.begins or spec.pinned or spec.domains is not None
+    if spec.reset or begins or spec.serves_otherwise or plan.routing.alters:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

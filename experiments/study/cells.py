@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile
+from engine.plan.carried import NAMED
 from engine.plan.placement import load_placement, parse_pinned
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
@@ -81,6 +82,7 @@ def cells_of(study: Study) -> list[Cell]:
     traces = distinct(study.traces).items()
     routings = {batch: [Routing(path, batch, digest) for path, digest in traces] for batch in study.batches}
     fitting = Fitting(routings, study.max_device_bytes, study.reshape)
+    losses = None if study.quality is None else study.quality.losses()
     found: dict[str, Cell] = {}
     for place in range(len(traces)):
         for batch, machine, shape, given in product(study.batches, study.machines, study.shapes, study.plans):
@@ -92,7 +94,7 @@ def cells_of(study: Study) -> list[Cell]:
                     refused = str(error)
             routing, asked = routings[batch][place], given.cache.capacity
             key = cell_key(routing, plan, machine, shape, study.bounds, study.reshape)
-            loss = None if study.quality is None else study.quality.loss_of(plan.weights)
+            loss = None if losses is None else losses.of(plan)
             if key not in found or is_auto(given):
                 found[key] = Cell(key, routing, plan, machine, shape, study.bounds, study.reshape, loss, asked, refused)
     return list(found.values())
@@ -124,13 +126,16 @@ def cell_key(
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
-    for table, name in (("eviction", "policy"), ("prefetch", "predictor")):
-        tables[table][name] = str(tables[table][name]).rpartition("/")[2]
+    for table, name in NAMED.items():
+        if table in tables:
+            tables[table][name] = str(tables[table][name]).rpartition("/")[2]
     meaning: dict[str, Any] = {
         "results": RESULTS,
         "version": own_version(),
         "sources": sources_digest(),
-        "policies": policies_digest(plan.eviction.policy, plan.prefetch.predictor),
+        "policies": policies_digest(
+            plan.eviction.policy, plan.prefetch.predictor, plan.admission.policy, plan.routing.policy
+        ),
         "trace": routing.digest,
         "batch": routing.batch,
         "steps": routing.steps,
@@ -165,16 +170,21 @@ def _artefact_digest(path: str) -> str:
 
 
 def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells in groups that may share decisions: those of one routing whose plans differ in weights or lane alone.
+    """Cells in groups that may share decisions: those of one routing whose plans differ in weights alone.
 
-    Whether they do share them depends on sizes, which `experiments.study.cell_results` looks at.
+    Whether they do share them depends on sizes and speeds, which `experiments.study.cell_results` looks at.
     """
     found: dict[tuple[Routing, bytes], list[Cell]] = {}
     for cell in cells:
         plan = cell.plan
-        decided = msgspec.json.encode((plan.cache, plan.placement, plan.eviction, plan.prefetch), order="deterministic")
+        decided = msgspec.json.encode(_decided_by(plan), order="deterministic")
         found.setdefault((cell.routing, decided), []).append(cell)
     return list(found.values())
+
+
+def _decided_by(plan: Plan) -> tuple[msgspec.Struct, ...]:
+    """The tables of a plan that its decisions follow from."""
+    return plan.cache, plan.placement, plan.eviction, plan.prefetch, plan.miss, plan.admission, plan.routing
 
 
 def group_key(cells: Sequence[Cell]) -> str:

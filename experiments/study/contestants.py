@@ -132,7 +132,8 @@ def _contestant(objective: Objective, part: pl.DataFrame, once: Once) -> Contest
         # Of a plan that does not fit there is no such speed; what it would be ranks it among those that do not.
         value = tokens / (sum(cell.sum() for cell in part["request_ns"]) / 1e9)
         score, unit = value, "tokens/s"
-        if not part["bound_tokens_per_second"].null_count():
+        of_plan = not part["bound_tokens_per_second"].null_count() and part["routing_label"].null_count() == len(part)
+        if of_plan:  # bounds are of unaltered routing, and none of plans that alter it
             bound = value / overall(part, "bound_tokens_per_second")
     elif objective == "p99":
         if part["request_p99_ns"].null_count() or not tokens:

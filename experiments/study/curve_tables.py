@@ -21,7 +21,7 @@ from experiments.study.grid import eviction_name, needs_future
 from experiments.study.schema import CURVES
 from experiments.study.shared import SharedRouting, SharedRoutings
 from experiments.study.workers import OnPiece, Workers
-from policies.events import BYPASS, HIT_PREFETCHED
+from policies.events import ADMIT, HIT_PREFETCHED
 from tracekit.errors import TracekitError
 from tracekit.rows import DECODE
 
@@ -61,7 +61,8 @@ def wanted_curves(cells: Sequence[Cell], level: float) -> list[Wanted]:
             cell.bounds,
         )
         plans = asked.setdefault(key, {})
-        if cell.plan.prefetch.predictor == "none" and cell.plan.alike:
+        plan = cell.plan
+        if plan.prefetch.predictor == "none" and plan.alike and plan.keeps_misses and not plan.routing.alters:
             plans.setdefault(eviction_name(cell.plan), cell.plan)
             if capacity.unit == "slots":
                 sizes.setdefault(key, set()).add(int(capacity.amount))
@@ -117,9 +118,9 @@ def _replayed(
         spec = Setting.of(known.trace.manifest, plan.replace(cache=CachePlan(capacity=text))).spec
         (done,) = run(known.trace, spec, steps=steps, demands=known.demands, progress=report)
         hits[:, place] = done.kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)
-        lookups = done.kinds[:, : BYPASS + 1].sum(axis=1)
+        lookups = done.kinds[:, : ADMIT + 1].sum(axis=1)
         by_request.append(each(done.step_kinds[:, : HIT_PREFETCHED + 1].sum(axis=1)))
-        asked = each(done.step_kinds[:, : BYPASS + 1].sum(axis=1))
+        asked = each(done.step_kinds[:, : ADMIT + 1].sum(axis=1))
     name = eviction_name(plan)
     return _rows(known, task, name, needs_future(plan), slots, hits, lookups, (np.stack(by_request), asked))
 

@@ -14,7 +14,7 @@ import polars as pl
 from experiments.statistics.comparison import Comparison, compare, holm, judged
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import Contest, Contestant
-from experiments.study.grid import computed_name, eviction_name, placing_name, prefetch_name
+from experiments.study.grid import computed_name, eviction_name, placing_name, prefetch_name, routing_name
 from experiments.study.schema import EFFECTS
 from experiments.study.study_file import Statistics, Study
 
@@ -136,7 +136,9 @@ def policy_name(one: Contestant) -> str:
     """Eviction, placement and prefetching of a plan: what it does, whatever its cache."""
     prefetch = prefetch_name(one.plan)
     placed = eviction_name(one.plan) + placing_name(one.plan)
-    return placed + (f" + {prefetch}" if prefetch else "") + computed_name(one.plan)
+    routing = routing_name(one.plan)
+    placed += f" + {prefetch}" if prefetch else ""
+    return placed + (f", {routing}" if routing else "") + computed_name(one.plan)
 
 
 MOST_ANSWERS, MOST_NAMED = 12, 3

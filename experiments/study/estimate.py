@@ -55,14 +55,21 @@ class Estimate:
 
 
 def estimate(study: Study, cells: Sequence[Cell], threads: int) -> Estimate:
-    """Try a group of each kind (routing, eviction, prefetcher), bounds, a regret, a curve, and a write."""
+    """Try a group of each kind (routing, policies), bounds, a regret, a curve, and a write."""
     trial = _Trial()
     group_of = groups(cells)
-    found: dict[tuple[Routing, str, str, int, int], float | None] = {}
+    found: dict[tuple[Routing, str, str, int, int, str], float | None] = {}
     known = []
     for group in group_of:
         plan = group[0].plan
-        kind = (group[0].routing, plan.eviction.policy, plan.prefetch.predictor, plan.prefetch.count, len(group))
+        kind = (
+            group[0].routing,
+            plan.eviction.policy,
+            plan.prefetch.predictor,
+            plan.prefetch.count,
+            len(group),
+            plan.routing.policy,
+        )
         if kind not in found and len(found) < MOST_KINDS:
             found[kind] = trial.group(group)
         if (seconds := found.get(kind)) is not None:

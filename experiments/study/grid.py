@@ -15,16 +15,19 @@ from engine.plan.plan import KEEP, RESET, Plan, PrefetchPlan, ServePlan, plan_fr
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
-from policies.registry import eviction_policy, prefetcher
+from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy
 from tracekit.errors import StudyError, did_you_mean
 
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
-    *("capacity", "split", "split_from", "placement", "warm", "eviction", "prefetch", "weights"),
-    *("compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
+    *("capacity", "split", "split_from", "placement", "warm", "eviction", "prefetch", "miss", "admission", "routing"),
+    *("weights", "compute_experts", "kernels", "hardware", "engine", "model_shape", "batch"),
 )
-TABLES = {"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"}
+TABLES = {
+    **{"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"},
+    **{"miss": "where", "admission": "policy", "routing": "policy"},
+}
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
 IDLE = ("distance", "wrap", "count", "target", "staging")
@@ -38,6 +41,10 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
         words += ", reset by request" if plan.cache.resets else f", warmed with {Path(plan.cache.warm).name}"
     if prefetch := prefetch_name(plan):
         words += f" + {prefetch}"
+    if admission := admission_name(plan):
+        words += f", {admission}"
+    if routing := routing_name(plan):
+        words += f", {routing}"
     words += (stored_name(plan) if stored else "") + computed_name(plan)
     return words + (", experts on disk" if plan.serve.host == "disk" else "")
 
@@ -60,9 +67,22 @@ def stored_name(plan: Plan) -> str:
 
 
 def computed_name(plan: Plan) -> str:
-    """How experts are computed, as the end of a name: `, fused, CPU computes`; nothing where each on the device."""
+    """How experts are computed, as the end of a name: `, fused, misses auto`; nothing where each on the device."""
     words = ", fused" if plan.compute.experts == "fused" else ", grouped" if plan.compute.grouped else ""
-    return words + (", CPU computes" if plan.compute.cpu_experts == "auto" else "")
+    return words + (f", {misses}" if (misses := misses_name(plan)) else "")
+
+
+def misses_name(plan: Plan) -> str:
+    """Where misses are computed: `misses auto`, `misses split (share 0.5)`; nothing where all are copied."""
+    share = {} if plan.miss.share is None else {"share": f"{plan.miss.share:g}"}
+    return "" if plan.miss.where == "copy" else f"misses {plan.miss.where}" + _brackets(share)
+
+
+def admission_name(plan: Plan) -> str:
+    """What the cache takes in: `admits second-miss (per_step 4)`; nothing where all that there is room for."""
+    limits = {"per_step": plan.admission.per_step, "per_layer": plan.admission.per_layer}
+    told = {key: value for key, value in limits.items() if value is not None} | plan.admission.parameters
+    return f"admits {plan.admission.policy}" + _brackets(told) if plan.admission.limited else ""
 
 
 def eviction_name(plan: Plan) -> str:
@@ -83,6 +103,11 @@ def prefetch_name(plan: Plan) -> str:
     if prefetch.staging != PrefetchPlan().staging:
         told["staging"] = prefetch.staging
     return prefetch.predictor + _brackets(_fitted(prefetch.artefact) | told | prefetch.parameters)
+
+
+def routing_name(plan: Plan) -> str:
+    """The routing policy with its parameters, and how its results are known; nothing for the gates' own choices."""
+    return f"{plan.routing.policy}{_brackets(plan.routing.parameters)}" if plan.routing.alters else ""
 
 
 def _fitted(artefact: str | None) -> dict[str, object]:
@@ -111,24 +136,28 @@ def plans_of(
     if baseline is not None and baseline not in [table.get("policy", default) for table in evictions]:
         evictions.insert(0, {"policy": baseline})
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
+    routings = list(_tables(label, grid, "routing", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
-    lanes = texts(label, grid, "cpu_experts") or ["never"]
+    misses = list(_tables(label, grid, "miss", folder)) or [{}]
+    admissions = list(_tables(label, grid, "admission", folder)) or [{}]
     splits = list(_splits(label, grid, folder))
     placements = list(_tables(label, grid, "placement", folder)) or [{}]
     given = texts(label, grid, "warm") or [KEEP]
     warmed = [name if name in (KEEP, RESET) else place(name, folder, always=True) for name in given]
     seen: set[bytes] = set()
     caches = itertools.product(capacities, splits, placements, warmed)
-    others = itertools.product(evictions, prefetches, weights, together, kernels, lanes)
+    others = itertools.product(evictions, prefetches, misses, admissions, routings, weights, together, kernels)
     for (capacity, split, placement, warm), (
         eviction,
         prefetch,
+        miss,
+        admission,
+        routing,
         stored,
         experts,
         kernel,
-        lane,
     ) in itertools.product(caches, others):
         if prefetch.get("predictor", "none") == "none":
             prefetch = {key: value for key, value in prefetch.items() if key not in IDLE[:-1]}
@@ -137,8 +166,11 @@ def plans_of(
             "placement": {} if placement.get("pinned") == "none" else placement,
             "eviction": eviction,
             "prefetch": prefetch,
+            "miss": miss,
+            "admission": admission,
+            "routing": routing,
             "weights": stored,
-            "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
+            "compute": {"experts": experts, "kernels": kernel},
             "serve": msgspec.to_builtins(serve),
         }
         plan = plan_from_dict(tables, "grid")
@@ -183,10 +215,13 @@ def check_names(axis: str, found: Sequence[HardwareProfile | EngineProfile | Mod
 
 
 def _check_policies(plan: Plan) -> None:
-    """Both policies exist and have the parameters they are given."""
+    """All policies exist and have the parameters they are given."""
     smallest = Layout(1, 1, 1, 1, np.ones(1, np.int64), np.zeros(1, np.int64))
     allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
+    allocated(admission_policy(plan.admission.policy), smallest, plan.admission.parameters)
+    if plan.routing.alters:
+        allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
 
 
 def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:

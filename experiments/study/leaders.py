@@ -9,7 +9,14 @@ from experiments.quality.measurement import Estimate
 from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import Comparison, Outcome
 from experiments.study.contestants import Contestant
-from experiments.study.grid import eviction_name, placing_name, prefetch_name
+from experiments.study.grid import (
+    admission_name,
+    eviction_name,
+    misses_name,
+    placing_name,
+    prefetch_name,
+    routing_name,
+)
 
 MOST = 5
 
@@ -59,9 +66,10 @@ def plan_parts(plan: Plan) -> dict[str, str]:
         "eviction": eviction_name(plan),
         "capacity": plan.cache.capacity + placing_name(plan),
         "prefetch": prefetch_name(plan),
+        "routing": routing_name(plan),
         "weights": weights,
         "kernels": "fused" if plan.compute.experts == "fused" else "",
-        "lane": "CPU computes" if plan.compute.cpu_experts == "auto" else "",
+        "lane": ", ".join(filter(None, (admission_name(plan), misses_name(plan)))),
     }
 
 

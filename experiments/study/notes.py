@@ -6,7 +6,7 @@ import polars as pl
 
 from experiments.study.contestants import Contest, Contestant, plan_of
 from experiments.study.fitting import AUTO, became, is_auto
-from experiments.study.grid import stored_name
+from experiments.study.grid import routing_name, stored_name
 from experiments.study.study_file import Study
 
 MOST_NAMED = 6
@@ -80,13 +80,16 @@ def too_lossy(study: Study, contest: Contest) -> list[str]:
 def of_quality(study: Study, fitting: Sequence[Contestant], winner: Contestant) -> list[str]:
     """What to keep in mind of what the plans cost in quality."""
     several = len({one.plan.weights for one in fitting}) > 1
+    altering = any(one.plan.routing.alters for one in fitting)
     if study.quality is None:
-        return ["weight formats differ in quality, too, of which a replay knows nothing"] if several else []
+        what = "weight formats and routing policies" if several and altering else "weight formats"
+        what = what if several else "routing policies"
+        return [f"{what} differ in quality, too, of which a replay knows nothing"] if several or altering else []
     found = [f"loss of quality is that of {study.quality.said}: of another model or text it is another"]
     unknown = [stored_words(one) for one in fitting if one.loss is None]
     if unknown:
         names = ", ".join(list(dict.fromkeys(unknown))[:MOST_NAMED])
-        found.append(f"not known is what is lost by {names}: no such format was measured")
+        found.append(f"not known is what is lost by {names}: no such plan was measured")
     most, high = study.quality_loss, None if winner.loss is None else winner.loss.high
     if most is not None and winner.loss is not None and winner.loss.value:
         if high is None:
@@ -97,8 +100,10 @@ def of_quality(study: Study, fitting: Sequence[Contestant], winner: Contestant) 
 
 
 def stored_words(one: Contestant) -> str:
-    """How a plan stores weights."""
-    return stored_name(one.plan).removeprefix(", ") or "as stored"
+    """What of a plan alters a model: how it stores weights, and its routing policy."""
+    stored = stored_name(one.plan).removeprefix(", ") or "as stored"
+    routing = routing_name(one.plan)
+    return f"{stored}, {routing} at {one.plan.cache.capacity}" if routing else stored
 
 
 def share(value: float) -> str:

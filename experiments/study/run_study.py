@@ -141,8 +141,11 @@ def cell_hindrances(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None
 
     try:
         setting = setting_of(known, cell)
-        (done,) = run(known.trace, setting.spec, [setting.target], progress=progress, keep=True)
-        regret = find_regret(known.trace, setting, done, progress)
+        played = known.played(setting, progress)
+        (done,) = run(played.trace, setting.spec, [setting.target], progress=progress, keep=True)
+        regret = find_regret(played.trace, setting, done, progress)
+        if played.altered is not None:  # a better machine's cache would alter otherwise
+            return msgspec.structs.asdict(regret)
         steps, demands = known.requests.steps, known.demands
         better = find_sensitivities(known.trace, setting, progress, steps=steps, demands=demands)
         return msgspec.structs.asdict(regret) | {BETTER[one.part, one.times]: one.tokens_per_second for one in better}

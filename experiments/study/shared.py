@@ -7,14 +7,16 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from engine.curves.stack_curve import STACK_CURVES, Scope, StackCurve
 from engine.decisions.hints import iter_hints
+from engine.decisions.rerouted import rerouted, routing_spec
 from engine.replay.bounds import as_small_as_any, fewest_decode_loads, is_bounded
 from engine.replay.passes import Replayed, run
+from engine.replay.setting import Setting
 from engine.replay.speed_bounds import Fewest
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
@@ -22,6 +24,7 @@ from experiments.statistics.request_shares import RequestShares
 from experiments.study.cells import Routing
 from policies.cache import CacheSpec
 from policies.registry import prefetcher
+from policies.rerouting import Altered
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import StudyError
 from tracekit.stats.independence import looks_independent
@@ -40,6 +43,15 @@ class Best:
 
     done: Replayed
     fewest: Fewest | None
+
+
+class Played(NamedTuple):
+    """The routing that a plan is replayed on: the recorded one, or that as the plan alters it."""
+
+    trace: Trace
+    demands: list[Demand] | None
+    hints: Callable[[CacheSpec], list[np.ndarray] | None]
+    altered: Altered | None
 
 
 class Shared:
@@ -110,6 +122,15 @@ class SharedRouting:
             (self.routing, "hints", spec.distance, most),
             lambda: list(iter_hints(self.trace, replace(spec, count=most), demands)),
         )
+
+    def played(self, setting: Setting, progress: Callable[[int], object] | None = None) -> Played:
+        """The routing that a plan is replayed on; what its routing policy alters belongs to nobody else."""
+        plan = setting.plan.routing
+        if not plan.alters:
+            return Played(self.trace, self.demands, self.hints, None)
+        spec = routing_spec(plan, self.trace.manifest)
+        found = rerouted(self.trace, setting.spec, spec, progress=progress)
+        return Played(found.trace, None, lambda spec: None, found.altered())
 
     @property
     def independent(self) -> bool | None:

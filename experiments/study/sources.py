@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from policies.compiled import source_modules
-from policies.registry import eviction_policy, prefetcher
+from policies.compiled_rewriting import rewriting_modules
+from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy
 from tracekit.errors import PlanError
 
 HOME = Path(__file__).resolve().parents[2]
@@ -26,10 +27,12 @@ def sources_digest() -> str:
 
 
 @cache
-def policies_digest(eviction: str, predictor: str) -> str:
-    """A digest of every source file that decides under these two policies: an edited policy is another one."""
+def policies_digest(eviction: str, predictor: str, admission: str = "always", routing: str = "none") -> str:
+    """A digest of every source file that decides under these policies: an edited policy is another one."""
     found = hashlib.sha256()
-    for module in source_modules((eviction_policy(eviction), prefetcher(predictor))):
+    altering = rewriting_modules(routing_policy(routing)) if routing != "none" else []
+    deciding = source_modules((eviction_policy(eviction), prefetcher(predictor), admission_policy(admission)))
+    for module in [*deciding, *altering]:
         if module.__file__ is None:
             raise PlanError(f"policy module {module.__name__} has no source file")
         found.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")

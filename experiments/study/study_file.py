@@ -139,6 +139,8 @@ def study_from_dict(tables: Tables, label: str = "study", folder: Path = Path())
     for key in file.grid:
         if key == "reset":
             raise StudyError(f'{label}: grid.reset is now grid.warm: "reset" for "request", "keep" for "never"')
+        if key == "cpu_experts":
+            raise StudyError(f'{label}: grid.cpu_experts is gone: write grid.miss = ["copy", "auto"]')
         if key not in AXES:
             raise StudyError(f"{label}: grid has no key {key!r}{did_you_mean(key, AXES)}; it has {', '.join(AXES)}")
     if "capacity" not in file.grid:

@@ -75,7 +75,8 @@ def drawn_step(cell: Cell, routing: SharedRouting) -> np.ndarray:
         return np.zeros((0, log.COLUMNS), np.int64)
     step = int(decode[min(len(decode) // 2, WARM)])
     setting = setting_of(routing, cell)
-    (done,) = run(first_steps(trace, step + 1), setting.spec, [setting.target], log=range(step, step + 1))
+    played = routing.played(setting).trace
+    (done,) = run(first_steps(played, step + 1), setting.spec, [setting.target], log=range(step, step + 1))
     assert done.timeline is not None
     return done.timeline.log
 

@@ -13,6 +13,7 @@ from engine.plan.plan import Plan, WeightsPlan
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import prefetch_fates
+from experiments.validation.orders import Orders
 from experiments.validation.prior import PriorCheck
 from experiments.validation.verdict import TOLERANCE, TimeError, Verdict, judge, time_words
 from policies.events import Events
@@ -34,10 +35,11 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Generated tokens of the offloaded and the un-offloaded model."""
+    """Generated tokens of the offloaded and the un-offloaded model; `why` there were none to compare."""
 
     compared: int
     identical: bool
+    why: str | None = None
 
 
 class Prefetches(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +66,8 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
     prior: PriorCheck | None = None
     """What would have been said of the model had nothing been recorded of it; None where no prior can run the plan."""
+    routing: Orders | None = None
+    """Of a plan that alters routing: how far a first-order estimate is from what the engine did."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,12 +112,7 @@ def compare(
 
     `whole`: the engine was not stopped midway, where prefetches are under way of which nobody knows what becomes.
     """
-    # The trace counts what the model was loaded with, the engine what it stores.
-    manifest = msgspec.structs.replace(
-        trace.manifest, expert_bytes=list(measured.expert_bytes), expert_params=list(measured.expert_params)
-    )
-    as_stored = plan.replace(weights=WeightsPlan())
-    settings = [Setting.of(manifest, as_stored, hardware, stored=plan.weights.experts) for hardware in machine.profiles]
+    settings = [engine_setting(trace, plan, measured, hardware) for hardware in machine.profiles]
     pieces: list[Events] = []
     simulated = run(
         trace,
@@ -146,6 +145,14 @@ def compare(
         host=host,
         warnings=[] if machine.calibrated_here else profile_warnings(machine.profiles[0], machine.device),
     )
+
+
+def engine_setting(trace: Trace, plan: Plan, measured: Measured, hardware: HardwareProfile) -> Setting:
+    """The plan at the sizes of the engine's experts: the trace counts what the model was loaded with."""
+    manifest = msgspec.structs.replace(
+        trace.manifest, expert_bytes=list(measured.expert_bytes), expert_params=list(measured.expert_params)
+    )
+    return Setting.of(manifest, plan.replace(weights=WeightsPlan()), hardware, stored=plan.weights.experts)
 
 
 def profile_warnings(hardware: HardwareProfile, device: str) -> list[str]:
@@ -226,4 +233,4 @@ def exact_words(decisions: Decisions, tokens: Tokens) -> str:
     """Whether decisions and tokens agree."""
     logs = f"decision logs {'identical' if decisions.identical else 'DIFFER'} ({decisions.entries} entries)"
     text = f"generated tokens {'identical' if tokens.identical else 'DIFFER'} ({tokens.compared})"
-    return f"{logs}; {'no tokens compared, weights being random' if tokens.compared == 0 else text}"
+    return f"{logs}; {f'no tokens compared, {tokens.why}' if tokens.compared == 0 else text}"

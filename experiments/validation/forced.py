@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.decisions.misses import measured_host
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from experiments.validation.calibrating import measured_here
 from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
 from experiments.validation.emulated import over_link
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
-from tracekit.errors import ModelError
+from tracekit.errors import ModelError, PlanError
 from tracekit.labels import labels_of
 from tracekit.prefix import first_steps
 from tracekit.trace import Trace
@@ -57,7 +58,6 @@ def validate_routing(
     from engine.plan.placement import save_placement
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
-    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.forced_routing import ForcedRouting, forced_steps
     from engine.runtime.memory import fit_checkpoint, release
     from engine.runtime.storage.random_weights import random_model
@@ -65,6 +65,11 @@ def validate_routing(
 
     check_tolerance(tolerance)
     check_runs(runs)
+    if plan.routing.alters:
+        raise PlanError(
+            f"routing policy {plan.routing.policy!r} alters what gates choose, and here a trace chooses: validate on "
+            "prompts, or without it"
+        )
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -80,8 +85,8 @@ def validate_routing(
     if hardware is not None:
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
-    if plan.compute.cpu_experts != "never":
-        lane = {"hardware": check_lane(hardware)}
+    if plan.miss.where != "copy":
+        lane = {"hardware": measured_host(plan, hardware)}
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
     calibrated_here = hardware is None
@@ -127,7 +132,7 @@ def validate_routing(
         first_steps(routing, count),
         measured,
         Machine(profiles, calibrated_here, device, emulate_link),
-        tokens=Tokens(compared=0, identical=True),
+        tokens=Tokens(compared=0, identical=True, why="weights being random"),
         threshold=threshold,
         tolerance=tolerance,
         whole=whole,

@@ -56,6 +56,8 @@ def write(path: Path, validation: Validation, command: str) -> Path:
         f"Time per layer is off by {100 * time.layer_error_median:.1f} % in the median, total time by "
         f"{signed(time.total_error)}."
     )
+    if validation.routing is not None:
+        notes.append(f"The plan alters routing: {validation.routing.sentence()}.")
     if fates is not None and any(fates.measured.values()):
         sides = (
             f"{fate} {fates.measured[fate]} in the engine, {fates.simulated[fate]} simulated" for fate in fates.measured

@@ -2,22 +2,26 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engine.decisions.misses import measured_host
 from engine.hardware import HardwareProfile
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from experiments.validation.calibrating import measured_here
-from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare
+from experiments.validation.comparison import Machine, Measured, Tokens, Validation, compare, engine_setting
 from experiments.validation.emulated import over_link
+from experiments.validation.orders import compare_orders
 from experiments.validation.prior import against_prior
 from experiments.validation.verdict import RUNS, TOLERANCE, check_runs, check_tolerance
+from policies.registry import prefetcher
 from tracekit.errors import ModelError, PlanError
+from tracekit.notes import altered_note
 from tracekit.trace import Trace
 
 if TYPE_CHECKING:
@@ -69,7 +73,6 @@ def validate(
     from engine.plan.placement import save_placement
     from engine.runtime import offload, offloaded
     from engine.runtime.clocks.device_time import device_time
-    from engine.runtime.cpu_lane import check_lane
     from engine.runtime.experts import grouped
     from engine.runtime.memory import check_unoffloaded, release
     from engine.runtime.storage.rounding import rounded
@@ -89,8 +92,8 @@ def validate(
     if hardware is not None:
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
-    if plan.compute.cpu_experts != "never":
-        lane = {"hardware": check_lane(hardware)}  # what is measured on the way here does not know the lane
+    if plan.miss.where != "copy":
+        lane = {"hardware": measured_host(plan, hardware)}  # what is measured on the way here knows no host's part
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -117,22 +120,28 @@ def validate(
     if any(word is not None and WeightFormat.parse(word).quantised for word in stored):
         # Formats round weights: what the engine must equal is the model with its weights as they are stored.
         loaded = rounded(loaded, plan.weights, parse_device(device))
-    plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk, sampling)
-    del loaded  # before another copy
-    release()
-
+    drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
+    options = RecordOptions(max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk, **drawn)
     with tempfile.TemporaryDirectory() as folder:
+        plain: list[list[int]] | None = None
+        if plan.routing.alters:
+            # The altered model is another one: of the model itself only its gates are of interest.
+            reads = prefetcher(plan.prefetch.predictor).reads == "lookahead"
+            known = replace(options, logits=True, lookahead=(plan.prefetch.distance,) if reads else ())
+            unaltered = record(_on(loaded, device), tokenizer, prompts, Path(folder) / "unaltered.trace", known)
+        else:
+            plain = _generate(_on(loaded, device), encoded, max_new_tokens, stop, prefill_chunk, sampling)
+        del loaded  # before another copy
+        release()
         path = keep_trace or Path(folder) / "engine.trace"
         loaded = offload(directory, plan, device=device, **placed, **lane)
         with offloaded(loaded) as state:
             say("recording the offloaded model")
             ahead = () if state.lookahead_distance is None else (state.lookahead_distance,)
-            drawn = {} if sampling is None else {"do_sample": True, **asdict(sampling)}
-            options = RecordOptions(
-                max_new_tokens=max_new_tokens, lookahead=ahead, prefill_chunk=prefill_chunk, **drawn
-            )
+            own = replace(options, lookahead=ahead)
+            notes = [altered_note(plan.routing.policy)] if plan.routing.alters else []
             state.serve([prompt.domain for prompt in prompts])
-            trace = Trace.open(record(loaded, tokenizer, prompts, path, options))
+            trace = Trace.open(record(loaded, tokenizer, prompts, path, own, notes=notes))
             if save_warm is not None:
                 per_layer = [layer.num_experts for layer in state.layers]
                 save_placement(held_by(state.cache, plan, per_layer, trace), save_warm)
@@ -141,10 +150,11 @@ def validate(
                 say(f"timing the offloaded model, run {number + 1} of {runs}")
                 state.time_by(partial(device_time, state.device))
                 generated = _generate(loaded, encoded, max_new_tokens, stop, prefill_chunk, sampling)
-                identical &= generated == plain
+                identical &= plain is None or generated == plain
                 logs.append(state.log)
                 timings.append(state.timings)
             params = [layer.expert_params for layer in state.layers]
+            altered = state.altered
             measured = Measured(logs, timings, state.prefetches, state.expert_bytes, params)
         del loaded, state  # before another copy
         release()
@@ -159,11 +169,17 @@ def validate(
             trace,
             measured,
             Machine(profiles, calibrated_here, device, emulate_link),
-            tokens=Tokens(compared=sum(map(len, plain)), identical=identical),
+            tokens=Tokens(compared=0, identical=True, why="routing being altered: it is another model")
+            if plain is None
+            else Tokens(compared=sum(map(len, plain)), identical=identical),
             threshold=threshold,
             tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
+        if altered is not None:
+            setting = engine_setting(trace, plan, measured, profiles[0])
+            orders = compare_orders(plan, setting, Trace.open(unaltered), trace, altered)
+            return msgspec.structs.replace(found, routing=orders)
         checked = against_prior(trace, plan, profiles[0], found.time.measured_tokens_per_second)
         return msgspec.structs.replace(found, prior=checked)
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from policies import registry
 from policies.conformance.report import FAIL
+from policies.conformance.routing_trial import RoutingTrial
 from policies.conformance.rules import BASES, Trial
 from policies.fields import Policy
+from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, TracekitError
 
 COMPILING = 300.0  # seconds that numba may take, whatever the policy
@@ -34,7 +36,11 @@ def main(stage: str, kind: str, name: str, seconds: str, folder: str, digest: st
         try:
             kind, policy = load(kind, name)
             tell(kind=kind)
-            trial = Trial(kind, name, policy, trying)
+            trial: Trial | RoutingTrial
+            if issubclass(policy, RoutingPolicy):
+                trial = RoutingTrial(name, policy, trying)
+            else:
+                trial = Trial(kind, name, policy, trying)
             outcomes = list(trial.interpreted()) if stage == "interpreted" else list(trial.compiled(digest))
             for outcome in outcomes:
                 tell(rule=outcome.rule, status=outcome.status, message=outcome.message)
@@ -48,7 +54,7 @@ def main(stage: str, kind: str, name: str, seconds: str, folder: str, digest: st
 
 def load(kind: str, name: str) -> tuple[str, type[Policy]]:
     """The kind and the class behind a name, whose hooks need not be right. Raises PolicyError."""
-    builtin = {"eviction": registry.EVICTION, "prefetch": registry.PREFETCH, "": {}}[kind]
+    builtin = registry.BUILTIN.get(kind, {})
     found = registry.locate(kind, name, builtin)
     for known, base in BASES.items():
         if kind in ("", known) and isinstance(found, type) and issubclass(found, base):

@@ -66,7 +66,7 @@ def _watched(policy: Policy, name: str, cache: CacheState, shown: CacheState, ex
                 result = hook(*given)
         except Exception as error:
             raise explain(error, name, policy) from None
-        _check_fields(policy, name, expected)
+        check_fields(policy, name, expected)
         if name in CHECKS:
             CHECKS[name](result, policy, *arguments)
         return result
@@ -90,7 +90,8 @@ def explain(error: Exception, name: str, policy: Policy) -> Violation:
     return Violation("runs", f"{where}: {type(error).__name__}: {error}")
 
 
-def _check_fields(policy: Policy, name: str, expected: dict[str, object]) -> None:
+def check_fields(policy: Policy, name: str, expected: dict[str, object]) -> None:
+    """Raise Violation where a hook wrote anything of the policy but elements of declared arrays."""
     for field, value in vars(policy).items():
         if field in expected and expected[field] is value:
             continue
@@ -147,5 +148,12 @@ def _check_suggestions(count: object, policy: Policy, target: int, hint: np.ndar
             raise Violation("suggestions", f"suggest() named {expert}, no expert of target layer {target}: {mend}")
 
 
-CHECKS: dict[str, Hook] = {"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions}
+def _check_answer(answer: object, policy: Policy, expert: int, group: int, now: int, signal: float) -> None:
+    if not isinstance(answer, bool | np.bool_):
+        raise Violation("answers", f"admits() of expert {expert} returned {answer!r}: say True or False")
+
+
+CHECKS: dict[str, Hook] = {
+    **{"victim": _check_victim, "rank": _check_rank, "suggest": _check_suggestions, "admits": _check_answer}
+}
 """What is asked of what a hook returns: called with that, the policy, and what the hook was called with."""

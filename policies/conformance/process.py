@@ -11,8 +11,7 @@ from typing import Any
 
 from policies import registry
 from policies.conformance.report import FAIL, NOT_RUN, RULES, Outcome, Report
-from policies.eviction.base import EvictionPolicy
-from policies.prefetch.base import Prefetcher
+from policies.conformance.rules import BASES
 from tracekit.errors import PolicyError
 
 FRAME = re.compile(r'File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>\S+)')
@@ -30,9 +29,9 @@ def check(name: str, *, seconds: float = 10.0) -> list[Report]:
     """
     if ".py:" in name:
         return [_check("", name, seconds)]
-    kinds = [kind for kind in ("eviction", "prefetch") if name in registry.names(kind)]
+    kinds = [kind for kind in registry.BUILTIN if name in registry.names(kind)]
     if not kinds:
-        known = [*registry.names("eviction"), *registry.names("prefetch")]
+        known = [name for kind in registry.BUILTIN for name in registry.names(kind)]
         raise registry.unknown("policy ", name, known)
     return [_check(kind, name, seconds) for kind in kinds]
 
@@ -99,6 +98,6 @@ def _stuck(dump: str) -> str:
     frames = [frame for frame in frames if Path(frame["file"]).parent != Path(__file__).parent]
     if not frames:
         return "something never returns"
-    called = {*registry.hooks(EvictionPolicy), *registry.hooks(Prefetcher)}
+    called = {name for base in BASES.values() for name in registry.hooks(base)}
     hook = next((frame["function"] for frame in frames if frame["function"] in called), frames[0]["function"])
     return f"{hook}() never returns: it is still at {Path(frames[0]['file']).name}:{frames[0]['line']}"

@@ -18,13 +18,20 @@ OF_EVICTION = {
     "order": "the victim of an Ordered policy is whom asking every resident would find",
 }
 OF_PREFETCH = {"suggestions": "suggestions are experts of the target layer, no more than there is room for"}
+OF_ROUTING = {"choices": "what is left is experts of the layer, each once, with weights that are numbers"}
 DECISIONS = {
     "capacity": "what is resident fits the capacity, in slots and in bytes",
     "deterministic": "the same routing gives the same decisions, in another process too",
     "no-peeking": "what comes later changes no earlier decision",
     "compiled": "compiled code decides as the interpreted policy does",
 }
-RULES = {"eviction": {**COMMON, **OF_EVICTION, **DECISIONS}, "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS}}
+OF_ADMISSION = {"answers": "admits() says True or False"}
+RULES = {
+    "eviction": {**COMMON, **OF_EVICTION, **DECISIONS},
+    "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS},
+    "admission": {**COMMON, **OF_ADMISSION, **DECISIONS},
+    "routing": {**COMMON, **OF_ROUTING, **{rule: text for rule, text in DECISIONS.items() if rule != "capacity"}},
+}
 """What each rule says, by kind of policy, in the order in which they are tried."""
 
 
@@ -39,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How the policy `name` of a kind ("eviction" or "prefetch") fared, rule by rule."""
+    """How the policy `name` of a kind (of `RULES`) fared, rule by rule."""
 
     name: str
     kind: str

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from policies.admission.base import Admission
 from policies.cache import ExpertCache
 from policies.cache_state import PINNED, RESIDENT, SLOT, Batch
 from policies.conformance.guard import Violation, keeps_order, watch
@@ -17,9 +18,13 @@ from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
 from policies.prefetch.base import Prefetcher
 from policies.registry import hook_problem, hooks
+from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
 
-BASES: dict[str, type[Policy]] = {"eviction": EvictionPolicy, "prefetch": Prefetcher}
+BASES: dict[str, type[Policy]] = {
+    **{"eviction": EvictionPolicy, "prefetch": Prefetcher},
+    **{"admission": Admission, "routing": RoutingPolicy},
+}
 WRAPPED = 24  # scenarios in which it prefetches past the last layer
 BESIDE_PINNED = 12  # scenarios in which some experts are in the cache for good
 CUTS = 3  # how many futures each scenario is given
@@ -174,7 +179,8 @@ class Trial:
         """The watched, interpreted decisions, visit by visit. Raises Violation."""
         self.trying(str(scenario))
         cache, batch = self._cache(scenario, compiled=False)
-        policy = cache._eviction if self.kind == "eviction" else cache._prefetcher
+        deciding = {"eviction": cache._eviction, "prefetch": cache._prefetcher, "admission": cache._admission}
+        policy = deciding[self.kind]
         if policy is not None:
             watch(policy, BASES[self.kind], cache.state)
         decided: Decided = []
@@ -188,14 +194,25 @@ class Trial:
         return decided
 
     def _cache(self, scenario: Scenario, *, compiled: bool) -> tuple[ExpertCache, Batch]:
-        """A cache that decides by the policy, beside an ordinary one of the other kind."""
-        eviction, prefetch = (self.name, "gate") if self.kind == "eviction" else ("lru", self.name)
+        """A cache that decides by the policy, beside ordinary ones of the other kinds."""
+        eviction, prefetch = "lru", "gate"
+        if self.kind == "eviction":
+            eviction = self.name
+        elif self.kind == "prefetch":
+            prefetch = self.name
         spec = scenario.spec(eviction, prefetch)
+        if self.kind == "admission":  # some with misses on the host, some with a limit
+            visits = len(scenario.visits)
+            where, limit = ("copy", "host")[visits % 2], (None, 1, 3)[visits % 3]
+            spec = replace(spec, admission=self.name, where=where, per_step=limit, even=visits % 4 == 0)
         signal = self.policy.reads if self.kind == "eviction" else "nothing"
         if signal == "next-use":  # knows the next use of demanded experts only
             spec = replace(spec, into_cache=False)
         hint = self.policy.reads if self.kind == "prefetch" else "lookahead"
-        return ExpertCache(spec, compiled=compiled), scenario.batch(signal, hint)
+        batch = scenario.batch(signal, hint)
+        if self.kind == "admission" and self.policy.reads == "gate-share":
+            batch = batch._replace(gate=scenario.batch("gate-weight", hint).signal)
+        return ExpertCache(spec, compiled=compiled), batch
 
     def _fail(self, rule: str, message: str, scenario: Scenario) -> None:
         self.outcomes[rule] = Outcome(rule, FAIL, " ".join(f"{message}; with {scenario}".split()))
@@ -216,6 +233,7 @@ def _one(batch: Batch, visit: int) -> Batch:
         signal=batch.signal[first:last],
         signal_recency=batch.signal_recency[first:last],
         hint=batch.hint[visit : visit + 1],
+        gate=batch.gate[first:last],
     )
 
 

@@ -134,7 +134,7 @@ def test_the_reference_names_everything() -> None:
         assert f"\n## tracekit {name}\n" in made["commands.md"]
     for option in ("--max-new-tokens", "--dask", "--figures", "--timeline"):
         assert f"`{option}`" in made["commands.md"]
-    for key in ("capacity", "distance", "cpu_experts"):
+    for key in ("capacity", "distance", "where", "per_step"):
         assert f"| `{key}` |" in made["plan.md"]
     assert "| `copy_engines` | whole number, 1 to 2 | required |" in made["hardware.md"]
     # Every option is explained.

@@ -15,15 +15,29 @@ import pytest
 from engine.decisions.run import iter_decisions
 from engine.decisions.spec import cache_spec
 from engine.plan.plan import plan_from_dict
+from engine.replay.choice_log import ChoiceLog
 from engine.replay.event_log import SCHEMA
 from experiments.cli.main import run
+from policies.admission.base import Admission
 from policies.conformance.report import RULES
+from policies.conformance.routing_trial import RoutingTrial
 from policies.conformance.rules import Trial
 from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
-from policies.registry import EVICTION, PREFETCH, hooks, prefetcher
+from policies.registry import (
+    ADMISSION,
+    EVICTION,
+    PREFETCH,
+    ROUTING,
+    admission_policy,
+    hooks,
+    prefetcher,
+    routing_policy,
+)
+from policies.routing.base import RoutingPolicy
+from tests.helpers.routing_traces import logits_trace
 from tests.helpers.traces import make_trace, random_experts
 from tracekit.trace import Trace
 
@@ -44,9 +58,8 @@ def may_use() -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    found = [
-        p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in {**EVICTION, **PREFETCH}
-    ]
+    own = {**EVICTION, **PREFETCH, **ADMISSION, **ROUTING}
+    found = [p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in own]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
@@ -61,7 +74,7 @@ def policies_table() -> str:
 
 def rules_table() -> str:
     """The rules of `tracekit policies check`."""
-    says = {**RULES["eviction"], **RULES["prefetch"]}
+    says = {**RULES["eviction"], **RULES["prefetch"], **RULES["routing"]}
     return "\n".join(f"| {rule} | {text} |" for rule, text in says.items())
 
 
@@ -102,9 +115,9 @@ def test_tables_are_current() -> None:
 
 def test_every_hook_column_and_kind_is_described() -> None:
     page = PAGE.read_text()
-    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher)]:
+    for word in [*hooks(EvictionPolicy), *hooks(Prefetcher), *hooks(Admission), *hooks(RoutingPolicy)]:
         assert f"`{word}(" in page
-    for word in [*SCHEMA, *KIND_NAMES]:
+    for word in [*SCHEMA, *KIND_NAMES, *ChoiceLog.schema]:
         assert f"`{word}`" in page
 
 
@@ -129,6 +142,27 @@ def test_the_prefetch_example(trace: Trace, tmp_path: Path) -> None:
     assert {outcome.status for outcome in outcomes} == {"pass"}
     plan = {"cache": {"capacity": "1/layer"}, "prefetch": {"predictor": name}}
     assert interpreted_hits(trace, plan) > interpreted_hits(trace, {"cache": {"capacity": "1/layer"}})
+
+
+def test_the_routing_example(tmp_path: Path) -> None:
+    name = f"{tmp_path / 'lean.py'}:Lean"
+    (tmp_path / "lean.py").write_text(examples()["Lean"])
+    trial = RoutingTrial(name, routing_policy(name), lambda *_: None)
+    outcomes = [*trial.interpreted(), *trial.compiled(trial.digest())]
+    assert {outcome.status for outcome in outcomes} == {"pass"}
+    gated = logits_trace(tmp_path / "g.trace").path
+    way = ("replay", gated, "--capacity", "4/layer", "--routing-policy", name, "--json", "--no-bounds")
+    found, seldom = (json.loads(output(*way, *more))["routing"] for more in ((), ("--routing-set", "most=9")))
+    assert 0 < seldom["dropped"] < found["dropped"] == found["altered"]
+
+
+def test_the_admission_example(trace: Trace, tmp_path: Path) -> None:
+    name = f"{tmp_path / 'keep.py'}:Twice"
+    (tmp_path / "keep.py").write_text(examples()["Twice"])
+    outcomes = list(Trial("admission", name, admission_policy(name), lambda *_: None).interpreted())
+    assert {outcome.status for outcome in outcomes} == {"pass"}
+    plan: dict[str, object] = {"cache": {"capacity": "2/layer"}, "admission": {"policy": name}}
+    assert 0 < interpreted_hits(trace, plan) != interpreted_hits(trace, {"cache": {"capacity": "2/layer"}})
 
 
 def interpreted_hits(trace: Trace, tables: dict[str, object]) -> int:

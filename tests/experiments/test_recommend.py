@@ -52,24 +52,8 @@ def test_the_best_of_each_format_fits_and_is_what_a_replay_says(trace: Trace) ->
             assert choice.tokens_per_second >= 0.97 * other.tokens_per_second
 
 
-def test_a_plan_whose_copies_pile_up_is_not_recommended_and_warned_of(tmp_path: Path) -> None:
-    """Experts come in turns, so a small cache never hits: the lane computes all, and nothing waits for a copy."""
-    token = np.arange(200)
-    experts = np.stack([2 * token % 8, (2 * token + 1) % 8], axis=1)[:, None].repeat(4, axis=1)
-    turns = make_trace(tmp_path / "t.trace", experts, num_experts=8, request=token // 20, position=token % 20)
-    machine, shape = load_hardware("rtx3060"), load_shape("mixtral-8x7b")
-    slow = msgspec.structs.replace(machine.link, host_to_device_bytes_per_s=10**9, rates=[])
-    machine = msgspec.structs.replace(machine, link=slow)
-    piled = Plan("2/layer", weights="hqq-3bit", cpu_experts="auto")
-    found = replay(turns, piled, machine, model_shape=shape, bounds=False)
-    assert found.time is not None and found.hits == 0 and found.time.link_utilisation > 1.5
-    assert any(one.startswith("copies pile up: the link would need") for one in found.warnings)
-    for choice in recommend(turns, machine, shape, formats=("hqq-3bit",)).choices:
-        assert choice.time.link_utilisation <= 1.01
-
-
 def test_more_memory_recommends_nothing_slower(trace: Trace) -> None:
-    """A lane may be faster beside a smaller cache, so that one is tried, too."""
+    """With misses on the host a smaller cache may be faster, so that one is tried, too."""
     machine, shape = load_hardware("rtx3060"), load_shape("mixtral-8x7b")
     speeds = []
     for gib in (8, 10, 12, 16):

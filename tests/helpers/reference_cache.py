@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf, isnan
 from typing import Any
 
+from tests.helpers.reference_misses import ReferenceMisses
 from tests.helpers.reference_policies import REFERENCES
 
-HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, BYPASS, PREFETCH, EVICT, DROP = range(8)
+HIT, HIT_PINNED, HIT_PREFETCHED, HOST, LOAD, BYPASS, ADMIT, PREFETCH, EVICT, DROP = range(10)
 
 # What the tokens of one visit chose, in (token, slot) order, repetitions included.
 References = Sequence[int]
@@ -28,6 +29,7 @@ class ReferenceCache:
         future: for the bounds, the demanded keys of every visit of the trace.
         pinned: keys that are there for ever. The policy is never told of them, and has what is left of the capacity.
         reserved: what of each capacity is not the policy's, where other keys may be pinned later (`switch`).
+        misses: where a miss is computed and whether it may be kept; None: each is copied, and kept if there is room.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ReferenceCache:
         parameters: Mapping[str, Any] | None = None,
         pinned: Collection[int] = (),
         reserved: Sequence[int] | None = None,
+        misses: ReferenceMisses | None = None,
     ) -> None:
         self.layers, self.experts = layers, experts
         self.capacity, self.size = list(capacity), list(size)
@@ -62,6 +65,7 @@ class ReferenceCache:
             self.capacity[group] -= amount
         self.by_slot: Callable[[int], int] = lambda key: key  # it knows no slots: who compares may say in which order
         self.policy = REFERENCES[policy](self, **(parameters or {}))
+        self.misses = misses or ReferenceMisses(layers)
         self.visits = 0
         self.vanished: list[set[int]] = []  # by visit: staged experts that were used but found no room to stay
 
@@ -76,8 +80,12 @@ class ReferenceCache:
         smallest = min(self.size[key] for key in self.members(group))
         return min(self.capacity[group] // smallest, len(self.members(group)))
 
-    def visit(self, layer: int, references: References, hint: Sequence[int] = ()) -> list[Event]:
-        """`hint`: ranked experts of layer `layer + distance`, best first; with `wrap` the layer after the last is 0."""
+    def visit(
+        self, layer: int, references: References, hint: Sequence[int] = (), weights: Sequence[float] = ()
+    ) -> list[Event]:
+        """`hint`: ranked experts of layer `layer + distance`, best first; with `wrap` the layer after the last is 0.
+        `weights`: what the gate gave each of the references, if anybody asks.
+        """
         now = self.visits
         self.visits += 1
         self.vanished.append(set())
@@ -112,10 +120,20 @@ class ReferenceCache:
                 else:
                     self.vanished[now].add(key)
 
+        given = dict.fromkeys(demand, 0.0)
+        for key, weight in zip(chosen, weights, strict=False):
+            given[key] += weight
+        self.misses.begin(layer)
+        hosted = self.misses.hosted(layer, missing, Counter(chosen))
         for key in missing:
-            if self.make_room(key, demand, now, events):
-                events.append((now, LOAD, key))
+            share = given[key] / sum(given.values()) if weights else 0.0
+            kept = self.misses.wants(key, key in hosted, share) and self.misses.left > 0
+            if kept and self.make_room(key, demand, now, events):
+                self.misses.left -= 1
+                events.append((now, ADMIT if key in hosted else LOAD, key))
                 self.keep(key, now)
+            elif key in hosted:
+                events.append((now, HOST, key))
             else:
                 # A bypassing expert passes through a free slot; if prefetches hold them all, the oldest goes.
                 if len(self.kept) + len(self.staged) == self.slots:
@@ -212,6 +230,7 @@ class ReferenceCache:
             self.kept.remove(victim)
             self.fresh.discard(victim)
             self.policy.evict(victim, now)
+            self.misses.left_the_cache(victim)
             events.append((now, EVICT, victim))
         return True
 

@@ -11,6 +11,7 @@ from engine.decisions.run import iter_decisions
 from policies.cache import CacheSpec
 from policies.switching import Domains, Kept
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
+from tests.helpers.reference_misses import ReferenceMisses
 from tests.helpers.traces import MemoryRows, make_manifest, make_trace
 from tracekit.rows import UNUSED, Columns
 from tracekit.trace import Trace
@@ -38,6 +39,19 @@ class Scenario:
             for rows in self.step_rows()
             for layer in range(self.spec.layers)
         ]
+
+    def weights(self) -> list[list[float]]:
+        """What the gate gave each reference of each visit."""
+        weights = self.trace.weights
+        assert weights is not None
+        return [
+            [float(w) for row in rows for e, w in zip(*self._chosen(row, layer, weights), strict=True) if e != UNUSED]
+            for rows in self.step_rows()
+            for layer in range(self.spec.layers)
+        ]
+
+    def _chosen(self, row: int, layer: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.trace.experts[row, layer], weights[row, layer]
 
     def hints(self) -> list[list[int]]:
         """What the prefetcher is told at every visit: ranked experts of the target layer."""
@@ -81,10 +95,14 @@ class Scenario:
             future=[{layer * spec.experts + expert for expert in chosen} for layer, chosen in visits],
             parameters={**(spec.eviction_parameters or {}), **parameters},
             pinned=spec.pinned,
+            misses=ReferenceMisses(
+                *(spec.layers, spec.where, spec.copied, spec.most_tokens, spec.admission, spec.admission_parameters),
+                *(spec.per_step, spec.even),
+            ),
         )
         events: list[Event] = []
-        for (layer, chosen), hint in zip(visits, self.hints(), strict=True):
-            events += cache.visit(layer, chosen, hint)
+        for (layer, chosen), hint, weights in zip(visits, self.hints(), self.weights(), strict=True):
+            events += cache.visit(layer, chosen, hint, weights)
         return cache, events
 
 
@@ -152,6 +170,24 @@ def random_scenario(seed: int, eviction: str = "lru", prefetch: str = "none", **
         staging=int(rng.integers(1, 4)),
     )
     return Scenario(trace, replace(spec, **fixed))
+
+
+def with_misses(scenario: Scenario, seed: int) -> Scenario:
+    """The scenario with misses that are not all copied and kept."""
+    rng = np.random.default_rng([seed, 1])
+    spec = scenario.spec
+    admission = str(rng.choice(["always", "always", "second-miss", "score"]))
+    chosen = replace(
+        spec,
+        where=str(rng.choice(["copy", "host", "split", "auto"])),
+        copied=int(rng.integers(0, 5)) * 250_000,
+        most_tokens=tuple(rng.integers(0, 4, spec.layers).tolist()),
+        admission=admission,
+        admission_parameters={"threshold": float(rng.choice([0.1, 0.3, 0.5]))} if admission == "score" else None,
+        per_step=None if rng.random() < 0.5 else int(rng.integers(0, 2 * spec.layers)),
+        even=bool(rng.random() < 0.5),
+    )
+    return replace(scenario, spec=chosen)
 
 
 def with_pinned(scenario: Scenario, seed: int) -> Scenario:

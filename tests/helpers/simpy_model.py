@@ -2,13 +2,11 @@
 
 Written from the rules in engine.simulator.timeline's docstring, for comparison event by event, to the nanosecond.
 Everything that happens at one instant happens in this order: copies, reads and computations end; reads begin; the
-gate's choice is known, and reads it asks for begin; the link decides what to copy next.
-
-Which missing experts the CPU computes is told, not found out: the model can then be asked what would have been.
+gate's choice is known, and reads it asks for begin; the CPU begins an expert; the link decides what to copy next.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Set
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +17,7 @@ from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_LATE
 from engine.simulator.log import (
     ASKING,
     COPY,
+    COPY_ADMITTED,
     COPY_AHEAD,
     COPY_DEMAND,
     COPY_LATE,
@@ -29,9 +28,19 @@ from engine.simulator.log import (
     OVERHEAD_PART,
     WAIT,
 )
-from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
+from tests.helpers.reference_cache import (
+    ADMIT,
+    BYPASS,
+    DROP,
+    EVICT,
+    HIT_PINNED,
+    HIT_PREFETCHED,
+    HOST,
+    LOAD,
+    PREFETCH,
+)
 
-READS_BEGIN, CHOICE_KNOWN, LINK_DECIDES = 2, 3, 4  # simpy.events.NORMAL is 1
+READS_BEGIN, CHOICE_KNOWN, CPU_BEGINS, LINK_DECIDES = 2, 3, 4, 5  # simpy.events.NORMAL is 1
 Process = Generator[simpy.Event, Any, None]
 Row = tuple[int, ...]
 
@@ -64,7 +73,8 @@ class Copy:
     slot: int
     layer: int
     asked: int  # by visit
-    prefetch: bool
+    prefetch: bool  # asked for ahead of demand, or while the host computes it
+    admitted: bool
     used: simpy.Event | None  # the last computation that uses the slot
     before: "Copy | None"  # the copy to the slot before this one
     read: simpy.Event | None  # from disk
@@ -83,7 +93,7 @@ class Copy:
 
 @dataclass
 class Machine:
-    """Run `visits` on `costs`; the CPU computes what `on_cpu` names by (visit, key).
+    """Run `visits` on `costs`.
 
     Afterwards `visit_end` holds when each ended, `rows` what happened, as in engine.simulator.log; one WAIT for each
     time the device waits, for a missing expert always booked to demand.
@@ -92,7 +102,6 @@ class Machine:
     costs: Costs
     experts: int
     visits: list[Visit]
-    on_cpu: Set[tuple[int, int]] = frozenset()
     visit_end: list[int] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
@@ -111,16 +120,14 @@ class Machine:
         self.disk_changed = self.env.event()
         self.host: OrderedDict[int, int] = OrderedDict()
         self.read_of: dict[int, simpy.Event] = {}
-        self.last_choice = 0
-        self.there: dict[tuple[int, int], int] = {}  # by visit and key: when the device could compute it
+        self.last_choice = self.copying = 0
+        self.computing = False  # the CPU
         for number, visit in enumerate(self.visits):
             visit.number = number
         self.env.process(self.link())
         self.env.process(self.read())
         self.env.process(self.compute())
         self.env.run()
-        # The timeline lets no prefetch begin that nobody would see.
-        self.rows = [row for row in self.rows if row[0] != COPY or row[6] != COPY_AHEAD or row[1] < self.last_choice]
         return self.visit_end
 
     @property
@@ -157,13 +164,20 @@ class Machine:
                 wire_ns, last = int(self.costs.rest_ns[copy.layer, chunk]), True
             else:
                 wire_ns = int(self.costs.chunk_ns[copy.layer, chunk])
+            slower = 0
             if self.reading and (queue is self.ahead or min(self.reading) <= copy.demanded):
-                wire_ns += wire_ns * self.costs.slowdown_percent // 100
+                slower = wire_ns * self.costs.slowdown_percent // 100
+            if self.computing:
+                slower += wire_ns * self.costs.copy_beside_percent // 100
+            wire_ns += slower
+            self.copying += 1
             copy.chunk += 1
             copy.moving = copy.done if last else self.env.event()
             if last:
                 queue.pop(0)
-            kind = COPY_AHEAD if queue is self.ahead else COPY_LATE if copy.prefetch else COPY_DEMAND
+            kind = COPY_LATE if copy.prefetch else COPY_DEMAND
+            if queue is self.ahead:
+                kind = COPY_ADMITTED if copy.admitted else COPY_AHEAD
             self.env.process(self.transfer(copy, engine, wire_ns, copy.moving, kind))
 
     def transfer(self, copy: Copy, engine: int, wire_ns: int, moved: simpy.Event, kind: int) -> Process:
@@ -172,6 +186,7 @@ class Machine:
         with self.wire.request() as wire:
             yield wire
             yield self.env.timeout(wire_ns)
+        self.copying -= 1
         self.engines.add(engine)
         self.free_since[engine] = self.now
         copy.arrived = self.now
@@ -227,8 +242,8 @@ class Machine:
             self.note(DENSE_PART, begin, visit.number)
             begin = self.now
             predicting = int(costs.predict_ns[visit.layer]) + visit.step_tokens * costs.predict_token_ps // 1000
-            looked_up = sum(kind <= BYPASS for kind, _, _ in visit.events)
-            inserted = sum(kind in (LOAD, PREFETCH) for kind, _, _ in visit.events)
+            looked_up = sum(kind <= ADMIT for kind, _, _ in visit.events)
+            inserted = sum(kind in (LOAD, ADMIT, PREFETCH) for kind, _, _ in visit.events)
             managing = looked_up * costs.lookup_ns + inserted * costs.insert_ns
             yield self.env.timeout(costs.layer_overhead_ns + costs.readback_ns + predicting + managing)
             self.note(OVERHEAD_PART, begin, visit.number)
@@ -241,7 +256,7 @@ class Machine:
             for_cpu: list[tuple[int, int, int]] = []
             call: list[tuple[Copy, int, int, simpy.Event]] = []
             for kind, key, slot in visit.events:
-                if kind in (LOAD, BYPASS, PREFETCH):
+                if kind in (HOST, LOAD, BYPASS, ADMIT, PREFETCH):
                     self.ask_disk(visit, kind, key, slot)
             for kind, key, slot in visit.events:
                 if kind in (DROP, EVICT):
@@ -251,11 +266,10 @@ class Machine:
                             self.brings[slot] = copy.before
                 elif kind == PREFETCH:
                     self.ahead.append(self.new_copy(visit, key, slot, prefetch=True))
-                elif (visit.number, key) in self.on_cpu:
-                    assert kind in (LOAD, BYPASS)
+                elif kind in (HOST, ADMIT):
                     for_cpu.append((kind, key, slot))
-                    if kind == LOAD:
-                        self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
+                    if kind == ADMIT:
+                        self.ahead.append(self.new_copy(visit, key, slot, prefetch=True, admitted=True))
                 else:
                     if kind in (LOAD, BYPASS):
                         self.demanded.append(self.new_copy(visit, key, slot, prefetch=False))
@@ -271,7 +285,7 @@ class Machine:
                     entry = (copy, kind, key, used)
                     (missing if kind > HIT_PREFETCHED else ready if copy.done.processed else late).append(entry)
             self.notify()
-            asked = sum(kind in (LOAD, BYPASS, PREFETCH) for kind, _, _ in visit.events)
+            asked = sum(kind in (LOAD, BYPASS, ADMIT, PREFETCH) for kind, _, _ in visit.events)
             begin = self.now
             yield self.env.timeout(costs.copy_overhead_ns * asked)
             if self.now > begin:
@@ -293,7 +307,7 @@ class Machine:
                 first = min((entry for entry in late if entry[0].done.processed), key=lambda entry: entry[0].arrived)
                 late.remove(first)
                 if self.now > begin:
-                    cause = STALL_LATE if first[0].prefetch else STALL_DEMAND
+                    cause = STALL_LATE if first[0].prefetch and not first[0].admitted else STALL_DEMAND
                     self.note(WAIT, begin, visit.number, first[2], first[0].slot, cause)
                 yield from self.work_or_gather(visit, first, call)
                 if overlapped and several:
@@ -306,7 +320,6 @@ class Machine:
                     yield copy.done
                 if self.now > begin:
                     self.note(WAIT, begin, visit.number, key, copy.slot, STALL_DEMAND)
-                self.there[visit.number, key] = self.now
                 yield from self.work_or_gather(visit, (copy, kind, key, used), call)
                 if overlapped and several:
                     yield from self.call(visit, call)
@@ -321,15 +334,17 @@ class Machine:
     def there_before(self, key: int, slot: int) -> Copy:
         """How an expert that was pinned from the start came to its slot."""
         layer, done = key // self.experts, Past(self.env)
-        return Copy(key, slot, layer, asked=-1, prefetch=False, used=None, before=None, read=None, done=done)
+        none = {"used": None, "before": None, "read": None}
+        return Copy(key, slot, layer, asked=-1, prefetch=False, admitted=False, done=done, **none)
 
-    def new_copy(self, visit: Visit, key: int, slot: int, *, prefetch: bool) -> Copy:
+    def new_copy(self, visit: Visit, key: int, slot: int, *, prefetch: bool, admitted: bool = False) -> Copy:
         copy = Copy(
             key=key,
             slot=slot,
             layer=key // self.experts,
             asked=visit.number,
             prefetch=prefetch,
+            admitted=admitted,
             used=self.last_use.get(slot),
             before=self.brings.get(slot),
             read=self.read_of.get(key),
@@ -346,11 +361,11 @@ class Machine:
         """
         number, held, call_of = 0, set[int](), {}
         for kind, key, slot in visit.events:
-            if kind > BYPASS:
+            if kind == HOST or kind > ADMIT:
                 continue
             if slot in held:
                 number, held = number + 1, set()
-            if (visit.number, key) not in self.on_cpu and key not in alone:
+            if kind != ADMIT and key not in alone:
                 held.add(slot)
             call_of[key] = number
         return call_of
@@ -392,11 +407,17 @@ class Machine:
 
     def compute_on_cpu(self, visit: Visit, experts: list[tuple[int, int, int]]) -> Process:
         costs = self.costs
-        for kind, key, slot in experts:
+        for kind, key, _ in experts:
             read = self.read_of.get(key)
             if read is not None and not read.processed:
                 yield read
+            yield self.at_this_instant(CPU_BEGINS)
             begin = self.now
             arithmetic = visit.tokens_of[key] * costs.cpu_token_ps // 1000
-            yield self.env.timeout(max(int(costs.cpu_expert_ns[visit.layer]), arithmetic) + costs.cpu_overhead_ns)
-            self.note(CPU_EXPERT, begin, visit.number, key, slot, kind)
+            cpu_ns = max(int(costs.cpu_expert_ns[visit.layer]), arithmetic) + costs.cpu_overhead_ns
+            if self.copying:
+                cpu_ns += cpu_ns * costs.cpu_beside_percent // 100
+            self.computing = True
+            yield self.env.timeout(cpu_ns)
+            self.computing = False
+            self.note(CPU_EXPERT, begin, visit.number, key, -1, kind)

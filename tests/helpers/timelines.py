@@ -10,10 +10,22 @@ import numpy as np
 from engine.decisions.run import iter_decisions
 from engine.simulator.costs import Costs
 from engine.simulator.lanes import STALL_CPU, STALL_DEMAND, STALL_DISK, STALL_LINK
-from engine.simulator.log import BEGIN, END, KEY, KIND, VISIT, WAIT, WHAT
+from engine.simulator.log import (
+    BEGIN,
+    COPY,
+    COPY_ADMITTED,
+    COPY_AHEAD,
+    END,
+    KEY,
+    KIND,
+    OVERHEAD_PART,
+    VISIT,
+    WAIT,
+    WHAT,
+)
 from engine.simulator.timeline import CAUSES, Timeline
 from policies.events import Events
-from tests.helpers.reference_cache import BYPASS, PREFETCH
+from tests.helpers.reference_cache import ADMIT, PREFETCH
 from tests.helpers.scenarios import Scenario
 from tests.helpers.simpy_model import Visit
 from tracekit.demand import Demand, demand_of
@@ -53,7 +65,7 @@ class Script:
         rows = []
         for number, events in enumerate(visits):
             layer = number % 2
-            demanded = [expert for kind, expert, _ in events if kind <= BYPASS]
+            demanded = [expert for kind, expert, _ in events if kind <= ADMIT]
             experts[number // 2, layer, : len(demanded)] = demanded
             for kind, expert, slot in events:
                 # A prefetch, and what becomes of it unused, is of the other layer.
@@ -72,8 +84,11 @@ class Script:
         return {cause: ns for cause, ns in total.items() if ns}
 
 
-FEATURES = ("engines", "chunks", "disk", "lanes", "cpu", "dequantisation", "fused", "overlapped", "managing")
-"""`lanes` are of a disk."""
+FEATURES = (
+    *("engines", "chunks", "disk", "lanes", "cpu", "contention"),
+    *("dequantisation", "fused", "overlapped", "managing"),
+)
+"""`lanes` are of a disk, `contention` between copies and the CPU."""
 
 
 def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Costs:
@@ -133,6 +148,8 @@ def random_costs(layers: int, seed: int, features: Set[str] = frozenset()) -> Co
             "cpu_token_ps": spread(6000),
             "cpu_overhead_ns": spread(5),
         }
+    if "contention" in features:
+        fields |= {"cpu_beside_percent": int(rng.choice([0, 30, 150])), "copy_beside_percent": spread(100)}
     return costs_of(layers, **fields)
 
 
@@ -178,6 +195,14 @@ def simpy_visits(scenario: Scenario, pieces: list[tuple[Demand, Events]]) -> lis
         tokens_of = Counter(layer * scenario.spec.experts + expert for expert in chosen)
         visits.append(Visit(layer, len(rows[step]), int(context[step]), tokens_of, events.get(number, [])))
     return visits
+
+
+def seen(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Without copies of what nobody waits for that begin behind the last choice of a gate: nobody would see them."""
+    last = max(row[END] for row in rows if row[WHAT] == OVERHEAD_PART)
+    return [
+        row for row in rows if row[WHAT] != COPY or row[KIND] not in (COPY_AHEAD, COPY_ADMITTED) or row[BEGIN] < last
+    ]
 
 
 def comparable(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -38,6 +38,8 @@ def record(
     output: str | Path,
     options: RecordOptions | None = None,
     progress: Progress | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Record the routing of `model` on `prompts` into a new trace at `output`; returns its path.
 
@@ -45,7 +47,7 @@ def record(
     is one forward pass, and padding is not in the trace. With `options.resume` an unfinished trace of the
     same recording is continued behind its last shard, and ends up with the rows it would have had.
     `progress(done, total)` is called after each pass, in tokens (an upper bound: a request that stops early
-    counts as all its tokens).
+    counts as all its tokens). `notes` are kept in the manifest.
 
     Raises ModelError (no experts, prompt too long, numbers not finite, out of memory), ImportFormatError (a
     prompt that cannot be encoded) and TraceError (output exists, cannot be written, or is of another
@@ -59,10 +61,10 @@ def record(
     encoded = encode_prompts(prompts, tokenizer, generating=not options.score)
     check_fit(model, prompts, encoded, 0 if options.score else options.max_new_tokens)
     collector = RoutingCollector(layers, logits=options.logits, lookahead=options.lookahead)
-    notes = []
+    said = list(notes)
     if any(layer.gate.of_probabilities for layer in layers):
-        notes.append("the routers return probabilities; their logarithms were recorded as logits")
-    manifest = describe(model, layers, options, prompts_digest(prompts), notes=notes)
+        said.append("the routers return probabilities; their logarithms were recorded as logits")
+    manifest = describe(model, layers, options, prompts_digest(prompts), notes=said)
     if any(prompt.domain for prompt in prompts):
         manifest = msgspec.structs.replace(manifest, domains=[prompt.domain or "" for prompt in prompts])
     was_training = model.training

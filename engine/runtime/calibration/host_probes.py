@@ -16,6 +16,7 @@ from torch.nn import functional
 from engine.hardware import Cpu, Disk, Lanes
 from engine.hardware.roofline import SECOND
 from engine.runtime.calibration import probes
+from engine.runtime.calibration.beside import beside
 from engine.runtime.calibration.probes import Figure, clamp
 from engine.runtime.calibration.repeated import repeated
 from engine.runtime.memory import meminfo
@@ -30,7 +31,8 @@ MANY = 64  # tokens of an expert that has enough to compute
 
 
 def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[list[Figure], Cpu]:
-    """The host's processor computing experts for `device`: one token, many tokens, the hand-over, the way there."""
+    """The host's processor computing experts for `device`: one token, many tokens, the hand-over, the way there; and
+    what copies do to it, and it to copies."""
     host = torch.device("cpu")
     alone, many = probes.experts(host, dtype, (1, MANY), repeats)
     tiny = torch.randn(8, 8, dtype=dtype)
@@ -45,11 +47,14 @@ def cpu_lane(device: torch.device, dtype: torch.dtype, repeats: int) -> tuple[li
     way = Figure.of("CPU lane, activations there and back", there)
     alone, many = (replace(one, what=f"CPU lane, {one.what}") for one in (alone, many))
     params = probes.expert_params()
-    return [alone, many, handed, way], Cpu(
+    both, slower, copies_slower = beside(device, dtype, repeats)
+    return [alone, many, handed, way, *both], Cpu(
         memory_bandwidth_bytes_per_s=clamp(alone.rate(params * dtype.itemsize), 1_000, 10**15),
         compute_flops_per_s=clamp(many.rate(2 * params * MANY), 10**6, 10**18),
         per_expert_ns=clamp(handed.ns, 0, 10**10),
         transfer_ns=clamp(way.ns, 0, 10**10),
+        slowdown_percent=slower,
+        link_slowdown_percent=copies_slower,
     )
 
 

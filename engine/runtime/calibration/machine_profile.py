@@ -33,7 +33,7 @@ TOKENS = (1, 4, 16, 64, 256)
 STAGES = 8
 ON_CPU = (
     "the link is a thread that copies with memcpy",
-    "the CPU lane was measured alone: here it shares its cores with the device",
+    "the CPU lane shares its cores with the device here, which was idle when it was measured",
 )
 
 

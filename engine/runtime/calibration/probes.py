@@ -180,6 +180,11 @@ def dense(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repea
 
 def experts(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], repeats: int) -> list[Figure]:
     """One gated expert of WIDTH x WIDTH/2, as most families have it, applied to so many tokens."""
+    return _by_tokens("expert", device, dtype, tokens, repeats, gated(device, dtype))
+
+
+def gated(device: torch.device, dtype: torch.dtype) -> Callable[[int, Tensor], Tensor]:
+    """Applies one of such experts to rows [tokens, WIDTH], another at each number: no cache holds its weights."""
     inner = WIDTH // 2
     size = 3 * WIDTH * inner * dtype.itemsize
     weights = [
@@ -195,7 +200,7 @@ def experts(device: torch.device, dtype: torch.dtype, tokens: Sequence[int], rep
         gate, up = functional.linear(rows, wide).chunk(2, dim=-1)
         return functional.linear(functional.silu(gate) * up, down)
 
-    return _by_tokens("expert", device, dtype, tokens, repeats, run)
+    return run
 
 
 def expert_params() -> int:

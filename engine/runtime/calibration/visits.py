@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from engine.runtime.clocks.timing import Timings
 from engine.runtime.offload_state import OffloadState
-from policies.events import BYPASS, LOAD, PREFETCH
+from policies.events import ADMIT, LOAD, PREFETCH
 
 
 class Growth(NamedTuple):
@@ -50,8 +50,8 @@ class Visits:
         """What a state did again and again: decisions are the same each time, and the last log is at hand."""
         log, first = state.log, rounds[0]
         count = len(first.visit_layer)
-        experts = np.bincount(log.visit[log.kind <= BYPASS], minlength=count).astype(float)
-        copies = np.bincount(log.visit[np.isin(log.kind, (LOAD, BYPASS, PREFETCH))], minlength=count).astype(float)
+        experts = np.bincount(log.visit[log.kind <= ADMIT], minlength=count).astype(float)
+        copies = np.bincount(log.visit[(log.kind >= LOAD) & (log.kind <= PREFETCH)], minlength=count).astype(float)
         distance = state.lookahead_distance
         looks = np.zeros(count, bool) if distance is None else first.visit_layer + distance < len(state.layers)
         tokens = first.step_tokens[first.visit_step]

@@ -72,13 +72,6 @@ class Ticket:
         """Whether waiting would take no time."""
         return self.progress is Progress.DONE
 
-    @property
-    def ahead(self) -> int:
-        """Bytes of it that come before a copy which is demanded now."""
-        if self.progress > Progress.STARTED:
-            return 0
-        return self.size if self.demand else self.begun
-
 
 class Link(Protocol):
     """Copies slabs from the host to the device, demand before prefetch, otherwise in the order asked.

@@ -66,12 +66,12 @@ def words(engine: str, plan: Plan, **more: Any) -> tuple[dict[str, str], str]:
 
 def test_llama_cpp() -> None:
     plan = Plan(
-        "4/layer", prefetch="gate", weights="hqq-4bit", cpu_experts="auto", serve={"context": 8192, "kv_cache": "q8_0"}
+        "4/layer", prefetch="gate", weights="hqq-4bit", miss="auto", serve={"context": 8192, "kv_cache": "q8_0"}
     )
     given, lost = words("llama.cpp", plan)
     assert given["--moe-cache-mib"] == str(4 * 32 * 100) and "--cpu-moe" in given
     assert (given["--ctx-size"], given["--cache-type-k"], given["--cache-type-v"]) == ("8192", "q8_0", "q8_0")
-    assert all(word in lost for word in ("eviction lru", "prefetch gate", "cpu_experts", "about 4.5 bits"))
+    assert all(word in lost for word in ("eviction lru", "prefetch gate", "misses auto", "about 4.5 bits"))
     note = export(plan, MIXTRAL, "llama.cpp").notes[0]
     assert "16 whole layers" in note and r"blk\.(0|1|2" in note
     everything, lost = words("llama.cpp", Plan("8/layer", weights="q4_k"))
@@ -79,7 +79,7 @@ def test_llama_cpp() -> None:
 
 
 def test_ktransformers() -> None:
-    given, lost = words("ktransformers", Plan("3/layer", eviction="static", cpu_experts="auto"), counts="c.json")
+    given, lost = words("ktransformers", Plan("3/layer", eviction="static", miss="host"), counts="c.json")
     assert given == {
         "--kt-num-gpu-experts": "3", "--kt-expert-placement-strategy": "frequency", "--init-expert-location": "c.json",
     }  # fmt: skip
@@ -103,10 +103,17 @@ def test_vllm_and_sglang() -> None:
 def test_nothing_is_dropped_silently(engine: str) -> None:
     """Whatever a plan says beyond a capacity is an argument or a line."""
     plan = Plan(
-        "4/layer", eviction="s3fifo", prefetch="markov", weights={"experts": "hqq-3bit", "attention": "hqq-4bit"}
+        "4/layer",
+        eviction="s3fifo",
+        prefetch="markov",
+        weights={"experts": "hqq-3bit", "attention": "hqq-4bit"},
+        routing="drop-cold",
+        miss="split",
+        admission={"policy": "second-miss", "per_step": 3},
     )
     _, lost = words(engine, plan)
-    assert all(word in lost for word in ("s3fifo", "markov", "hqq-3bit", "hqq-4bit"))
+    assert all(word in lost for word in ("s3fifo", "markov", "hqq-3bit", "hqq-4bit", "drop-cold"))
+    assert all(word in lost for word in ("misses split", "admission second-miss, 3 per step"))
 
 
 def test_an_unknown_engine_is_refused() -> None:

@@ -25,7 +25,7 @@ prefetch.threshold = 0.25
 weights.experts = "hqq-2bit-g16"
 weights.attention = "hqq-4bit-g64"
 compute.experts = "each"
-compute.cpu_experts = "never"
+miss.where = "copy"
 """
 
 
@@ -65,7 +65,7 @@ def test_a_plan_from_words_is_the_plan_of_its_file(tmp_path: Path) -> None:
         eviction=tables["eviction"],
         prefetch=tables["prefetch"],
         weights=tables["weights"],
-        cpu_experts="never",
+        miss="copy",
     )
     assert made == read == pickle.loads(pickle.dumps(read))
     for given_plan in (made, tables, tmp_path / "some.plan.toml", str(tmp_path / "some.plan.toml")):
@@ -117,7 +117,14 @@ def test_any_plan_survives_being_written_and_read(capacity: str, parameters: dic
         ('cache.capacity = "4/layer"\nprefetch.staging = 0', "staging"),
         ('cache.capacity = "4/layer"\nweights.experts = "hqq-5bit"', "hqq-5bit"),
         ('cache.capacity = "4/layer"\nweights.attention = "fp17"', "fp17"),
-        ('cache.capacity = "4/layer"\ncompute.cpu_experts = "always"', "cpu_experts"),
+        ('cache.capacity = "4/layer"\ncompute.cpu_experts = "auto"', 'write miss.where = "auto"'),
+        ('cache.capacity = "4/layer"\ncompute.cpu_experts = "never"', "leave it out"),
+        ('cache.capacity = "4/layer"\nmiss.where = "moon"', "where"),
+        ('cache.capacity = "4/layer"\nmiss.share = 0.5', 'where = "split"'),
+        ('cache.capacity = "4/layer"\nmiss.share = 1.5\nmiss.where = "split"', "share"),
+        ('cache.capacity = "4/layer"\nadmission.per_step = -1', "per_step"),
+        ('cache.capacity = "4/layer"\nadmission.per_layer = "even"', "give both"),
+        ('cache.capacity = "4/layer"\nadmission.threshold = "much"', "admission.threshold"),
         ('cache.capacity = "lots"', "lots"),
         ("cache.capacity = ", "TOML"),
         ("[" * 5000, "TOML"),

@@ -137,8 +137,8 @@ def test_parts_add_up_exactly(policy: str, seed: int, target: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_a_lane_wins_is_a_part_of_its_own(seed: int, tmp_path: Path) -> None:
-    """All other parts are those of the plan without the lane: a capacity costs no less than nothing."""
+def test_what_misses_served_otherwise_win_is_a_part_of_its_own(seed: int, tmp_path: Path) -> None:
+    """All other parts are those of the plan that copies every miss: a capacity costs no less than nothing."""
     rng = np.random.default_rng(seed)
     experts = random_experts(rng, 40, layers=3)
     sizes = {"expert_bytes": [BYTES] * 3, "expert_params": [BYTES // 2] * 3}
@@ -147,7 +147,9 @@ def test_what_a_lane_wins_is_a_part_of_its_own(seed: int, tmp_path: Path) -> Non
     )
     capacity = f"{seed % 7}/layer"
     machine = load_hardware("rtx3060", "graph-fused")
-    found, bare = (replay(trace, Plan(capacity, cpu_experts=lane), machine).regret for lane in ("auto", "never"))
+    where = ("auto", "host", "copy")[seed % 3]
+    other = Plan(capacity, miss=where, admission="always" if seed % 2 and where != "copy" else "second-miss")
+    found, bare = (replay(trace, plan, machine).regret for plan in (other, Plan(capacity)))
     assert found is not None and bare is not None
     assert sum(parts(found).values()) == found.total_ns
     assert bare.lane_ns == 0 and bare.capacity_ns >= 0

@@ -45,9 +45,9 @@ def speed(trace: Trace, plan: Plan, machine: HardwareProfile) -> float:
 
 
 @pytest.mark.parametrize("prefetch", ["none", "gate"])
-@pytest.mark.parametrize("lane", ["never", "auto"])
-def test_each_is_a_replay_on_a_better_machine(trace: Trace, prefetch: str, lane: str) -> None:
-    plan, machine = Plan("3/layer", prefetch=prefetch, cpu_experts=lane), load_hardware("rtx3060", "graph-fused")
+@pytest.mark.parametrize("where", ["copy", "auto", "split"])
+def test_each_is_a_replay_on_a_better_machine(trace: Trace, prefetch: str, where: str) -> None:
+    plan, machine = Plan("3/layer", prefetch=prefetch, miss=where), load_hardware("rtx3060", "graph-fused")
     found = replay(trace, plan, machine, bounds=False, sensitivities=True).sensitivities
     assert found is not None and [(one.part, one.times) for one in found] == [
         (part, float(times)) for part in PARTS for times in TIMES
@@ -68,7 +68,7 @@ def test_what_a_copy_waits_for_is_what_helps(trace: Trace) -> None:
     machine = load_hardware("rtx3060", "graph-fused")
     gains = {(one.part, one.times): one.gain for one in found_of(trace, Plan("0/layer"), machine)}
     assert max(gains, key=gains.__getitem__) == ("link", 2.0)
-    assert gains["host_bandwidth", 2.0] == 0, "no lane computes"
+    assert gains["host_bandwidth", 2.0] == 0, "the host computes nothing"
     assert gains["memory", 2.0] == 0, "twice nothing"
     assert 0 < gains["link", 1.25] <= 0.25 and 0.25 < gains["link", 2.0] <= 1
 

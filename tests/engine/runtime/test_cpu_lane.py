@@ -1,4 +1,4 @@
-"""The CPU lane: same output, same decisions, the simulator's choice, and no hang when it fails."""
+"""Misses on the host: same output, the simulator's decisions, and no hang when the lane fails."""
 
 import threading
 import time
@@ -8,78 +8,96 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from engine.hardware import Cpu, Device, EngineProfile, HardwareProfile, Link, Overhead, load_hardware
+from engine.hardware import load_hardware
 from engine.plan.plan import plan_from_dict
-from engine.simulator.log import CPU_EXPERT, KEY, WHAT
-from policies.events import BYPASS, EVICT, HIT, LOAD
+from engine.replay.setting import Setting
+from policies.events import ADMIT, BYPASS, EVICT, HOST
 from tests.engine.runtime.models import FAMILIES, MakeModel, Reference, answer, same
 from tests.engine.runtime.test_decisions import assert_decided_alike, record
-from tests.engine.runtime.test_loader import KeyStore
-from tests.helpers.timelines import Script
 from tracekit.errors import ModelError, PlanError
+from tracekit.manifest import Manifest
+from tracekit.trace import Trace
 
 torch = pytest.importorskip("torch")
 from engine.runtime import offload, offloaded  # noqa: E402  # needs torch
-from engine.runtime.cpu_lane import CpuLane, Missing  # noqa: E402
+from engine.runtime.offload_state import OffloadState  # noqa: E402
 
-
-def machine(copy_ns: int, cpu_ns: int, expert_ns: int = 0) -> HardwareProfile:
-    """A machine that needs so long for a copy, and for one expert on the CPU and on the device, whatever its size."""
-    return HardwareProfile(
-        name="test",
-        description="",
-        calibrated=False,
-        source=[],
-        device=Device(memory_bytes=1 << 30, memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18),
-        link=Link(host_to_device_bytes_per_s=10**15, latency_ns=copy_ns, copy_engines=1),
-        engine=EngineProfile(
-            name="test", overhead=Overhead(per_layer_ns=0, per_step_ns=0, gate_readback_ns=0, per_expert_ns=expert_ns)
-        ),
-        cpu=Cpu(memory_bandwidth_bytes_per_s=10**15, compute_flops_per_s=10**18, per_expert_ns=cpu_ns, transfer_ns=0),
-    )
-
-
-LANE_WINS = machine(copy_ns=10**9, cpu_ns=1_000)
-COPY_WINS = machine(copy_ns=0, cpu_ns=10**9)
+SHIPPED = load_hardware("rtx3060")
+assert SHIPPED.cpu is not None
+PROFILE = msgspec.structs.replace(
+    SHIPPED, cpu=msgspec.structs.replace(SHIPPED.cpu, per_expert_ns=2_000, transfer_ns=1_000, slowdown_percent=30)
+)
+MODES: dict[str, dict[str, Any]] = {
+    "host": {"miss": {"where": "host"}},
+    "host, a few kept": {"miss": {"where": "host"}, "admission": {"per_step": 2}},
+    "host, second miss": {"miss": {"where": "host"}, "admission": {"policy": "second-miss"}},
+    "split": {"miss": {"where": "split", "share": 0.5}},
+    "split by the profile": {"miss": {"where": "split"}},
+    "auto": {"miss": {"where": "auto"}},
+    "auto, by score": {"miss": {"where": "auto"}, "admission": {"policy": "score", "threshold": 0.4}},
+    "copied, by score": {"admission": {"policy": "score", "threshold": 0.4}},
+    "copied, by layer": {"admission": {"per_step": 3, "per_layer": "even"}},
+}
 
 
 def plan_of(capacity: str = "2/layer", **tables: Any) -> Any:
-    return plan_from_dict({"cache": {"capacity": capacity}, "compute": {"cpu_experts": "auto"}, **tables})
+    return plan_from_dict({"cache": {"capacity": capacity}, "miss": {"where": "host"}, **tables})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_engine_decides_as_the_simulator(
+    mode: str, make_model: MakeModel, reference: Reference, tmp_path: Path
+) -> None:
+    """A prompt of several tokens, then one at a time; beside prefetching; and the output is what it always is."""
+    plan = plan_from_dict(
+        {"cache": {"capacity": "2/layer"}, "prefetch": {"predictor": "gate", "staging": 3}, **MODES[mode]}
+    )
+    trace = record(plain := make_model(), tmp_path / "t.trace", lambda: answer(plain))
+    with offloaded(offload(model := make_model(), plan, hardware=PROFILE)) as state:
+        assert same(answer(model), reference())
+        setting = Setting.of(state_manifest(trace, state), plan, PROFILE)
+        assert setting.spec.meaning == state.spec.meaning
+        assert_decided_alike(state.log, trace, setting.spec)
+        kinds = state.log.kind
+        by_host = int(np.isin(kinds, (HOST, ADMIT)).sum())
+        assert (0 if state.lane is None else state.lane.computed) == by_host
+        assert (state.lane is None) == mode.startswith("copied") and (by_host > 0) == (state.lane is not None)
+        if "admission" in MODES[mode]:
+            assert np.isin(kinds, (HOST, BYPASS)).any()
+
+
+def state_manifest(trace: Trace, state: OffloadState) -> Manifest:
+    """The trace's, with the sizes of experts as the engine stores them, as `validate` has it."""
+    params = [layer.expert_params for layer in state.layers]
+    return msgspec.structs.replace(trace.manifest, expert_bytes=state.expert_bytes, expert_params=params)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("capacity", ["0", "2/layer"])
-def test_output_and_decisions_are_those_without_it(
-    family: str, capacity: str, make_model: MakeModel, reference: Reference, tmp_path: Path
+def test_an_expert_is_the_same_wherever_it_is_computed(
+    family: str, capacity: str, make_model: MakeModel, reference: Reference
 ) -> None:
-    plan = plan_of(capacity, prefetch={"predictor": "gate", "staging": 6})
-    trace = record(plain := make_model(family), tmp_path / "t.trace", lambda: answer(plain))
-    model = offload(make_model(family), plan, hardware=LANE_WINS)
-    with offloaded(model) as state:
+    with offloaded(offload(model := make_model(family), plan_of(capacity))) as state:
         assert same(answer(model), reference(family))
-        assert_decided_alike(state.log, trace, state.spec)
-        missing = np.isin(state.log.kind, (LOAD, BYPASS)).sum()
-        assert state.lane is not None
-        assert state.lane.computed == missing > 0
-        assert state.bytes_loaded["bypass"] == 0, "what is computed on the host and not kept is not copied"
-        loads, evicted = ((state.log.kind == kind).sum() for kind in (LOAD, EVICT))
-        copied, rest = divmod(state.bytes_loaded["load"], state.store.slab_bytes)
+        assert state.lane is not None and state.lane.computed > 0
+        assert state.bytes_loaded["load"] == state.bytes_loaded["bypass"] == 0
+        admitted, evicted = (int((state.log.kind == kind).sum()) for kind in (ADMIT, EVICT))
+        copied, rest = divmod(state.bytes_loaded["admit"], state.store.slab_bytes)
         # Nobody waits for these copies: what is evicted before its copy has begun is not copied.
-        assert rest == 0 and loads - evicted <= copied <= loads
+        assert rest == 0 and admitted - evicted <= copied <= admitted
         state.reset()
         assert state.lane.computed == 0
         assert same(answer(model), reference(family))
 
 
-def test_where_copies_are_quicker_it_has_nothing_to_do(make_model: MakeModel, reference: Reference) -> None:
-    model = offload(make_model(), plan_of(), hardware=COPY_WINS)
+def test_where_copies_are_quicker_the_host_has_nothing_to_do(make_model: MakeModel, reference: Reference) -> None:
+    assert PROFILE.cpu is not None
+    slow = msgspec.structs.replace(PROFILE, cpu=msgspec.structs.replace(PROFILE.cpu, per_expert_ns=10**9))
+    model = offload(make_model(), plan_of(miss={"where": "auto"}), hardware=slow)
     with offloaded(model) as state:
         assert same(answer(model), reference())
-        assert state.lane is not None
-        assert state.lane.computed == 0
+        assert state.lane is not None and state.lane.computed == 0
 
 
 def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: MakeModel, tmp_path: Path) -> None:
@@ -89,47 +107,15 @@ def test_many_tokens_and_experts_on_disk_in_four_bits(make_model: MakeModel, tmp
     with offloaded(offload(plain := make_model(), never)):
         expected = answer(plain)
     where = {"host": "disk", "slabs": tmp_path / "slabs"}
-    with offloaded(offload(model := make_model(), plan_of(**tables), hardware=LANE_WINS, **where)) as state:
+    with offloaded(offload(model := make_model(), plan_of(**tables), **where)) as state:
         assert same(answer(model), expected)
         assert state.lane is not None and state.lane.computed > 0
-
-
-events = st.permutations([0, 1, 2]).flatmap(
-    lambda order: st.lists(st.sampled_from([HIT, LOAD, BYPASS]), min_size=3, max_size=3).map(
-        lambda kinds: sorted((kind, expert) for kind, expert in zip(kinds, order, strict=True))
-    )
-)
-
-
-@settings(deadline=None)  # the first example compiles
-@given(visit=events, copy=st.integers(1, 30), cpu=st.integers(1, 40), expert=st.integers(0, 10))
-def test_it_takes_what_the_simulators_lane_would(
-    visit: list[tuple[int, int]], copy: int, cpu: int, expert: int
-) -> None:
-    """One visit of one token with a free link: hits first, then what is missing, in the simulator's order."""
-    first = [(LOAD, expert_id, expert_id) for _, expert_id in visit]  # an earlier step brings all three
-    second = [(EVICT, e, e) for kind, e in visit if kind != HIT]
-    second = [(HIT, e, e) for kind, e in visit if kind == HIT] + second
-    second += [(kind, e, e) for kind, e in visit if kind != HIT]
-    costs = {"copy": copy, "expert": expert, "cpu": 1, "cpu_expert_ns": np.full(2, cpu, np.int64)}
-    script = Script([first, [], second, []], dense_ns=np.full(2, 1000, np.int64), **costs)
-    rows = script.timeline.log.tolist()
-    # The first step's, where everything is missing, and the second's.
-    begins = 2000 + 1000
-    simulated = [[r[KEY] for r in rows if r[WHAT] == CPU_EXPERT and (r[1] >= begins) == later] for later in (0, 1)]
-    for events, chosen in zip((first, second), simulated, strict=True):
-        lane = CpuLane.__new__(CpuLane)
-        lane.hardware, lane.store, lane._params = machine(copy, cpu, expert), KeyStore(0, experts=3), [0]
-        lane.cpu, lane._free_at = lane.hardware.cpu, 0  # type: ignore[assignment]
-        resident = [1 for kind, *_ in events if kind == HIT]
-        missing = [Missing(e, kind, 1) for kind, e, _ in events if kind in (LOAD, BYPASS)]
-        assert lane.choose(0, resident, 0, missing) == chosen
 
 
 def test_a_failure_on_the_lane_is_the_callers_and_reset_mends(
     make_model: MakeModel, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = offload(make_model(), plan_of(), hardware=LANE_WINS)
+    model = offload(make_model(), plan_of())
     with offloaded(model) as state:
         lane: Any = state.lane
         forward = lane._forward[1]
@@ -148,25 +134,26 @@ def test_a_failure_on_the_lane_is_the_callers_and_reset_mends(
 
 
 @pytest.mark.parametrize("lacking", [None, "t4"])
-def test_without_a_measured_cpu_it_is_refused(lacking: str | None, make_model: MakeModel) -> None:
+@pytest.mark.parametrize("where", ["auto", "split"])
+def test_without_a_measured_cpu_it_is_refused(where: str, lacking: str | None, make_model: MakeModel) -> None:
     profile = None if lacking is None else msgspec.structs.replace(load_hardware(lacking), cpu=None)
-    with pytest.raises(PlanError, match=r"cpu_experts = \"auto\" weighs .*give --hardware"):
-        offload(make_model(), plan_of(), hardware=profile)
+    with pytest.raises(PlanError, match=rf"where = \"{where}\" needs to know how fast the host.*give --hardware"):
+        offload(make_model(), plan_of(miss={"where": where}), hardware=profile)
 
 
 def test_what_the_lane_cannot_read_is_one_line(make_model: MakeModel, tmp_path: Path) -> None:
     where = {"host": "disk", "slabs": tmp_path / "slabs"}
-    with offloaded(offload(make_model(), plan_of(), hardware=COPY_WINS, **where)) as state:
+    with offloaded(offload(make_model(), plan_from_dict({"cache": {"capacity": "2/layer"}}), **where)) as state:
         file = Path(state.store.path) / state.store.index.layers[0].file  # type: ignore[union-attr]
     with file.open("r+b") as opened:
         opened.write(b"\xff" * 64)
-    model = offload(make_model(), plan_of(), hardware=LANE_WINS, **where)
+    model = offload(make_model(), plan_of(), **where)
     with offloaded(model), pytest.raises(ModelError, match=r"the CPU lane cannot read an expert: .* is damaged at exp"):
         answer(model)
 
 
 def test_a_lane_that_hangs_holds_nobody(make_model: MakeModel) -> None:
-    model = offload(make_model(), plan_of(), hardware=LANE_WINS)
+    model = offload(make_model(), plan_of())
     state = offloaded(model)
     lane: Any = state.lane
     lane.timeout_s, stuck = 0.2, threading.Event()

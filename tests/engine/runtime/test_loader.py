@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.cache import CacheSpec, ExpertCache
+from policies.events import ADMIT, HOST
 
 torch = pytest.importorskip("torch")
 from engine.runtime.links.queued_link import Copy, Progress, Ticket  # noqa: E402  # needs torch
@@ -86,6 +88,7 @@ visits = st.lists(
     staging=st.integers(1, 4),
     into_cache=st.booleans(),
     progress=st.integers(0, 3),
+    where=st.sampled_from(["copy", "host", "auto"]),
 )
 def test_what_is_computed_has_arrived(
     demands: list[list[int]],
@@ -94,9 +97,12 @@ def test_what_is_computed_has_arrived(
     staging: int,
     into_cache: bool,
     progress: int,
+    where: str,
 ) -> None:
+    """By the device; what the host computes has no slot yet, and is there when a later visit finds it."""
     size = np.ones(LAYERS * EXPERTS, np.int64)
     spec = CacheSpec(LAYERS, EXPERTS, capacity, size, "lfu", None, "gate", None, 1, 3, staging, into_cache)
+    spec = replace(spec, where=where, most_tokens=(1,) * LAYERS, per_step=None if where == "copy" else 4)
     cache, link = ExpertCache(spec), LazyLink()
     pool = SlotPool(cache.slots, 1, torch.device("cpu"))
     for slot in range(cache.slots):
@@ -105,9 +111,11 @@ def test_what_is_computed_has_arrived(
     for number, demand in enumerate(demands):
         layer = number % LAYERS
         ahead = hints.sample(range(EXPERTS), 3) if layer + 1 < LAYERS else []
-        events = cache.visit(layer, demand, None, ahead)
+        tokens = [1 + expert % 2 for expert in demand] if spec.counts_tokens else ()
+        events = cache.visit(layer, demand, None, ahead, (), tokens)
         order = loader.begin(events)
-        assert sorted(order) == sorted(layer * EXPERTS + expert for expert in demand)
+        hosted = [key for kind, key, _ in events.unpacked() if kind in (HOST, ADMIT)]
+        assert sorted(order + hosted) == sorted(layer * EXPERTS + expert for expert in demand)
         for key in order:
             for _ in range(progress):
                 link.progress()
@@ -132,4 +140,4 @@ def test_a_prefetch_that_is_demanded_before_it_has_started_is_promoted() -> None
     assert loader.begin(cache.visit(1, [5, 2], None, [])) == [EXPERTS + 2, EXPERTS + 5]
     assert [int(ticket.source[0]) for ticket in link.demand] == [EXPERTS + 2, EXPERTS + 5]
     assert len(link.prefetch) == 0, "what layer 1 does not demand is dropped and cancelled"
-    assert loader.bytes == {"load": 1, "bypass": 0, "prefetch": 1}
+    assert loader.bytes == {"load": 1, "bypass": 0, "admit": 0, "prefetch": 1}

@@ -54,7 +54,7 @@ def test_log_timings_and_bytes_tell_one_story(make_model: MakeModel) -> None:
         assert (times.visit_start[1:] >= times.visit_end[:-1]).all()
         assert ((times.visit_waited >= 0) & (times.visit_waited <= times.visit_end - times.visit_start)).all()
         loads = int((state.log.kind == LOAD).sum())
-        assert state.bytes_loaded == {"load": loads * state.store.slab_bytes, "bypass": 0, "prefetch": 0}
+        assert state.bytes_loaded == {"load": loads * state.store.slab_bytes, "bypass": 0, "admit": 0, "prefetch": 0}
         assert times.visit_start.dtype == np.int64
 
 

@@ -4,7 +4,7 @@ As in test_timeline.py: two layers of three experts, a copy takes 10 ns, an expe
 """
 
 from engine.simulator.log import BEGIN, COPY, CPU_EXPERT, END, EXPERT, KEY, WHAT
-from tests.helpers.reference_cache import BYPASS, DROP, HIT, HIT_PREFETCHED, LOAD, PREFETCH
+from tests.helpers.reference_cache import BYPASS, DROP, HIT, HIT_PREFETCHED, HOST, LOAD, PREFETCH
 from tests.helpers.timelines import Script
 
 
@@ -69,12 +69,12 @@ def test_a_slot_is_free_when_its_call_is_done() -> None:
     assert [(row[BEGIN], row[END]) for row in script.timeline.log.tolist() if row[WHAT] == COPY][1] == (35, 45)
 
 
-def test_the_cpu_takes_what_it_ends_before_the_device_would() -> None:
+def test_a_call_is_of_what_the_device_computes() -> None:
     """
-    B would be there at 15 and A' at 25; by itself it would take until 28 on the device. The CPU is done at 27.
     compute   0-5 dense, 5-15 stall, 15-20 B, 20-27 stall (CPU)
+    cpu       5-27 A
     """
-    script = Script([[(LOAD, 1, 1), (BYPASS, 0, 0)], []], cpu=1, cpu_overhead_ns=22, call_ns=2)
+    script = Script([[(LOAD, 1, 1), (HOST, 0, -1)], []], cpu=1, cpu_overhead_ns=22, call_ns=2)
     rows = script.timeline.log.tolist()
     assert [(row[KEY], row[END]) for row in rows if row[WHAT] == CPU_EXPERT] == [(0, 27)]
     assert script.end[0] == 27

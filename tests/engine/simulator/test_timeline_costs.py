@@ -30,8 +30,8 @@ def manifest(layers: int = 2, size: int = 3 * MIB) -> Manifest:
     )
 
 
-def costs(machine: HardwareProfile = MACHINE, cpu: str = "never", **sizes: Any) -> Costs:
-    return model_costs(manifest(**sizes), machine, None, None, None, cpu)
+def costs(machine: HardwareProfile = MACHINE, where: str = "copy", **sizes: Any) -> Costs:
+    return model_costs(manifest(**sizes), machine, None, None, None, where)
 
 
 def test_what_a_profile_does_not_have_costs_nothing() -> None:
@@ -159,11 +159,11 @@ def test_lasting_clocks_slow_the_device_alone() -> None:
 
 def test_the_cpu_takes_part_when_the_plan_says_so() -> None:
     assert MACHINE.cpu is not None
-    found = costs(cpu="auto")
+    found = costs(where="auto")
     assert found.cpu == 1
     assert found.cpu_expert_ns.tolist() == [MACHINE.cpu.expert(3 * MIB, 1).read_ns] * 2
     assert found.cpu_overhead_ns == MACHINE.cpu.per_expert_ns + MACHINE.cpu.transfer_ns
     assert found.cpu_token_ps > found.expert_token_ps
     with pytest.raises(HardwareError, match=r"needs a \[cpu\] table") as caught:
-        costs(replace(MACHINE, cpu=None), cpu="auto")
+        costs(replace(MACHINE, cpu=None), where="host")
     assert "\n" not in str(caught.value)

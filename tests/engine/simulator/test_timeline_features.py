@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.simulator.log import BEGIN, COLUMNS, COPY, CPU_EXPERT, DISK_READ, END, ENGINE, WHAT
-from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT, HIT_PREFETCHED, LOAD, PREFETCH
+from tests.helpers.reference_cache import ADMIT, BYPASS, DROP, EVICT, HIT, HIT_PREFETCHED, HOST, LOAD, PREFETCH
 from tests.helpers.timelines import Script
 
 EACH = np.ones(2, np.int64)
@@ -148,58 +148,85 @@ def test_a_copy_during_a_read_is_slower() -> None:
     assert script.spent == {"dense": 10, "experts": 6, "disk": 20 + 5, "demand": 15 + 7}
 
 
-def test_the_cpu_computes_what_it_ends_sooner() -> None:
+def test_the_host_computes_where_the_expert_lies() -> None:
+    """Nothing is copied. compute 0-5 dense, 5-17 cpu | 17-22 dense; cpu 5-17 A"""
+    script = Script([[(HOST, 0, -1)], []], cpu=1, cpu_expert_ns=12 * EACH)
+    assert script.end == [17, 22]
+    assert script.spent == {"dense": 10, "cpu": 12}
+    assert (script.timeline.link_busy_ns, script.timeline.cpu_busy_ns) == (0, 12)
+
+
+def test_device_and_host_share_a_visit() -> None:
     """
-    The device would end A at 18. The CPU ends it at 17; A is copied all the same, for the cache keeps it.
-    compute   0-5 dense, 5-17 cpu | 17-22 dense | 22-27 dense, 27-30 A
-    cpu       5-17 A
-    link      5-15 A
+    Counted from the visit's begin:
+    compute   0-5 dense, 5-8 A, 8-15 demand, 15-18 B, 18-25 cpu
+    cpu       5-25 C
+    link      5-15 B
     """
-    script = Script([[(LOAD, 0, 0)], [], [(HIT, 0, 0)], []], cpu=1, cpu_expert_ns=12 * EACH)
-    assert script.end == [17, 22, 30, 35]
-    assert script.spent == {"dense": 20, "cpu": 12, "experts": 3}
-    assert script.timeline.link_busy_ns == 10
-    assert script.timeline.cpu_busy_ns == 12
+    visit = [(HIT, 0, 0), (LOAD, 1, 1), (HOST, 2, -1)]
+    script = Script([[(LOAD, 0, 0)], [], visit, []], cpu=1, cpu_expert_ns=20 * EACH)
+    begin = script.end[1]
+    assert script.end[2] - begin == 25
+    assert script.timeline.cpu_busy_ns == 20
+    assert script.spent["cpu"] == 7
 
 
-def test_the_cpu_loses_a_tie() -> None:
-    """Both would end at 18: compute 0-5 dense, 5-15 demand, 15-18 A."""
-    script = Script([[(LOAD, 0, 0)], []], cpu=1, cpu_expert_ns=13 * EACH)
-    assert script.end[0] == 18
-    assert script.timeline.cpu_busy_ns == 0
-
-
-def test_device_and_cpu_share_a_visit() -> None:
+def test_an_admitted_expert_is_copied_and_nobody_waits_until_it_is_demanded() -> None:
     """
-    Three bypasses. A: the CPU would end at 5 + 14, the device at 18. B: the CPU at 19, the device at 28; it is
-    not copied. C: the CPU at 33, the device, with B out of its way, at 28.
-    compute   0-5 dense, 5-15 demand, 15-18 A, 18-25 demand, 25-28 C
-    cpu       5-19 B
-    link      5-15 A, 15-25 C
-    """
-    script = Script([[(BYPASS, 0, 0), (BYPASS, 1, 1), (BYPASS, 2, 2)], []], cpu=1, cpu_expert_ns=14 * EACH)
-    assert script.end[0] == 28
-    assert script.timeline.link_busy_ns == 20
-    assert script.timeline.cpu_busy_ns == 14
-    assert script.spent == {"dense": 10, "experts": 6, "demand": 17}
-
-
-def test_a_hit_may_wait_for_the_copy_that_the_cpu_made_unnecessary() -> None:
-    """
-    A copy takes 40, the CPU 2: A is computed 5-7 and is on its way until 45 when step 1 wants it again, at 17.
+    A copy takes 40, the host 2: A is computed 5-7 and is on its way until 45 when step 1 wants it, at 17.
     compute   0-5 dense, 5-7 cpu | 7-12 dense | 12-17 dense, 17-45 demand, 45-48 A
     """
-    script = Script([[(LOAD, 0, 0)], [], [(HIT, 0, 0)], []], copy=40, cpu=1, cpu_expert_ns=2 * EACH)
+    script = Script([[(ADMIT, 0, 0)], [], [(HIT, 0, 0)], []], copy=40, cpu=1, cpu_expert_ns=2 * EACH)
     assert script.end[:3] == [7, 12, 48]
     assert script.spent["demand"] == 28
+    assert script.timeline.prefetches.tolist() == [0, 0, 0]
 
 
-def test_the_cpu_reads_from_host_memory() -> None:
-    """disk 5-25 A; cpu 25-30 A, which ends before 25-35 copy, 35-38 A would; compute 5-25 disk, 25-30 cpu"""
-    script = Script([[(BYPASS, 0, 0)], []], cpu=1, cpu_expert_ns=5 * EACH, read_ns=20 * EACH, host_bytes=1)
+def test_demand_goes_before_what_is_admitted() -> None:
+    """
+    compute   0-5 dense, 5-15 demand, 15-18 B | 18-23 dense
+    link      5-15 B, 15-25 A
+    """
+    script = Script([[(ADMIT, 0, 0), (LOAD, 1, 1)], []], cpu=1, cpu_expert_ns=2 * EACH)
+    copies = [row[BEGIN : END + 1] for row in script.timeline.log.tolist() if row[WHAT] == COPY]
+    assert copies == [[5, 15], [15, 25]]
+    assert script.end == [18, 23]
+
+
+def test_what_is_evicted_before_its_copy_began_is_not_copied() -> None:
+    """
+    A and B are admitted at 5, layer 1 takes 1, and step 1 evicts B at 13 for C.
+    link      5-15 A, 15-25 C
+    compute   0-5 dense, 5-7 cpu | 7-8 dense | 8-13 dense, 13-15 link_busy, 15-25 demand, 25-28 C
+    """
+    visits = [[(ADMIT, 0, 0), (ADMIT, 1, 1)], [], [(EVICT, 1, 1), (LOAD, 2, 1)], []]
+    script = Script(visits, dense_ns=np.array([5, 1], np.int64), cpu=1, cpu_expert_ns=EACH)
+    assert script.end[:3] == [7, 8, 28]
+    assert script.timeline.link_busy_ns == 20
+    assert script.spent == {"dense": 12, "experts": 3, "cpu": 2, "link_busy": 2, "demand": 10}
+
+
+def test_the_host_reads_from_disk_first() -> None:
+    """disk 5-25 A; cpu 25-30 A; compute 0-5 dense, 5-25 disk, 25-30 cpu"""
+    script = Script([[(HOST, 0, -1)], []], cpu=1, cpu_expert_ns=5 * EACH, read_ns=20 * EACH, host_bytes=1)
     rows = script.timeline.log.tolist()
     assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == CPU_EXPERT] == [[25, 30]]
     assert script.spent == {"dense": 10, "disk": 20, "cpu": 5}
+
+
+def test_copies_and_the_host_slow_each_other() -> None:
+    """
+    At 5 the host begins first, so A is not slowed; B's copy then begins beside it, C beside B's copy.
+    cpu       5-9 A, 9-15 C (half as long again)
+    link      5-17 B (a fifth longer)
+    compute   0-5 dense, 5-17 demand, 17-20 B
+    """
+    beside = {"cpu_beside_percent": 50, "copy_beside_percent": 20}
+    script = Script([[(HOST, 0, -1), (LOAD, 1, 1), (HOST, 2, -1)], []], cpu=1, cpu_expert_ns=4 * EACH, **beside)
+    rows = script.timeline.log.tolist()
+    assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == CPU_EXPERT] == [[5, 9], [9, 15]]
+    assert [row[BEGIN : END + 1] for row in rows if row[WHAT] == COPY] == [[5, 17]]
+    assert script.end[0] == 20
 
 
 def test_dequantisation_is_part_of_an_expert_and_booked_apart() -> None:

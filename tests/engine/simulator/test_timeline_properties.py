@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.simulator.timeline import CAUSES, STALLS
 from tests.helpers.reference_cache import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH
-from tests.helpers.scenarios import random_scenario
+from tests.helpers.scenarios import random_scenario, with_misses
 from tests.helpers.timelines import FEATURES, Script, random_costs, timed
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -39,16 +39,26 @@ def test_no_run_is_faster_than_its_parts(seed: int, features: set[str]) -> None:
     elapsed = run.end[-1]
     assert run.spent[:, :STALLS].sum() <= elapsed
     assert run.timeline.cpu_busy_ns <= elapsed
-    if "cpu" not in features:  # which leaves copies behind that nobody waits for
-        loads = [
-            key // scenario.spec.experts
-            for _, events in run.pieces
-            for kind, key in zip(events.kind.tolist(), events.expert.tolist(), strict=True)
-            if kind in (LOAD, BYPASS)
-        ]
-        assert costs.rest_ns[loads, 0].sum() <= run.timeline.link_busy_ns <= elapsed
-        assert costs.least_link_ns[loads].sum() <= run.timeline.link_busy_ns
-        assert run.timeline.disk_busy_ns <= elapsed
+    loads = [
+        key // scenario.spec.experts
+        for _, events in run.pieces
+        for kind, key in zip(events.kind.tolist(), events.expert.tolist(), strict=True)
+        if kind in (LOAD, BYPASS)
+    ]
+    assert costs.rest_ns[loads, 0].sum() <= run.timeline.link_busy_ns <= elapsed
+    assert costs.least_link_ns[loads].sum() <= run.timeline.link_busy_ns
+    assert run.timeline.disk_busy_ns <= elapsed
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=SEEDS, features=SOME_FEATURES)
+def test_where_the_host_computes_every_nanosecond_is_booked_once(seed: int, features: set[str]) -> None:
+    scenario = with_misses(random_scenario(seed, "lru", "gate"), seed)
+    run = timed(scenario, random_costs(scenario.spec.layers, seed, features | {"cpu"}), 10)
+    step_end = run.end[scenario.spec.layers - 1 :: scenario.spec.layers]
+    assert run.spent.min() >= 0
+    assert run.spent.sum(axis=1).tolist() == np.diff(step_end, prepend=0).tolist()
+    assert run.timeline.cpu_busy_ns <= run.end[-1]
 
 
 TIMED_BY_ORDER = ["engines", "disk", "dequantisation", "fused"]

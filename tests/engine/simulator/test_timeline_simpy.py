@@ -7,12 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.simulator.log import CPU_EXPERT, END, EXPERT, KEY, KIND, VISIT, WHAT
-from tests.helpers.reference_cache import LOAD
-from tests.helpers.scenarios import Scenario, random_scenario, with_domains, with_pinned, with_requests
+from tests.helpers.scenarios import Scenario, random_scenario, with_domains, with_misses, with_pinned, with_requests
 from tests.helpers.simpy_model import Machine
 from tests.helpers.thorough import THOROUGH
-from tests.helpers.timelines import FEATURES, comparable, random_costs, simpy_visits, timed
+from tests.helpers.timelines import FEATURES, comparable, random_costs, seen, simpy_visits, timed
 
 SEEDS = st.integers(0, 2**32 - 1)
 ALWAYS = range(1 << 40)
@@ -80,11 +78,10 @@ def assert_timed_alike(scenario: Scenario, seed: int, chunk: int, features: set[
     costs = random_costs(scenario.spec.layers, seed, features)
     run = timed(scenario, costs, chunk, ALWAYS)
     rows = [tuple(row) for row in run.timeline.log.tolist()]
-    on_cpu = {(row[VISIT], row[KEY]) for row in rows if row[WHAT] == CPU_EXPERT}
     visits = simpy_visits(scenario, run.pieces)
-    machine = Machine(costs, scenario.spec.experts, visits, on_cpu)
+    machine = Machine(costs, scenario.spec.experts, visits)
     assert machine.run() == run.end.tolist()
-    assert comparable(rows) == comparable(machine.rows)
+    assert comparable(seen(rows)) == comparable(seen(machine.rows))
     # Neither the log nor the size of the pieces changes anything.
     silent = timed(scenario, costs)
     assert silent.end.tolist() == run.end.tolist()
@@ -93,38 +90,14 @@ def assert_timed_alike(scenario: Scenario, seed: int, chunk: int, features: set[
     assert len(silent.timeline.log) == 0
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, features=st.sets(st.sampled_from(FEATURES)), data=st.data())
-def test_the_cpu_computes_what_it_ends_sooner(seed: int, features: set[str], data: st.DataObject) -> None:
-    """Both are tried in the SimPy model: the expert on the CPU and on the device, all before it as it was.
-
-    On the device an expert counts as if it were computed by itself, in a fused call too: when the call ends is not
-    known before the visit's other experts are there.
-    """
-    scenario = random_scenario(seed, "lru", "gate")
-    costs = random_costs(scenario.spec.layers, seed, features | {"cpu"})
-    run = timed(scenario, costs, log=ALWAYS)
-    on_cpu = {(row[VISIT], row[KEY]) for row in run.timeline.log.tolist() if row[WHAT] == CPU_EXPERT}
-    visits = simpy_visits(scenario, run.pieces)
-    missing = [
-        (number, key)
-        for number, visit in enumerate(visits)
-        for kind, key, _ in visit.events
-        if LOAD <= kind <= LOAD + 1
-    ]
-    if not missing:
-        return
-    number, key = data.draw(st.sampled_from(missing))
-    ends = {}
-    for choice, what in ((on_cpu - {(number, key)}, EXPERT), (on_cpu | {(number, key)}, CPU_EXPERT)):
-        machine = Machine(costs, scenario.spec.experts, visits[: number + 1], choice)
-        machine.run()
-        (row,) = [row for row in machine.rows if (row[WHAT], row[VISIT], row[KEY]) == (what, number, key)]
-        assert row[KIND] >= LOAD
-        ends[what] = row[END]
-        if what == EXPERT and "fused" in features:
-            ends[what] = machine.there[number, key] + machine.expert_ns(visits[number], key)
-    assert ((number, key) in on_cpu) == (ends[CPU_EXPERT] < ends[EXPERT])
+@settings(max_examples=120 * THOROUGH, deadline=None)
+@given(seed=SEEDS, chunk=st.integers(1, 100), features=st.sets(st.sampled_from(FEATURES)))
+@pytest.mark.parametrize(("eviction", "prefetch"), [("lru", "none"), ("lru", "gate"), ("belady-bypass", "none")])
+def test_every_event_is_at_its_time_where_the_host_computes(
+    eviction: str, prefetch: str, seed: int, chunk: int, features: set[str]
+) -> None:
+    scenario = with_misses(random_scenario(seed, eviction, prefetch), seed)
+    assert_timed_alike(scenario, seed, chunk, features | {"cpu"})
 
 
 def test_a_log_of_some_steps_is_the_log_of_all_steps_there() -> None:

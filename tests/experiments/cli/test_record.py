@@ -80,9 +80,9 @@ def test_the_offloading_engine_is_recorded_as_the_model_itself(model, prompts, t
     whole, parts = Trace.open(tmp_path / "whole"), Trace.open(tmp_path / "parts")
     assert (whole.experts == parts.experts).all() and (whole.token_id == parts.token_id).all()
     assert (whole.logits == parts.logits).all() and (whole.weights == parts.weights).all()
-    plan.write_text('cache.capacity = "2/layer"\ncompute.cpu_experts = "auto"\n')
+    plan.write_text('cache.capacity = "2/layer"\nmiss.where = "auto"\n')
     answer = call(*arguments, "--output", tmp_path / "no", "--plan", plan)
-    assert_one_line(*answer, "does not depend on the CPU lane")
+    assert_one_line(*answer, "does not depend on who computes")
     assert not (tmp_path / "no").exists()
 
 

@@ -40,7 +40,7 @@ def test_it_is_refused_before_anything_is_loaded(arguments: list[str], message: 
 
 def test_a_lane_asks_for_the_profile_before_the_model(tmp_path: Path) -> None:
     plan = tmp_path / "p.toml"
-    plan.write_text('cache.capacity = "4/layer"\ncompute.cpu_experts = "auto"\n')
+    plan.write_text('cache.capacity = "4/layer"\nmiss.where = "auto"\n')
     words = ["generate", str(tmp_path), "x", "--plan", str(plan)]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=120)
     assert "give --hardware" in done.stderr and done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("hqq.core.quantize")
 
 from engine.plan.plan import Plan, WeightsPlan  # noqa: E402
+from engine.runtime import offload, offloaded  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402
 from experiments.demo.stdlib_text import prompts  # noqa: E402
@@ -167,8 +168,8 @@ def test_what_cannot_be_measured_is_said_before_the_work(
         measure(CHECKPOINTS / NAMES[1], TEXTS, {"a": Plan("2/layer", weights="hqq-2bit")}, tmp_path / "q", WAY)
     with pytest.raises(CapacityError):
         measure(model, TEXTS, {"a": Plan("9/layer")}, tmp_path / "q", WAY)
-    with pytest.raises(PlanError, match="CPU lane"):
-        measure(model, TEXTS, {"a": Plan("2/layer", cpu_experts="auto")}, tmp_path / "q", WAY)
+    with pytest.raises(PlanError, match="who computes"):
+        measure(model, TEXTS, {"a": Plan("2/layer", miss="auto")}, tmp_path / "q", WAY)
     with pytest.raises(PlanError, match="belady"):
         measure(model, TEXTS, {"a": Plan("2/layer", eviction="belady")}, tmp_path / "q", WAY)
     with pytest.raises(StudyError, match="--scratch"):
@@ -212,3 +213,30 @@ def test_a_pass_is_as_long_as_its_logits_are_small(model: Path, monkeypatch: pyt
     assert chosen(window=32, chunk=50) == (32, 32)
     monkeypatch.setattr(work, "PASS_BYTES", 10 * 2048 * 4)
     assert chosen() == (128, 10) and chosen(chunk=1) == (128, 1)
+
+
+def test_a_plan_with_routing_is_measured_as_its_engine_says_it(model: Path, tmp_path: Path) -> None:
+    """Teacher-forced, with its cache: the logits are those of the offloaded model read by hand."""
+    prior, none = {"policy": "cache-prior", "strength": 0.5}, {"policy": "cache-prior", "strength": 0.0}
+    plans = {"altered": Plan("1/layer", routing=prior), "same": Plan("1/layer", routing=none)}
+    found = measure(model, TEXTS[:2], plans, tmp_path / "q", WAY)
+    altered, same = found.plans
+    assert same.by_document.nats == found.documents.nats and same.loss.value == 0
+    known = found.losses()
+    assert known.of(plans["altered"]) == altered.loss and altered.kl_divergence.value > 0
+    assert known.of(Plan("2/layer", routing=prior)) is None and known.of(Plan("2/layer")) is not None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
+    text = TEXTS[0].text
+    ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    nats, loaded = 0.0, offload(model, plans["altered"], dtype="float32", device="cpu")
+    with offloaded(loaded) as state, torch.inference_mode():
+        for start in range(0, len(ids) - 1, 48):
+            part, past = ids[start : start + 49], None
+            for chunk in range(0, len(part) - 1, 20):
+                given = part[chunk : min(chunk + 20, len(part) - 1)]
+                output = loaded(input_ids=torch.tensor([given]), past_key_values=past, use_cache=True)
+                past = output.past_key_values
+                wanted = torch.tensor(part[chunk + 1 : chunk + 1 + len(given)])
+                nats += float(torch.nn.functional.cross_entropy(output.logits[0].double(), wanted, reduction="sum"))
+        assert state.altered is not None and state.altered.replaced > 0
+    assert altered.by_document.nats[0] == pytest.approx(nats, rel=1e-6)

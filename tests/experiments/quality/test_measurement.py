@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.plan.plan import WeightsPlan
+from engine.plan.plan import Plan
 from experiments.quality.measurement import (
     ByDocument,
     Documents,
@@ -18,6 +18,7 @@ from experiments.quality.measurement import (
     load_measurement,
     parse_loss,
 )
+from experiments.quality.quality_key import quality_key
 from experiments.quality.text import Document, read_documents
 from tests.helpers.quality import measurement
 from tracekit.errors import ImportFormatError, StudyError
@@ -59,12 +60,31 @@ def test_perplexity_is_the_same_loss_in_other_words() -> None:
 
 
 def test_which_plans_a_measurement_knows() -> None:
-    found = measurement({"hqq-4bit": 0.003})
-    assert found.loss_of(WeightsPlan(experts="hqq-4bit")) == found.plans[0].loss
-    assert found.loss_of(WeightsPlan(experts="hqq-4bit", attention="hqq-4bit")) is None
-    assert found.loss_of(WeightsPlan(experts="q4_k")) is None and found.loss_of(WeightsPlan(experts="fp16")) is None
+    known = (found := measurement({"hqq-4bit": 0.003})).losses()
+
+    def loss(capacity: str = "4/layer", **tables: Any) -> Estimate | None:
+        return known.of(Plan(capacity, **tables))
+
+    assert loss(weights="hqq-4bit") == loss("9", eviction="lfu", weights="hqq-4bit") == found.plans[0].loss
+    assert loss(weights={"experts": "hqq-4bit", "attention": "hqq-4bit"}) is None
+    assert loss(weights="q4_k") is None and loss(weights="fp16") is None
     for word in (None, "bf16", "fp32"):  # as the model is stored, or more
-        assert found.loss_of(WeightsPlan(experts=word)) == Estimate(0.0, 0.0, 0.0)
+        assert loss(weights=word) == Estimate(0.0, 0.0, 0.0)
+        assert loss(weights=word, routing="drop-cold") is None
+
+
+def test_plans_of_one_key_lose_alike() -> None:
+    def key(capacity: str = "4/layer", **tables: Any) -> str:
+        return quality_key(Plan(capacity, **tables))
+
+    drop, fewer = {"policy": "drop-cold", "share": 0.3}, {"policy": "adaptive-k", "share": 0.9}
+    assert key() == key("2/layer", eviction="lfu", compute_experts="fused", routing="none")
+    assert len({key(), key(weights="hqq-4bit"), key(routing=drop), key(routing=fewer)}) == 4
+    # What looks at the cache depends on all that decides it; what does not look, on none of it.
+    assert len({key(routing=drop), key("2/layer", routing=drop), key(eviction="lfu", routing=drop)}) == 3
+    assert key(routing=fewer) == key("2/layer", eviction="lfu", prefetch="gate", routing=fewer)
+    assert key(routing=fewer) != key(routing={"policy": "adaptive-k", "share": 0.8})
+    assert key(routing=drop) == key(routing=drop, compute_experts="fused", serve={"context": 512})
 
 
 @pytest.mark.parametrize(

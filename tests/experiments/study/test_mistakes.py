@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"grid": {"capacity": "4/layer", "cpu_experts": "auto"}}, "cpu_experts is gone: write grid.miss"),
         ({"grid": {"capacity": "4/layer", "evictoin": "lru"}}, "grid has no key 'evictoin'; did you mean 'eviction'?"),
         ({"objectve": "p99"}, "unknown field `objectve`; did you mean 'objective'?"),
         ({"objective": "speed"}, "objective"),

@@ -112,7 +112,13 @@ def test_whatever_a_row_follows_from_is_in_its_key(folder: Path) -> None:
 
     changes: list[dict[str, Any]] = [
         *({"bounds": False}, {"batch": 2}, {"hardware": "h100"}, {"model_shape": "mixtral-8x22b"}),
-        *({"weights": "hqq-4bit"}, {"cpu_experts": "auto"}, {"capacity": "3/layer"}, {"eviction": "lfu"}),
+        *(
+            {"weights": "hqq-4bit"},
+            {"miss": "auto"},
+            {"admission": "second-miss"},
+            {"capacity": "3/layer"},
+            {"eviction": "lfu"},
+        ),
         {"prefetch": "popular"},
     ]
     keys = [key(), *(key(**change) for change in changes)]

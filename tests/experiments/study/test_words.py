@@ -134,6 +134,10 @@ def test_machines_come_under_every_engine(tmp_path: Path) -> None:
         study_from_dict({"traces": "t.trace", "grid": {"capacity": "2/layer", "engine": "graph-fused"}})
 
 
-def test_the_lane_and_the_kernel_are_part_of_a_plan_s_name() -> None:
-    plan = Plan("2/layer", compute_experts="fused", cpu_experts="auto")
-    assert plan_name(plan) == plan_name(plan, stored=False) == "lru, 2/layer, fused, CPU computes"
+def test_misses_and_the_kernel_are_part_of_a_plan_s_name() -> None:
+    plan = Plan("2/layer", compute_experts="fused", miss="auto")
+    assert plan_name(plan) == plan_name(plan, stored=False) == "lru, 2/layer, fused, misses auto"
+    split = Plan("2/layer", miss={"where": "split", "share": 0.5}, admission={"policy": "score", "threshold": 0.2})
+    assert plan_name(split) == "lru, 2/layer, admits score (threshold 0.2), misses split (share 0.5)"
+    bounded = Plan("2/layer", admission={"per_step": 4, "per_layer": "even"})
+    assert plan_name(bounded) == "lru, 2/layer, admits always (per_step 4, per_layer even)"

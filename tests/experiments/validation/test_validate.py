@@ -206,8 +206,9 @@ def test_a_page_shows_both_sides_and_how_to_see_them_again(tmp_path: Path, capsy
     assert f"--prompts {prompts} --hardware t4 --capacity 4/layer --prefetch gate --max-new-tokens 6" in text
 
 
-def test_the_cpu_lane_is_validated_with_a_profile_that_knows_the_cpu(tmp_path: Path) -> None:
-    plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "compute": {"cpu_experts": "auto"}})
+@pytest.mark.parametrize("where", ["auto", "host", "split"])
+def test_misses_on_the_host_are_validated_with_a_profile_that_knows_the_cpu(where: str) -> None:
+    plan = plan_from_dict({"cache": {"capacity": "2/layer"}, "miss": {"where": where}})
     with pytest.raises(PlanError, match="give --hardware"):
         validate(CHECKPOINTS / NAMES[0], plan, PROMPTS[:1], dtype="float32", max_new_tokens=4)
     with pytest.raises(ModelError, match="0 runs measure nothing"):

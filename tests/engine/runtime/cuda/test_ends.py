@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from policies.cache import CacheSpec, ExpertCache
-from tests.engine.runtime.cuda.models import SIZE, eager, expected, on_stream, says, served, started
+from tests.engine.runtime.cuda.models import SIZE, eager, expected, says, served, started
 from tests.engine.runtime.models import plan_of, same
-from tests.engine.runtime.test_cpu_lane import LANE_WINS
 from tests.engine.runtime.test_loader import KeyStore
 from tracekit.errors import HardwareError, ModelError
 
@@ -18,10 +16,9 @@ np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 from engine.runtime import offload  # noqa: E402  # needs torch
 from engine.runtime.links.cuda_link import CudaLink  # noqa: E402
-from engine.runtime.loader import Loader  # noqa: E402
 from engine.runtime.pool import SlotPool  # noqa: E402
 from engine.runtime.storage.slab_files import read_index  # noqa: E402
-from tests.helpers.emulated_cuda.device import LATE, SCHEDULES, EmulatedCuda  # noqa: E402
+from tests.helpers.emulated_cuda.device import SCHEDULES, EmulatedCuda  # noqa: E402
 
 DEVICE = torch.device("cuda", 0)
 
@@ -98,25 +95,6 @@ class PinnedKeys(KeyStore):
         return torch.empty(1, dtype=torch.uint8, pin_memory=True).fill_(key)
 
 
-@pytest.mark.parametrize("given_up", [False, True])
-def test_copies_on_the_stream_are_still_ahead(given_up: bool) -> None:
-    """Handed over and not landed, of an expert that is demanded or of a prefetch that has since been given up."""
-    spec = CacheSpec(3, 6, (4, 4, 4), np.ones(18, np.int64), prefetch="gate", count=3, staging=4)
-    with EmulatedCuda(LATE):
-        cache, link = ExpertCache(spec), CudaLink(DEVICE)
-        loader = Loader(PinnedKeys(), SlotPool(cache.slots, 1, DEVICE), link)
-        loader.begin(cache.visit(0, [] if given_up else [3], None, [1] if given_up else []))
-        [(ticket, _)] = loader._tickets.values()
-        on_stream(link, ticket)
-        if given_up:
-            loader.begin(cache.visit(1, [], None, []))
-            assert not loader._tickets
-        assert loader.backlog() == 1
-        torch.cuda.synchronize()
-        assert loader.backlog() == 0
-        link.close()
-
-
 def test_memory_that_cannot_be_locked() -> None:
     """The model has its experts still, and the next launch does not report what was reported."""
     model = eager()
@@ -130,7 +108,7 @@ def test_memory_that_cannot_be_locked() -> None:
 
 def test_copies_leave_before_the_lane_waits_for_its_rows() -> None:
     with EmulatedCuda() as device:
-        model, state = served(plan_of("2/layer", compute={"cpu_experts": "auto"}), hardware=LANE_WINS)
+        model, state = served(plan_of("2/layer", miss={"where": "host"}))
         with state:
             seen: list[str] = []
             lane: Any = state.lane

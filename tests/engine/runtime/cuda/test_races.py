@@ -11,7 +11,6 @@ import pytest
 from engine.plan.plan import plan_from_dict
 from tests.engine.runtime.cuda.models import eager, expected, says, served
 from tests.engine.runtime.models import FAMILIES, PROMPT, plan_of, same
-from tests.engine.runtime.test_cpu_lane import LANE_WINS
 from tracekit.errors import ModelError
 
 torch = pytest.importorskip("torch")
@@ -132,9 +131,9 @@ def test_padded_batches(schedule: str) -> None:
 
 
 def test_the_cpu_lane(schedule: str) -> None:
-    tables = {"cache": {"capacity": "1/layer"}, "compute": {"cpu_experts": "auto"}, "prefetch": GATE}
+    tables = {"cache": {"capacity": "1/layer"}, "miss": {"where": "host"}, "prefetch": GATE}
     with EmulatedCuda(schedule):
-        model, state = served(plan_from_dict(tables), hardware=LANE_WINS)
+        model, state = served(plan_from_dict(tables))
         with state:
             assert same(says(model), expected())
             assert state.lane is not None and state.lane.computed > 0

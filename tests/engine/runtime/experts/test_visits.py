@@ -159,9 +159,8 @@ def test_quantised_experts_are_expanded_by_a_kernel_each_on_a_device(monkeypatch
 
 
 def test_what_kernels_do_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = {"cpu_experts": "auto", "kernels": "grouped"}
-    with pytest.raises(PlanError, match='"auto" needs kernels = "eager"'):
-        offload(models.original("mixtral", "bfloat16"), plan_of(compute=lane))
+    with pytest.raises(PlanError, match='"host" needs kernels = "eager"'):
+        offload(models.original("mixtral", "bfloat16"), plan_of(compute={"kernels": "grouped"}, miss={"where": "host"}))
     module = experts_of("MixtralExperts")
     module.act_fn = torch.nn.Softsign()
     with pytest.raises(PlanError, match=r'MixtralExperts computes .* use kernels = "eager"'):

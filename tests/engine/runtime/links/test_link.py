@@ -123,12 +123,10 @@ class InPieces(QueuedLink):
 def test_demand_goes_between_the_pieces_of_a_prefetch() -> None:
     link = InPieces()
     ahead = started(link.asked(1, demand=False))
-    wanted = link.asked(2, demand=True)
-    assert (ahead.ahead, wanted.ahead) == (2, 6)
+    link.asked(2, demand=True)
     link.let(2)
     link.after(2)
     assert link.moved == [(1, 0, 2), (2, 0, 6)]
-    assert ahead.ahead == 4
     link.promote(ahead)  # while its second piece is moved: the rest then goes as one
     link.let(2)
     link.wait(ahead)
@@ -143,7 +141,7 @@ def test_the_rest_of_a_prefetch_that_is_given_up_is_not_copied() -> None:
     assert link.cancel(first) == 4
     link.let(1)
     link.after(1)
-    assert first.progress is Progress.CANCELLED and first.ahead == 0
+    assert first.progress is Progress.CANCELLED
     assert link.cancel(second) == 4
     link.let(2)
     link.close()
