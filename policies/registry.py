@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
+from policies.precision.base import TierRule
 from policies.prefetch.base import Prefetcher
 from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
@@ -66,7 +67,12 @@ ROUTING = {
     "substitute": "policies.routing.substitute:Substitute",
     "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
 }
-BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING}
+PRECISION = {
+    "miss-below": "policies.precision.miss_below:MissBelow",
+    "rank": "policies.precision.rank:Rank",
+    "popular": "policies.precision.popular:PopularHigh",
+}
+BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "routing": ROUTING, "precision": PRECISION}
 """By kind."""
 
 
@@ -83,6 +89,11 @@ def prefetcher(name: str) -> type[Prefetcher]:
 def routing_policy(name: str) -> type[RoutingPolicy]:
     """The routing policy class behind a name or `path.py:Class`. Raises PolicyError."""
     return find("routing", name, ROUTING, RoutingPolicy)
+
+
+def tier_rule(name: str) -> type[TierRule]:
+    """The class of the rule of precision tiers behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("precision", name, PRECISION, TierRule)
 
 
 def names(kind: str) -> list[str]:

@@ -10,9 +10,11 @@ import numpy as np
 from engine.decisions.hints import Hints
 from engine.decisions.requests import request_steps
 from engine.decisions.signals import Signal, with_signals
-from policies.cache import CacheSpec, ExpertCache
+from engine.decisions.tiered import TieredTrace
+from policies.cache import CacheSpec
 from policies.cache_state import Batch
 from policies.events import Events
+from policies.precision.tiered_cache import AnyCache, TieredCache, cache_of
 from tracekit.demand import CHUNK, Demand, demand_of, iter_demand
 from tracekit.errors import PlanError
 from tracekit.rows import PREFILL
@@ -49,13 +51,13 @@ def iter_decisions(
     yield from _decisions(cache, trace, pieces, hints)
 
 
-def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
+def first_cache(spec: CacheSpec, *, compiled: bool = True) -> AnyCache:
     """The cache before the first visit: empty, or as these decisions leave it at the end of the trace `spec.warm`.
 
     What a fitted predictor remembers of that trace's last steps is not part of the cache. A clairvoyant cache is not
     warmed here: it begins with what it wants, which it knows only with the trace at hand. Raises PlanError.
     """
-    cache = ExpertCache(spec, compiled=compiled)
+    cache = cache_of(spec, compiled=compiled)
     if spec.warm is not None and cache.eviction_class.reads != "next-use":
         trace = Trace.open(Path(spec.warm))
         if (trace.layers, trace.num_experts) != (spec.layers, spec.experts):
@@ -70,7 +72,7 @@ def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
 
 
 def _decisions(
-    cache: ExpertCache, trace: Trace, pieces: Iterator[Demand], ranked: Iterable[np.ndarray] | None
+    cache: AnyCache, trace: Trace, pieces: Iterator[Demand], ranked: Iterable[np.ndarray] | None
 ) -> Iterator[Piece]:
     spec, reads = cache.spec, cache.eviction_class.reads
     known = Hints(trace, spec, cache.prefetch_class.reads)
@@ -85,6 +87,7 @@ def _decisions(
     if spec.warm is not None and reads == "next-use":
         pieces = chain([_everything(spec)], pieces)
     told = with_signals(reads, trace, pieces, spec, restarts)
+    tiers = TieredTrace(trace, cache) if isinstance(cache, TieredCache) else None
     for (demand, (signal, signal_recency)), following in _followed(told, known.looks_on):
         if demand.first_step in restarts:
             cache.restart()
@@ -95,6 +98,10 @@ def _decisions(
             hint = np.ascontiguousarray(next(given)[:, : known.count])
         else:
             hint = known.of(demand, following)
+        if tiers is not None:
+            yield tiers.decide(demand, signal, hint)
+            continue
+        assert not isinstance(cache, TieredCache)
         batch = Batch(demand.layer, demand.start, demand.keys, demand.recency, signal, signal_recency, hint)
         events = cache.run(batch)
         if demand.first_step < 0:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from engine.decisions.pinning import filled, placed
 from engine.decisions.splitting import groups_of
+from engine.decisions.tier_spec import in_slots, low_copies
 from engine.plan.plan import Plan
 from policies.cache import CacheSpec
 from policies.registry import eviction_policy, prefetcher
@@ -11,16 +12,22 @@ from tracekit.errors import PlanError
 
 
 def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], plan: Plan) -> CacheSpec:
-    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError."""
+    """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError.
+
+    `expert_bytes` [layers] is empty where unknown; of a plan with precision tiers [2 * layers], the high copies first.
+    """
     pinned = placed(plan.placement, experts_per_layer)
-    capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
+    layers = len(experts_per_layer)
+    capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes[:layers], pinned)
+    if plan.precision is not None:
+        capacity, size = in_slots(capacity, size)
     pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
     _check_artefacts(plan)
     return CacheSpec(
         pinned=pinned,
         predictor=plan.prefetch.artefact,
         estimator=plan.eviction.artefact,
-        layers=len(experts_per_layer),
+        layers=layers,
         experts=max(experts_per_layer),
         capacity=capacity,
         size=size,
@@ -35,6 +42,7 @@ def cache_spec(experts_per_layer: Sequence[int], expert_bytes: Sequence[int], pl
         reset=plan.cache.reset == "request",
         warm=plan.cache.warm,
         wrap=plan.prefetch.wrap,
+        low=None if plan.precision is None else low_copies(plan.precision, experts_per_layer, expert_bytes[layers:]),
     )
 
 

@@ -16,7 +16,7 @@ from tracekit.opening import read_file
 
 MOST_BYTES = 16 << 20
 """Of a policy's file."""
-NAMED = {"eviction": "policy", "prefetch": "predictor", "routing": "policy"}
+NAMED = {"eviction": "policy", "prefetch": "predictor", "routing": "policy", "precision": "rule"}
 """Tables of a plan that name a policy, and their key for it."""
 T = TypeVar("T")
 
