@@ -10,6 +10,7 @@ from engine.hardware.roofline import Roofline, ceil_ns, token_ps
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
 from engine.shapes.sizes import STATED, head_bytes, kv_bytes_per_token, layer_bytes
+from engine.simulator.copies import copies_bytes, on_device
 from engine.simulator.fits import each, fitting
 from engine.simulator.host import host_memory, lanes_ns
 from tracekit.errors import HardwareError, PlanError
@@ -24,7 +25,8 @@ BANDWIDTH, FLOPS = "device.memory_bandwidth_bytes_per_s", "device.compute_flops_
 class Costs(NamedTuple):
     """Costs of every MoE layer of a trace on one machine.
 
-    Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token).
+    Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token). Where
+    experts have low copies, what is of an expert is [2 * layers], theirs behind (policies.precision.tiered_cache).
     """
 
     # Compute stream.
@@ -93,6 +95,8 @@ class Costs(NamedTuple):
     """Of calls: 1 where what is there is computed at once, not when all of the visit is (engine.simulator.fused)."""
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
+    low: int | None = None
+    """The key of the first low copy; None where experts have one, and then no code for two is compiled."""
 
     @property
     def disk_lanes(self) -> int:
@@ -121,21 +125,6 @@ class Costs(NamedTuple):
         return least
 
 
-def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_format: str | None) -> list[int]:
-    """Bytes of one expert of each MoE layer as a plan stores it; empty when nothing says. Raises PlanError."""
-    layers = len(manifest.experts_per_layer)
-    if shape is not None:
-        return [shape.expert_bytes(WeightFormat.parse(experts_format or "bf16"))] * layers
-    if experts_format is None:
-        return list(manifest.expert_bytes)
-    weight_format = WeightFormat.parse(experts_format)
-    if weight_format.quantised:
-        raise PlanError(
-            f"weights.experts = {experts_format!r} needs the sizes of an expert's matrices: give a model shape"
-        )
-    return [count * weight_format.plain_bytes for count in manifest.expert_params]
-
-
 @dataclass(frozen=True, slots=True)
 class _Model:
     """Sizes that costs follow from, by MoE layer; parameters of dense parts are means over them."""
@@ -151,7 +140,7 @@ class _Model:
 
 def _unshaped(manifest: Manifest, expert_bytes: list[int]) -> _Model:
     """The trace's own sizes, as far as it says them."""
-    params = manifest.expert_params or [size // 2 for size in expert_bytes]
+    params = manifest.expert_params or [size // 2 for size in expert_bytes[: len(manifest.experts_per_layer)]]
     if not manifest.dense_bytes:
         return _Model(params, [0] * len(params))
     note = "no model shape: of dense work, layers' weights are read as the trace sizes them; the rest costs nothing"
@@ -193,20 +182,24 @@ def model_costs(
     stored: str | None = None,
     compute_experts: str = "each",
     grouped: bool = False,
+    low: str | None = None,
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
     Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
     `cpu_experts` and `compute_experts` are the plan's `compute.cpu_experts` and `compute.experts`; `grouped`: kernels
-    compute several experts at once, and expand quantised ones as they read them. `stored` is the format that the
+    compute several experts at once, and expand quantised ones as they read them. `low` is the format of experts' low
+    copies, if they have any. `stored` is the format that the
     trace's experts are in already, as an engine stores them: its bytes are what a load copies. Raises PlanError,
     HardwareError.
     """
     hardware = hardware.sustained()
     grouped = grouped or compute_experts == "fused"
-    expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
-    if len(expert_bytes) != len(manifest.experts_per_layer):
+    layers = len(manifest.experts_per_layer)
+    formats = (experts_format,) if low is None else (experts_format, low)
+    expert_bytes = copies_bytes(manifest, shape, formats)
+    if len(expert_bytes) != layers * len(formats):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
     cpu = hardware.cpu if cpu_experts == "auto" else None
     if cpu_experts == "auto" and cpu is None:
@@ -214,19 +207,16 @@ def model_costs(
             f'compute.cpu_experts = "auto" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
             'add one or use "never"'
         )
-    word = stored or experts_format
-    weight_format = None if word is None else WeightFormat.parse(word)
-    # A kernel that only expands; other software's kernels compute on what is stored.
-    apart = weight_format is not None and weight_format.group > 0 and not grouped
-    bits = weight_format.bits if weight_format is not None and apart else None
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
-    sizes = list(zip(expert_bytes, model.expert_params, strict=True))
+    sizes = list(zip(expert_bytes, model.expert_params * len(formats), strict=True))
     kernel = hardware.expert_kernel(fused=grouped)
-    meta = weight_format is not None and weight_format.meta_group > 0
-    experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
+    # A kernel that only expands; other software's kernels compute on what is stored.
+    words = [None if grouped else word for word in (stored or experts_format, *formats[1:]) for _ in range(layers)]
+    experts = [on_device(hardware, *size, word, kernel) for size, word in zip(sizes, words, strict=True)]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
-    memory = host_memory(hardware, model.scale, expert_bytes, manifest, model.dense_bytes, model.head_bytes)
+    counts = manifest.experts_per_layer * len(formats)
+    memory = host_memory(hardware, model.scale, expert_bytes, counts, model.dense_bytes, model.head_bytes)
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
     return Costs(
@@ -243,7 +233,7 @@ def model_costs(
         insert_ns=overhead.per_insert_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
-        predict_ns=np.zeros(len(expert_bytes), np.int64),
+        predict_ns=np.zeros(layers, np.int64),
         predict_token_ps=0,
         step_ns=fitting(
             BANDWIDTH,
@@ -269,6 +259,7 @@ def model_costs(
         notes=(*model.notes, *memory.notes),
         overlapped=int(grouped and compute_experts == "each"),
         paced_by=(hardware.link.rate_field,),
+        low=None if low is None else layers * max(manifest.experts_per_layer),
     )
 
 

@@ -55,7 +55,7 @@ def run(
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
     now = machine.other[NOW]
-    plain = log is None and orderly and costs.host_bytes < 0 and costs.cpu == 0
+    plain = log is None and orderly and costs.host_bytes < 0 and costs.cpu == 0 and costs.low is None
     for step in range(len(step_tokens)):
         several = step_tokens[step] > 1
         context_ns = context[step] * costs.context_ps // 1000
@@ -163,7 +163,7 @@ def run(
                     if call_ns is not None:
                         now = call(machine, costs, visit, gathered, now, call_ns)
                         gathered = 0
-                    enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed)
+                    enqueue(machine, costs, number, len(costs.chunks), event & KEY_MASK, slot, routed)
                 elif machine.unused[slot]:
                     prefetches[WASTED] += 1
                     machine.unused[slot] = 0

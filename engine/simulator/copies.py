@@ -1,0 +1,45 @@
+"""What an expert's copy takes as a plan stores it: bytes, and work on the device."""
+
+from collections.abc import Sequence
+
+from engine.hardware import ExpertKernel, HardwareProfile
+from engine.hardware.roofline import Roofline
+from engine.plan.weights import WeightFormat
+from engine.shapes import ModelShape
+from tracekit.errors import PlanError
+from tracekit.manifest import Manifest
+
+
+def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_format: str | None) -> list[int]:
+    """Bytes of one expert of each MoE layer as a plan stores it; empty when nothing says. Raises PlanError."""
+    layers = len(manifest.experts_per_layer)
+    if shape is not None:
+        return [shape.expert_bytes(WeightFormat.parse(experts_format or "bf16"))] * layers
+    if experts_format is None:
+        return list(manifest.expert_bytes)
+    weight_format = WeightFormat.parse(experts_format)
+    if weight_format.quantised:
+        raise PlanError(
+            f"weights.experts = {experts_format!r} needs the sizes of an expert's matrices: give a model shape"
+        )
+    return [count * weight_format.plain_bytes for count in manifest.expert_params]
+
+
+def copies_bytes(manifest: Manifest, shape: ModelShape | None, formats: Sequence[str | None]) -> list[int]:
+    """Bytes of one expert of each MoE layer in each of these formats, one after the other; empty when nothing says.
+
+    A manifest may hold them all, as an engine that stores several says them. Raises PlanError.
+    """
+    layers = len(manifest.experts_per_layer)
+    if shape is None and len(formats) > 1 and len(manifest.expert_bytes) == layers * len(formats):
+        return list(manifest.expert_bytes)
+    found = [stored_expert_bytes(manifest, shape, one) for one in formats]
+    return [size for sizes in found for size in sizes] if all(found) else []
+
+
+def on_device(hardware: HardwareProfile, size: int, params: int, word: str | None, kernel: ExpertKernel) -> Roofline:
+    """An expert that is stored in the format `word`, which a kernel of its own may have to expand; None: none."""
+    stored = None if word is None else WeightFormat.parse(word)
+    if stored is None or stored.group == 0:
+        return hardware.expert(size, params, None, kernel)
+    return hardware.expert(size, params, stored.bits, kernel, meta=stored.meta_group > 0)
