@@ -205,6 +205,10 @@ class ExpertCache:
         """Whether the next visit's events are led by what left when the cache started anew."""
         return len(self._leaving) > 0
 
+    def there(self, layer: int) -> np.ndarray:
+        """Which experts of a layer are resident or loaded ahead: 0 where not [experts]."""
+        return self.state.place[layer * self.spec.experts : (layer + 1) * self.spec.experts]
+
     def held(self) -> list[tuple[int, int]]:
         """Key and slot of each expert that is there, in order of keys."""
         keys = np.flatnonzero(self.state.place)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from engine.runtime.links.queued_link import Copy, Link, Ticket
-from engine.runtime.pool import SlotPool
+from engine.runtime.pool import Pool
 from engine.runtime.storage.store import Store
 from policies.events import BYPASS, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
 
@@ -22,7 +22,7 @@ class Loader:
     `done`. Experts are computed in the order that `begin` returns: then each one's copy leaves before it is computed.
     """
 
-    def __init__(self, store: Store, pool: SlotPool, link: Link) -> None:
+    def __init__(self, store: Store, pool: Pool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
         # What became of prefetches: copied when demanded, still on their way, or given up unused.

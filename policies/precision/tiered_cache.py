@@ -87,6 +87,10 @@ class TieredCache:
         self.high.count_from_here()
         self.low.count_from_here()
 
+    def there(self, layer: int) -> np.ndarray:
+        """Of which experts of a layer a copy is there: 0 where of none [experts]."""
+        return self.high.there(layer) | self.low.there(layer)
+
     def held(self) -> list[tuple[int, int]]:
         """Key and slot of each copy that is there."""
         return self.high.held() + [(key + self.low_base, slot + self.high.slots) for key, slot in self.low.held()]
