@@ -380,8 +380,9 @@ class Machine:
     def expert_ns(self, visit: Visit, key: int) -> int:
         costs = self.costs
         arithmetic = visit.tokens_of[key] * costs.expert_token_ps // 1000
-        expanding = int(costs.dequant_ns[visit.layer])
-        return expanding + max(int(costs.expert_ns[visit.layer]), arithmetic) + costs.expert_overhead_ns
+        layer = key // self.experts  # of a copy: behind its visit's, if it is a low one
+        expanding = int(costs.dequant_ns[layer])
+        return expanding + max(int(costs.expert_ns[layer]), arithmetic) + costs.expert_overhead_ns
 
     def work(self, visit: Visit, copy: Copy, kind: int, key: int, used: simpy.Event) -> Process:
         begin = self.now
@@ -398,5 +399,7 @@ class Machine:
                 yield read
             begin = self.now
             arithmetic = visit.tokens_of[key] * costs.cpu_token_ps // 1000
-            yield self.env.timeout(max(int(costs.cpu_expert_ns[visit.layer]), arithmetic) + costs.cpu_overhead_ns)
+            yield self.env.timeout(
+                max(int(costs.cpu_expert_ns[key // self.experts]), arithmetic) + costs.cpu_overhead_ns
+            )
             self.note(CPU_EXPERT, begin, visit.number, key, slot, kind)
