@@ -249,6 +249,11 @@ class Plan:
         return (self.weights.experts,) if self.precision is None else (self.weights.experts, self.precision.low)
 
     @property
+    def exact(self) -> bool:
+        """Whether the engine's output is that of its weights without offloading, whatever the cache holds."""
+        return self.precision is None and not self.routing.alters
+
+    @property
     def per_layer(self) -> bool:
         """Whether each layer has a cache of its own."""
         return self.capacity.per_layer or self.cache.split is not None

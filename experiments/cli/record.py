@@ -111,12 +111,12 @@ def _run(
             chosen, target = load_plan(plan), str(parse_device(device))
             if chosen.compute.cpu_experts != "never":
                 raise PlanError(f'{plan}: routing does not depend on the CPU lane: record with cpu_experts = "never"')
+            if not chosen.exact and settings.resume and chosen.cache.reset != "request":
+                raise PlanError(
+                    f"{plan}: what a routing policy or precision tiers alter follows from a cache that is gone: record "
+                    'anew, without --resume, or with cache.reset = "request"'
+                )
             if chosen.routing.alters:
-                if settings.resume and chosen.cache.reset != "request":
-                    raise PlanError(
-                        f"{plan}: what a routing policy alters follows from a cache that is gone: record anew, without "
-                        '--resume, or with cache.reset = "request"'
-                    )
                 notes.append(altered_note(chosen.routing.policy))
             if trust:  # code of the model's own builds it
                 loaded, tokenizer = load_model(model, dtype, "cpu", trust)
