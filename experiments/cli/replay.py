@@ -278,6 +278,10 @@ def command(
         if timeline is not None and hardware is not None:
             save_timeline(timeline, opened, done, chosen, hardware)
 
+    if against_recorded and chosen.precision is not None:
+        raise PlanError(
+            "--against-recorded is of an engine with one copy of each expert: a plan without precision tiers"
+        )
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))
