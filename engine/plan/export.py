@@ -188,6 +188,8 @@ def _lost_anywhere(plan: Plan, engine: str) -> list[str]:
         lost.append(f"prefetch {plan.prefetch.predictor}: {engine} loads no expert ahead")
     if plan.routing.alters:
         lost.append(f"routing {plan.routing.policy}: {engine} computes what the gates chose")
+    if plan.precision is not None:
+        lost.append(f"precision {plan.precision.low}: {engine} keeps each expert in one format")
     if plan.weights.attention is not None:
         lost.append(f"weights.attention {plan.weights.attention}: choose a checkpoint whose attention is stored so")
     if re.search(r"hqq", plan.weights.experts or "") and engine != "llama.cpp":

@@ -25,7 +25,7 @@ from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
-from policies.registry import EVICTION, PREFETCH, ROUTING, hooks, prefetcher, routing_policy
+from policies.registry import BUILTIN, hooks, prefetcher, routing_policy
 from policies.routing.base import RoutingPolicy
 from tests.helpers.routing_traces import logits_trace
 from tests.helpers.traces import make_trace, random_experts
@@ -48,8 +48,8 @@ def may_use() -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    own = {**EVICTION, **PREFETCH, **ROUTING}
-    found = [p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in own]
+    listed = json.loads(output("policies", "list", "--json"))["policies"]
+    found = [p for p in listed if p["name"] in BUILTIN[p["kind"]]]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}

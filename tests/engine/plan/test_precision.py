@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from engine.decisions.spec import cache_spec
 from engine.decisions.tier_spec import popular_places
 from engine.plan.plan import Plan, load_plan, plan_from_dict, plan_from_toml
 from policies.cache import slots_of
+from policies.precision.tiered_cache import Importance, TieredCache, cache_of
+from policies.registry import PRECISION
 from tests.helpers.traces import make_trace
 from tracekit.errors import CapacityError, PlanError, PolicyError, TracekitError
 
@@ -101,3 +104,21 @@ def test_a_rule_travels_beside_its_plan(tmp_path: Path) -> None:
     (tmp_path / "there" / name).write_bytes(found.files[name])
     again = plan_from_dict(resolved(found.tables, tmp_path / "there", "p"))
     assert again.precision is not None and again.precision.rule == f"{tmp_path / 'there' / name}:Mine"
+
+
+def test_the_page_means_what_it_says(tmp_path: Path) -> None:
+    """docs/precision.md: its plan is one, and its rule of one's own decides as its words say."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "precision.md").read_text()
+    plan = plan_from_toml(page.split("```toml\n")[1].split("```")[0], "docs/precision.md")
+    assert plan.formats == ("hqq-4bit", "hqq-2bit")
+    (tmp_path / "mine.py").write_text(page.split("```python\n")[1].split("```")[0])
+    assert plan.precision is not None
+    mine = replace(plan.precision, rule=f"{tmp_path / 'mine.py'}:Mine", parameters={"at": 0.5})
+    cache = cache_of(cache_spec([8], [], plan.replace(precision=mine)))
+    assert isinstance(cache, TieredCache)
+    told = Importance([0.6, 0.4], [0, 1])
+    assert cache.visit(0, [3, 5], importance=told)[1] == [False, True]
+    assert cache.visit(0, [5], importance=Importance([0.4], [0]))[1] == [True], "its low copy is there"
+    assert cache.visit(0, [6], importance=Importance([0.4], [0]))[1] == [False]
+    for name in PRECISION:
+        assert f"| `{name}` |" in page

@@ -190,3 +190,18 @@ def test_what_the_engine_does_not_do_with_two_copies_is_refused(make_model: Make
         offload(make_model(), plan_of(precision=table, **lane), hardware=load_hardware("rtx4090"))
     with pytest.raises(PlanError, match="both copies in host memory"):
         offload(make_model(), plan_of(precision=table), host="disk", slabs=tmp_path / "slabs")
+
+
+@pytest.mark.parametrize("routing", ["cache-prior", "drop-cold"])
+def test_altered_routing_is_served_by_copies_and_replays_exactly(
+    routing: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    """A routing policy sees what is there of either copy; of its altered choices the rule chooses copies."""
+    policy = {"policy": routing} | ({"strength": 0.3} if routing == "cache-prior" else {"share": 0.8})
+    plan = plan_of("3/layer", precision=tiers(tmp_path, "miss-below"), routing=policy)
+    model = offload(make_model("mixtral", "float32"), plan)
+    with offloaded(model) as state:
+        trace = record(model, tmp_path / "t.trace", lambda: answer(model))
+        assert state.altered is not None and state.altered.replaced + state.altered.dropped > 0
+        assert any(lows_by_visit(state))
+        assert_decided_alike(state.log, trace, state.spec)
