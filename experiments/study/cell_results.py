@@ -10,8 +10,9 @@ import numpy as np
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.decisions.rerouted import FIRST_ORDER
-from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
+from engine.replay.advice import TIERED, DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant
+from engine.replay.copies import LOOKUPS
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
@@ -19,7 +20,7 @@ from engine.replay.result import AlteredRouting, altered_routing
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
-from experiments.study.grid import needs_future, plan_name
+from experiments.study.grid import needs_future, plan_name, tiers_name
 from experiments.study.shared import Played, SharedRouting, SharedRoutings
 from policies.cache import CacheSpec
 from policies.events import BYPASS, LOAD, PREFETCH
@@ -85,6 +86,7 @@ def described(cell: Cell) -> Row:
         "eviction": cell.plan.eviction.policy,
         "prefetch": cell.plan.prefetch.predictor,
         "routing": cell.plan.routing.policy,
+        "precision": tiers_name(cell.plan) or None,
         "weights": cell.plan.weights.experts,
         "needs_future": needs_future(cell.plan),
         "quality_loss": None if cell.loss is None else cell.loss.value,
@@ -102,7 +104,7 @@ def setting_of(routing: SharedRouting, cell: Cell) -> Setting:
 
 def _meaning(spec: CacheSpec) -> bytes:
     """Equal for specs that decide alike, of plans that are equal but for weights and lane."""
-    return repr((spec.capacity, spec.pinned)).encode() + spec.size.tobytes()
+    return repr((spec.capacity, spec.pinned, spec.low and spec.low.capacity)).encode() + spec.size.tobytes()
 
 
 def replayed_row(
@@ -132,6 +134,9 @@ def replayed_row(
     if played.altered is not None:
         row |= {"routing_label": FIRST_ORDER, **shares_of(altered_routing("", FIRST_ORDER, played.altered))}
         warnings.append(first_order_caution(cell.plan.routing.policy))
+    if done.step_copies.size:
+        row |= {"low_share": float(done.step_copies[:, 1, LOOKUPS].sum()) / max(total.lookups, 1)}
+        warnings.append(TIERED)
     if time is not None:
         warnings += prefetch_warnings(
             played.trace, setting, done, time, steps=routing.requests.steps, demands=played.demands
@@ -186,7 +191,7 @@ DECODE_COUNTED = ("tokens", "lookups", "hits", "hit_ratio")
 
 def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed | None) -> Row:
     """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
-    if not routing.bounded(cell.bounds):
+    if not routing.bounded(cell.bounds) or cell.plan.precision is not None:
         return {}
     known = routing.best(clairvoyant(setting.spec), timed=setting.costs is not None)
     if known.fewest is None or done is None or not done.tokens[DECODE]:
@@ -207,7 +212,7 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     plan, spec = settings[0].plan, settings[0].spec
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
-    if spec.reset or spec.warm is not None or spec.pinned or plan.routing.alters:
+    if spec.reset or spec.warm is not None or spec.pinned or not plan.exact:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

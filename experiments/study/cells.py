@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile
+from engine.plan.carried import NAMED
 from engine.plan.placement import load_placement, parse_pinned
 from engine.plan.plan import Plan
 from engine.shapes import ModelShape
@@ -117,17 +118,24 @@ def cell_key(
         tables["placement"]["pinned"] = _placement_digest(file)
     if plan.eviction.profile is not None:
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
+    if plan.precision is not None and plan.precision.profile is not None:
+        tables["precision"]["profile"] = _profile_digest(plan.precision.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
-    for table, name in (("eviction", "policy"), ("prefetch", "predictor"), ("routing", "policy")):
+    for table, name in NAMED.items():
         if table in tables:
             tables[table][name] = str(tables[table][name]).rpartition("/")[2]
     meaning: dict[str, Any] = {
         "results": RESULTS,
         "version": own_version(),
         "sources": sources_digest(),
-        "policies": policies_digest(plan.eviction.policy, plan.prefetch.predictor, plan.routing.policy),
+        "policies": policies_digest(
+            plan.eviction.policy,
+            plan.prefetch.predictor,
+            plan.routing.policy,
+            None if plan.precision is None else plan.precision.rule,
+        ),
         "trace": routing.digest,
         "batch": routing.batch,
         "steps": routing.steps,
@@ -165,7 +173,7 @@ def groups(cells: Iterable[Cell]) -> list[list[Cell]]:
     found: dict[tuple[Routing, bytes], list[Cell]] = {}
     for cell in cells:
         plan = cell.plan
-        tables = (plan.cache, plan.placement, plan.eviction, plan.prefetch, plan.routing)
+        tables = (plan.cache, plan.placement, plan.eviction, plan.prefetch, plan.routing, plan.precision)
         decided = msgspec.json.encode(tables, order="deterministic")
         found.setdefault((cell.routing, decided), []).append(cell)
     return list(found.values())

@@ -61,7 +61,7 @@ def wanted_curves(cells: Sequence[Cell], level: float) -> list[Wanted]:
             cell.bounds,
         )
         plans = asked.setdefault(key, {})
-        if cell.plan.prefetch.predictor == "none" and cell.plan.alike and not cell.plan.routing.alters:
+        if cell.plan.prefetch.predictor == "none" and cell.plan.alike and cell.plan.exact:
             plans.setdefault(eviction_name(cell.plan), cell.plan)
             if capacity.unit == "slots":
                 sizes.setdefault(key, set()).add(int(capacity.amount))

@@ -15,14 +15,15 @@ from engine.plan.plan import Plan, PrefetchPlan, ServePlan, plan_from_dict
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
-from policies.registry import eviction_policy, prefetcher, routing_policy
+from policies.registry import eviction_policy, prefetcher, routing_policy, tier_rule
 from tracekit.errors import StudyError, did_you_mean
 
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
     *("capacity", "split", "split_from", "placement", "reset", "warm", "eviction", "prefetch", "routing"),
-    *("weights", "compute_experts", "kernels", "cpu_experts", "hardware", "engine", "model_shape", "batch"),
+    *("weights", "precision", "compute_experts", "kernels", "cpu_experts"),
+    *("hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {
     "placement": "pinned",
@@ -30,6 +31,7 @@ TABLES = {
     "prefetch": "predictor",
     "routing": "policy",
     "weights": "experts",
+    "precision": "low",
 }
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
@@ -46,7 +48,10 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
         words += f" + {prefetch}"
     if routing := routing_name(plan):
         words += f", {routing}"
-    return words + (stored_name(plan) if stored else "") + computed_name(plan)
+    words += stored_name(plan) if stored else ""
+    if tiers := tiers_name(plan):
+        words += f", {tiers}"
+    return words + computed_name(plan)
 
 
 def placing_name(plan: Plan) -> str:
@@ -95,6 +100,15 @@ def routing_name(plan: Plan) -> str:
     return f"{plan.routing.policy}{_brackets(plan.routing.parameters)}" if plan.routing.alters else ""
 
 
+def tiers_name(plan: Plan) -> str:
+    """The low copies and the rule of which copy serves: `2/layer of hqq-2bit (rank, n 1)`; nothing for one format."""
+    tiers = plan.precision
+    if tiers is None:
+        return ""
+    rule = ", ".join([tiers.rule, *(f"{key} {value}" for key, value in tiers.parameters.items())])
+    return f"{tiers.capacity} of {tiers.low} ({rule})"
+
+
 def _fitted(artefact: str | None) -> dict[str, object]:
     return {} if artefact is None else {"of": Path(artefact).name}
 
@@ -123,6 +137,7 @@ def plans_of(
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     routings = list(_tables(label, grid, "routing", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
+    tiers = list(_tables(label, grid, "precision", folder)) or [{}]
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     lanes = texts(label, grid, "cpu_experts") or ["never"]
@@ -132,12 +147,13 @@ def plans_of(
     warmed: list[str | None] = [place(name, folder, always=True) for name in texts(label, grid, "warm")]
     seen: set[bytes] = set()
     caches = itertools.product(capacities, splits, placements, resets, warmed or [None])
-    others = itertools.product(evictions, prefetches, routings, weights, together, kernels, lanes)
+    others = itertools.product(evictions, prefetches, routings, weights, tiers, together, kernels, lanes)
     for (capacity, split, placement, reset, warm), (
         eviction,
         prefetch,
         routing,
         stored,
+        low,
         experts,
         kernel,
         lane,
@@ -151,6 +167,7 @@ def plans_of(
             "prefetch": prefetch,
             "routing": routing,
             "weights": stored,
+            **({} if low.get("low", "none") == "none" else {"precision": low}),
             "compute": {"experts": experts, "kernels": kernel, "cpu_experts": lane},
             "serve": msgspec.to_builtins(serve),
         }
@@ -202,6 +219,8 @@ def _check_policies(plan: Plan) -> None:
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
     if plan.routing.alters:
         allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
+    if plan.precision is not None:
+        allocated(tier_rule(plan.precision.rule), smallest, plan.precision.parameters)
 
 
 def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:
@@ -217,7 +236,7 @@ def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[
         choices = [_values(item) for item in value.values()]
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
-            for key in ("profile", "artefact", "policy", "predictor", "pinned"):
+            for key in ("profile", "artefact", "policy", "predictor", "rule", "pinned"):
                 if isinstance(name := table.get(key), str) and (key != "pinned" or name.endswith(".toml")):
                     table[key] = place(name, folder, always=key in ("profile", "artefact"))
             yield table

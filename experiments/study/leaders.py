@@ -9,7 +9,7 @@ from experiments.quality.measurement import Estimate
 from experiments.report.labels import labels, shared
 from experiments.statistics.comparison import Comparison, Outcome
 from experiments.study.contestants import Contestant
-from experiments.study.grid import eviction_name, placing_name, prefetch_name, routing_name
+from experiments.study.grid import eviction_name, placing_name, prefetch_name, routing_name, tiers_name
 
 MOST = 5
 
@@ -55,6 +55,8 @@ def plan_parts(plan: Plan) -> dict[str, str]:
     weights = plan.weights.experts or ""
     if plan.weights.attention is not None:
         weights = f"{weights} (attention {plan.weights.attention})".strip()
+    if tiers := tiers_name(plan):
+        weights = f"{weights}, {tiers}".removeprefix(", ")
     return {
         "eviction": eviction_name(plan),
         "capacity": plan.cache.capacity + placing_name(plan),
