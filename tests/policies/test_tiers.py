@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from engine.decisions.importance import importance_of
 from engine.decisions.run import first_cache, iter_decisions
 from policies.cache import CacheSpec, ExpertCache, slots_of
+from policies.conformance import check
+from policies.conformance.report import RULES
+from policies.conformance.tier_trial import TierTrial
 from policies.events import BYPASS, HIT_PREFETCHED, Events
+from policies.precision.base import TierRule
 from policies.precision.tiered_cache import TieredCache, cache_of
+from policies.registry import PRECISION, load_path, tier_rule
 from tests.helpers.reference_cache import DROP, EVICT
 from tests.helpers.scenarios import decisions, memory_trace, random_scenario
 from tests.helpers.tiers import obvious_importance, reference, tiered_scenario
@@ -184,3 +189,80 @@ def test_starting_anew_forgets_both_caches() -> None:
     assert cache.held() == []
     events = Events.join([cache.visit(0, [])[0]])
     assert sorted(row[1:3] for row in events.rows()) == [(EVICT, 1), (EVICT, 6)]
+
+
+BAD = """
+import time
+
+import numpy as np
+
+from policies.fields import per_expert
+from policies.precision.base import TierRule
+
+
+class NoAnswer(TierRule):
+    def low(self, expert, share, rank, popularity, high_there, low_there):
+        return share
+
+
+class Undeclared(TierRule):
+    def low(self, expert, share, rank, popularity, high_there, low_there):
+        self.last = expert
+        return True
+
+
+class Clock(TierRule):
+    def low(self, expert, share, rank, popularity, high_there, low_there):
+        return time.perf_counter_ns() % 5 > 2
+
+
+class Outside(TierRule):
+    count = per_expert(np.int64)
+
+    def low(self, expert, share, rank, popularity, high_there, low_there):
+        return self.count[expert + 7] > 0
+
+
+class Other(TierRule):
+    def low(self, expert, share):
+        return True
+
+
+class Good(TierRule):
+    count = per_expert(np.int64)
+
+    def low(self, expert, share, rank, popularity, high_there, low_there):
+        self.count[expert] += 1
+        return self.count[expert] < 3 or low_there
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("NoAnswer", "answers"),
+        ("Undeclared", "state"),
+        ("Clock", "deterministic"),
+        ("Outside", "bounds"),
+        ("Other", "signatures"),
+        ("Good", ""),
+    ],
+)
+def test_a_trial_finds_what_breaks_the_contract(name: str, rule: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.py").write_text(BAD)
+    policy = load_path(f"{tmp_path / 'rules.py'}:{name}")
+    assert isinstance(policy, type) and issubclass(policy, TierRule)
+    trial = TierTrial(name, policy, lambda *_: None)
+    outcomes = {outcome.rule: outcome.status for outcome in trial.interpreted()}
+    assert list(outcomes) == list(RULES["precision"])
+    assert [one for one, status in outcomes.items() if status == "fail"] == ([rule] if rule else [])
+    if not rule:
+        assert set(outcomes.values()) == {"pass"} and not list(trial.compiled(trial.digest()))
+
+
+def test_the_built_in_rules_keep_the_contract() -> None:
+    for name in PRECISION:
+        trial = TierTrial(name, tier_rule(name), lambda *_: None)
+        assert {outcome.status for outcome in trial.interpreted()} == {"pass"}
+    (report,) = check("rank")
+    assert report.kind == "precision" and report.passed
