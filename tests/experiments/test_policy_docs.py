@@ -64,7 +64,7 @@ def policies_table() -> str:
 
 def rules_table() -> str:
     """The rules of `tracekit policies check`."""
-    says = {**RULES["eviction"], **RULES["prefetch"], **RULES["routing"]}
+    says = {rule: text for kind in RULES.values() for rule, text in kind.items()}
     return "\n".join(f"| {rule} | {text} |" for rule, text in says.items())
 
 
