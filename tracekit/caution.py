@@ -17,6 +17,7 @@ Code = Literal[
     "copies pile up",
     "link busy",
     "first order",
+    "precision tiers",
     "does not fit",
     "holds no expert",
 ]

@@ -89,7 +89,8 @@ class TieredCache:
 
     def there(self, layer: int) -> np.ndarray:
         """Of which experts of a layer a copy is there: 0 where of none [experts]."""
-        return self.high.there(layer) | self.low.there(layer)
+        found: np.ndarray = self.high.there(layer) | self.low.there(layer)
+        return found
 
     def held(self) -> list[tuple[int, int]]:
         """Key and slot of each copy that is there."""
