@@ -67,7 +67,7 @@ class CacheSpec:
     directories of what was fitted for prefetching and for eviction, which others read (engine.decisions.foresight).
     `wrap`: the last layers prefetch for the first ones of the next step. `reset`: the cache starts anew with every
     request. `warm` is the trace that it is warmed with. With `low` all else is of the high copies, and capacity is in
-    slots (policies.precision.tiered_cache). Who says when a request begins, and reads that trace, is engine.decisions.
+    slots (policies.tiered_cache). Who says when a request begins, and reads that trace, is engine.decisions.
     """
 
     layers: int

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from policies.precision.tiered_cache import Importance
+from policies.tiered_cache import Importance
 
 
 def importance_of(ids: np.ndarray, weights: np.ndarray, demand: list[int], num_experts: int) -> Importance:

@@ -20,8 +20,8 @@ from engine.decisions.requests import request_steps
 from engine.decisions.run import first_cache
 from engine.plan.plan import RoutingPlan
 from policies.cache import CacheSpec, targets_of
-from policies.precision.tiered_cache import AnyCache, TieredCache
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
+from policies.tiered_cache import AnyCache, TieredCache
 from policies.visit_order import orders_of, weight_of
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import PlanError

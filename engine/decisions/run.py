@@ -14,7 +14,7 @@ from engine.decisions.tiered import TieredTrace
 from policies.cache import CacheSpec
 from policies.cache_state import Batch
 from policies.events import Events
-from policies.precision.tiered_cache import AnyCache, TieredCache, cache_of
+from policies.tiered_cache import AnyCache, TieredCache, cache_of
 from tracekit.demand import CHUNK, Demand, demand_of, iter_demand
 from tracekit.errors import PlanError
 from tracekit.rows import PREFILL

@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.decisions.importance import importances
 from policies.events import Events
-from policies.precision.tiered_cache import Importance, TieredCache
+from policies.tiered_cache import Importance, TieredCache
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
 from tracekit.trace import Trace

@@ -20,7 +20,7 @@ from engine.replay.passes import Replayed
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
 from policies.events import BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH
-from policies.precision.tiered_cache import TIERS
+from policies.tiered_cache import TIERS
 from tracekit.demand import step_starts
 from tracekit.durable import check_place, reporting, write_synced
 from tracekit.errors import PlanError

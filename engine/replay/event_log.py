@@ -13,7 +13,7 @@ import polars as pl
 
 from engine.plan.plan import Plan
 from policies.events import KIND_NAMES, Events
-from policies.precision.tiered_cache import TIERS
+from policies.tiered_cache import TIERS
 from tracekit.demand import Demand, step_starts
 from tracekit.durable import aside, check_place, reporting
 from tracekit.errors import TraceError

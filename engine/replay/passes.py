@@ -19,7 +19,7 @@ from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, WASTED, Timeline
 from policies.cache import CacheSpec, slots_of
 from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
-from policies.precision.tiered_cache import TIERS
+from policies.tiered_cache import TIERS
 from tracekit.demand import Demand, step_starts
 from tracekit.rows import DECODE
 from tracekit.trace import Trace

@@ -10,7 +10,7 @@ from engine.replay.result import Counts, HitsBy, TierCounts, Time, Tpot
 from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
 from policies.events import BYPASS, HIT_PREFETCHED, LOAD, PREFETCH
-from policies.precision.tiered_cache import TIERS
+from policies.tiered_cache import TIERS
 from tracekit.rows import DECODE
 
 

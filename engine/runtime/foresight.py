@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from engine.decisions.foresight import Ranking, estimator_of, predictor_of
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until
-from policies.precision.tiered_cache import AnyCache
+from policies.tiered_cache import AnyCache
 from tracekit.errors import PlanError
 from tracekit.recorder.describe import config_digest, identity
 from tracekit.rows import UNUSED

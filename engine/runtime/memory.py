@@ -30,7 +30,7 @@ from engine.shapes.config import shape_of_config
 from engine.shapes.load import Load, load_bytes
 from policies.cache import CacheSpec, low_spec
 from policies.cache import slots_of as cache_slots
-from policies.precision.tiered_cache import cache_of
+from policies.tiered_cache import cache_of
 from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.seam import MoeLayer, moe_layers

@@ -31,9 +31,9 @@ from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert
 from policies.cache import CacheSpec
 from policies.events import Events
-from policies.precision.tiered_cache import AnyCache, TieredCache, cache_of
 from policies.ranking import rank_lookahead
 from policies.rerouting import Altered
+from policies.tiered_cache import AnyCache, TieredCache, cache_of
 from policies.visit_order import weight_of
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits

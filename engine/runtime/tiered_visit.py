@@ -7,7 +7,7 @@ import numpy as np
 from engine.decisions.importance import importance_of
 from engine.runtime.visit_routing import Routing, TokenRouting
 from policies.events import Events
-from policies.precision.tiered_cache import TieredCache
+from policies.tiered_cache import TieredCache
 
 
 def decide_tiered(

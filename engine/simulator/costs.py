@@ -26,7 +26,7 @@ class Costs(NamedTuple):
     """Costs of every MoE layer of a trace on one machine.
 
     Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token). Where
-    experts have low copies, what is of an expert is [2 * layers], theirs behind (policies.precision.tiered_cache).
+    experts have low copies, what is of an expert is [2 * layers], theirs behind (policies.tiered_cache).
     """
 
     # Compute stream.

@@ -16,8 +16,8 @@ from policies.conformance.report import RULES
 from policies.conformance.tier_trial import TierTrial
 from policies.events import BYPASS, HIT_PREFETCHED, Events
 from policies.precision.base import TierRule
-from policies.precision.tiered_cache import TieredCache, cache_of
 from policies.registry import PRECISION, load_path, tier_rule
+from policies.tiered_cache import TieredCache, cache_of
 from tests.helpers.reference_cache import DROP, EVICT
 from tests.helpers.scenarios import decisions, memory_trace, random_scenario
 from tests.helpers.tiers import obvious_importance, reference, tiered_scenario
