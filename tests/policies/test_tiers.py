@@ -192,12 +192,12 @@ def test_starting_anew_forgets_both_caches() -> None:
 
 
 BAD = """
-import time
-
 import numpy as np
 
 from policies.fields import per_expert
 from policies.precision.base import TierRule
+
+CALLS = []
 
 
 class NoAnswer(TierRule):
@@ -211,9 +211,10 @@ class Undeclared(TierRule):
         return True
 
 
-class Clock(TierRule):
+class Outsider(TierRule):
     def low(self, expert, share, rank, popularity, high_there, low_there):
-        return time.perf_counter_ns() % 5 > 2
+        CALLS.append(expert)
+        return len(CALLS) % 3 == 0
 
 
 class Outside(TierRule):
@@ -242,7 +243,7 @@ class Good(TierRule):
     [
         ("NoAnswer", "answers"),
         ("Undeclared", "state"),
-        ("Clock", "deterministic"),
+        ("Outsider", "deterministic"),
         ("Outside", "bounds"),
         ("Other", "signatures"),
         ("Good", ""),
