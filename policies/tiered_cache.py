@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.cache import CacheSpec, ExpertCache, LowCopies, allocated, low_spec
-from policies.events import BYPASS, HIT_PREFETCHED, KIND_SHIFT, SLOT_SHIFT, Events
+from policies.events import HIT_PREFETCHED, KIND_SHIFT, PREFETCH, SLOT_SHIFT, Events
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout
 from policies.precision.base import TierRule
@@ -141,7 +141,7 @@ class TieredCache:
         above, below = high.code, low.code + self._to_low
         kinds = above >> KIND_SHIFT
         hits, others = int((kinds <= HIT_PREFETCHED).sum()), int((below >> KIND_SHIFT <= HIT_PREFETCHED).sum())
-        demanded = np.flatnonzero(kinds <= BYPASS)
+        demanded = np.flatnonzero(kinds < PREFETCH)
         rest = int(demanded[-1]) + 1 if len(demanded) else 0
         code = np.concatenate([above[:hits], below[:others], above[hits:rest], below[others:], above[rest:]])
         return replace(high, code=code, start=np.array([0, len(code)], np.int64))

@@ -43,10 +43,10 @@ def _tally(  # type: ignore[no-untyped-def]
             kind, of_copy = code[e] >> KIND_SHIFT, (code[e] & KEY_MASK) // experts
             tier = of_copy // layers
             kinds[step, kind] += 1
-            if kind <= BYPASS:
+            if kind < PREFETCH:
                 copies[step, tier, LOOKUPS] += 1
                 copies[step, tier, HITS] += kind <= HIT_PREFETCHED
-                loads[phases[step], layer] += kind >= LOAD
+                loads[phases[step], layer] += (kind == LOAD) | (kind == BYPASS)
             if LOAD <= kind <= PREFETCH:
                 copies[step, tier, PREFETCHES] += kind == PREFETCH
                 copies[step, tier, BYTES] += bytes_of[of_copy]
