@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.cache import CacheSpec, ExpertCache, LowCopies, allocated, low_spec
-from policies.events import HIT_PREFETCHED, KIND_SHIFT, PREFETCH, SLOT_SHIFT, Events
+from policies.events import HIT_PREFETCHED, KIND_SHIFT, PREFETCH, SLOT_MASK, SLOT_SHIFT, Events
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout
 from policies.precision.base import TierRule
@@ -138,7 +138,8 @@ class TieredCache:
 
     def _joined(self, high: Events, low: Events) -> Events:
         """Hits of both, what else the demand of high copies and then of low ones brings, what is loaded ahead."""
-        above, below = high.code, low.code + self._to_low
+        slots = low.code >> SLOT_SHIFT & SLOT_MASK  # all bits of it: none
+        above, below = high.code, low.code + np.where(slots == SLOT_MASK, self.low_base, self._to_low)
         kinds = above >> KIND_SHIFT
         hits, others = int((kinds <= HIT_PREFETCHED).sum()), int((below >> KIND_SHIFT <= HIT_PREFETCHED).sum())
         demanded = np.flatnonzero(kinds < PREFETCH)

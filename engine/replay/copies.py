@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from policies.cache import CacheSpec
-from policies.events import BYPASS, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH
+from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH
 
 COUNTED = ("lookups", "hits", "prefetches", "bytes")
 """What is counted of each tier."""
@@ -46,7 +46,7 @@ def _tally(  # type: ignore[no-untyped-def]
             if kind < PREFETCH:
                 copies[step, tier, LOOKUPS] += 1
                 copies[step, tier, HITS] += kind <= HIT_PREFETCHED
-                loads[phases[step], layer] += (kind == LOAD) | (kind == BYPASS)
+                loads[phases[step], layer] += LOAD <= kind < PREFETCH
             if LOAD <= kind <= PREFETCH:
                 copies[step, tier, PREFETCHES] += kind == PREFETCH
                 copies[step, tier, BYTES] += bytes_of[of_copy]
