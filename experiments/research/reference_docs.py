@@ -20,7 +20,16 @@ from engine.hardware.economy import Power, Price
 from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKernel, OnMachines, Overhead
 from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, PrefetchPlan, RoutingPlan, WeightsPlan
+from engine.plan.plan import (
+    CachePlan,
+    ComputePlan,
+    EvictionPlan,
+    PlacementPlan,
+    PrecisionPlan,
+    PrefetchPlan,
+    RoutingPlan,
+    WeightsPlan,
+)
 from experiments.cli.main import COMMANDS, build
 from experiments.study.study_file import Search, Statistics
 
@@ -33,6 +42,7 @@ PLAN: Tables = {
     "prefetch": PrefetchPlan,
     "routing": RoutingPlan,
     "weights": WeightsPlan,
+    "precision": PrecisionPlan,
     "compute": ComputePlan,
 }
 PROFILE: Tables = {
