@@ -103,6 +103,7 @@ class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     # weights.experts by another name; None: as that says
     high: str | None = None
+    # the format of the low copies
     low: str
     # of the low copies, as cache.capacity is of the high ones
     capacity: str
