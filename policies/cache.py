@@ -60,6 +60,20 @@ NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
+class LowCopies:
+    """The low copies of experts in two formats, and the rule of which copy serves (policies.precision).
+
+    `capacity` [groups] is in slots; `popularity` [keys] is each expert's place in its layer by a profile, if the rule
+    needs one.
+    """
+
+    capacity: tuple[int, ...]
+    rule: str
+    parameters: Mapping[str, Value] | None = None
+    popularity: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSpec:
     """Everything that decides a cache's decisions.
 
@@ -72,8 +86,9 @@ class CacheSpec:
     are the host's. `admission` says which of the missing experts may come into the cache, at most `per_step` of them at
     a step, `even` by layer. `reset`: the cache starts anew with every request. `warm` is the trace that it is warmed
     with, `begins` the keys that it begins with, the most recent last. `domains`: what is pinned, or warm, changes with
-    the domain of what is served; each group's capacity is less by the most that any of them pins there. Who says when a
-    request begins and of what domain it is, and reads that trace, is engine.decisions.
+    the domain of what is served; each group's capacity is less by the most that any of them pins there. With `low` all
+    else is of the high copies, and capacity is in slots (policies.tiered_cache). Who says when a request begins and of
+    what domain it is, and reads that trace, is engine.decisions.
     """
 
     layers: int
@@ -103,6 +118,7 @@ class CacheSpec:
     admission_parameters: Mapping[str, Value] | None = None
     per_step: int | None = None
     even: bool = False
+    low: LowCopies | None = None
 
     @property
     def serves_otherwise(self) -> bool:
@@ -131,6 +147,8 @@ class ExpertCache:
     def __init__(self, spec: CacheSpec, *, compiled: bool = True) -> None:
         eviction = eviction_policy(spec.eviction)
         suggester, admission = prefetcher(spec.prefetch), admission_policy(spec.admission)
+        if spec.low is not None:
+            raise PolicyError("experts in two formats are decided by a TieredCache: this way of asking knows one")
         if eviction.reads == "next-use" and spec.into_cache and spec.prefetch != "none":
             raise PolicyError(f"{spec.eviction} knows the next use of demanded experts only: prefetch into staging")
         if eviction.reads == "next-use" and spec.domains is not None and any(one.warm for one in spec.domains.kept):
@@ -255,6 +273,20 @@ class ExpertCache:
         self._leaving = np.concatenate([self._leaving, np.array(gone, np.int64)])
         self._begun += int(self.state.clock[VISITS])
         self._begin({key: int(place[key]) for key in np.flatnonzero(place & PINNED).tolist()})
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the next visit's events are led by what left when the cache started anew."""
+        return len(self._leaving) > 0
+
+    def there(self, layer: int) -> np.ndarray:
+        """Which experts of a layer are resident or loaded ahead: 0 where not [experts]."""
+        return self.state.place[layer * self.spec.experts : (layer + 1) * self.spec.experts]
+
+    def held(self) -> list[tuple[int, int]]:
+        """Key and slot of each expert that is there, in order of keys."""
+        keys = np.flatnonzero(self.state.place)
+        return list(zip(keys.tolist(), (self.state.place[keys] >> SLOT).tolist(), strict=True))
 
     def count_from_here(self) -> None:
         """The visits that follow are counted from 0: what was decided so far was to fill the cache."""
@@ -429,8 +461,22 @@ def reserved(spec: CacheSpec) -> np.ndarray:
 
 
 def slots_of(spec: CacheSpec) -> int:
-    """The physical slots of such a cache, staging buffers included."""
-    return int(most_residents(spec).sum()) + max(spec.staging, 1)
+    """The physical slots of such a cache, staging buffers included, of all copies."""
+    own = int(most_residents(spec).sum()) + max(spec.staging, 1)
+    return own if spec.low is None else own + slots_of(low_spec(spec, spec.low))
+
+
+def low_spec(spec: CacheSpec, low: LowCopies) -> CacheSpec:
+    """The cache of the low copies: nothing is pinned in it, nothing prefetched."""
+    return CacheSpec(
+        layers=spec.layers,
+        experts=spec.experts,
+        capacity=low.capacity,
+        size=np.ones(spec.layers * spec.experts, np.int64),
+        eviction=spec.eviction,
+        eviction_parameters=spec.eviction_parameters,
+        staging=spec.staging,
+    )
 
 
 def allocated(policy: type[P], layout: Layout, parameters: Mapping[str, Value] | None) -> P:

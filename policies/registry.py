@@ -16,6 +16,7 @@ from typing import TypeVar
 from policies.admission.base import Admission
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
+from policies.precision.base import TierRule
 from policies.prefetch.base import Prefetcher
 from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
@@ -72,7 +73,15 @@ ADMISSION = {
     "second-miss": "policies.admission.second_miss:SecondMiss",
     "score": "policies.admission.score:ScoreAdmission",
 }
-BUILTIN = {"eviction": EVICTION, "prefetch": PREFETCH, "admission": ADMISSION, "routing": ROUTING}
+PRECISION = {
+    "miss-below": "policies.precision.miss_below:MissBelow",
+    "rank": "policies.precision.rank:Rank",
+    "popular": "policies.precision.popular:PopularHigh",
+}
+BUILTIN = {
+    **{"eviction": EVICTION, "prefetch": PREFETCH, "admission": ADMISSION},
+    **{"routing": ROUTING, "precision": PRECISION},
+}
 """By kind."""
 
 
@@ -94,6 +103,11 @@ def routing_policy(name: str) -> type[RoutingPolicy]:
 def admission_policy(name: str) -> type[Admission]:
     """The admission policy class behind a name or `path.py:Class`. Raises PolicyError."""
     return find("admission", name, ADMISSION, Admission)
+
+
+def tier_rule(name: str) -> type[TierRule]:
+    """The class of the rule of precision tiers behind a name or `path.py:Class`. Raises PolicyError."""
+    return find("precision", name, PRECISION, TierRule)
 
 
 def names(kind: str) -> list[str]:

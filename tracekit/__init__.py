@@ -26,6 +26,7 @@ _FACE = {
     "policies.eviction.base": ("EvictionPolicy",),
     "policies.eviction.ordered": ("Ordered",),
     "policies.fields": ("parameter", "per_expert", "per_group", "per_pair", "scalar"),
+    "policies.precision.base": ("TierRule",),
     "policies.prefetch.base": ("Prefetcher",),
     "policies.routing.base": ("RoutingPolicy",),
     "tracekit.errors": (

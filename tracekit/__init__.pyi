@@ -21,6 +21,7 @@ from policies.fields import per_expert as per_expert
 from policies.fields import per_group as per_group
 from policies.fields import per_pair as per_pair
 from policies.fields import scalar as scalar
+from policies.precision.base import TierRule as TierRule
 from policies.prefetch.base import Prefetcher as Prefetcher
 from policies.routing.base import RoutingPolicy as RoutingPolicy
 from tracekit.errors import CapacityError as CapacityError

@@ -16,6 +16,7 @@ Code = Literal[
     "mostly overhead",
     "link busy",
     "first order",
+    "precision tiers",
     "does not fit",
     "holds no expert",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.hardware import HardwareProfile
 from engine.hardware.roofline import Roofline
-from engine.plan.plan import Plan
+from engine.plan.misses import MissPlan
 from engine.plan.weights import expanded_bits
 from policies.misses import PARTS
 from tracekit.errors import PlanError
@@ -32,30 +32,31 @@ NO_MACHINE = Served()
 
 
 def served(
-    plan: Plan,
+    miss: MissPlan,
     machine: HardwareProfile | None,
     expert_bytes: Sequence[int],
     expert_params: Sequence[int],
-    stored: str | None = None,
+    weights: str | None,
+    *,
+    grouped: bool,
 ) -> Served:
-    """What `plan` means on `machine` for experts of these bytes and parameters, by layer.
+    """What a plan's words for misses mean on `machine` for experts of these bytes and parameters, by layer.
 
-    `stored` is the format that they are in already, where it is not the plan's. Raises PlanError where the plan asks
-    for what no profile says.
+    `weights` is the format that they are stored in; `grouped`, whether kernels compute several of them at once. Raises
+    PlanError where the plan asks for what no profile says.
     """
-    miss = plan.miss
     if miss.where == "split" and miss.share is not None:
         return Served(copied=round(miss.share * PARTS))
-    if not asks_machine(plan):
+    if not asks_machine(miss):
         return Served()
-    machine = measured_host(plan, machine)
+    machine = measured_host(miss, machine)
     if not expert_bytes:
         raise PlanError(
             f'miss.where = "{miss.where}" weighs copying an expert against computing it on the host, but nothing says '
             "how large experts are: give a model shape (--model-shape)"
         )
-    machine, grouped = machine.sustained(), plan.compute.grouped
-    bits, meta = expanded_bits(stored or plan.weights.experts, grouped=grouped)
+    machine = machine.sustained()
+    bits, meta = expanded_bits(weights, grouped=grouped)
     kernel, cpu = machine.expert_kernel(fused=grouped), machine.cpu
     assert cpu is not None
     sizes = list(zip(expert_bytes, expert_params, strict=True))
@@ -73,25 +74,25 @@ def served(
     return Served(copied=(2 * PARTS * host + host + copy) // (2 * (host + copy)) if host + copy else PARTS)
 
 
-def asks_machine(plan: Plan) -> bool:
+def asks_machine(miss: MissPlan) -> bool:
     """Whether what the plan decides depends on a machine's profile."""
-    return plan.miss.where == "auto" or (plan.miss.where == "split" and plan.miss.share is None)
+    return miss.where == "auto" or (miss.where == "split" and miss.share is None)
 
 
-def check_profile(plan: Plan, machine: HardwareProfile | None) -> None:
+def check_profile(miss: MissPlan, machine: HardwareProfile | None) -> None:
     """Raise PlanError where the plan asks for what no profile says."""
-    if asks_machine(plan):
-        measured_host(plan, machine)
+    if asks_machine(miss):
+        measured_host(miss, machine)
 
 
-def measured_host(plan: Plan, machine: HardwareProfile | None) -> HardwareProfile:
+def measured_host(miss: MissPlan, machine: HardwareProfile | None) -> HardwareProfile:
     """The profile, if it says how fast the host computes. Raises PlanError."""
     if machine is not None and machine.cpu is not None:
         return machine
     lack = "no hardware profile is given" if machine is None else f"profile {machine.name!r} has no [cpu] table"
-    also = ", or say miss.share" if plan.miss.where == "split" and plan.miss.share is None else ""
+    also = ", or say miss.share" if miss.where == "split" and miss.share is None else ""
     raise PlanError(
-        f'miss.where = "{plan.miss.where}" needs to know how fast the host computes, but {lack}: '
+        f'miss.where = "{miss.where}" needs to know how fast the host computes, but {lack}: '
         f"give --hardware with a profile that has one, such as tracekit calibrate makes{also}"
     )
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from engine.decisions.hints import Hints
+from engine.decisions.importance import importance_of
 from engine.decisions.requests import request_steps
 from engine.decisions.run import first_cache
 from engine.plan.plan import RoutingPlan
-from policies.cache import CacheSpec, ExpertCache, targets_of
+from policies.cache import CacheSpec, targets_of
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
+from policies.tiered_cache import AnyCache, TieredCache
 from policies.visit_order import orders_of, tokens_of, weight_of
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import PlanError
@@ -102,13 +104,17 @@ def rerouted(
                 rerouter.restart()
             rows = slice(int(starts[step]), int(starts[step + 1]))
             for layer in range(spec.layers):
-                there = cache.state.place[layer * spec.experts : (layer + 1) * spec.experts]
+                there = cache.there(layer)
                 new, heavy = rerouter.visit(
                     layer, there, experts[rows, layer], weights[rows, layer], known.logits(rows, layer)
                 )
                 experts[rows, layer], weights[rows, layer] = new, heavy
                 order, recency = orders_of(new, routing.experts_per_layer[layer])
                 signal = weight_of(new, weights[rows, layer], order) if weighed else ()
+                if isinstance(cache, TieredCache):
+                    told = importance_of(new, weights[rows, layer], order, spec.experts)
+                    cache.visit(layer, order, recency, known.hint(step, layer), signal, told)
+                    continue
                 tokens = tokens_of(new, order) if spec.counts_tokens else ()
                 gate = weight_of(new, weights[rows, layer], order) if admits_by_gate else ()
                 cache.visit(layer, order, recency, known.hint(step, layer), signal, tokens, gate)
@@ -123,7 +129,7 @@ def rerouted(
     return Rerouted(Trace(trace.path, trace.manifest, rows_of, trace.batching), steps)
 
 
-def _check(trace: Trace, cache: ExpertCache, rerouter: Rerouter) -> None:
+def _check(trace: Trace, cache: AnyCache, rerouter: Rerouter) -> None:
     """Raise PlanError where this cannot be estimated from what was recorded."""
     name = rerouter.spec.policy
     if is_altered(trace.manifest.notes):

@@ -11,10 +11,12 @@ from engine.decisions.domains import switches_of
 from engine.decisions.hints import Hints
 from engine.decisions.requests import request_steps
 from engine.decisions.signals import GateWeights, Signal, with_signals
+from engine.decisions.tiered import TieredTrace
 from policies.cache import CacheSpec, ExpertCache
 from policies.cache_state import Batch
 from policies.events import Events
 from policies.switching import Kept
+from policies.tiered_cache import AnyCache, TieredCache, cache_of
 from tracekit.demand import CHUNK, Demand, demand_of, iter_demand
 from tracekit.errors import PlanError
 from tracekit.rows import PREFILL
@@ -24,7 +26,7 @@ Piece = tuple[Demand, Events]
 Told = tuple[Demand, Signal]
 OnSwitch = Callable[[int, np.ndarray, bool], object]
 """(step, events as `policies.events.pack` makes them, whether it begins there) of a switch to another domain"""
-OnEnd = Callable[[ExpertCache], object]
+OnEnd = Callable[[AnyCache], object]
 
 
 def iter_decisions(
@@ -60,14 +62,14 @@ def iter_decisions(
         on_end(cache)
 
 
-def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
+def first_cache(spec: CacheSpec, *, compiled: bool = True) -> AnyCache:
     """The cache before the first visit: empty, with what `spec.begins` names, or as these decisions leave it at the end
     of the trace `spec.warm`, on which no domain is told.
 
     What a fitted predictor remembers of that trace's last steps is not part of the cache. A clairvoyant cache is not
     warmed here: it begins with what it wants, which it knows only with the trace at hand. Raises PlanError.
     """
-    cache = ExpertCache(spec, compiled=compiled)
+    cache = cache_of(spec, compiled=compiled)
     if spec.begins and cache.eviction_class.reads != "next-use":
         cache.warm(spec.begins)
     if spec.warm is not None and cache.eviction_class.reads != "next-use":
@@ -84,7 +86,7 @@ def first_cache(spec: CacheSpec, *, compiled: bool = True) -> ExpertCache:
 
 
 def _decisions(
-    cache: ExpertCache,
+    cache: AnyCache,
     trace: Trace,
     pieces: Iterator[Demand],
     ranked: Iterable[np.ndarray] | None,
@@ -109,11 +111,12 @@ def _decisions(
         pieces = chain([_everything(spec)], pieces)
     gate = GateWeights(trace, "admission") if cache.admission_class.reads == "gate-share" else None
     told = with_signals(reads, trace, pieces, spec, restarts)
+    tiers = TieredTrace(trace, cache) if isinstance(cache, TieredCache) else None
     for (demand, (signal, signal_recency)), following in _followed(told, known.looks_on):
         if demand.first_step in restarts:
             cache.restart()
             known.forget()
-        if demand.first_step in switching:
+        if demand.first_step in switching and isinstance(cache, ExpertCache):
             cache.switch(switching[demand.first_step])
         if demand.first_step < 0:
             hint = known.none(demand)
@@ -121,6 +124,10 @@ def _decisions(
             hint = np.ascontiguousarray(next(given)[:, : known.count])
         else:
             hint = known.of(demand, following)
+        if tiers is not None:
+            yield tiers.decide(demand, signal, hint)
+            continue
+        assert not isinstance(cache, TieredCache)
         batch = Batch(demand.layer, demand.start, demand.keys, demand.recency, signal, signal_recency, hint)
         if spec.counts_tokens:
             batch = batch._replace(tokens=demand.tokens)

@@ -6,6 +6,7 @@ from engine.decisions.domains import domains_of
 from engine.decisions.misses import NO_MACHINE, Served
 from engine.decisions.pinning import begins_with, filled, placed
 from engine.decisions.splitting import groups_of
+from engine.decisions.tier_spec import in_slots, low_copies
 from engine.plan.plan import Plan
 from policies.cache import CacheSpec
 from policies.registry import eviction_policy, prefetcher
@@ -17,20 +18,24 @@ def cache_spec(
 ) -> CacheSpec:
     """What `plan` means for a model with these MoE layers. Raises CapacityError, PlanError.
 
+    `expert_bytes` [layers] is empty where unknown; of a plan with precision tiers [2 * layers], the high copies first.
     `misses` is what the machine says about them, which some plans need (engine.decisions.misses).
     """
     pinned = placed(plan.placement, experts_per_layer)
-    capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes, pinned)
+    layers = len(experts_per_layer)
+    capacity, size = groups_of(plan.cache, experts_per_layer, expert_bytes[:layers], pinned)
     domains = domains_of(plan.placement, plan.cache.warm_file, experts_per_layer)
     if domains is not None and eviction_policy(plan.eviction.policy).needs_profile:
         raise PlanError(f"eviction policy {plan.eviction.policy!r} never changes what it holds: without domains")
+    if plan.precision is not None:
+        capacity, size = in_slots(capacity, size)
     pinned = filled(plan.eviction, pinned, experts_per_layer, capacity, size)
     _check_artefacts(plan)
     return CacheSpec(
         pinned=pinned,
         predictor=plan.prefetch.artefact,
         estimator=plan.eviction.artefact,
-        layers=len(experts_per_layer),
+        layers=layers,
         experts=max(experts_per_layer),
         capacity=capacity,
         size=size,
@@ -54,6 +59,7 @@ def cache_spec(
         admission_parameters=plan.admission.parameters,
         per_step=plan.admission.per_step,
         even=plan.admission.per_layer == "even",
+        low=None if plan.precision is None else low_copies(plan.precision, experts_per_layer, expert_bytes[layers:]),
     )
 
 

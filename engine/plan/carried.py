@@ -16,7 +16,10 @@ from tracekit.opening import read_file
 
 MOST_BYTES = 16 << 20
 """Of a policy's file."""
-NAMED = {"eviction": "policy", "prefetch": "predictor", "admission": "policy", "routing": "policy"}
+NAMED = {
+    **{"eviction": "policy", "prefetch": "predictor", "admission": "policy"},
+    **{"routing": "policy", "precision": "rule"},
+}
 """Tables of a plan that name a policy, and their key for it."""
 PLACED = {"placement": "pinned", "cache": "warm"}
 """The same of a placement's file."""

@@ -199,6 +199,8 @@ def _lost_anywhere(plan: Plan, engine: str) -> list[str]:
     if plan.serve.host == "disk":
         own = "maps the file, and the system keeps what it last read" if engine == "llama.cpp" else "reads all at once"
         lost.append(f"serve.host disk: {engine} {own}")
+    if plan.precision is not None:
+        lost.append(f"precision {plan.precision.low}: {engine} keeps each expert in one format")
     if plan.weights.attention is not None:
         lost.append(f"weights.attention {plan.weights.attention}: choose a checkpoint whose attention is stored so")
     if re.search(r"hqq", plan.weights.experts or "") and engine != "llama.cpp":

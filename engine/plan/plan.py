@@ -119,6 +119,25 @@ class WeightsPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     attention: str | None = None
 
 
+class PrecisionPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`precision`: each expert in two formats, and which copy serves a choice; a rule's own parameters stand beside.
+
+    The high copies live in the plan's cache, the low ones in a cache of their own, under the same eviction policy.
+    """
+
+    # weights.experts by another name; None: as that says
+    high: str | None = None
+    # the format of the low copies
+    low: str
+    # of the low copies, as cache.capacity is of the high ones
+    capacity: str
+    # which copy a demanded expert needs: a name, or a user's own, "./mine.py:Mine" (policies.precision)
+    rule: str = "miss-below"
+    # a trace, or a file of counts (tracekit.popularity), for rules that rank experts by it
+    profile: str | None = None
+    parameters: dict[str, int | float | bool] = {}
+
+
 class ComputePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`compute`: how a visit's experts are computed, and by what."""
 
@@ -162,6 +181,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     miss: MissPlan = MissPlan()
     admission: AdmissionPlan = AdmissionPlan()
     weights: WeightsPlan = WeightsPlan()
+    precision: PrecisionPlan | None = None
     compute: ComputePlan = ComputePlan()
     serve: ServePlan = ServePlan()
 
@@ -177,8 +197,16 @@ class _Tables(TypedDict, total=False):
     miss: MissPlan
     admission: AdmissionPlan
     weights: WeightsPlan
+    precision: PrecisionPlan | None
     compute: ComputePlan
     serve: ServePlan
+
+
+_WITH_PARAMETERS = {
+    **{"eviction": EvictionPlan, "prefetch": PrefetchPlan, "admission": AdmissionPlan},
+    **{"routing": RoutingPlan, "precision": PrecisionPlan},
+}
+"""Tables in which a policy's own parameters stand beside the keys."""
 
 
 @dataclass(frozen=True, init=False)
@@ -199,6 +227,7 @@ class Plan:
     miss: MissPlan
     admission: AdmissionPlan
     weights: WeightsPlan
+    precision: PrecisionPlan | None
     compute: ComputePlan
     serve: ServePlan
 
@@ -219,6 +248,7 @@ class Plan:
         routing: str | Mapping[str, object] = "none",
         miss: str | Mapping[str, object] = "copy",
         admission: str | Mapping[str, object] = "always",
+        precision: Mapping[str, object] | None = None,
     ) -> None:
         given = capacity if isinstance(capacity, str) else list(capacity)
         tables = {
@@ -232,6 +262,7 @@ class Plan:
             "weights": {"experts": weights} if weights is None or isinstance(weights, str) else weights,
             "compute": {"experts": compute_experts, "kernels": kernels},
             "serve": serve or {},
+            **({} if precision is None else {"precision": precision}),
         }
         self.__dict__.update(plan_from_dict(tables).__dict__)
 
@@ -239,6 +270,16 @@ class Plan:
     def capacity(self) -> Capacity:
         """The parsed capacity."""
         return Capacity.parse(self.cache.capacity)
+
+    @property
+    def formats(self) -> tuple[str | None, ...]:
+        """The formats of an expert's copies, the high one first; a plan without tiers has one."""
+        return (self.weights.experts,) if self.precision is None else (self.weights.experts, self.precision.low)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the engine's output is that of its weights without offloading, whatever the cache holds."""
+        return self.precision is None and not self.routing.alters
 
     @property
     def per_layer(self) -> bool:
@@ -265,7 +306,7 @@ class Plan:
         """The plan as the tables of its file; parameters stand beside the keys that every policy has."""
         tables: dict[str, dict[str, Scalar]] = {}
         for name, struct in self.__dict__.items():
-            if isinstance(struct, RoutingPlan) and not struct.alters:
+            if struct is None or (isinstance(struct, RoutingPlan) and not struct.alters):
                 continue
             table = {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
             table.update(table.pop("parameters", {}))
@@ -288,8 +329,7 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
     """Validate the tables of a plan. Raises PlanError naming `label`, the key and the mend."""
     given: dict[str, object] = dict(tables)
     _check_old_keys(given, label)
-    policies = (("eviction", EvictionPlan), ("prefetch", PrefetchPlan), ("admission", AdmissionPlan))
-    for name, kind in (*policies, ("routing", RoutingPlan)):
+    for name, kind in _WITH_PARAMETERS.items():
         table = given.get(name)
         if isinstance(table, Mapping):
             own = set(kind.__struct_fields__) - {"parameters"}
@@ -310,6 +350,8 @@ def plan_from_dict(tables: Mapping[str, object], label: str = "plan") -> Plan:
             raise PlanError(f"{label}: cache.capacity: {error}") from None
     file = convert(given, _File, label=label, error=PlanError)
     _check_placing(file, label)
+    if file.precision is not None:
+        file = _with_tiers(file, file.precision, label)
     for text in (file.weights.experts, file.weights.attention):
         if text is not None:
             WeightFormat.parse(text)
@@ -344,6 +386,36 @@ def _check_placing(file: _File, label: str) -> None:
         raise PlanError(
             f'{label}: placement.pinned = "popular:..." and placement.profile, a trace or counts, belong together'
         )
+
+
+def _with_tiers(file: _File, precision: PrecisionPlan, label: str) -> _File:
+    """The file with the high format where all look for the experts' format. Raises PlanError, CapacityError."""
+    high, named = precision.high, file.weights.experts
+    if high is not None and named is not None and str(WeightFormat.parse(high)) != str(WeightFormat.parse(named)):
+        raise PlanError(
+            f"{label}: precision.high = {high!r} and weights.experts = {named!r} are two words for one thing: give one"
+        )
+    high = high if named is None else named
+    if str(WeightFormat.parse(precision.low)) == (None if high is None else str(WeightFormat.parse(high))):
+        raise PlanError(f"{label}: precision.low and precision.high are both {high!r}: give two formats, or no tiers")
+    if file.miss.where != "copy" or file.admission.limited or file.placement.by or file.placement.detect:
+        raise PlanError(
+            f"{label}: with precision tiers every miss is copied and kept if there is room, and no placement changes "
+            "with a domain: leave out miss, admission, placement.by and placement.detect, or precision"
+        )
+    own, low = Capacity.parse(file.cache.capacity), Capacity.parse(precision.capacity)
+    if low.unit == "auto" or own.unit == "auto":
+        raise PlanError(f"{label}: with precision tiers give both capacities: 'auto' cannot share out one memory")
+    if low.exceptions or low.per_layer != (own.per_layer or file.cache.split is not None):
+        raise PlanError(
+            f"{label}: precision.capacity = {precision.capacity!r} is of each layer just if cache.capacity is, as in "
+            "2/layer beside 4/layer"
+        )
+    return msgspec.structs.replace(
+        file,
+        weights=msgspec.structs.replace(file.weights, experts=high),
+        precision=msgspec.structs.replace(precision, high=high),
+    )
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:

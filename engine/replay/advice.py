@@ -97,13 +97,22 @@ def first_order_caution(policy: str) -> Caution:
     return Caution("first order", text)
 
 
+TIERED = Caution(
+    "precision tiers",
+    "experts in two formats: a first-order estimate, with the gates' numbers as recorded, which low copies would alter "
+    "(a trace that was recorded with this plan is replayed exactly); there are no bounds and no regret, and what it "
+    "costs in quality is measured in the engine (tracekit quality)",
+)
+"""What to know of a plan whose experts have two copies."""
+
+
 def cycle_warnings(setting: Setting, decode: DecodeWork) -> list[Caution]:
     """A cache for all layers that is smaller than what one decode token demands over all of them: LRU hardly hits."""
     spec, plan = setting.spec, setting.plan
     if len(spec.capacity) > 1 or decode.steps == 0:
         return []
     cycle = decode.lookups / decode.steps * float(np.mean(spec.size[spec.size > 0]))
-    if spec.capacity[0] >= cycle:
+    if spec.capacity[0] + (0 if spec.low is None else spec.low.capacity[0]) >= cycle:
         return []
     unit = "bytes" if plan.capacity.unit == "bytes" else "experts"
     text = (

@@ -20,6 +20,7 @@ from engine.replay.passes import Replayed
 from engine.simulator import log
 from engine.simulator.timeline import CAUSES
 from policies.events import ADMIT, BYPASS, HIT, HIT_PINNED, HIT_PREFETCHED, HOST, LOAD, PREFETCH
+from policies.tiered_cache import TIERS
 from tracekit.demand import step_starts
 from tracekit.durable import check_place, reporting, write_synced
 from tracekit.errors import PlanError
@@ -77,8 +78,10 @@ def events_of(
         visit, key = row[log.VISIT], row[log.KEY]
         about = {"step": int(step_ids[visit // layers]), "layer": visit % layers}
         if key >= 0:
-            about |= {"expert": key % experts, "expert_layer": key // experts, "slot": row[log.SLOT]}
-        events.append(_slice(_lane(row), _name(row, experts, causes, about), row, about))
+            of_copy, tier = key // experts % layers, TIERS[key // experts // layers]
+            about |= {"expert": key % experts, "expert_layer": of_copy, "slot": row[log.SLOT]}
+            about |= {"tier": tier} if tier != TIERS[0] else {}
+        events.append(_slice(_lane(row), _name(row, causes, about), row, about))
     events += _arrows(rows)
     return events
 
@@ -128,9 +131,10 @@ def _lane(row: list[int]) -> int:
     return LANE_OF.get(row[log.WHAT], COMPUTE)
 
 
-def _name(row: list[int], experts: int, causes: Sequence[str], about: dict[str, Any]) -> str:
-    what, kind, key = row[log.WHAT], row[log.KIND], row[log.KEY]
-    expert = f"L{key // experts} E{key % experts}" if key >= 0 else ""
+def _name(row: list[int], causes: Sequence[str], about: dict[str, Any]) -> str:
+    what, kind = row[log.WHAT], row[log.KIND]
+    expert = f"L{about['expert_layer']} E{about['expert']}" if "expert" in about else ""
+    expert += f" {about['tier']}" if "tier" in about else ""
     if what == log.WAIT:
         return f"wait: {causes[kind].replace('_', ' ')}"
     if what == log.COPY:

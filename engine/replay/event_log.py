@@ -13,6 +13,7 @@ import polars as pl
 
 from engine.plan.plan import Plan
 from policies.events import KIND_NAMES, Events
+from policies.tiered_cache import TIERS
 from tracekit.demand import Demand, step_starts
 from tracekit.durable import aside, check_place, reporting
 from tracekit.errors import TraceError
@@ -27,6 +28,7 @@ SCHEMA = {
     "expert": pl.UInt16(),  # within its layer
     "slot": pl.Int32(),  # the physical slot the expert is in, comes to or leaves
 }
+TIER = {"tier": pl.Enum(TIERS)}  # which copy of the expert it is; a column only where experts have two
 
 
 class EventLog:
@@ -57,8 +59,13 @@ class EventLog:
             "tracekit.layers": str(trace.layers),
             "tracekit.plan": "" if plan is None else plan.to_toml(),
         }
+        self._tiered = plan is not None and plan.precision is not None
         self._names = pl.Series(KIND_NAMES, dtype=SCHEMA["kind"])
         self._parts: list[Path] = []
+
+    @property
+    def _columns(self) -> dict[str, Any]:
+        return self.schema | (TIER if self._tiered and self.schema is SCHEMA else {})
 
     def __enter__(self) -> Self:
         check_place(self.path)
@@ -73,16 +80,19 @@ class EventLog:
     def append(self, demand: Demand, events: Events) -> None:
         """Add the decisions on one piece of demand."""
         visit, expert = events.visit, events.expert
+        layer = expert // demand.experts  # those of low copies follow
+        tiers = {"tier": pl.Series(TIERS, dtype=TIER["tier"]).gather(layer // demand.layers)}
         frame = pl.DataFrame(
             {
                 "visit": visit,
                 "step": self._step_ids[visit // demand.layers],
-                "layer": (expert // demand.experts).astype(np.uint16),
+                "layer": (layer % demand.layers).astype(np.uint16),
                 "kind": self._names.gather(events.kind),
                 "expert": (expert % demand.experts).astype(np.uint16),
                 "slot": events.slot,
+                **(tiers if self._tiered else {}),
             },
-            schema=self.schema,
+            schema=self._columns,
         )
         self._add(frame)
 
@@ -105,7 +115,7 @@ class EventLog:
     def _join(self) -> None:
         """Stream the pieces into one file and give it its name."""
         whole = self._folder / "whole.parquet"
-        pieces = pl.scan_parquet(self._parts) if self._parts else pl.LazyFrame(schema=self.schema)
+        pieces = pl.scan_parquet(self._parts) if self._parts else pl.LazyFrame(schema=self._columns)
         with explained(self.path):
             pieces.sink_parquet(whole, compression="zstd", metadata=self._metadata)
             with whole.open("rb") as written:

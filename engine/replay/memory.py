@@ -38,7 +38,7 @@ class DeviceMemory(NamedTuple):
     activations: int
     """What the largest step computes with."""
     slots: int
-    """The cache of experts."""
+    """The cache of experts; of both copies, where they have two."""
     staging: int
     """Buffers outside it."""
     expansion: int
@@ -51,8 +51,14 @@ class DeviceMemory(NamedTuple):
 
 def device_memory(setting: Setting) -> DeviceMemory:
     """Device memory of a plan. The sizes of experts must be known (`setting.sizes`)."""
-    plan, shape, largest = setting.plan, setting.shape, max(setting.sizes)
-    units = np.array(setting.spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest)
+    plan, shape, spec = setting.plan, setting.shape, setting.spec
+    largest = [max(sizes) for sizes in setting.tier_sizes]
+    if spec.low is None:
+        units = np.array(spec.capacity, np.float64) / (1 if plan.capacity.unit == "bytes" else 1 / largest[0])
+        slots = int(units.sum() * setting.scale)
+    else:
+        in_tier = zip((spec.capacity, spec.low.capacity), largest, strict=True)
+        slots = int(sum(sum(capacity) * size for capacity, size in in_tier) * setting.scale)
     dense = sum(setting.manifest.dense_bytes or ())
     kv_cache = activations = expansion = 0
     if shape is not None:
@@ -64,8 +70,8 @@ def device_memory(setting: Setting) -> DeviceMemory:
         dense=dense,
         kv_cache=kv_cache,
         activations=activations,
-        slots=int(units.sum() * setting.scale),
-        staging=setting.spec.staging * largest,
+        slots=slots,
+        staging=spec.staging * sum(largest),
         expansion=expansion,
     )
 
@@ -121,18 +127,19 @@ def most_slots(
 
 def expanded_bytes(shape: ModelShape, plan: Plan) -> int:
     """One expert in 16 bits, where the engine expands it before use; other software reads it as it is stored."""
-    word = plan.weights.experts
-    return 2 * shape.expert_params if word is not None and WeightFormat.parse(word).group else 0
+    expanded = any(word is not None and WeightFormat.parse(word).group for word in plan.formats)
+    return 2 * shape.expert_params if expanded else 0
 
 
 def host_bytes(setting: Setting) -> float:
-    """Host memory for all experts, or the host cache where they lie on disk."""
+    """Host memory for all experts, in all formats that the plan keeps, or the host cache where they lie on disk."""
     assert setting.costs is not None
     if setting.shape is not None:
-        experts = float(experts_bytes(setting.shape, WeightFormat.parse(setting.plan.weights.experts or "bf16")))
+        formats = (WeightFormat.parse(word or "bf16") for word in setting.plan.formats)
+        experts = float(sum(experts_bytes(setting.shape, one) for one in formats))
     else:
-        per_layer = zip(setting.manifest.experts_per_layer, setting.sizes, strict=True)
-        experts = float(sum(count * size for count, size in per_layer))
+        counts = setting.manifest.experts_per_layer * len(setting.tier_sizes)
+        experts = float(sum(count * size for count, size in zip(counts, setting.sizes, strict=True)))
     cached = setting.costs.host_bytes
     return experts if cached < 0 else min(experts, setting.scale * cached)
 

@@ -5,19 +5,21 @@ studies and validations call the same function.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from engine.decisions.run import OnEnd, OnSwitch, iter_decisions
+from engine.replay.copies import COUNTED, NO_COPIES, tally_copies
 from engine.replay.given_decisions import GivenDecisions
 from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, WASTED, Timeline
-from policies.cache import CacheSpec
+from policies.cache import CacheSpec, slots_of
 from policies.events import ADMIT, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
+from policies.tiered_cache import TIERS
 from tracekit.demand import Demand, step_starts
 from tracekit.rows import DECODE
 from tracekit.trace import Trace
@@ -73,7 +75,9 @@ class Replayed:
 
     By step: `phase` u8 [steps], `step_tokens` i32 [steps], `step_kinds` i64 [steps, kinds] events, `step_bytes` i64
     [steps] copied. `demand_loads` i64 [2, layers] by phase. If timed, `timeline` holds the sums and `step_ns` i64
-    [steps] the times; if kept, also `spent` [steps, causes] and `visit_end` [visits], else these are empty.
+    [steps] the times; if kept, also `spent` [steps, causes] and `visit_end` [visits], else these are empty. Where
+    experts have two copies `step_copies` i64 [steps, tiers, what] counts them (engine.replay.copies), with the bytes of
+    the first of the targets.
     """
 
     phase: np.ndarray
@@ -85,6 +89,7 @@ class Replayed:
     spent: np.ndarray
     visit_end: np.ndarray
     timeline: Timeline | None
+    step_copies: np.ndarray = field(default_factory=lambda: NO_COPIES)
 
     @property
     def kinds(self) -> np.ndarray:
@@ -120,6 +125,7 @@ class Replayed:
             step_ns=self.step_ns[rest],
             spent=self.spent[rest],
             visit_end=self.visit_end[warm_up * layers :],
+            step_copies=self.step_copies[rest],
         )
 
     def _by_phase(self, of_step: np.ndarray) -> np.ndarray:
@@ -166,6 +172,7 @@ def run(
     check_targets(trace, spec, targets, steps, None if given is None else given.rows)
     kinds, loads = np.zeros((count, KINDS), np.int64), np.zeros((2, spec.layers), np.int64)
     loaded = {target.sizes: np.zeros(count, np.int64) for target in targets}
+    copies = np.zeros((count, len(TIERS), len(COUNTED)) if spec.low is not None else (0, 0, 0), np.int64)
     timings = [Timing(target.costs, spec, count, keep, log) if target.costs is not None else None for target in targets]
     decided = iter_decisions(
         trace, spec, reshape=reshape, demands=demands, hints=hints, on_switch=on_switch, on_end=on_end
@@ -180,12 +187,16 @@ def run(
                     if timing is not None:
                         timing.count_from_here()
             piece = slice(part.first_step, part.first_step + part.steps)
-            counted, by_layer = kinds[piece], loads
+            counted, by_layer, by_tier = kinds[piece], loads, copies[piece]
             for sizes, of_step in loaded.items():
-                bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
                 events_of = (of_part.code, of_part.start, part.phase)
-                tally(*events_of, spec.experts, bytes_of, counted, by_layer, of_step[piece])
-                counted, by_layer = np.zeros_like(counted), np.zeros_like(loads)  # the same whatever the sizes
+                if spec.low is not None:
+                    tally_copies(*events_of, spec, sizes, counted, by_layer, of_step[piece], by_tier)
+                else:
+                    bytes_of = np.array(sizes or (0,) * spec.layers, np.int64)
+                    tally(*events_of, spec.experts, bytes_of, counted, by_layer, of_step[piece])
+                # The same whatever the sizes.
+                counted, by_layer, by_tier = (np.zeros_like(one) for one in (counted, by_layer, by_tier))
             for timing in timings:
                 if timing is not None:
                     timing.add(part, of_part, steps.context[piece])
@@ -202,6 +213,7 @@ def run(
             step_kinds=kinds,
             step_bytes=loaded[target.sizes],
             demand_loads=loads,
+            step_copies=copies,
             **(untimed if timing is None else timing.times()),
         )
         for target, timing in zip(targets, timings, strict=True)
@@ -273,6 +285,8 @@ class Timing:
 
 def timed_slots(spec: CacheSpec) -> int:
     """How many physical slots a timeline has to know."""
+    if spec.low is not None:
+        return slots_of(spec) + 1
     return sum(min(c, spec.layers * spec.experts // len(spec.capacity)) for c in spec.capacity) + spec.staging + 1
 
 

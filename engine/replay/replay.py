@@ -13,7 +13,7 @@ from engine.decisions.rerouted import FIRST_ORDER, Choices, rerouted, routing_sp
 from engine.decisions.run import OnEnd
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.plan import Plan, PlanLike, as_plan
-from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
+from engine.replay.advice import TIERED, DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounds_passes, find_bounds, is_bounded
 from engine.replay.estimates import find_estimates
 from engine.replay.given_decisions import GivenDecisions
@@ -23,7 +23,7 @@ from engine.replay.regret import find_regret, regret_passes
 from engine.replay.result import PhaseCounts, Result, altered_routing
 from engine.replay.sensitivities import PASSES, find_sensitivities
 from engine.replay.setting import Setting
-from engine.replay.summary import counts_of, time_of
+from engine.replay.summary import counts_of, tiers_of, time_of
 from engine.replay.switching import Switches
 from engine.shapes import ModelShape, load_shape
 from policies.events import Events
@@ -105,7 +105,13 @@ def replay(
     if machine is not None:
         plan = fit_capacity(plan, trace.manifest, machine, shape, load, reshape=reshape)
     setting = Setting.of(trace.manifest, plan, machine, shape, reshape=reshape, load=load, given=given)
-    bounded, timed = is_bounded(trace, bounds), machine is not None
+    tiered, timed = plan.precision is not None, machine is not None
+    bounded = is_bounded(trace, bounds) and not tiered
+    if tiered and (bounds or given is not None):
+        raise PlanError(
+            "of a plan with precision tiers there are no bounds, and its decisions cannot be given: leave out "
+            + ("--bounds" if bounds else "--decisions")
+        )
     if sensitivities and plan.routing.alters:
         raise PlanError(
             "sensitivities are of recorded routing, which a plan with a routing policy alters by what its cache holds: "
@@ -152,7 +158,9 @@ def replay(
     warnings = seen + [found.text for found in advice(trace, setting, DecodeWork.of(done), time)]
     if altered is not None:
         warnings.append(first_order_caution(altered.policy).text)
-    if not bounded and bounds is None:
+    if tiered:
+        warnings.append(TIERED.text)
+    elif not bounded and bounds is None:
         warnings.append(
             "no bounds: they would read this long trace into memory and take longer than all else; --bounds asks"
         )
@@ -175,6 +183,7 @@ def replay(
         estimates=estimates,
         switching=None if setting.spec.domains is None else switches.found(setting.sizes),
         warnings=warnings,
+        precision=tiers_of(done, sized=sized),
         provenance=_provenance(recorded, setting)
         | {"decisions": None if given is None else given.about}
         | {"warm_up": {"tokens": warm_up, "steps": uncounted}},
@@ -187,9 +196,9 @@ def replay_passes(trace: Trace, plan: Plan, *, timed: bool, bounds: bool | None,
 
     There is no regret of decisions that are `given`.
     """
-    if not is_bounded(trace, bounds):
-        return 1 + (plan.routing.alters and not given)
     own = 1 + (plan.routing.alters and not given)
+    if plan.precision is not None or not is_bounded(trace, bounds):
+        return own
     return own + bounds_passes(timed=timed) + (regret_passes(plan) if timed and not given else 0)
 
 

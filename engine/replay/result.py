@@ -220,6 +220,18 @@ class Switching(msgspec.Struct, frozen=True, kw_only=True):
     bytes_loaded: int | None
 
 
+class TierCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tier of experts in two formats did (`precision`), over the whole trace.
+
+    `lookups` are those that its copies served; `bytes_loaded` is None when the bytes of an expert are unknown.
+    """
+
+    lookups: int
+    hits: int
+    prefetches: int
+    bytes_loaded: int | None
+
+
 class Result(Counts, frozen=True, kw_only=True):
     """Everything a replay found: the counts of the whole trace, by phase, time, bounds, and where it all came from."""
 
@@ -235,6 +247,8 @@ class Result(Counts, frozen=True, kw_only=True):
     """None for a plan that knows no domains."""
     warnings: list[str]
     provenance: dict[str, Any]
+    precision: dict[str, TierCounts] | None = None
+    """By tier, "high" and "low", where the plan keeps experts in two formats."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.hardware import HardwareProfile, Rate
+from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan
 from engine.replay.memory import fits
 from engine.replay.passes import Replayed, run
@@ -117,8 +118,13 @@ def improved(machine: HardwareProfile, part: str, times: Fraction) -> HardwarePr
 
 def enlarged(plan: Plan, times: Fraction, experts_per_layer: Sequence[int]) -> Plan:
     """The plan with that many times the slots or bytes: whole ones, and slots for no more than all experts."""
+    low = plan.precision
+    if low is not None:
+        more = Capacity.parse(low.capacity).times(times, experts_per_layer)
+        low = msgspec.structs.replace(low, capacity=more)
     return plan.replace(
-        cache=msgspec.structs.replace(plan.cache, capacity=plan.capacity.times(times, experts_per_layer))
+        cache=msgspec.structs.replace(plan.cache, capacity=plan.capacity.times(times, experts_per_layer)),
+        precision=low,
     )
 
 

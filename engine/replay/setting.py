@@ -13,7 +13,8 @@ from engine.replay.passes import Target
 from engine.replay.predictor_costs import with_predictors
 from engine.shapes import ModelShape
 from engine.shapes.load import ALONE, Load
-from engine.simulator.costs import Costs, expert_params, model_costs, stored_expert_bytes
+from engine.simulator.copies import copies_bytes
+from engine.simulator.costs import Costs, expert_params, model_costs
 from policies.cache import CacheSpec
 from tracekit.errors import CapacityError, PlanError, did_you_mean
 from tracekit.manifest import Manifest
@@ -27,7 +28,8 @@ it takes what one of the shape's takes."""
 class Setting:
     """A plan, the cache it means, the sizes of experts as it stores them, and what work costs on the machine.
 
-    `sizes` are the bytes of an expert of each MoE layer, none if nothing says; `costs` is None without a machine;
+    `sizes` are the bytes of an expert of each MoE layer, those of low copies (`plan.precision`) behind, none if nothing
+    says; `costs` is None without a machine;
     `load` is what device memory holds beside weights.
     """
 
@@ -65,9 +67,12 @@ class Setting:
         if shape is not None:
             check_shape(manifest, shape, reshape)
         machine = None if machine is None else with_host(machine, plan)
-        sizes = stored_expert_bytes(manifest, shape, plan.weights.experts)
+        sizes = copies_bytes(manifest, shape, plan.formats)
         if given is None:
-            misses = served(plan, machine, sizes, expert_params(manifest, shape, sizes), stored)
+            # Of a plan with tiers, which copies what it misses, nothing is asked that depends on sizes.
+            one = sizes[: len(manifest.experts_per_layer)]
+            params, word = expert_params(manifest, shape, one), stored or plan.weights.experts
+            misses = served(plan.miss, machine, one, params, word, grouped=plan.compute.grouped)
             spec = cache_spec(manifest.experts_per_layer, sizes, plan, misses)
         else:
             spec = given.spec_of(sizes)
@@ -86,6 +91,12 @@ class Setting:
     def target(self) -> Target:
         """What the plan's decisions are counted and timed as."""
         return Target(self.sizes, self.costs)
+
+    @property
+    def tier_sizes(self) -> list[tuple[int, ...]]:
+        """`sizes` by tier, the high copies first."""
+        layers = self.spec.layers
+        return [self.sizes[first : first + layers] for first in range(0, len(self.sizes), layers)]
 
     @property
     def scale(self) -> float:
@@ -108,6 +119,7 @@ def costs_without_predictors(
         stored=stored,
         compute_experts=compute.experts,
         grouped=compute.grouped,
+        low=None if plan.precision is None else plan.precision.low,
     )
 
 

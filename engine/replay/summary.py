@@ -6,10 +6,11 @@ import numpy as np
 
 from engine.replay.memory import fits
 from engine.replay.passes import Replayed
-from engine.replay.result import Counts, HitsBy, Time, Tpot
+from engine.replay.result import Counts, HitsBy, TierCounts, Time, Tpot
 from engine.replay.setting import Setting
 from engine.simulator.timeline import CAUSES, LATE, STALLS, USEFUL, WASTED
 from policies.events import ADMIT, BYPASS, HIT_PREFETCHED, HOST, LOAD, PREFETCH
+from policies.tiered_cache import TIERS
 from tracekit.rows import DECODE
 
 
@@ -32,6 +33,16 @@ def counts_of(done: Replayed, phases: Sequence[int], *, sized: bool) -> Counts:
         prefetches=int(kinds[PREFETCH]),
         bytes_loaded=int(done.loaded[list(phases)].sum()) if sized else None,
     )
+
+
+def tiers_of(done: Replayed, *, sized: bool) -> dict[str, TierCounts] | None:
+    """The counts by tier, where experts have two copies."""
+    if not done.step_copies.size:
+        return None
+    return {
+        tier: TierCounts(lookups=lookups, hits=hits, prefetches=prefetches, bytes_loaded=copied if sized else None)
+        for tier, (lookups, hits, prefetches, copied) in zip(TIERS, done.step_copies.sum(axis=0).tolist(), strict=True)
+    }
 
 
 def time_of(setting: Setting, done: Replayed) -> Time | None:

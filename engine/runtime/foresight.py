@@ -11,9 +11,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from engine.decisions.foresight import Ranking, estimator_of, predictor_of
-from policies.cache import ExpertCache
 from policies.learned.session import Session
 from policies.learned.verdict import steps_until
+from policies.tiered_cache import AnyCache
 from tracekit.errors import PlanError
 from tracekit.recorder.describe import config_digest, identity
 from tracekit.rows import UNUSED
@@ -22,7 +22,7 @@ from tracekit.rows import UNUSED
 class Foresight:
     """Sessions of the predictors that a cache's policies read; there may be none."""
 
-    def __init__(self, cache: ExpertCache, model: PreTrainedModel, experts_per_layer: list[int], top_k: int) -> None:
+    def __init__(self, cache: AnyCache, model: PreTrainedModel, experts_per_layer: list[int], top_k: int) -> None:
         spec = cache.spec
         self._predictor = predictor_of(spec) if cache.prefetch_class.reads == "predicted" else None
         self._estimator = estimator_of(spec) if cache.eviction_class.reads == "predicted-use" else None

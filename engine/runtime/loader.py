@@ -1,7 +1,7 @@
 """`Loader`: the copies that a visit's decisions ask for, in the order of the decisions."""
 
 from engine.runtime.links.queued_link import Copy, Link, Ticket
-from engine.runtime.pool import SlotPool
+from engine.runtime.pool import Pool
 from engine.runtime.storage.store import Store
 from policies.events import ADMIT, BYPASS, EVICT, HIT_PREFETCHED, HOST, LOAD, PREFETCH, Events
 
@@ -17,7 +17,7 @@ class Loader:
     `done`. Experts are computed in the order that `begin` returns: then each one's copy leaves before it is computed.
     """
 
-    def __init__(self, store: Store, pool: SlotPool, link: Link) -> None:
+    def __init__(self, store: Store, pool: Pool, link: Link) -> None:
         self.store, self.pool, self.link = store, pool, link
         self.bytes = dict.fromkeys(KINDS.values(), 0)  # asked of the link and not cancelled
         # What became of prefetches: copied when demanded, still on their way, or given up unused.

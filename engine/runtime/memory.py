@@ -4,7 +4,7 @@ import ctypes
 import gc
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,9 @@ from engine.runtime.storage.slab_layout import (
 from engine.runtime.storage.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from engine.shapes.config import shape_of_config
 from engine.shapes.load import Load, load_bytes
-from policies.cache import ExpertCache
+from policies.cache import CacheSpec, low_spec
+from policies.cache import slots_of as cache_slots
+from policies.tiered_cache import cache_of
 from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.generation import default_chunk
 from tracekit.recorder.seam import MoeLayer, moe_layers
@@ -46,7 +48,7 @@ class Footprint:
     """Bytes that an offloaded model takes: `slot` for one expert on the device, `rest` for all else that stays there,
     `working` to expand, or before that to quantise, one matrix or expert; `serving` for the key-value cache and the
     activations of what the plan serves, 0 where it does not say; `host` for all experts. Slots of `staging` come on top
-    of the cache's.
+    of the cache's. Where experts have two copies slots are those of the high ones, and `low` is what the others take.
     """
 
     layers: int
@@ -57,6 +59,7 @@ class Footprint:
     serving: int
     host: int
     staging: int
+    low: int = 0
 
     def device(self, slots: int) -> int:
         """Bytes on the device with so many slots in all."""
@@ -65,7 +68,7 @@ class Footprint:
     @property
     def always(self) -> int:
         """Bytes beside the slots."""
-        return self.rest + self.working + self.serving
+        return self.rest + self.working + self.serving + self.low
 
     def largest(self, room: int) -> str:
         """The largest capacity whose slots fit into `room` bytes of device memory, as a plan says it; "" if none."""
@@ -80,9 +83,11 @@ def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False, device:
 
     `quantising`: experts are quantised on the device, beside the slots, and not read as they are stored.
     """
-    layers, word = moe_layers(model), plan.weights.experts
-    layouts = [layout_of(layer.experts, word) for layer in layers]
-    largest = max(range(len(layers)), key=lambda index: layouts[index].bytes)
+    layers = moe_layers(model)
+    tiers = [[layout_of(layer.experts, word) for layer in layers] for word in plan.formats]
+    layouts = [layout for tier in tiers for layout in tier]
+    slot, *lows = (aligned(max(layout.bytes for layout in tier), SLOT_ALIGNMENT) for tier in tiers)
+    spec = _spec(layers, plan) if lows else None
     served = {id(p) for layer in layers for p in expert_parameters(layer.experts).values()}
     rest = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in served)
     if plan.weights.attention is not None:
@@ -91,16 +96,21 @@ def footprint(model: nn.Module, plan: Plan, *, quantising: bool = False, device:
     return Footprint(
         layers=len(layers),
         experts=max(layer.num_experts for layer in layers),
-        slot=aligned(layouts[largest].bytes, SLOT_ALIGNMENT),
+        slot=slot,
         rest=rest,
         working=max(
             *(0 if plan.compute.grouped else expansion_bytes(layout, device) for layout in set(layouts)),
             _attention_working(model, plan.weights.attention, device),
-            _quantising(layouts) if quantising else 0,
+            *(_quantising(tier) if quantising else 0 for tier in tiers),
         ),
         serving=_serving(model, plan),
-        host=sum(layer.num_experts * aligned(layout.bytes) for layer, layout in zip(layers, layouts, strict=True)),
+        host=sum(
+            layer.num_experts * aligned(layout.bytes)
+            for tier in tiers
+            for layer, layout in zip(layers, tier, strict=True)
+        ),
         staging=max(plan.prefetch.staging, 1),
+        low=0 if spec is None or spec.low is None else cache_slots(low_spec(spec, spec.low)) * lows[0],
     )
 
 
@@ -166,18 +176,28 @@ def fit(model: nn.Module, plan: Plan, room: int, where: str, *, device: torch.de
 
 
 def slots_of(model: nn.Module, plan: Plan) -> int:
-    """Slots on the device, staging buffers included."""
-    layers = moe_layers(model)
-    sizes = expert_bytes(layers, plan.weights.experts)
-    anyhow = plan.replace(miss=MissPlan())  # slots are the same
-    return ExpertCache(cache_spec([layer.num_experts for layer in layers], sizes, anyhow)).slots
+    """Slots on the device, staging buffers included; of the high copies alone, where experts have two."""
+    spec = _spec(moe_layers(model), plan.replace(miss=MissPlan()))  # which changes no slots, and asks for no machine
+    cache_of(spec)  # raises what would keep it from deciding
+    return cache_slots(replace(spec, low=None))
 
 
-def expert_bytes(layers: Sequence[MoeLayer], weights: str | None) -> list[int]:
-    """Bytes of one expert of each layer as a weight format stores it, which is what capacities in bytes count."""
-    if weights is None or not WeightFormat.parse(weights).quantised:
-        return [layer.expert_bytes for layer in layers]
-    return [layout_of(layer.experts, weights).bytes for layer in layers]
+def _spec(layers: Sequence[MoeLayer], plan: Plan) -> CacheSpec:
+    return cache_spec([layer.num_experts for layer in layers], expert_bytes(layers, plan.formats), plan)
+
+
+def expert_bytes(layers: Sequence[MoeLayer], formats: Sequence[str | None]) -> list[int]:
+    """Bytes of one expert of each layer as a weight format stores it, which is what capacities in bytes count.
+
+    Of several formats one after the other.
+    """
+    return [
+        layer.expert_bytes
+        if weights is None or not WeightFormat.parse(weights).quantised
+        else layout_of(layer.experts, weights).bytes
+        for weights in formats
+        for layer in layers
+    ]
 
 
 def fit_checkpoint(

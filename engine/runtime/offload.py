@@ -21,7 +21,7 @@ from engine.runtime.links.cuda_link import CudaLink
 from engine.runtime.links.thread_link import EmulatedLink, ThreadLink
 from engine.runtime.memory import expert_bytes, fit, fit_checkpoint, footprint, free_bytes
 from engine.runtime.offload_state import STATE, OffloadState, check_policies
-from engine.runtime.pool import SlotPool
+from engine.runtime.pool import Pool, SlotPool, TieredPool
 from engine.runtime.rewriting import rewriting_of
 from engine.runtime.storage.attention import attention_bytes, check_attention, quantise_attention
 from engine.runtime.storage.disk_store import SlabExperts, load_slabs, open_slabs, write_slabs
@@ -31,7 +31,8 @@ from engine.runtime.storage.random_weights import RandomExperts
 from engine.runtime.storage.sharded_loading import opened_checkpoint
 from engine.runtime.storage.slab_layout import layout_of
 from engine.runtime.storage.store import Store
-from policies.cache import CacheSpec
+from engine.runtime.storage.tiered_store import TieredStore
+from policies.cache import CacheSpec, low_spec, slots_of
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 
@@ -113,7 +114,9 @@ def offload(
         raise PlanError(
             f'miss.where = "{plan.miss.where}" needs kernels = "eager" in the engine: the host takes single experts'
         )
-    check_profile(plan, hardware)
+    check_profile(plan.miss, hardware)
+    if plan.precision is not None:
+        _check_tiers(plan, host, slabs)
     target = _device(model, device)
     if plan.compute.grouped:
         check_kernels(target)
@@ -147,18 +150,20 @@ def offload(
         layers, formats = moe_layers(loaded), (plan.weights.experts, plan.weights.attention)
         if path is None or not path.exists():
             for layer in layers if random_experts is None else ():
-                check_storable(layer, formats[0], loaded=origin is None)
+                for word in plan.formats:
+                    check_storable(layer, word, loaded=origin is None)
             check_attention(loaded, formats[1])
-        sizes = expert_bytes(layers, formats[0])
-        misses = served(plan, hardware, sizes, [layer.expert_params for layer in layers])
+        sizes = expert_bytes(layers, plan.formats)
+        params, stored = [layer.expert_params for layer in layers], plan.weights.experts
+        misses = served(plan.miss, hardware, sizes[: len(layers)], params, stored, grouped=plan.compute.grouped)
         spec = cache_spec or spec_of([layer.num_experts for layer in layers], sizes, plan, misses)
-        slots = check_policies(spec).slots
+        check_policies(spec)
         rewriting_of(plan.routing, spec, layers)
         eager.register()
         grouped.register()
         # Before anything moves: too many slots for the device is the likeliest mistake.
-        pool = SlotPool(slots, max(layout_of(layer.experts, formats[0]).bytes for layer in layers), target)
-        store, accumulate = _stored(loaded, layers, formats, origin or LoadedExperts(), path, host, target)
+        pool = _pool(layers, plan, spec, target)
+        store, accumulate = _stored(loaded, layers, plan, origin or LoadedExperts(), path, host, target)
         if formats[1] is not None and not attention_bytes(loaded):
             quantise_attention(loaded, formats[1], target)
         _move_rest(loaded, target)
@@ -167,7 +172,7 @@ def offload(
         link = CudaLink(target) if target.type == "cuda" else ThreadLink(emulate_link)
         lane = CpuLane(layers, store) if with_lane else None
         visits = None
-        if plan.compute.grouped:
+        if plan.compute.grouped and isinstance(pool, SlotPool):
             visits = GroupedVisits(layers, store.layouts, pool, fused=plan.compute.experts == "fused")
         state = OffloadState(
             loaded,
@@ -202,6 +207,16 @@ def _fitted(
     return fit(model, plan, room, str(target), device=target, quantising=quantising)
 
 
+def _check_tiers(plan: Plan, host: str, slabs: str | Path | None) -> None:
+    """Raise PlanError for what the engine does not do yet with experts in two formats."""
+    if plan.compute.grouped:
+        raise PlanError(
+            'precision tiers need compute.kernels = "eager" in the engine: its grouped kernels read one format'
+        )
+    if host != "memory" or slabs is not None:
+        raise PlanError("precision tiers keep both copies in host memory: leave --host disk and --slabs out")
+
+
 def _slabs(host: str, slabs: str | Path | None) -> Path | None:
     """The directory of slabs, or None for experts in memory. Raises PlanError."""
     if host not in ("memory", "disk"):
@@ -211,18 +226,30 @@ def _slabs(host: str, slabs: str | Path | None) -> Path | None:
     return None if slabs is None else Path(slabs)
 
 
+def _pool(layers: Sequence[MoeLayer], plan: Plan, spec: CacheSpec, target: torch.device) -> Pool:
+    """The device's slots; where experts have two copies, of two sizes."""
+    largest = [max(layout_of(layer.experts, word).bytes for layer in layers) for word in plan.formats]
+    if spec.low is None:
+        return SlotPool(slots_of(spec), largest[0], target)
+    low = slots_of(low_spec(spec, spec.low))
+    return TieredPool(SlotPool(slots_of(spec) - low, largest[0], target), SlotPool(low, largest[1], target))
+
+
 def _stored(
     model: PreTrainedModel,
     layers: Sequence[MoeLayer],
-    formats: tuple[str | None, str | None],
+    plan: Plan,
     origin: Origin,
     path: Path | None,
     host: str,
     target: torch.device,
 ) -> tuple[Store, list[str]]:
     """The experts where they are to lie, and how those of each layer add up."""
+    formats = (plan.weights.experts, plan.weights.attention)
     if path is None:
         accumulate = accumulations(layers, origin)
+        if plan.precision is not None:
+            return TieredStore(layers, plan.formats, target, origin), accumulate
         return HostStore(layers, formats[0], device=target, origin=origin), accumulate
     if not path.exists():
         write_slabs(path, model, layers, origin, formats, target)

@@ -1,7 +1,7 @@
 """`OffloadState`: what serves one offloaded model: it decides, has experts copied and computed, and keeps the log."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -23,17 +23,18 @@ from engine.runtime.foresight import Foresight
 from engine.runtime.links.queued_link import Link
 from engine.runtime.links.thread_link import EmulatedLink
 from engine.runtime.loader import Loader
-from engine.runtime.pool import SlotPool
+from engine.runtime.pool import Pool
 from engine.runtime.rewriting import Rewriting, Told
 from engine.runtime.step_rows import StepRows, begins_requests, check_alone, requests_in, rows_of
 from engine.runtime.storage.store import Store
+from engine.runtime.tiered_visit import decide_tiered, weighs
 from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert
 from policies.cache import CacheSpec, ExpertCache
-from policies.cache_state import SLOT
 from policies.events import Events
 from policies.ranking import rank_lookahead
 from policies.rerouting import Altered
+from policies.tiered_cache import AnyCache, TieredCache, cache_of
 from policies.visit_order import weight_of
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, router_logits
@@ -60,7 +61,7 @@ class OffloadState:
         layers: Sequence[MoeLayer],
         spec: CacheSpec,
         store: Store,
-        pool: SlotPool,
+        pool: Pool,
         link: Link,
         accumulate: Sequence[str],
         emulated: EmulatedLink | None,
@@ -74,6 +75,7 @@ class OffloadState:
         self.top_k = max(layer.top_k for layer in layers)
         check_policies(spec)
         self.cache = first_cache(spec)
+        self._low_base = len(layers) * spec.experts
         self._foresight = Foresight(self.cache, model, [layer.num_experts for layer in self.layers], self.top_k)
         self._watch = None if spec.domains is None else DomainWatch(spec.domains, spec.experts)
         self._rows = StepRows()
@@ -179,9 +181,9 @@ class OffloadState:
 
     def _fill(self) -> None:
         """Copy the experts that are there before the first visit: what is pinned, and what a warm cache holds."""
-        for key in np.flatnonzero(self.cache.state.place).tolist():
+        for key, slot in self.cache.held():
             source = self.store.slab(key)
-            target = self.pool.slab(int(self.cache.state.place[key]) >> SLOT, source.numel())
+            target = self.pool.slab(slot, source.numel())
             self.link.wait(*self.link.copies([(source, target, True)]))
 
     def visit(self, layer: int, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -215,16 +217,21 @@ class OffloadState:
         device = hidden.device if self.grouped is None else torch.device("cpu")
         routing = sort_by_expert(ids, self.layers[layer].num_experts, device)
         hint, signal = self._read(layer, ids, weights, lookahead, routing.demand)
-        tokens = [routing.count(expert) for expert in routing.demand] if self.spec.counts_tokens else ()
-        gate = weight_of(ids, weights, routing.demand) if self._weighs_admission and weights is not None else ()
-        events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal, tokens, gate)
+        lows: Collection[int] = ()
+        if isinstance(self.cache, TieredCache):
+            events, lows = decide_tiered(self.cache, layer, ids, weights, routing, hint, signal)
+        else:
+            tokens = [routing.count(expert) for expert in routing.demand] if self.spec.counts_tokens else ()
+            gate = weight_of(ids, weights, routing.demand) if self._weighs_admission and weights is not None else ()
+            events = self.cache.visit(layer, routing.demand, routing.recency, hint, signal, tokens, gate)
         self._events.append(events)
         base, layout, forward = layer * self.spec.experts, self.store.layouts[layer], self._forward[layer]
         if self.grouped is not None:
             out = self.grouped.visit(layer, base, self._loader, self._clock, events, routing, hidden, top_k_weights)
             self._clock.add_visit(layer, start)
             return out
-        experts = VisitExperts(self._loader, self.pool, self.lane, self._clock, base, layout, forward)
+        where = (base, layout, forward, lows, self._low_base)
+        experts = VisitExperts(self._loader, self.pool, self.lane, self._clock, *where)
         order = experts.begin(layer, events, routing, hidden)
         out = compute(order, experts.compute, hidden, top_k_weights, routing, self.accumulate[layer])
         self._clock.add_visit(layer, start)
@@ -238,8 +245,13 @@ class OffloadState:
         if own is not None:
             parts = [own] if lookahead is None else [own, lookahead]
             lookahead = torch.cat([part.detach().to(torch.float16) for part in parts], dim=1)
-        weighed = self.cache.eviction_class.reads == "gate-weight" or "weights" in self._foresight.reads
-        weighed = weighed or self._weighs_admission or self.rewriting is not None
+        weighed = (
+            self.rewriting is not None
+            or self.cache.eviction_class.reads == "gate-weight"
+            or "weights" in self._foresight.reads
+            or self._weighs_admission
+            or weighs(self.cache)
+        )
         more = self._rows.pending()
         ids, weights, logits, columns = read_back(top_k_index, top_k_weights if weighed else None, lookahead, more)
         if more:
@@ -322,8 +334,7 @@ class OffloadState:
         self._check_running()
         if self.forced is not None:
             raise ModelError("a trace chooses in place of the gates: give a plan without a routing policy")
-        experts = self.spec.experts
-        return self.cache.state.place[layer * experts : (layer + 1) * experts]
+        return self.cache.there(layer)
 
     def _begin_step(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
@@ -340,7 +351,7 @@ class OffloadState:
                     self.rewriting.restart()
         if self._watch is not None:
             kept = self._watch.begin(requests_in(ids), self._rows.tokens, begins=begins)
-            if kept is not None:
+            if kept is not None and isinstance(self.cache, ExpertCache):
                 self.cache.switch(kept)
         self._clock.begin_step(self._rows.tokens)
 
@@ -363,9 +374,9 @@ def offloaded(model: nn.Module) -> OffloadState:
     return state
 
 
-def check_policies(spec: CacheSpec) -> ExpertCache:
+def check_policies(spec: CacheSpec) -> AnyCache:
     """An empty cache that decides by `spec`. PlanError for policies that read what hardware cannot know."""
-    cache = ExpertCache(spec)
+    cache = cache_of(spec)
     for kind, name, policy, known in (
         ("eviction policy", spec.eviction, cache.eviction_class, ("nothing", "gate-weight", "predicted-use")),
         ("prefetcher", spec.prefetch, cache.prefetch_class, ("nothing", "lookahead", "predicted")),

@@ -48,3 +48,24 @@ class SlotPool:
             self._layouts[id(layout)] = layout
             found = self._views[key] = layout.views(self._buffer[slot, : layout.bytes])
         return found
+
+
+class TieredPool:
+    """Slots of two sizes: the first `high` ones for high copies, those that follow for low ones. As a `SlotPool`."""
+
+    def __init__(self, high: SlotPool, low: SlotPool) -> None:
+        self._high, self._low, self.device = high, low, high.device
+        self.slots, self.bytes = high.slots + low.slots, high.bytes + low.bytes
+
+    def slab(self, slot: int, size: int) -> Tensor:
+        """The first `size` bytes of a slot, u8 [size]."""
+        return self._high.slab(slot, size) if slot < self._high.slots else self._low.slab(slot - self._high.slots, size)
+
+    def views(self, slot: int, layout: Layout) -> dict[str, Tensor]:
+        """The tensors of the copy in `slot`, as it is stored."""
+        if slot < self._high.slots:
+            return self._high.views(slot, layout)
+        return self._low.views(slot - self._high.slots, layout)
+
+
+Pool = SlotPool | TieredPool

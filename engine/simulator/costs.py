@@ -11,6 +11,7 @@ from engine.hardware.roofline import Roofline, ceil_ns, token_ps
 from engine.plan.weights import WeightFormat, expanded_bits
 from engine.shapes import ModelShape
 from engine.shapes.sizes import STATED, head_bytes, kv_bytes_per_token, layer_bytes
+from engine.simulator.copies import copies_bytes
 from engine.simulator.fits import each, fitting
 from engine.simulator.host import host_memory, lanes_ns
 from tracekit.errors import HardwareError, PlanError
@@ -25,7 +26,8 @@ BANDWIDTH, FLOPS = "device.memory_bandwidth_bytes_per_s", "device.compute_flops_
 class Costs(NamedTuple):
     """Costs of every MoE layer of a trace on one machine.
 
-    Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token).
+    Arrays are i64 [layers], or [layers, chunks] where said; names end in their unit (ps: picoseconds, per token). Where
+    experts have low copies, what is of an expert is [2 * layers], theirs behind (policies.tiered_cache).
     """
 
     # Compute stream.
@@ -98,6 +100,8 @@ class Costs(NamedTuple):
     """How much longer a copy is on the wire that begins while the CPU computes."""
     paced_by: tuple[str, ...] = ("link.host_to_device_bytes_per_s",)
     """The profile's field that says how fast copies are."""
+    low: int | None = None
+    """The key of the first low copy; None where experts have one, and then no code for two is compiled."""
 
     @property
     def disk_lanes(self) -> int:
@@ -126,21 +130,6 @@ class Costs(NamedTuple):
         return least
 
 
-def stored_expert_bytes(manifest: Manifest, shape: ModelShape | None, experts_format: str | None) -> list[int]:
-    """Bytes of one expert of each MoE layer as a plan stores it; empty when nothing says. Raises PlanError."""
-    layers = len(manifest.experts_per_layer)
-    if shape is not None:
-        return [shape.expert_bytes(WeightFormat.parse(experts_format or "bf16"))] * layers
-    if experts_format is None:
-        return list(manifest.expert_bytes)
-    weight_format = WeightFormat.parse(experts_format)
-    if weight_format.quantised:
-        raise PlanError(
-            f"weights.experts = {experts_format!r} needs the sizes of an expert's matrices: give a model shape"
-        )
-    return [count * weight_format.plain_bytes for count in manifest.expert_params]
-
-
 def expert_params(manifest: Manifest, shape: ModelShape | None, expert_bytes: Sequence[int]) -> list[int]:
     """Parameters of one expert of each MoE layer; where nothing says, as if two bytes were one."""
     if shape is not None:
@@ -163,7 +152,7 @@ class _Model:
 
 def _unshaped(manifest: Manifest, expert_bytes: list[int]) -> _Model:
     """The trace's own sizes, as far as it says them."""
-    params = expert_params(manifest, None, expert_bytes)
+    params = expert_params(manifest, None, expert_bytes[: len(manifest.experts_per_layer)])
     if not manifest.dense_bytes:
         return _Model(params, [0] * len(params))
     note = "no model shape: of dense work, layers' weights are read as the trace sizes them; the rest costs nothing"
@@ -205,19 +194,23 @@ def model_costs(
     stored: str | None = None,
     compute_experts: str = "each",
     grouped: bool = False,
+    low: str | None = None,
 ) -> Costs:
     """Costs of replaying a trace as if its model had `shape` (its own sizes when None) on `hardware`.
 
     Work takes the longer of its memory traffic and its arithmetic (engine.hardware.roofline).
 
     `where` and `compute_experts` are the plan's `miss.where` and `compute.experts`; `grouped`: kernels compute several
-    experts at once, and expand quantised ones as they read them. `stored` is the format that the trace's experts are in
-    already, as an engine stores them: its bytes are what a load copies. Raises PlanError, HardwareError.
+    experts at once, and expand quantised ones as they read them. `low` is the format of experts' low copies, if they
+    have any. `stored` is the format that the trace's experts are in already, as an engine stores them: its bytes are
+    what a load copies. Raises PlanError, HardwareError.
     """
     hardware = hardware.sustained()
     grouped = grouped or compute_experts == "fused"
-    expert_bytes = stored_expert_bytes(manifest, shape, experts_format)
-    if len(expert_bytes) != len(manifest.experts_per_layer):
+    layers = len(manifest.experts_per_layer)
+    formats = (experts_format,) if low is None else (experts_format, low)
+    expert_bytes = copies_bytes(manifest, shape, formats)
+    if len(expert_bytes) != layers * len(formats):
         raise PlanError("the trace does not say how large its experts are; time needs a model shape (--model-shape)")
     cpu = hardware.cpu if where != "copy" else None
     if where != "copy" and cpu is None:
@@ -225,14 +218,19 @@ def model_costs(
             f'miss.where = "{where}" needs a [cpu] table, which hardware profile {hardware.name} does not have: '
             'add one or use "copy"'
         )
-    bits, meta = expanded_bits(stored or experts_format, grouped=grouped)
     model = _unshaped(manifest, expert_bytes) if shape is None else _shaped(manifest, shape, attention_format)
-    sizes = list(zip(expert_bytes, model.expert_params, strict=True))
+    sizes = list(zip(expert_bytes, model.expert_params * len(formats), strict=True))
     kernel = hardware.expert_kernel(fused=grouped)
-    experts = [hardware.expert(size, params, bits, kernel, meta=meta) for size, params in sizes]
+    words = (stored or experts_format, *formats[1:])
+    expanded = [expanded_bits(word, grouped=grouped) for word in words for _ in range(layers)]
+    experts = [
+        hardware.expert(size, params, bits, kernel, meta=meta)
+        for (size, params), (bits, meta) in zip(sizes, expanded, strict=True)
+    ]
     on_cpu = [Roofline(0, 0, 0, 0) if cpu is None else cpu.expert(size, params) for size, params in sizes]
     overhead, disk = hardware.overhead, hardware.disk
-    memory = host_memory(hardware, model.scale, expert_bytes, manifest, model.dense_bytes, model.head_bytes)
+    counts = manifest.experts_per_layer * len(formats)
+    memory = host_memory(hardware, model.scale, expert_bytes, counts, model.dense_bytes, model.head_bytes)
     chunks, chunk_ns, rest_ns = _chunked(hardware, expert_bytes)
 
     return Costs(
@@ -249,7 +247,7 @@ def model_costs(
         insert_ns=overhead.per_insert_ns,
         layer_overhead_ns=overhead.per_layer_ns,
         readback_ns=overhead.gate_readback_ns,
-        predict_ns=np.zeros(len(expert_bytes), np.int64),
+        predict_ns=np.zeros(layers, np.int64),
         predict_token_ps=0,
         step_ns=fitting(
             BANDWIDTH,
@@ -277,6 +275,7 @@ def model_costs(
         cpu_beside_percent=0 if cpu is None else cpu.slowdown_percent,
         copy_beside_percent=0 if cpu is None else cpu.link_slowdown_percent,
         paced_by=(hardware.link.rate_field,),
+        low=None if low is None else layers * max(manifest.experts_per_layer),
     )
 
 

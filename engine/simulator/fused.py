@@ -12,7 +12,7 @@ calls is compiled.
 """
 
 from engine.simulator.costs import Costs
-from engine.simulator.lanes import Visit, book, device_ns
+from engine.simulator.lanes import Visit, book, device_ns, expand_low
 from engine.simulator.log import EXPERT, note
 from engine.simulator.machine_state import FAR, Machine
 from engine.simulator.options import compiled
@@ -46,6 +46,7 @@ def call(machine: Machine, costs: Costs, visit: Visit, gathered: int, now: int, 
         event = machine.gathered[i]
         end += device_ns(machine, costs, visit, event)
         slot = event >> SLOT_SHIFT & SLOT_MASK
+        expand_low(costs.low, costs, visit, event)
         note(visit.log, EXPERT, begin, end, visit.number, event & KEY_MASK, slot, event >> KIND_SHIFT, 0)
         begin = end
     for i in range(gathered):

@@ -8,7 +8,6 @@ from engine.hardware import HardwareProfile
 from engine.hardware.host import divided
 from engine.hardware.roofline import ceil_ns
 from engine.simulator.fits import each
-from tracekit.manifest import Manifest
 
 
 class HostMemory(NamedTuple):
@@ -33,16 +32,17 @@ def host_memory(
     hardware: HardwareProfile,
     scale: float,
     expert_bytes: list[int],
-    manifest: Manifest,
+    counts: list[int],
     dense_bytes: list[int],
     head_bytes: int,
 ) -> HostMemory:
     """How the host's memory is divided between experts and dense weights, with a note where it is too small.
 
-    `scale` is the number of the model's layers over the trace's; other sizes are the trace's.
+    `counts`: how many experts take each of `expert_bytes`. `scale` is the number of the model's layers over the
+    trace's; other sizes are the trace's.
     """
     disk, host = hardware.disk, hardware.host
-    all_experts = sum(size * count for size, count in zip(expert_bytes, manifest.experts_per_layer, strict=True))
+    all_experts = sum(size * count for size, count in zip(expert_bytes, counts, strict=True))
     wanted = all_experts if disk is None else min(int(disk.host_cache_bytes / scale), all_experts)
     if host is None:
         return HostMemory(-1 if disk is None else int(disk.host_cache_bytes / scale))

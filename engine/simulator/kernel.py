@@ -67,7 +67,7 @@ def run(
     layers, begins, keys, tokens, step_tokens, phases = demand
     code, first, orderly = events
     now = machine.other[NOW]
-    plain = log is None and orderly and costs.host_bytes < 0
+    plain = log is None and orderly and costs.host_bytes < 0 and costs.low is None
     for step in range(len(step_tokens)):
         several = step_tokens[step] > 1
         context_ns = context[step] * costs.context_ps // 1000
@@ -182,7 +182,9 @@ def run(
                     if call_ns is not None and (kind == PREFETCH or is_gathered(machine, event)):
                         now = call(machine, costs, visit, gathered, now, call_ns)
                         gathered = 0
-                    enqueue(machine, costs, number, layers, event & KEY_MASK, slot, routed, int(kind == PREFETCH))
+                    enqueue(
+                        machine, costs, number, len(costs.chunks), event & KEY_MASK, slot, routed, int(kind == PREFETCH)
+                    )
                 elif kind >= EVICT:
                     if machine.unused[slot]:
                         prefetches[WASTED] += 1

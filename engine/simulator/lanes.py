@@ -42,15 +42,36 @@ def expert_ns(costs: Costs, layer: int, tokens: int) -> int:
 def device_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     """The demanded expert on the device."""
     if visit.several:
-        return expert_ns(costs, visit.layer, machine.tokens[event & KEY_MASK])
-    return visit.one_ns
+        return expert_ns(costs, copy_layer(costs.low, costs, visit, event), machine.tokens[event & KEY_MASK])
+    return visit.one_ns if costs.low is None else expert_ns(costs, copy_layer(costs.low, costs, visit, event), 1)
+
+
+@compiled(inline=True)
+def copy_layer(low: int | None, costs: Costs, visit: Visit, event: int) -> int:
+    """Where the costs of the event's copy stand: at its visit's layer, those of a low copy so many layers behind.
+
+    `low` is that of `costs`: handed over by itself, so that nothing is compiled for it where there are no two copies.
+    """
+    if low is None:
+        return visit.layer
+    return visit.layer + len(costs.chunks) // 2 * ((event & KEY_MASK) >= low)
+
+
+@compiled(inline=True)
+def expand_low(low: int | None, costs: Costs, visit: Visit, event: int) -> None:
+    """What `book` takes for the expanding of a high copy is not what a low one takes: mend it."""
+    if low is not None:
+        more = costs.dequant_ns[copy_layer(low, costs, visit, event)] - costs.dequant_ns[visit.layer]
+        visit.booked[DEQUANTISATION] += more
+        visit.booked[EXPERTS] -= more
 
 
 @compiled(inline=True)
 def cpu_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     """The demanded expert on the CPU."""
     tokens = machine.tokens[event & KEY_MASK] if visit.several else 1
-    return int(max(costs.cpu_expert_ns[visit.layer], tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns)
+    layer = copy_layer(costs.low, costs, visit, event)
+    return int(max(costs.cpu_expert_ns[layer], tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns)
 
 
 @compiled(inline=True)
@@ -59,13 +80,14 @@ def compute(machine: Machine, costs: Costs, visit: Visit, event: int, now: int) 
     slot = event >> SLOT_SHIFT & SLOT_MASK
     end = now + device_ns(machine, costs, visit, event)
     machine.idle[slot] = end
+    expand_low(costs.low, costs, visit, event)
     note(visit.log, EXPERT, now, end, visit.number, event & KEY_MASK, slot, event >> KIND_SHIFT, 0)
     return end
 
 
 @compiled(inline=True)
 def book(costs: Costs, visit: Visit, experts: int, duration: int) -> None:
-    """The device computed so many experts in `duration`."""
+    """The device computed so many experts in `duration`, expanded as the high copies of the layer's are."""
     expanding = experts * costs.dequant_ns[visit.layer]
     visit.booked[DEQUANTISATION] += expanding
     visit.booked[EXPERTS] += duration - expanding
@@ -91,7 +113,7 @@ def serve(
     Returns when it can be computed, and how much of a wait may still be booked to copies ahead that are under way.
     """
     slot, key = event >> SLOT_SHIFT & SLOT_MASK, event & KEY_MASK
-    copy_ns = costs.rest_ns[visit.layer, 0]
+    copy_ns = costs.rest_ns[copy_layer(costs.low, costs, visit, event), 0]
     earliest = max(max(visit.routed, machine.idle[slot]), machine.arrival[slot])
     engine, begin, arrival = place(machine, costs, lane, earliest, copy_ns, visit.log)
     put_off = 0

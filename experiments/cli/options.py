@@ -129,7 +129,7 @@ def check_run(plan: "Plan", hardware: "HardwareProfile | None", dtype: str, devi
     check_dtype(dtype)
     check_device(device)
     WeightFormat.parse(plan.weights.experts or "bf16").served()
-    check_profile(plan, hardware)
+    check_profile(plan.miss, hardware)
 
 
 def check_placement(option: str, path: Path | None) -> None:

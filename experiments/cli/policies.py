@@ -49,11 +49,11 @@ def _check(name: str, seconds: float, json: bool) -> bool:
 
 
 def _list(json: bool) -> None:
-    from policies.registry import admission_policy, eviction_policy, names, prefetcher, routing_policy
+    from policies.registry import admission_policy, eviction_policy, names, prefetcher, routing_policy, tier_rule
 
     loaders = {
-        **{"eviction": eviction_policy, "prefetch": prefetcher},
-        **{"admission": admission_policy, "routing": routing_policy},
+        **{"eviction": eviction_policy, "prefetch": prefetcher, "admission": admission_policy},
+        **{"routing": routing_policy, "precision": tier_rule},
     }
     found = [(kind, name, load(name)) for kind, load in loaders.items() for name in names(kind)]
     if json:

@@ -111,12 +111,12 @@ def _run(
             chosen, target = load_plan(plan), str(parse_device(device))
             if chosen.miss.where != "copy":
                 raise PlanError(f'{plan}: routing does not depend on who computes: record with miss.where = "copy"')
+            if not chosen.exact and settings.resume and not chosen.cache.resets:
+                raise PlanError(
+                    f"{plan}: what a routing policy or precision tiers alter follows from a cache that is gone: record "
+                    'anew, without --resume, or with cache.warm = "reset"'
+                )
             if chosen.routing.alters:
-                if settings.resume and not chosen.cache.resets:
-                    raise PlanError(
-                        f"{plan}: what a routing policy alters follows from a cache that is gone: record anew, without "
-                        '--resume, or with cache.warm = "reset"'
-                    )
                 notes.append(altered_note(chosen.routing.policy))
             if trust:  # code of the model's own builds it
                 loaded, tokenizer = load_model(model, dtype, "cpu", trust)

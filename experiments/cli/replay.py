@@ -12,8 +12,8 @@ from experiments.cli.counts import replay_cells
 if TYPE_CHECKING:
     from engine.hardware import HardwareProfile
     from engine.replay.passes import Replayed
-    from policies.cache import ExpertCache
     from policies.events import Events
+    from policies.tiered_cache import AnyCache
     from tracekit.demand import Demand
 
 
@@ -317,10 +317,14 @@ def command(
         if timeline is not None and machine is not None:
             save_timeline(timeline, opened, done, chosen, machine.name)
 
-    def save(cache: "ExpertCache") -> None:
+    def save(cache: "AnyCache") -> None:
         assert save_warm is not None
         save_placement(held_by(cache, chosen, opened.manifest.experts_per_layer, opened), save_warm)
 
+    if against_recorded and chosen.precision is not None:
+        raise PlanError(
+            "--against-recorded is of an engine with one copy of each expert: a plan without precision tiers"
+        )
     recorded = AgainstRecorded(opened) if against_recorded else None
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(EventLog(events, opened, chosen))

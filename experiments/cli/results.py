@@ -29,6 +29,8 @@ def result_rows(result: Result, interval: str = "") -> list[tuple[str, str]]:
         rows.append(("loaded", f"{result.bytes_loaded / 2**20:.1f} MiB{layers}"))
     if result.routing is not None:
         rows += routing_rows(result.routing)
+    if result.precision is not None:
+        rows += tier_rows(result)
     if result.bounds is not None:
         of = "" if result.bounds.routing is None else f", {result.bounds.routing} routing"
         if result.bounds.hit_ratio is not None:
@@ -82,6 +84,17 @@ def routing_rows(found: AlteredRouting) -> list[tuple[str, str]]:
         ),
         ("  their share of gate weight", f"{percent(found.altered_weight)} / {percent(found.dropped_weight)}"),
     ]
+
+
+def tier_rows(result: Result) -> list[tuple[str, str]]:
+    """What each of an expert's two copies served."""
+    rows = []
+    for tier, counts in (result.precision or {}).items():
+        share = percent(counts.lookups / result.lookups if result.lookups else None)
+        loaded = "" if counts.bytes_loaded is None else f", {counts.bytes_loaded / 2**20:.1f} MiB loaded"
+        hits = percent(counts.hits / counts.lookups if counts.lookups else None)
+        rows.append((f"served by {tier} copies", f"{counts.lookups} ({share}), {hits} of them hits{loaded}"))
+    return rows
 
 
 def is_calibrated(result: Result) -> bool:

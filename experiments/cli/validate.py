@@ -72,8 +72,8 @@ def command(
     It passes if decisions and tokens are alike on both sides, with a warning if time is off by more than --tolerance.
     It fails, with exit code 1, if they differ, or if time is off by more than --threshold.
 
-    A plan with a routing policy makes another model: its tokens are compared with nothing, and it is said how far a
-    first-order estimate, from the unaltered model's gates, is from what the engine did.
+    A plan with a routing policy or precision tiers makes another model: its tokens are compared with nothing, and it is
+    said how far a first-order estimate, from the unaltered model's gates, is from what the engine did.
 
     With --routing and --random-weights, a model directory needs no weights: its shapes are filled with random numbers
     and a recorded trace chooses the experts, so that decisions and time are compared without the checkpoint.

@@ -5,7 +5,7 @@ import msgspec
 from engine.plan.plan import Plan
 from policies.registry import routing_policy
 
-ALTERING = ("weights", "routing")
+ALTERING = ("weights", "routing", "precision")
 """Tables of a plan that alter what a model says."""
 DECIDING = ("cache", "placement", "eviction", "prefetch", "miss", "admission")
 """Tables that decide what is there, and so what a policy makes of the gates' choices that looks at it."""
@@ -14,11 +14,11 @@ DECIDING = ("cache", "placement", "eviction", "prefetch", "miss", "admission")
 def quality_key(plan: Plan) -> str:
     """Everything of a plan that alters the model's output, as text: plans whose texts are equal lose the same.
 
-    Formats, the routing policy and its parameters; with a policy that looks at what is there also all that decides
-    that. The machine, and how experts are computed, alter nothing. A policy of one's own counts by the name of its
-    file. Raises PolicyError for a routing policy that there is not.
+    Formats, precision tiers, the routing policy and its parameters; with tiers, or a policy that looks at what is
+    there, also all that decides that. The machine, and how experts are computed, alter nothing. A policy of one's own
+    counts by the name of its file. Raises PolicyError for a routing policy that there is not.
     """
-    looks = plan.routing.alters and routing_policy(plan.routing.policy).looks
+    looks = plan.precision is not None or (plan.routing.alters and routing_policy(plan.routing.policy).looks)
     tables = plan.to_dict()
     names = (*ALTERING, *(DECIDING if looks else ()))
     return msgspec.json.encode({name: tables[name] for name in names if name in tables}, order="sorted").decode()
@@ -26,4 +26,4 @@ def quality_key(plan: Plan) -> str:
 
 def is_stored_only(plan: Plan) -> bool:
     """Whether a plan alters what a model says by how weights are stored, and by nothing else."""
-    return not plan.routing.alters
+    return not plan.routing.alters and plan.precision is None

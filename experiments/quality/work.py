@@ -120,7 +120,7 @@ class Work:
 
     def expert_bytes(self, plan: Plan) -> list[int]:
         """Bytes of one expert of each layer, as the plan stores it."""
-        return expert_bytes(moe_layers(self.empty), plan.weights.experts)
+        return expert_bytes(moe_layers(self.empty), plan.formats)
 
     def key(self, plan: Plan, tokens: Tokens) -> str:
         """A digest of all that the figures of a document under a plan follow from."""
@@ -160,6 +160,7 @@ def _unaltered(like: Plan) -> Plan:
         prefetch=PrefetchPlan(),
         routing=RoutingPlan(),
         weights=WeightsPlan(),
+        precision=None,
         compute=ComputePlan(),
         miss=MissPlan(),
         admission=AdmissionPlan(),

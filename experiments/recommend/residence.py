@@ -13,7 +13,7 @@ from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from engine.shapes import ModelShape
 from engine.shapes.sizes import experts_bytes
-from engine.simulator.costs import stored_expert_bytes
+from engine.simulator.copies import stored_expert_bytes
 from tracekit.errors import CapacityError, HardwareError
 from tracekit.manifest import Manifest
 

@@ -21,7 +21,16 @@ from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKerne
 from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.misses import AdmissionPlan, MissPlan
-from engine.plan.plan import CachePlan, ComputePlan, EvictionPlan, PlacementPlan, PrefetchPlan, RoutingPlan, WeightsPlan
+from engine.plan.plan import (
+    CachePlan,
+    ComputePlan,
+    EvictionPlan,
+    PlacementPlan,
+    PrecisionPlan,
+    PrefetchPlan,
+    RoutingPlan,
+    WeightsPlan,
+)
 from experiments.cli.main import COMMANDS, build
 from experiments.study.study_file import Search, Statistics
 
@@ -36,6 +45,7 @@ PLAN: Tables = {
     "miss": MissPlan,
     "admission": AdmissionPlan,
     "weights": WeightsPlan,
+    "precision": PrecisionPlan,
     "compute": ComputePlan,
 }
 PROFILE: Tables = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.simulator.costs import Costs
 
-ALIKE = ("chunks", "scale", "overlapped", "cpu", "expert_bytes")
+ALIKE = ("chunks", "scale", "overlapped", "cpu", "expert_bytes", "low")
 """What must be the same, or times mean other work."""
 WORDS = ("notes", "paced_by")
 MORE = ("copy_engines",)

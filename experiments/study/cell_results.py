@@ -10,8 +10,9 @@ import numpy as np
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
 from engine.decisions.rerouted import FIRST_ORDER
-from engine.replay.advice import DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
+from engine.replay.advice import TIERED, DecodeWork, advice, first_order_caution, fit_warnings, prefetch_warnings
 from engine.replay.bounds import bounding_costs, bounds_of, clairvoyant, fewest_copies
+from engine.replay.copies import LOOKUPS
 from engine.replay.estimates import find_estimates
 from engine.replay.memory import device_memory, load_of
 from engine.replay.passes import Replayed, run
@@ -19,7 +20,7 @@ from engine.replay.result import AlteredRouting, altered_routing
 from engine.replay.setting import Setting
 from engine.replay.summary import counts_of, time_of
 from experiments.study.cells import Cell
-from experiments.study.grid import needs_future, plan_name
+from experiments.study.grid import needs_future, plan_name, tiers_name
 from experiments.study.shared import Played, SharedRouting, SharedRoutings
 from policies.events import ADMIT, HOST, LOAD, PREFETCH
 from tracekit.caution import Caution
@@ -84,6 +85,7 @@ def described(cell: Cell) -> Row:
         "eviction": cell.plan.eviction.policy,
         "prefetch": cell.plan.prefetch.predictor,
         "routing": cell.plan.routing.policy,
+        "precision": tiers_name(cell.plan) or None,
         "weights": cell.plan.weights.experts,
         "needs_future": needs_future(cell.plan),
         "quality_loss": None if cell.loss is None else cell.loss.value,
@@ -128,6 +130,9 @@ def replayed_row(
     if played.altered is not None:
         row |= {"routing_label": FIRST_ORDER, **shares_of(altered_routing("", FIRST_ORDER, played.altered))}
         warnings.append(first_order_caution(cell.plan.routing.policy))
+    if done.step_copies.size:
+        row |= {"low_share": float(done.step_copies[:, 1, LOOKUPS].sum()) / max(total.lookups, 1)}
+        warnings.append(TIERED)
     if time is not None:
         warnings += prefetch_warnings(
             played.trace, setting, done, time, steps=routing.requests.steps, demands=played.demands
@@ -182,7 +187,7 @@ DECODE_COUNTED = ("tokens", "lookups", "hits", "hit_ratio")
 
 def bound(routing: SharedRouting, cell: Cell, setting: Setting, done: Replayed | None) -> Row:
     """The bounds beside a plan, as `find_bounds` finds them; what they share is computed once for all machines."""
-    if not routing.bounded(cell.bounds):
+    if not routing.bounded(cell.bounds) or cell.plan.precision is not None:
         return {}
     best = clairvoyant(setting.spec)
     known = routing.best(best, timed=setting.costs is not None)
@@ -206,7 +211,7 @@ def stack_scope(settings: Sequence[Setting]) -> Scope | None:
     only_counts = all(setting.costs is None for setting in settings)
     alike = len(set(spec.capacity)) == 1 and (spec.size == 1).all()
     begins = spec.warm is not None or spec.begins or spec.pinned or spec.domains is not None
-    if spec.reset or begins or spec.serves_otherwise or plan.routing.alters:
+    if spec.reset or begins or spec.serves_otherwise or not plan.exact:
         return None
     if not only_counts or not alike or plan.prefetch.predictor != "none" or plan.eviction.parameters:
         return None

@@ -123,6 +123,8 @@ def cell_key(
         tables["placement"]["pinned"] = _placement_digest(file)
     if plan.eviction.profile is not None:
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
+    if plan.precision is not None and plan.precision.profile is not None:
+        tables["precision"]["profile"] = _profile_digest(plan.precision.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
@@ -134,7 +136,11 @@ def cell_key(
         "version": own_version(),
         "sources": sources_digest(),
         "policies": policies_digest(
-            plan.eviction.policy, plan.prefetch.predictor, plan.admission.policy, plan.routing.policy
+            plan.eviction.policy,
+            plan.prefetch.predictor,
+            plan.admission.policy,
+            plan.routing.policy,
+            None if plan.precision is None else plan.precision.rule,
         ),
         "trace": routing.digest,
         "batch": routing.batch,

@@ -62,7 +62,7 @@ def wanted_curves(cells: Sequence[Cell], level: float) -> list[Wanted]:
         )
         plans = asked.setdefault(key, {})
         plan = cell.plan
-        if plan.prefetch.predictor == "none" and plan.alike and plan.keeps_misses and not plan.routing.alters:
+        if plan.prefetch.predictor == "none" and plan.alike and plan.keeps_misses and plan.exact:
             plans.setdefault(eviction_name(cell.plan), cell.plan)
             if capacity.unit == "slots":
                 sizes.setdefault(key, set()).add(int(capacity.amount))

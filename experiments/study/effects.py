@@ -14,7 +14,7 @@ import polars as pl
 from experiments.statistics.comparison import Comparison, compare, holm, judged
 from experiments.study.conditions import Conditions
 from experiments.study.contestants import Contest, Contestant
-from experiments.study.grid import computed_name, eviction_name, placing_name, prefetch_name, routing_name
+from experiments.study.grid import computed_name, eviction_name, placing_name, prefetch_name, routing_name, tiers_name
 from experiments.study.schema import EFFECTS
 from experiments.study.study_file import Statistics, Study
 
@@ -138,7 +138,9 @@ def policy_name(one: Contestant) -> str:
     placed = eviction_name(one.plan) + placing_name(one.plan)
     routing = routing_name(one.plan)
     placed += f" + {prefetch}" if prefetch else ""
-    return placed + (f", {routing}" if routing else "") + computed_name(one.plan)
+    tiers = tiers_name(one.plan)
+    placed += (f", {routing}" if routing else "") + (f", {tiers}" if tiers else "")
+    return placed + computed_name(one.plan)
 
 
 MOST_ANSWERS, MOST_NAMED = 12, 3

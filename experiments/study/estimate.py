@@ -68,7 +68,7 @@ def estimate(study: Study, cells: Sequence[Cell], threads: int) -> Estimate:
             plan.prefetch.predictor,
             plan.prefetch.count,
             len(group),
-            plan.routing.policy,
+            plan.routing.policy + str(plan.precision is not None),
         )
         if kind not in found and len(found) < MOST_KINDS:
             found[kind] = trial.group(group)

@@ -15,18 +15,18 @@ from engine.plan.plan import KEEP, RESET, Plan, PrefetchPlan, ServePlan, plan_fr
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout
-from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy
+from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy, tier_rule
 from tracekit.errors import StudyError, did_you_mean
 
 Tables = Mapping[str, object]
 """Tables of a file, not yet validated."""
 AXES = (
     *("capacity", "split", "split_from", "placement", "warm", "eviction", "prefetch", "miss", "admission", "routing"),
-    *("weights", "compute_experts", "kernels", "hardware", "engine", "model_shape", "batch"),
+    *("weights", "precision", "compute_experts", "kernels", "hardware", "engine", "model_shape", "batch"),
 )
 TABLES = {
     **{"placement": "pinned", "eviction": "policy", "prefetch": "predictor", "weights": "experts"},
-    **{"miss": "where", "admission": "policy", "routing": "policy"},
+    **{"miss": "where", "admission": "policy", "routing": "policy", "precision": "low"},
 }
 """Axes whose values are tables of a plan, and the key that a plain text stands for."""
 NOTHING_SAID = ServePlan()
@@ -45,8 +45,10 @@ def plan_name(plan: Plan, *, stored: bool = True) -> str:
         words += f", {admission}"
     if routing := routing_name(plan):
         words += f", {routing}"
-    words += (stored_name(plan) if stored else "") + computed_name(plan)
-    return words + (", experts on disk" if plan.serve.host == "disk" else "")
+    words += stored_name(plan) if stored else ""
+    if tiers := tiers_name(plan):
+        words += f", {tiers}"
+    return words + computed_name(plan) + (", experts on disk" if plan.serve.host == "disk" else "")
 
 
 def placing_name(plan: Plan) -> str:
@@ -110,6 +112,15 @@ def routing_name(plan: Plan) -> str:
     return f"{plan.routing.policy}{_brackets(plan.routing.parameters)}" if plan.routing.alters else ""
 
 
+def tiers_name(plan: Plan) -> str:
+    """The low copies and the rule of which copy serves: `2/layer of hqq-2bit (rank, n 1)`; nothing for one format."""
+    tiers = plan.precision
+    if tiers is None:
+        return ""
+    rule = ", ".join([tiers.rule, *(f"{key} {value}" for key, value in tiers.parameters.items())])
+    return f"{tiers.capacity} of {tiers.low} ({rule})"
+
+
 def _fitted(artefact: str | None) -> dict[str, object]:
     return {} if artefact is None else {"of": Path(artefact).name}
 
@@ -138,6 +149,7 @@ def plans_of(
     prefetches = list(_tables(label, grid, "prefetch", folder)) or [{}]
     routings = list(_tables(label, grid, "routing", folder)) or [{}]
     weights = list(_tables(label, grid, "weights", folder)) or [{}]
+    tiers = list(_tables(label, grid, "precision", folder)) or [{}]
     together = texts(label, grid, "compute_experts") or ["each"]
     kernels: list[str | None] = [*texts(label, grid, "kernels")] or [None]
     misses = list(_tables(label, grid, "miss", folder)) or [{}]
@@ -148,7 +160,7 @@ def plans_of(
     warmed = [name if name in (KEEP, RESET) else place(name, folder, always=True) for name in given]
     seen: set[bytes] = set()
     caches = itertools.product(capacities, splits, placements, warmed)
-    others = itertools.product(evictions, prefetches, misses, admissions, routings, weights, together, kernels)
+    others = itertools.product(evictions, prefetches, misses, admissions, routings, weights, tiers, together, kernels)
     for (capacity, split, placement, warm), (
         eviction,
         prefetch,
@@ -156,6 +168,7 @@ def plans_of(
         admission,
         routing,
         stored,
+        low,
         experts,
         kernel,
     ) in itertools.product(caches, others):
@@ -170,6 +183,7 @@ def plans_of(
             "admission": admission,
             "routing": routing,
             "weights": stored,
+            **({} if low.get("low", "none") == "none" else {"precision": low}),
             "compute": {"experts": experts, "kernels": kernel},
             "serve": msgspec.to_builtins(serve),
         }
@@ -222,6 +236,8 @@ def _check_policies(plan: Plan) -> None:
     allocated(admission_policy(plan.admission.policy), smallest, plan.admission.parameters)
     if plan.routing.alters:
         allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
+    if plan.precision is not None:
+        allocated(tier_rule(plan.precision.rule), smallest, plan.precision.parameters)
 
 
 def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[str, object]]:
@@ -237,7 +253,7 @@ def _tables(label: str, grid: Tables, axis: str, folder: Path) -> Iterator[dict[
         choices = [_values(item) for item in value.values()]
         for chosen in itertools.product(*choices):
             table = dict(zip(value, chosen, strict=True))
-            for key in ("profile", "artefact", "labels", "policy", "predictor", "pinned"):
+            for key in ("profile", "artefact", "labels", "policy", "predictor", "rule", "pinned"):
                 if isinstance(name := table.get(key), str) and (key != "pinned" or name.endswith(".toml")):
                     table[key] = place(name, folder, always=key in ("profile", "artefact", "labels"))
             yield table

@@ -16,6 +16,7 @@ from experiments.study.grid import (
     placing_name,
     prefetch_name,
     routing_name,
+    tiers_name,
 )
 
 MOST = 5
@@ -62,6 +63,8 @@ def plan_parts(plan: Plan) -> dict[str, str]:
     weights = plan.weights.experts or ""
     if plan.weights.attention is not None:
         weights = f"{weights} (attention {plan.weights.attention})".strip()
+    if tiers := tiers_name(plan):
+        weights = f"{weights}, {tiers}".removeprefix(", ")
     return {
         "eviction": eviction_name(plan),
         "capacity": plan.cache.capacity + placing_name(plan),

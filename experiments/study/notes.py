@@ -6,7 +6,7 @@ import polars as pl
 
 from experiments.study.contestants import Contest, Contestant, plan_of
 from experiments.study.fitting import AUTO, became, is_auto
-from experiments.study.grid import routing_name, stored_name
+from experiments.study.grid import routing_name, stored_name, tiers_name
 from experiments.study.study_file import Study
 
 MOST_NAMED = 6
@@ -81,6 +81,7 @@ def of_quality(study: Study, fitting: Sequence[Contestant], winner: Contestant) 
     """What to keep in mind of what the plans cost in quality."""
     several = len({one.plan.weights for one in fitting}) > 1
     altering = any(one.plan.routing.alters for one in fitting)
+    several |= any(one.plan.precision is not None for one in fitting)
     if study.quality is None:
         what = "weight formats and routing policies" if several and altering else "weight formats"
         what = what if several else "routing policies"
@@ -100,10 +101,10 @@ def of_quality(study: Study, fitting: Sequence[Contestant], winner: Contestant) 
 
 
 def stored_words(one: Contestant) -> str:
-    """What of a plan alters a model: how it stores weights, and its routing policy."""
+    """What of a plan alters a model: how it stores weights, its precision tiers, its routing policy."""
     stored = stored_name(one.plan).removeprefix(", ") or "as stored"
-    routing = routing_name(one.plan)
-    return f"{stored}, {routing} at {one.plan.cache.capacity}" if routing else stored
+    altering = [words for words in (tiers_name(one.plan), routing_name(one.plan)) if words]
+    return ", ".join([stored, *altering]) + (f" at {one.plan.cache.capacity}" if altering else "")
 
 
 def share(value: float) -> str:

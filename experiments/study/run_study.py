@@ -132,7 +132,7 @@ def _regrets(
 def cell_hindrances(shared: SharedRoutings, cell: Cell, on_piece: OnPiece | None = None) -> Row | None:
     """One cell's regret and sensitivities; None where they cannot be told, or the trace is too long for them."""
     known = shared.of(cell.routing)
-    if not known.bounded(cell.bounds) or cell.machine is None:
+    if not known.bounded(cell.bounds) or cell.machine is None or cell.plan.precision is not None:
         return None
 
     def progress(tokens: int) -> None:

@@ -33,6 +33,8 @@ COLUMNS: tuple[tuple[str, Type, str], ...] = (
     ("dropped_share", REAL, "share that it dropped"),
     ("dropped_weight", REAL, "share of the gates' weights that the dropped ones had"),
     ("weights", TEXT, "weights.experts"),
+    ("precision", TEXT, "low copies, and the rule of which copy serves; missing: experts have one format"),
+    ("low_share", REAL, "share of lookups that low copies served"),
     ("needs_future", BOOL, "whether the plan knows the future, which no machine does"),
     ("quality_loss", REAL, "measured loss of quality, a share of bits per byte; missing: it was not measured"),
     ("quality_loss_low", REAL, "lower end of its interval; missing: too few documents"),

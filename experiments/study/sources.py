@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from policies.compiled import source_modules
+from policies.compiled import own_modules, source_modules
 from policies.compiled_rewriting import rewriting_modules
-from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy
+from policies.registry import admission_policy, eviction_policy, prefetcher, routing_policy, tier_rule
 from tracekit.errors import PlanError
 
 HOME = Path(__file__).resolve().parents[2]
@@ -27,12 +27,15 @@ def sources_digest() -> str:
 
 
 @cache
-def policies_digest(eviction: str, predictor: str, admission: str = "always", routing: str = "none") -> str:
+def policies_digest(
+    eviction: str, predictor: str, admission: str = "always", routing: str = "none", rule: str | None = None
+) -> str:
     """A digest of every source file that decides under these policies: an edited policy is another one."""
     found = hashlib.sha256()
     altering = rewriting_modules(routing_policy(routing)) if routing != "none" else []
+    tiers = [] if rule is None else own_modules((tier_rule(rule),))
     deciding = source_modules((eviction_policy(eviction), prefetcher(predictor), admission_policy(admission)))
-    for module in [*deciding, *altering]:
+    for module in [*deciding, *altering, *tiers]:
         if module.__file__ is None:
             raise PlanError(f"policy module {module.__name__} has no source file")
         found.update(module.__name__.encode() + b"\0" + Path(module.__file__).read_bytes() + b"\0")

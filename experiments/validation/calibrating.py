@@ -15,9 +15,9 @@ CAPACITIES = ("75%/layer", "25%/layer")
 
 def calibration_plans(plan: Plan) -> list[Plan]:
     """Plans to calibrate by, the first that fits: the same policies, whose own work costs time, with another cache, in
-    which nothing is pinned."""
+    which nothing is pinned, and one copy of each expert."""
     return [
-        plan.replace(cache=CachePlan(capacity=capacity), placement=PlacementPlan())
+        plan.replace(cache=CachePlan(capacity=capacity), placement=PlacementPlan(), precision=None)
         for capacity in (*CAPACITIES, plan.cache.capacity)
     ]
 

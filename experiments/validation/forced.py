@@ -86,7 +86,7 @@ def validate_routing(
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
     if plan.miss.where != "copy":
-        lane = {"hardware": measured_host(plan, hardware)}
+        lane = {"hardware": measured_host(plan.miss, hardware)}
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, config.get_text_config().vocab_size, CALIBRATION_TOKENS).tolist()
     calibrated_here = hardware is None

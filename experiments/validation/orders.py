@@ -1,8 +1,8 @@
-"""Altered routing, to first order and in a closed loop: how far a replay of recorded gates is from the engine.
+"""What alters a model, to first order and in a closed loop: how far a replay of recorded gates is from the engine.
 
-To first order: the unaltered model's gates were recorded, and a replay alters their choices by the plan's cache. Closed
-loop: the engine altered them while it ran, so that later gates, and the text itself, are the altered model's. Both are
-timed on one modelled machine; decisions of the closed loop are the engine's own.
+To first order: the unaltered model's gates were recorded, and a replay alters their choices, or serves them by low
+copies, by the plan's cache. Closed loop: the engine did so while it ran, so that later gates, and the text itself, are
+the altered model's. Both are timed on one modelled machine; decisions of the closed loop are the engine's own.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import msgspec
 
 from engine.decisions.rerouted import CLOSED_LOOP, FIRST_ORDER, rerouted, routing_spec
 from engine.plan.plan import Plan
+from engine.replay.copies import LOOKUPS
 from engine.replay.passes import Replayed, run
 from engine.replay.result import AlteredRouting, altered_routing
 from engine.replay.setting import Setting
@@ -28,7 +29,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hit_ratio: float
     loads_per_token: float
     tokens_per_second: float | None
-    routing: AlteredRouting
+    label: str
+    routing: AlteredRouting | None = None
+    low_share: float | None = None
+    """Where experts have two copies, the share of lookups that low ones served."""
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,19 +59,22 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
         return f"the first-order estimate is off the closed loop by {', '.join(parts)}"
 
 
-def compare_orders(plan: Plan, setting: Setting, unaltered: Trace, engine: Trace, altered: Altered) -> Orders:
+def compare_orders(plan: Plan, setting: Setting, unaltered: Trace, engine: Trace, altered: Altered | None) -> Orders:
     """What `plan` does to first order on the `unaltered` model's trace, and what it did in the `engine`'s.
 
-    `setting` is of the plan as the engine stores experts; `altered` what the engine counted.
+    `setting` is of the plan as the engine stores experts; `altered` what the engine counted, None of precision tiers
+    alone, which leave the gates their choices.
     """
-    policy = plan.routing.policy
-    closed = _order(setting, engine, altered_routing(policy, CLOSED_LOOP, altered))
+    closed = _order(setting, engine, CLOSED_LOOP, altered)
     try:
-        spec = routing_spec(plan.routing, unaltered.manifest)
-        found = rerouted(unaltered, setting.spec, spec)
+        if plan.routing.alters:
+            spec = routing_spec(plan.routing, unaltered.manifest)
+            found = rerouted(unaltered, setting.spec, spec)
+            first = _order(setting, found.trace, FIRST_ORDER, found.altered())
+        else:
+            first = _order(setting, unaltered, FIRST_ORDER, None)
     except TracekitError as error:
         return Orders(closed_loop=closed, why=str(error))
-    first = _order(setting, found.trace, altered_routing(policy, FIRST_ORDER, found.altered()))
     return Orders(
         closed_loop=closed,
         first_order=first,
@@ -77,16 +84,19 @@ def compare_orders(plan: Plan, setting: Setting, unaltered: Trace, engine: Trace
     )
 
 
-def _order(setting: Setting, trace: Trace, routing: AlteredRouting) -> Order:
+def _order(setting: Setting, trace: Trace, label: str, altered: Altered | None) -> Order:
     done: Replayed
     (done,) = run(trace, setting.spec, [setting.target], keep=True)
     counts, time = counts_of(done, [DECODE], sized=True), time_of(setting, done)
+    served = done.step_copies[done.phase == DECODE, :, LOOKUPS].sum(axis=0).tolist() if done.step_copies.size else None
     return Order(
         tokens=counts.tokens,
         hit_ratio=counts.hit_ratio,
         loads_per_token=counts.misses / max(counts.tokens, 1),
         tokens_per_second=None if time is None else time.tokens_per_second,
-        routing=routing,
+        label=label,
+        routing=None if altered is None else altered_routing(setting.plan.routing.policy, label, altered),
+        low_share=None if served is None else served[1] / max(sum(served), 1),
     )
 
 
@@ -104,12 +114,13 @@ def order_rows(orders: Orders | None) -> list[tuple[str, str]]:
         speed = "-" if one.tokens_per_second is None else f"{one.tokens_per_second:.2f}"
         rows += [
             (
-                f"{one.routing.label}: hit ratio / loads per token / tokens/s",
+                f"{one.label}: hit ratio / loads per token / tokens/s",
                 f"{100 * one.hit_ratio:.1f} % / {one.loads_per_token:.2f} / {speed}",
             ),
-            (
-                f"{one.routing.label}: choices altered / dropped",
-                f"{100 * one.routing.altered_share:.1f} % / {100 * one.routing.dropped_share:.1f} %",
-            ),
         ]
+        if one.routing is not None:
+            shares = f"{100 * one.routing.altered_share:.1f} % / {100 * one.routing.dropped_share:.1f} %"
+            rows.append((f"{one.label}: choices altered / dropped", shares))
+        if one.low_share is not None:
+            rows.append((f"{one.label}: served by low copies", f"{100 * one.low_share:.1f} %"))
     return rows

@@ -57,7 +57,7 @@ def write(path: Path, validation: Validation, command: str) -> Path:
         f"{signed(time.total_error)}."
     )
     if validation.routing is not None:
-        notes.append(f"The plan alters routing: {validation.routing.sentence()}.")
+        notes.append(f"The plan alters the model: {validation.routing.sentence()}.")
     if fates is not None and any(fates.measured.values()):
         sides = (
             f"{fate} {fates.measured[fate]} in the engine, {fates.simulated[fate]} simulated" for fate in fates.measured

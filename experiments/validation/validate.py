@@ -93,7 +93,7 @@ def validate(
         hardware = over_link(hardware, emulate_link)
     lane: dict[str, Any] = {}
     if plan.miss.where != "copy":
-        lane = {"hardware": measured_host(plan, hardware)}  # what is measured on the way here knows no host's part
+        lane = {"hardware": measured_host(plan.miss, hardware)}  # what is measured on the way here knows no host's part
     say = progress or (lambda text: None)
     device = str(parse_device(device))
     directory = find_model(model)
@@ -124,7 +124,7 @@ def validate(
     options = RecordOptions(max_new_tokens=max_new_tokens, prefill_chunk=prefill_chunk, **drawn)
     with tempfile.TemporaryDirectory() as folder:
         plain: list[list[int]] | None = None
-        if plan.routing.alters:
+        if not plan.exact:
             # The altered model is another one: of the model itself only its gates are of interest.
             reads = prefetcher(plan.prefetch.predictor).reads == "lookahead"
             known = replace(options, logits=True, lookahead=(plan.prefetch.distance,) if reads else ())
@@ -169,19 +169,26 @@ def validate(
             trace,
             measured,
             Machine(profiles, calibrated_here, device, emulate_link),
-            tokens=Tokens(compared=0, identical=True, why="routing being altered: it is another model")
+            tokens=Tokens(compared=0, identical=True, why=_another(plan))
             if plain is None
             else Tokens(compared=sum(map(len, plain)), identical=identical),
             threshold=threshold,
             tolerance=tolerance,
             host="in memory" if slabs is None else f"on disk, in {slabs}",
         )
-        if altered is not None:
+        if not plan.exact:
             setting = engine_setting(trace, plan, measured, profiles[0])
             orders = compare_orders(plan, setting, Trace.open(unaltered), trace, altered)
             return msgspec.structs.replace(found, routing=orders)
         checked = against_prior(trace, plan, profiles[0], found.time.measured_tokens_per_second)
         return msgspec.structs.replace(found, prior=checked)
+
+
+def _another(plan: Plan) -> str:
+    """Why a plan's tokens are not those of the un-offloaded model."""
+    if plan.routing.alters:
+        return "routing being altered: it is another model"
+    return "since what the cache holds says which copy of an expert serves"
 
 
 def _on(model: Any, device: str) -> Any:

@@ -13,7 +13,9 @@ from policies import registry
 from policies.conformance.report import FAIL
 from policies.conformance.routing_trial import RoutingTrial
 from policies.conformance.rules import BASES, Trial
+from policies.conformance.tier_trial import TierTrial
 from policies.fields import Policy
+from policies.precision.base import TierRule
 from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, TracekitError
 
@@ -36,9 +38,11 @@ def main(stage: str, kind: str, name: str, seconds: str, folder: str, digest: st
         try:
             kind, policy = load(kind, name)
             tell(kind=kind)
-            trial: Trial | RoutingTrial
+            trial: Trial | RoutingTrial | TierTrial
             if issubclass(policy, RoutingPolicy):
                 trial = RoutingTrial(name, policy, trying)
+            elif issubclass(policy, TierRule):
+                trial = TierTrial(name, policy, trying)
             else:
                 trial = Trial(kind, name, policy, trying)
             outcomes = list(trial.interpreted()) if stage == "interpreted" else list(trial.compiled(digest))

@@ -19,6 +19,7 @@ OF_EVICTION = {
 }
 OF_PREFETCH = {"suggestions": "suggestions are experts of the target layer, no more than there is room for"}
 OF_ROUTING = {"choices": "what is left is experts of the layer, each once, with weights that are numbers"}
+OF_PRECISION = {"answers": "what it says is True or False"}
 DECISIONS = {
     "capacity": "what is resident fits the capacity, in slots and in bytes",
     "deterministic": "the same routing gives the same decisions, in another process too",
@@ -30,6 +31,11 @@ RULES = {
     "eviction": {**COMMON, **OF_EVICTION, **DECISIONS},
     "prefetch": {**COMMON, **OF_PREFETCH, **DECISIONS},
     "admission": {**COMMON, **OF_ADMISSION, **DECISIONS},
+    "precision": {
+        **COMMON,
+        **OF_PRECISION,
+        **{rule: DECISIONS[rule] for rule in ("deterministic", "no-peeking")},
+    },
     "routing": {**COMMON, **OF_ROUTING, **{rule: text for rule, text in DECISIONS.items() if rule != "capacity"}},
 }
 """What each rule says, by kind of policy, in the order in which they are tried."""

@@ -16,14 +16,15 @@ from policies.conformance.scenario import Scenario, scenarios, shrink, with_othe
 from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Policy
+from policies.precision.base import TierRule
 from policies.prefetch.base import Prefetcher
 from policies.registry import hook_problem, hooks
 from policies.routing.base import RoutingPolicy
 from tracekit.errors import PolicyError, did_you_mean
 
 BASES: dict[str, type[Policy]] = {
-    **{"eviction": EvictionPolicy, "prefetch": Prefetcher},
-    **{"admission": Admission, "routing": RoutingPolicy},
+    **{"eviction": EvictionPolicy, "prefetch": Prefetcher, "admission": Admission},
+    **{"routing": RoutingPolicy, "precision": TierRule},
 }
 WRAPPED = 24  # scenarios in which it prefetches past the last layer
 BESIDE_PINNED = 12  # scenarios in which some experts are in the cache for good

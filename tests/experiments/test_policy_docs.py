@@ -26,16 +26,7 @@ from policies.events import KIND_NAMES
 from policies.eviction.base import EvictionPolicy
 from policies.may_use import MAY_USE, STATEMENTS
 from policies.prefetch.base import Prefetcher
-from policies.registry import (
-    ADMISSION,
-    EVICTION,
-    PREFETCH,
-    ROUTING,
-    admission_policy,
-    hooks,
-    prefetcher,
-    routing_policy,
-)
+from policies.registry import BUILTIN, admission_policy, hooks, prefetcher, routing_policy
 from policies.routing.base import RoutingPolicy
 from tests.helpers.routing_traces import logits_trace
 from tests.helpers.traces import make_trace, random_experts
@@ -58,8 +49,8 @@ def may_use() -> str:
 
 def policies_table() -> str:
     """The project's own policies, from `tracekit policies list --json`."""
-    own = {**EVICTION, **PREFETCH, **ADMISSION, **ROUTING}
-    found = [p for p in json.loads(output("policies", "list", "--json"))["policies"] if p["name"] in own]
+    listed = json.loads(output("policies", "list", "--json"))["policies"]
+    found = [p for p in listed if p["name"] in BUILTIN[p["kind"]]]
     lines = ["| name | kind | what it does | reads | parameters | source |", "|---|---|---|---|---|---|"]
     for p in found:
         ranges = {name: f" ({words})" for name, words in p["ranges"].items()}
@@ -74,7 +65,7 @@ def policies_table() -> str:
 
 def rules_table() -> str:
     """The rules of `tracekit policies check`."""
-    says = {**RULES["eviction"], **RULES["prefetch"], **RULES["routing"]}
+    says = {rule: text for kind in RULES.values() for rule, text in kind.items()}
     return "\n".join(f"| {rule} | {text} |" for rule, text in says.items())
 
 

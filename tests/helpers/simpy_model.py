@@ -334,8 +334,7 @@ class Machine:
     def there_before(self, key: int, slot: int) -> Copy:
         """How an expert that was pinned from the start came to its slot."""
         layer, done = key // self.experts, Past(self.env)
-        none = {"used": None, "before": None, "read": None}
-        return Copy(key, slot, layer, asked=-1, prefetch=False, admitted=False, done=done, **none)
+        return Copy(key, slot, layer, -1, prefetch=False, admitted=False, used=None, before=None, read=None, done=done)
 
     def new_copy(self, visit: Visit, key: int, slot: int, *, prefetch: bool, admitted: bool = False) -> Copy:
         copy = Copy(
@@ -395,8 +394,9 @@ class Machine:
     def expert_ns(self, visit: Visit, key: int) -> int:
         costs = self.costs
         arithmetic = visit.tokens_of[key] * costs.expert_token_ps // 1000
-        expanding = int(costs.dequant_ns[visit.layer])
-        return expanding + max(int(costs.expert_ns[visit.layer]), arithmetic) + costs.expert_overhead_ns
+        layer = key // self.experts  # of a copy: behind its visit's, if it is a low one
+        expanding = int(costs.dequant_ns[layer])
+        return expanding + max(int(costs.expert_ns[layer]), arithmetic) + costs.expert_overhead_ns
 
     def work(self, visit: Visit, copy: Copy, kind: int, key: int, used: simpy.Event) -> Process:
         begin = self.now
@@ -414,7 +414,7 @@ class Machine:
             yield self.at_this_instant(CPU_BEGINS)
             begin = self.now
             arithmetic = visit.tokens_of[key] * costs.cpu_token_ps // 1000
-            cpu_ns = max(int(costs.cpu_expert_ns[visit.layer]), arithmetic) + costs.cpu_overhead_ns
+            cpu_ns = max(int(costs.cpu_expert_ns[key // self.experts]), arithmetic) + costs.cpu_overhead_ns
             if self.copying:
                 cpu_ns += cpu_ns * costs.cpu_beside_percent // 100
             self.computing = True

@@ -24,6 +24,7 @@ from engine.simulator.log import (
     WHAT,
 )
 from engine.simulator.timeline import CAUSES, Timeline
+from policies.cache import slots_of
 from policies.events import Events
 from tests.helpers.reference_cache import ADMIT, PREFETCH
 from tests.helpers.scenarios import Scenario
@@ -51,6 +52,7 @@ def costs_of(layers: int, copy: int = 10, expert: int = 3, dense: int = 5, **fie
         "cpu_expert_ns": none,
         "scale": 1.0,
         "notes": (),
+        "low": None,
     }
     settings |= fields
     return Costs(**(settings | {"lanes_ns": fields.get("lanes_ns", settings["read_ns"].reshape(layers, 1))}))
@@ -167,6 +169,7 @@ def timed(scenario: Scenario, costs: Costs, chunk: int = 1 << 20, log: range | N
     """Decide and time a scenario."""
     trace, spec = scenario.trace, scenario.spec
     slots = sum(min(c, spec.layers * spec.experts) for c in spec.capacity) + spec.staging
+    slots += 0 if spec.low is None else slots_of(spec)
     timeline = Timeline(costs, slots, spec.experts, log)
     context = context_of(scenario)
     pieces, ends, spent = list(iter_decisions(trace, spec, chunk=chunk)), [], []
@@ -193,6 +196,10 @@ def simpy_visits(scenario: Scenario, pieces: list[tuple[Demand, Events]]) -> lis
     for number, (layer, chosen) in enumerate(scenario.references()):
         step = number // scenario.spec.layers
         tokens_of = Counter(layer * scenario.spec.experts + expert for expert in chosen)
+        if scenario.spec.low is not None:
+            base = scenario.spec.layers * scenario.spec.experts
+            keys = {key % base: key for kind, key, _ in events.get(number, []) if kind <= ADMIT}
+            tokens_of = Counter({keys[key]: count for key, count in tokens_of.items()})
         visits.append(Visit(layer, len(rows[step]), int(context[step]), tokens_of, events.get(number, [])))
     return visits
 

@@ -211,7 +211,9 @@ def test_nothing_copies_less_or_hits_more_than_its_bound(tmp_path_factory: pytes
     other = random_trace(rng, folder, like=trace)
     slots = int(rng.integers(0, min(6, trace.num_experts) + 1))
     capacity = str(rng.choice([f"{slots}/layer", str(slots), f"{slots * BYTES // (1 << 20)}MiB", "60%"]))
-    plan = begun(rng, random_plan(rng, trace, capacity, str(rng.choice(["never", "auto"]))), trace, other)
+    plan = begun(
+        rng, random_plan(rng, trace, capacity, str(rng.choice(["copy", "host", "split", "auto"]))), trace, other
+    )
     warm_up = int(rng.choice([0, 0, 1, 5]))
     try:
         found = replay(trace, plan, machine, allow_fitted=True, warm_up=warm_up)

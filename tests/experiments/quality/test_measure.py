@@ -240,3 +240,11 @@ def test_a_plan_with_routing_is_measured_as_its_engine_says_it(model: Path, tmp_
                 nats += float(torch.nn.functional.cross_entropy(output.logits[0].double(), wanted, reduction="sum"))
         assert state.altered is not None and state.altered.replaced > 0
     assert altered.by_document.nats[0] == pytest.approx(nats, rel=1e-6)
+
+
+def test_tiers_lie_between_their_formats(model: Path, measured: tuple[Measurement, Path], tmp_path: Path) -> None:
+    both = {"high": "hqq-4bit", "low": "hqq-2bit-g16", "capacity": "2/layer", "threshold": 0.45}
+    (found,) = measure(model, TEXTS[:1], {"both": Plan("2/layer", precision=both)}, tmp_path / "q", WAY).plans
+    high, low = (measured[0].plans[place].by_document.kl_nats[0] for place in (1, 2))
+    assert 0 < high < found.by_document.kl_nats[0] < low
+    assert found.plan["precision"]["threshold"] == 0.45

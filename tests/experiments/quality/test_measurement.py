@@ -18,7 +18,7 @@ from experiments.quality.measurement import (
     load_measurement,
     parse_loss,
 )
-from experiments.quality.quality_key import quality_key
+from experiments.quality.quality_key import is_stored_only, quality_key
 from experiments.quality.text import Document, read_documents
 from tests.helpers.quality import measurement
 from tracekit.errors import ImportFormatError, StudyError
@@ -85,6 +85,26 @@ def test_plans_of_one_key_lose_alike() -> None:
     assert key(routing=fewer) == key("2/layer", eviction="lfu", prefetch="gate", routing=fewer)
     assert key(routing=fewer) != key(routing={"policy": "adaptive-k", "share": 0.8})
     assert key(routing=drop) == key(routing=drop, compute_experts="fused", serve={"context": 512})
+
+
+def test_tiers_lose_by_themselves_whatever_their_high_format_loses() -> None:
+    known = measurement({"hqq-4bit": 0.003}).losses()
+    tiers = {"high": "hqq-4bit", "low": "hqq-2bit", "capacity": "2/layer"}
+    plan = Plan("4/layer", precision=tiers)
+    assert known.of(plan) is None and known.of(Plan("4/layer", weights="hqq-4bit")) is not None
+    assert not is_stored_only(plan) and is_stored_only(Plan("4/layer", weights="hqq-4bit"))
+    keys = {
+        quality_key(Plan(capacity, precision=tiers | more, **others))
+        for capacity, more, others in (
+            ("4/layer", {}, {}),
+            ("5/layer", {}, {}),
+            ("4/layer", {"threshold": 0.1}, {}),
+            ("4/layer", {"capacity": "3/layer"}, {}),
+            ("4/layer", {}, {"prefetch": "gate"}),
+        )
+    }
+    assert len(keys) == 5, "what is there says which copy serves"
+    assert quality_key(plan) == quality_key(Plan("4/layer", precision=tiers, serve={"context": 512}))
 
 
 @pytest.mark.parametrize(

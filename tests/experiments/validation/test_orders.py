@@ -47,7 +47,9 @@ def test_both_orders_are_told(model: Path, tmp_path: Path) -> None:
     orders = found.routing
     assert orders is not None and orders.first_order is not None
     closed, first = orders.closed_loop, orders.first_order
-    assert (closed.routing.label, first.routing.label) == ("closed loop", "first-order estimate")
+    assert (closed.label, first.label) == ("closed loop", "first-order estimate")
+    assert closed.routing is not None and first.routing is not None
+    assert (closed.routing.label, first.routing.label) == (closed.label, first.label)
     assert closed.routing.altered > 0 and first.routing.altered > 0
     assert closed.tokens == first.tokens == 14 and closed.tokens_per_second and first.tokens_per_second
     assert orders.hit_ratio_error == pytest.approx(first.hit_ratio - closed.hit_ratio)
@@ -72,3 +74,21 @@ def test_a_trace_that_chooses_is_not_altered(model: Path, tmp_path: Path) -> Non
     trace = logits_trace(tmp_path / "t.trace", tokens=19)
     with pytest.raises(PlanError, match="here a trace chooses"):
         validate_routing(model, Plan("2/layer", routing=PRIOR), trace)
+
+
+def test_tiers_are_told_in_both_orders(model: Path, tmp_path: Path) -> None:
+    """The engine's routing, replayed with the plan, is decided as the engine decided; the unaltered model's is near."""
+    both = {"high": "hqq-4bit", "low": "hqq-2bit-g16", "capacity": "1/layer", "threshold": 0.45}
+    plan, kept = Plan("2/layer", precision=both, prefetch="gate"), tmp_path / "engine.trace"
+    found = validate(
+        model, plan, PROMPTS, hardware=load_hardware("t4"), max_new_tokens=8, runs=1, keep_trace=kept, device="cpu"
+    )
+    assert found.decisions.identical and found.passed
+    assert found.tokens.compared == 0 and "which copy of an expert serves" in found.verdict
+    orders = found.routing
+    assert orders is not None and orders.first_order is not None
+    closed, first = orders.closed_loop, orders.first_order
+    assert closed.routing is None and closed.low_share and first.low_share and 0 < closed.low_share < 1
+    assert orders.loads_error == pytest.approx(first.loads_per_token / closed.loads_per_token - 1)
+    again = replay(Trace.open(kept), Plan("2/layer", precision=both | {"high": "fp32", "low": "bf16"}, prefetch="gate"))
+    assert again.precision is not None and again.phases.decode.hit_ratio == closed.hit_ratio
