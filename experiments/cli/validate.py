@@ -267,8 +267,9 @@ def command_line(context: typer.Context) -> str:
         value = context.params.get(parameter.name or "")
         if value is None or value == parameter.default:
             continue
-        if parameter.param_type_name == "option":
-            words.append(parameter.opts[0])
-        if value is not True:
-            words.append(str(value))
+        for one in value if isinstance(value, list | tuple) else [value]:  # an option that may be given again
+            if parameter.param_type_name == "option":
+                words.append(parameter.opts[0])
+            if one is not True:
+                words.append(str(one))
     return shlex.join(words)
