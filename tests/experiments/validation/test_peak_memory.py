@@ -104,7 +104,7 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
         input="\n".join(" ".join(one) for one in arguments),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=Path(__file__).parents[3],
         # The code that oneDNN compiles for each shape of a product (12 MB here) does not grow with the model.
         env={**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"},
