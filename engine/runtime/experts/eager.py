@@ -145,10 +145,10 @@ def _add_tokens(
     for expert in order:
         span = routing.span[expert]
         out = compute_expert(expert, routing.rows(hidden, expert))  # [n, hidden]
-        waiting[expert] = out * factors[span]
+        waiting[expert] = (out * factors[span]).to(total.dtype)  # what it is added as: half as much to keep
         while ascending and ascending[0] in waiting:
             smallest = ascending.popleft()
-            total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest).to(total.dtype))
+            total.index_add_(0, routing.token[routing.span[smallest]], waiting.pop(smallest))
 
 
 def accumulation(experts: nn.Module) -> str:
