@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from engine.hardware import load_hardware
-from engine.plan.plan import Plan, RoutingPlan
+from engine.plan.plan import CachePlan, Plan, RoutingPlan
 from engine.replay.bounds import find_bounds
 from engine.replay.memory import device_memory
 from engine.replay.passes import Replayed, run
@@ -20,6 +20,7 @@ from experiments.quality.measurement import Estimate, estimate
 from experiments.research.frontier.closed_loop import Passed, passed
 from experiments.research.frontier.ways import BASE, SHAPES, SLOTS, Way, ways
 from policies.events import ADMIT, HOST, LOAD, PREFETCH
+from policies.registry import routing_policy
 from tracekit.recorder.prompts import Prompt
 from tracekit.trace import Trace
 
@@ -66,11 +67,16 @@ def judge_all(
         for name, way in ways(model, slots).items():
             say(f"{model}, {slots} slots: {name}")
             plan, there = way.plan, str(slots)
-            if way.kind == "format":  # says the same whatever is there
-                plan, there = Plan("100%/layer", weights=way.plan.weights.experts), "all"
+            if not looks(way.plan):  # says the same whatever is there
+                plan, there = way.plan.replace(cache=CachePlan(capacity="100%/layer")), "all"
             path = folder / f"{model}-{there}-{name.replace(',', '').replace(' ', '-')}.trace"
             found.append(judged(model, name, way, plain, passed(checkpoint, plan, texts, path, said)))
         yield slots, bound(model, ways(model, slots)[BASE].plan, plain.trace), found
+
+
+def looks(plan: Plan) -> bool:
+    """Whether what a plan computes depends on what is there."""
+    return plan.precision is not None or (plan.routing.alters and routing_policy(plan.routing.policy).looks)
 
 
 def judged(model: str, name: str, way: Way, plain: Passed, own: Passed) -> Judged:
