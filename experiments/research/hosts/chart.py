@@ -51,11 +51,11 @@ def crossing(points: Sequence[Point]) -> Chart:
                     "memory:N",
                     title=None,
                     scale=alt.Scale(domain=[ALONE, TOGETHER], range=[[1, 0], [5, 4]]),
-                    legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=2),
+                    legend=None,
                 ),
             )
         )
         level = alt.Chart(alt.InlineData(values=[{"effect": 0}])).mark_rule(color=GREY).encode(y="effect:Q")
-        title = f"{model}, {slots} slots a layer"
+        title = alt.Title(f"{model}, {slots} slots a layer", subtitle="dashed: host memory shared")
         panels.append(alt.layer(level, lines).properties(width=300, height=280, title=title))
     return alt.hconcat(*panels)

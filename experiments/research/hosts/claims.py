@@ -109,7 +109,7 @@ def _compared(found: Mapping[str, Found], first: str, second: str) -> list[Compa
 
 
 def bounded_inserts(folder: Path) -> str:
-    """The first claim on routing drawn as of Qwen3-Next (docs/sizing.md), also on hosts fitted to the row without slots."""
+    """The first claim on routing drawn as of Qwen3-Next, also on hosts fitted to the row without slots."""
     machines = modelled(SHAPE, INSERTED)
     rows = []
     for level in LEVELS:

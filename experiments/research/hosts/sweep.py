@@ -1,4 +1,4 @@
-"""From which host on computing misses beats copying them: the same plans on hosts of four copies to a quarter of one."""
+"""From which host on computing misses beats copying them: the same plans on hosts from slow to fast."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +59,7 @@ def sweep(
 
 
 def crosses(ratios: Sequence[float], effects: Sequence[float]) -> float | None:
-    """From which ratio down, of falling ones, effects stay above 0, linear in its logarithm; None if the last is not."""
+    """From which ratio down, of falling ones, effects are above 0, linear in its logarithm; None if the last is not."""
     below = [at for at, one in enumerate(effects) if one <= 0]
     if not below:
         return float(ratios[0])
