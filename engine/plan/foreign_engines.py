@@ -131,7 +131,7 @@ def llama_cpp(asked: Asked) -> Parts:
                 f"builds before b12191 have no cache; instead of these two, {len(instead)} whole layers on the device: "
                 f"--override-tensor '{host_pattern(model, instead)}=CPU'"
             )
-            notes += _bounded(asked)
+        notes += _bounded(asked)
         share, said = _llama_cpp_misses(plan, cached=bool(cache))
         arguments += share
         lost += said
@@ -175,9 +175,10 @@ def _llama_cpp_misses(plan: Plan, *, cached: bool) -> tuple[list[tuple[str, str]
 def _bounded(asked: Asked) -> list[str]:
     """What an open branch of llama.cpp has for misses on the host."""
     plan, layers = asked.plan, len(asked.model.moe_layers)
-    if plan.miss.where != "host" or asked.slots < 1:
+    slots = int(asked.beside / (layers - len(asked.whole)) + 1e-9)
+    if plan.miss.where != "host" or slots < 1:
         return []
-    words = f"--moe-expert-cache {int(asked.slots)}"
+    words = f"--moe-expert-cache {slots}"
     step = plan.admission.per_step
     if step:
         each = max(1, round(step / layers))

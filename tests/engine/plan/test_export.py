@@ -164,6 +164,9 @@ def test_where_misses_go_is_said_or_lost() -> None:
     found = export(Plan("4/layer", miss="host", admission=even), MIXTRAL, "llama.cpp")
     assert any(note.endswith("--moe-expert-cache 4 --moe-expert-cache-inserts 2") for note in found.notes)
     assert any("admission always, 64 per step" in line for line in found.lost)
+    beside = Plan("3/layer; layers 0-3: 8", placement="layers 0-3", miss="host", admission=even)
+    notes = export(beside, MIXTRAL, "llama.cpp").notes
+    assert any("--moe-expert-cache 3 --moe-expert-cache-inserts 2" in note for note in notes)
     rounded = export(Plan("4/layer", miss="host", admission={"per_step": 40}), MIXTRAL, "llama.cpp")
     assert any(note.endswith("--moe-expert-cache-inserts 1 (for 40 of all layers)") for note in rounded.notes)
     copied = export(Plan("4/layer", admission=even), MIXTRAL, "llama.cpp")

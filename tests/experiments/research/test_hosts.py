@@ -12,6 +12,7 @@ from engine.plan.capacity import Capacity
 from engine.plan.plan import Plan
 from engine.plan.weights import WeightFormat
 from engine.shapes import load_shape
+from experiments.research.domains import cost
 from experiments.research.hosts import claims
 from experiments.research.hosts.__main__ import main
 from experiments.research.hosts.chart import SHOWN, crossing
@@ -29,6 +30,7 @@ from experiments.research.hosts.contest import (
     on_all,
     plans,
     steps,
+    with_host,
 )  # fmt: skip
 from experiments.research.hosts.sweep import ALONE, RATIOS, SWEPT, Point, crosses, sweep
 from experiments.research.hosts.tables import matrices, right
@@ -149,8 +151,8 @@ def test_published_claims_are_asked(routed: Trace, tmp_path: Path) -> None:
 def test_a_host_is_fitted_to_what_was_published(tmp_path: Path) -> None:
     trace = prior_trace(tmp_path / "drawn.trace", [claims.EXPERTS] * claims.LAYERS, claims.TOP_K, tokens=24, requests=6)
     ratio = claims.fitted(trace)
-    machine = claims.with_host(claims.SHAPE, ratio, claims.INSERTED)
-    ns = claims.cost(trace, claims.inserted()[claims.BARE_HOST], claims.SHAPE, [machine]).ns.sum()
+    machine = with_host(claims.SHAPE, ratio, claims.INSERTED)
+    ns = cost(trace, claims.inserted()[claims.BARE_HOST], claims.SHAPE, [machine]).ns.sum()
     assert trace.tokens * 1e9 / ns == pytest.approx(claims.WITHOUT, rel=1e-3)
     # What the copies of its slots take is what the source says of them: 4.1 GiB.
     size = load_shape(claims.SHAPE).expert_bytes(WeightFormat.parse(claims.INSERTED))
