@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.decisions.evidence import check_evidence, digests_of
 from engine.decisions.placing import place
-from engine.hardware import load_hardware
+from engine.hardware import HardwareProfile, load_hardware
 from engine.plan.placement import save_placement
 from engine.plan.plan import Plan
 from engine.replay.passes import Steps, run
@@ -167,12 +167,14 @@ def contest(
         return found
 
 
-def cost(trace: Trace, plan: Plan, shape: str | None = None) -> Found:
-    """What each request costs: the tokens of a step share evenly what it does."""
+def cost(
+    trace: Trace, plan: Plan, shape: str | None = None, machines: Sequence[str | HardwareProfile] = MACHINES
+) -> Found:
+    """What each request costs: the tokens of a step share evenly what it does. The plan decides alike on `machines`."""
     sized = None if shape is None else load_shape(shape)
     settings = [
         Setting.of(trace.manifest, plan, load_hardware(name), sized, reshape=None if sized is None else "sizes")
-        for name in (MACHINES if sized is not None else ())
+        for name in (machines if sized is not None else ())
     ] or [Setting.of(trace.manifest, plan)]
     spec = settings[0].spec
     switches = Switches(spec.layers, spec.experts)

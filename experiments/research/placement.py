@@ -109,6 +109,7 @@ def one_token_a_step(read: Trace, path: Path) -> Trace:
             phase=np.where(prompt, PREFILL, DECODE),
             token_id=read.token_id,
             experts=read.experts,
+            weights=read.weights,
         )
     return Trace.open(path)
 

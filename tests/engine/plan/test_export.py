@@ -1,13 +1,16 @@
 """Plans as other engines' settings: patterns over real tensor names, masks by brute force, what is lost said."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.plan.export import ENGINES, Sized, export, host_pattern, resident_layers, slots_per_layer
+from engine.plan.export import export, slots_per_layer
+from engine.plan.foreign_engines import ENGINES, Sized, host_pattern, ranked, resident_layers
 from engine.plan.plan import Plan
 from tracekit.errors import PlanError
 
@@ -72,6 +75,7 @@ def test_llama_cpp() -> None:
     assert given["--moe-cache-mib"] == str(4 * 32 * 100) and "--cpu-moe" in given
     assert (given["--ctx-size"], given["--cache-type-k"], given["--cache-type-v"]) == ("8192", "q8_0", "q8_0")
     assert all(word in lost for word in ("eviction lru", "prefetch gate", "misses auto", "about 4.5 bits"))
+    assert "--moe-cache-cpu-share" not in given
     note = export(plan, MIXTRAL, "llama.cpp").notes[0]
     assert "16 whole layers" in note and r"blk\.(0|1|2" in note
     everything, lost = words("llama.cpp", Plan("8/layer", weights="q4_k"))
@@ -81,11 +85,11 @@ def test_llama_cpp() -> None:
 def test_ktransformers() -> None:
     given, lost = words("ktransformers", Plan("3/layer", eviction="static", miss="host"), counts="c.json")
     assert given == {
-        "--kt-num-gpu-experts": "3", "--kt-expert-placement-strategy": "frequency", "--init-expert-location": "c.json",
+        "--kt-num-gpu-experts": "3", "--kt-expert-placement-strategy": "frequency", "--init-expert-location": "c.pt",
     }  # fmt: skip
     assert lost == ""
     given, lost = words("ktransformers", Plan("100", serve={"context": 4096, "batch": 2}))
-    assert given["--kt-num-gpu-experts"] == "3" and "3.12 experts of a layer" in lost
+    assert "--kt-num-gpu-experts" not in given and int(8 * 32 * float(given["--kt-gpu-experts-ratio"])) == 100
     assert given["--max-running-requests"] == "2" and "--kt-enable-dynamic-expert-update" in given
     assert "always computed on the host" in lost
 
@@ -123,11 +127,118 @@ def test_an_unknown_engine_is_refused() -> None:
 
 def test_pinned_layers_are_the_layers_that_llama_cpp_leaves_on_the_device() -> None:
     plan = Plan("4/layer; layers 0-3: 8", placement="layers 0-3")
-    found = export(plan, MIXTRAL, "llama.cpp")
-    pattern = re.search(r"--override-tensor '(.*)=CPU'", found.notes[0])
-    assert pattern is not None
-    elsewhere = [layer for layer in range(32) if re.search(pattern[1], f"blk.{layer}.ffn_up_exps.weight")]
-    assert elsewhere == list(range(4, 32))
-    assert any("capacity by layer" in line for line in found.lost)
-    assert any("placement layers 0-3" in line for line in found.lost)
+    given, lost = words("llama.cpp", plan)
+    pattern = given["--override-tensor"].removesuffix("=CPU")
+    elsewhere = [layer for layer in range(32) if re.search(pattern, f"blk.{layer}.ffn_up_exps.weight")]
+    assert elsewhere == list(range(4, 32)) and "--cpu-moe" not in given
+    # The cache is what is left beside them, and nothing of where slots lie is lost.
+    assert given["--moe-cache-mib"] == str(28 * 4 * 100)
+    assert "capacity by layer" not in lost and "placement" not in lost
     assert slots_per_layer(plan, MIXTRAL) == (28 * 4 + 4 * 8) / 32
+    # Nothing beside: no cache, and what is not there is the host's.
+    given, lost = words("llama.cpp", Plan("0/layer; layers 0-3: 8", placement="layers 0-3", miss="host"))
+    assert "--moe-cache-mib" not in given and "misses" not in lost and "eviction" not in lost
+    _, lost = words("llama.cpp", Plan("0/layer; layers 0-3: 8", placement="layers 0-3"))
+    assert "misses copy: without a cache the host computes them all" in lost
+    # Layers that have more slots of their own, and are not pinned, are not told.
+    _, lost = words("llama.cpp", Plan("4/layer; layers 0-4: 8", placement="layers 0-3"))
+    assert "capacity by layer" in lost
+
+
+@given(share=st.floats(0.01, 0.99))
+def test_a_share_of_misses_is_llama_cpps(share: float) -> None:
+    given, lost = words("llama.cpp", Plan("4/layer", miss={"where": "split", "share": share}))
+    assert float(given["--moe-cache-cpu-share"]) == pytest.approx(1 - share, rel=0.01)
+    assert "until the cache is full" in lost
+
+
+def test_where_misses_go_is_said_or_lost() -> None:
+    for share in (0, 1):
+        given, lost = words("llama.cpp", Plan("4/layer", miss={"where": "split", "share": share}))
+        assert "--moe-cache-cpu-share" not in given and ("misses split" in lost) == (share == 0)
+    assert "misses" not in words("llama.cpp", Plan("4/layer"))[1]
+    for engine in ("vllm", "sglang"):
+        assert "misses host" in words(engine, Plan("4/layer", miss="host"))[1]
+    # A bound on what is taken in at a step is a branch's, and only where the host computes what is missing.
+    even = {"per_step": 64, "per_layer": "even"}
+    found = export(Plan("4/layer", miss="host", admission=even), MIXTRAL, "llama.cpp")
+    assert any(note.endswith("--moe-expert-cache 4 --moe-expert-cache-inserts 2") for note in found.notes)
+    assert any("admission always, 64 per step" in line for line in found.lost)
+    beside = Plan("3/layer; layers 0-3: 8", placement="layers 0-3", miss="host", admission=even)
+    notes = export(beside, MIXTRAL, "llama.cpp").notes
+    assert any("--moe-expert-cache 3 --moe-expert-cache-inserts 2" in note for note in notes)
+    rounded = export(Plan("4/layer", miss="host", admission={"per_step": 40}), MIXTRAL, "llama.cpp")
+    assert any(note.endswith("--moe-expert-cache-inserts 1 (for 40 of all layers)") for note in rounded.notes)
+    copied = export(Plan("4/layer", admission=even), MIXTRAL, "llama.cpp")
+    assert not any("27861" in note for note in copied.notes)
+    # So is a cache in vLLM, which copies what is missing.
+    assert any("--moe-expert-cache-size 4" in note for note in export(Plan("4/layer"), MIXTRAL, "vllm").notes)
+    assert not any("37190" in note for note in export(Plan("4/layer", miss="host"), MIXTRAL, "vllm").notes)
+
+
+def frequency(counts: np.ndarray, every: int) -> set[tuple[int, int]]:
+    """What KTransformers places by frequency: so many of the highest counts, all layers together."""
+    order = np.argsort(-counts.ravel(), kind="stable")[:every]
+    return {(int(key) // counts.shape[1], int(key) % counts.shape[1]) for key in order}
+
+
+@given(data=st.data())
+def test_what_is_pinned_is_what_ktransformers_places_first(data: st.DataObject) -> None:
+    layers, experts = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 8))
+    cells = st.tuples(st.integers(0, layers - 1), st.integers(0, experts - 1))
+    chosen = data.draw(st.sets(cells, min_size=1))
+    total = data.draw(st.integers(len(chosen), layers * experts))
+    pinned = {layer: [expert for own, expert in sorted(chosen) if own == layer] for layer, _ in chosen}
+    counts = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 50, (layers, experts)).astype(float)
+    placed = frequency(ranked(counts, pinned), total)
+    assert chosen <= placed
+    # The others are the most frequent of those that are left.
+    rest = counts.copy()
+    rest[tuple(zip(*chosen, strict=True))] = -1
+    assert sorted(counts[cell] for cell in placed - chosen) == sorted(
+        counts[cell] for cell in frequency(rest, total - len(chosen))
+    )
+    model = Sized(tuple(range(layers)), experts, 1 << 20)
+    found = export(
+        Plan(str(total), placement="p.placement.toml"), model, "ktransformers", counts="c.json", pinned=pinned
+    )
+    given = dict(found.arguments)
+    told = int(given["--kt-num-gpu-experts"]) * layers if "--kt-num-gpu-experts" in given else None
+    assert (int(layers * experts * float(given["--kt-gpu-experts-ratio"])) if told is None else told) == total
+    assert given["--init-expert-location"] == "c.pt" and "--kt-enable-dynamic-expert-update" not in given
+    assert not any("placement" in line for line in found.lost)
+
+
+def test_the_counts_that_ktransformers_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The note's one line makes the file: [passes, model layers, experts] under the name that its loader asks for."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("c.json").write_text('{"logical_count": [[0, 3], [2, 1]]}')
+    (note,) = (
+        note for note in export(Plan("1/layer"), MIXTRAL, "ktransformers", counts="c.json").notes if "torch" in note
+    )
+    line = re.search(r'python -c "(.*)"$', note)
+    assert line is not None
+    exec(line[1], {})
+    loaded = torch.load("c.pt", map_location="cpu", weights_only=True)["logical_count"]
+    assert loaded.tolist() == [[[0, 3], [2, 1]]]
+
+
+def test_whole_layers_elsewhere() -> None:
+    first = Plan("0/layer; layers 0-3: 8", placement="layers 0-3", miss="host")
+    given, lost = words("ktransformers", first)
+    assert given["--kt-expert-placement-strategy"] == "front-loading" and lost == ""
+    assert given["--kt-num-gpu-experts"] == "1"  # of 32 layers: four of eight experts
+    _, lost = words("vllm", first)
+    assert "placement layers 0-3: the last layers are on the device there" in lost
+    # vLLM leaves those of the first layers on the host.
+    last = Plan("0/layer; layers 28-31: 8", placement="layers 28-31")
+    given, lost = words("vllm", last)
+    assert given["--cpu-offload-gb"] == f"{28 * 8 * 100 / 1024:.1f}" and lost == ""
+    _, lost = words("ktransformers", last)
+    assert "with --counts FILE the pinned experts are placed" in lost
+    for engine in ENGINES:
+        one = export(Plan("4/layer", placement="x.placement.toml"), MIXTRAL, engine, pinned={3: [1, 2]})
+        assert any("placement x.placement.toml" in line for line in one.lost), engine
+        by = export(Plan("4/layer", placement={"pinned": "x.toml", "by": "label"}), MIXTRAL, engine, pinned={3: [1]})
+        assert any("placement by domain" in line for line in by.lost), engine

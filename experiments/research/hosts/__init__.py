@@ -1,0 +1,1 @@
+"""What should a miss become? Copies, the host and bounded admission at equal slots, on machines with other hosts."""
