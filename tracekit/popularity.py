@@ -27,10 +27,11 @@ class _Counts(msgspec.Struct):
     logical_count: list[list[int | float | list[int | float]]]
 
 
-def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
+def popularity(profile: Path, experts_per_layer: list[int], *, soft: bool = False) -> F64:
     """How often each expert was chosen, [MoE layers, experts], in a trace directory or a file of counts.
 
-    Raises TraceError or ImportFormatError when it is neither, PlanError when it is of a model with other MoE layers or
+    `soft`: of a trace that holds weights, what the tokens that chose it gave it, added up (soft counts). Raises
+    TraceError or ImportFormatError when it is neither, PlanError when it is of a model with other MoE layers or
     experts.
     """
     if profile.is_file():
@@ -42,7 +43,7 @@ def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
     else:
         trace = Trace.open(profile)
         fits = list(trace.manifest.experts_per_layer) == experts_per_layer
-        counts = counted(trace) if fits else np.zeros((0, 0))
+        counts = counted(trace, soft=soft) if fits else np.zeros((0, 0))
     if not fits:
         raise PlanError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
     return counts
@@ -65,8 +66,13 @@ def read_counts(source: Path) -> F64:
     return counts.astype(np.float64)
 
 
-def counted(trace: Trace) -> F64:
-    """How often tokens of a trace chose each expert, [MoE layers, experts]."""
-    layers, experts = trace.layers, trace.num_experts
-    keys = (trace.experts + (np.arange(layers) * experts)[None, :, None])[trace.experts != UNUSED]
-    return np.bincount(keys, minlength=layers * experts).reshape(layers, experts).astype(np.float64)
+def counted(trace: Trace, *, soft: bool = False) -> F64:
+    """How often tokens of a trace chose each expert, [MoE layers, experts]; `soft` as in `popularity`.
+
+    Sums of half-precision numbers are exact, in whatever order.
+    """
+    layers, experts, chosen = trace.layers, trace.num_experts, trace.experts != UNUSED
+    keys = (trace.experts + (np.arange(layers) * experts)[None, :, None])[chosen]
+    given = trace.weights if soft else None
+    weights = None if given is None else given[chosen].astype(np.float64)
+    return np.bincount(keys, weights, layers * experts).reshape(layers, experts).astype(np.float64)

@@ -32,7 +32,7 @@ def artefacts_of(plan: Plan) -> list[Artefact]:
 
 
 def learned_of(plan: Plan) -> Iterator[Learned]:
-    """What the plan knows from routing that was recorded: predictors, placements, the split of its capacity.
+    """What the plan knows from routing that was recorded: predictors, placements, the split of its capacity, profiles.
 
     Of files of counts nobody can say whose requests they count. Raises PlanError, PolicyError, TraceError.
     """
@@ -45,6 +45,7 @@ def learned_of(plan: Plan) -> Iterator[Learned]:
             yield Learned(f"{what} {file}", "made from", frozenset(source.requests))
     for path, what in (
         (plan.placement.profile, f"the profile of placement {plan.placement.pinned}"),
+        (plan.routing.profile, "routing.profile"),
         (plan.cache.split_from, "cache.split_from"),
         (plan.cache.warm_trace, "cache.warm"),
     ):

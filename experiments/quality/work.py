@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from engine.decisions.routing_places import routing_places
 from engine.decisions.spec import cache_spec
 from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.plan import (
@@ -116,7 +117,8 @@ class Work:
         spec = cache_spec(experts, self.expert_bytes(plan), fitted)
         check_policies(spec)
         # What its gates make of logits is known once the model is loaded; all else of the policy can be checked now.
-        Rerouter(RoutingSpec(tuple(experts), plan.routing.policy, plan.routing.parameters, "softmax"), spec)
+        places = routing_places(plan.routing, experts)
+        Rerouter(RoutingSpec(tuple(experts), plan.routing.policy, plan.routing.parameters, "softmax", places), spec)
 
     def expert_bytes(self, plan: Plan) -> list[int]:
         """Bytes of one expert of each layer, as the plan stores it."""

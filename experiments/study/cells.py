@@ -125,6 +125,8 @@ def cell_key(
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
     if plan.precision is not None and plan.precision.profile is not None:
         tables["precision"]["profile"] = _profile_digest(plan.precision.profile)
+    if plan.routing.profile is not None:
+        tables["routing"]["profile"] = _profile_digest(plan.routing.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
