@@ -17,6 +17,7 @@ from tracekit.arrays import F64
 from tracekit.errors import ImportFormatError, PlanError
 from tracekit.importers.saved import read_text, refuse_pickle
 from tracekit.rows import UNUSED
+from tracekit.shards import file_digest
 from tracekit.trace import Trace
 
 _INFLATION = 24
@@ -47,6 +48,11 @@ def popularity(profile: Path, experts_per_layer: list[int], *, soft: bool = Fals
     if not fits:
         raise PlanError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
     return counts
+
+
+def profile_digest(profile: Path) -> str:
+    """sha256 of what a profile holds. Raises TraceError when it is neither a file nor a trace."""
+    return file_digest(profile) if profile.is_file() else Trace.open(profile).digest
 
 
 def read_counts(source: Path) -> F64:

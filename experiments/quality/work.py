@@ -31,6 +31,7 @@ from engine.runtime.storage.slab_files import fingerprint
 from experiments.quality.text import Tokens
 from policies.rerouting import Rerouter, RoutingSpec
 from tracekit.errors import ModelError, PlanError
+from tracekit.popularity import profile_digest
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.generation import UNDIVIDED
 from tracekit.recorder.layers import family, is_encoder_decoder
@@ -98,6 +99,7 @@ class Work:
         self.chunk = min(chunk, self.window)
         for plan in (self.unaltered, *self.plans.values()):
             self._check(plan)
+        self._profiles = {path: profile_digest(Path(path)) for plan in plans.values() for path in profiles_of(plan)}
         weights = fingerprint(self.directory)
         self.digest = hashlib.sha256(f"{config_digest(self.config.to_dict())} {weights}".encode()).hexdigest()
 
@@ -139,6 +141,7 @@ class Work:
             "ids": hashlib.sha256(tokens.ids.tobytes()).hexdigest(),
             # With whatever cache it ran, the unaltered model is the same.
             "plan": None if plan is self.unaltered else plan.to_dict(),
+            "profiles": [] if plan is self.unaltered else [self._profiles[path] for path in profiles_of(plan)],
         }
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
@@ -151,6 +154,11 @@ class Work:
         )
         with offloaded(model):
             yield model
+
+
+def profiles_of(plan: Plan) -> list[str]:
+    """The traces, or counts, that tables of the plan name as their profile, in order."""
+    return [str(table["profile"]) for table in plan.to_dict().values() if "profile" in table]
 
 
 def _unaltered(like: Plan) -> Plan:

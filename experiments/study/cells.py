@@ -24,8 +24,8 @@ from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import CapacityError, PlanError
 from tracekit.labels import read_labels
 from tracekit.opening import read_file
+from tracekit.popularity import profile_digest
 from tracekit.prefix import first_steps
-from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
@@ -158,7 +158,7 @@ def cell_key(
 
 @cache
 def _profile_digest(path: str) -> str:
-    return file_digest(Path(path)) if Path(path).is_file() else Trace.open(path).digest
+    return profile_digest(Path(path))
 
 
 def _placement_digest(path: str) -> str:
