@@ -33,8 +33,8 @@ from tracekit.recorder.prompts import read_prompts
 from tracekit.recorder.recorder import record
 from tracekit.trace import Trace
 
-SHARES = (7, 6, 5, 4)
-"""Eighths of the experts that are left."""
+EIGHTHS = "7,6,5,4"
+"""Of the experts that are left."""
 COMPARED = 6
 """The eighths at which the ways to choose them are compared."""
 WINDOW = 512
@@ -62,7 +62,7 @@ def profiled(model: Path, prompts: Path, path: Path) -> Trace:
     return Trace.open(path)
 
 
-def plans_of(profile: Trace, folder: Path) -> dict[str, Plan]:
+def plans_of(profile: Trace, folder: Path, strengths: Sequence[int]) -> dict[str, Plan]:
     """Pruning by the profile at every strength, and otherwise at one, by what is left and how that was chosen."""
     per_layer = list(profile.manifest.experts_per_layer)
     often = popularity(profile.path, per_layer)
@@ -75,7 +75,7 @@ def plans_of(profile: Trace, folder: Path) -> dict[str, Plan]:
             "auto", routing={"policy": "prune", "keep": keep, "profile": str(path)}
         )
         for way, path in ways.items()
-        for eighths in (SHARES if way == "" else [COMPARED])
+        for eighths in (strengths if way == "" else [COMPARED])
     }
 
 
@@ -108,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=int, default=51, help="documents that quality is measured on")
     parser.add_argument("--profile", type=int, default=120, help="documents of the profile")
     parser.add_argument("--characters", type=int, default=680, help="of each document's beginning")
+    parser.add_argument("--eighths", default=EIGHTHS, help="of the experts, what is left")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             profile = profiled(model, trained, own / "profile.trace")
             asked = Options(dtype="float32", device="cpu", window=WINDOW)
             with meter(f"reading with {model.name}") as progress:
-                plans = plans_of(profile, own)
+                plans = plans_of(profile, own, [int(part) for part in options.eighths.split(",")])
                 found[model.name] = measure(
                     model, texts, plans, own / "quality", asked, counted_once=repeated, progress=progress
                 )
