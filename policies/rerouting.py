@@ -8,6 +8,7 @@ One definition, interpreted or compiled, for replay and engine alike. What it al
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -95,7 +96,7 @@ class Rerouter:
         """Forget every visit."""
         state = allocated(self.policy, self._layout, self.spec.parameters)
         if self.policy.needs_profile:
-            state.place[:] = self.spec.places
+            cast(np.ndarray, state.place)[:] = self.spec.places
         self.at_work = state if self._compiled is not None else self.policy.interpreted(state)
 
     def visit(

@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    folder, found = options.output, {}
+    folder = options.output
+    found: dict[str, Measurement] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held_out = beginnings("held-out", options.texts, options.characters, folder / "held-out.jsonl")
