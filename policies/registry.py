@@ -67,6 +67,7 @@ ROUTING = {
     "drop-cold": "policies.routing.drop_cold:DropCold",
     "substitute": "policies.routing.substitute:Substitute",
     "adaptive-k": "policies.routing.adaptive_k:AdaptiveK",
+    "prune": "policies.routing.prune:Prune",
 }
 ADMISSION = {
     "always": "policies.admission.always:AlwaysAdmit",

@@ -8,6 +8,7 @@ One definition, interpreted or compiled, for replay and engine alike. What it al
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 from numba.core.errors import NumbaError
@@ -28,13 +29,15 @@ class RoutingSpec:
     """Everything that a routing policy's choices follow from, beside the gates and the cache.
 
     `experts_per_layer` are those that it may name. `score_function` turns logits into weights: "softmax", "sigmoid" or
-    "unknown", as a trace's manifest says.
+    "unknown", as a trace's manifest says. `places` i64 [layers * experts] is what a policy that needs a profile is
+    told of it (policies.routing.base).
     """
 
     experts_per_layer: tuple[int, ...]
     policy: str = "none"
     parameters: Mapping[str, Value] | None = None
     score_function: str = "unknown"
+    places: np.ndarray | None = None
 
     @property
     def reads(self) -> str:
@@ -67,7 +70,7 @@ class Rerouter:
 
     Args:
         spec: what to alter by. Raises PolicyError for a policy that cannot be, PlanError for a gate whose score
-            function is unknown to a policy that reads scores.
+            function is unknown to a policy that reads scores, or a policy that lacks its profile.
         cache: what decides; of it the policy may know the sizes.
         compiled: False runs the same Python uncompiled.
     """
@@ -83,6 +86,8 @@ class Rerouter:
                 f"routing policy {spec.policy!r} weighs experts that the gate did not choose, and how this gate makes "
                 "weights of its logits is unknown: choose one that reads weights or logits (tracekit policies list)"
             )
+        if self.policy.needs_profile and spec.places is None:
+            raise PlanError(f"routing policy {spec.policy!r} needs routing.profile = a trace, or counts of one")
         self._score = SCORES.get(spec.score_function, 0)
         self._compiled = compiled_rewrite(self.policy) if compiled else None
         self.restart()
@@ -90,6 +95,8 @@ class Rerouter:
     def restart(self) -> None:
         """Forget every visit."""
         state = allocated(self.policy, self._layout, self.spec.parameters)
+        if self.policy.needs_profile:
+            cast(np.ndarray, state.place)[:] = self.spec.places
         self.at_work = state if self._compiled is not None else self.policy.interpreted(state)
 
     def visit(

@@ -17,6 +17,7 @@ from tracekit.arrays import F64
 from tracekit.errors import ImportFormatError, PlanError
 from tracekit.importers.saved import read_text, refuse_pickle
 from tracekit.rows import UNUSED
+from tracekit.shards import file_digest
 from tracekit.trace import Trace
 
 _INFLATION = 24
@@ -27,10 +28,11 @@ class _Counts(msgspec.Struct):
     logical_count: list[list[int | float | list[int | float]]]
 
 
-def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
+def popularity(profile: Path, experts_per_layer: list[int], *, soft: bool = False) -> F64:
     """How often each expert was chosen, [MoE layers, experts], in a trace directory or a file of counts.
 
-    Raises TraceError or ImportFormatError when it is neither, PlanError when it is of a model with other MoE layers or
+    `soft`: of a trace that holds weights, what the tokens that chose it gave it, added up (soft counts). Raises
+    TraceError or ImportFormatError when it is neither, PlanError when it is of a model with other MoE layers or
     experts.
     """
     if profile.is_file():
@@ -42,10 +44,15 @@ def popularity(profile: Path, experts_per_layer: list[int]) -> F64:
     else:
         trace = Trace.open(profile)
         fits = list(trace.manifest.experts_per_layer) == experts_per_layer
-        counts = counted(trace) if fits else np.zeros((0, 0))
+        counts = counted(trace, soft=soft) if fits else np.zeros((0, 0))
     if not fits:
         raise PlanError(f"{profile} is of a model with other MoE layers or experts: it is no profile for this one")
     return counts
+
+
+def profile_digest(profile: Path) -> str:
+    """sha256 of what a profile holds. Raises TraceError when it is neither a file nor a trace."""
+    return file_digest(profile) if profile.is_file() else Trace.open(profile).digest
 
 
 def read_counts(source: Path) -> F64:
@@ -65,8 +72,13 @@ def read_counts(source: Path) -> F64:
     return counts.astype(np.float64)
 
 
-def counted(trace: Trace) -> F64:
-    """How often tokens of a trace chose each expert, [MoE layers, experts]."""
-    layers, experts = trace.layers, trace.num_experts
-    keys = (trace.experts + (np.arange(layers) * experts)[None, :, None])[trace.experts != UNUSED]
-    return np.bincount(keys, minlength=layers * experts).reshape(layers, experts).astype(np.float64)
+def counted(trace: Trace, *, soft: bool = False) -> F64:
+    """How often tokens of a trace chose each expert, [MoE layers, experts]; `soft` as in `popularity`.
+
+    Sums of half-precision numbers are exact, in whatever order.
+    """
+    layers, experts, chosen = trace.layers, trace.num_experts, trace.experts != UNUSED
+    keys = (trace.experts + (np.arange(layers) * experts)[None, :, None])[chosen]
+    given = trace.weights if soft else None
+    weights = None if given is None else given[chosen].astype(np.float64)
+    return np.bincount(keys, weights, layers * experts).reshape(layers, experts).astype(np.float64)

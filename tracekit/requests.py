@@ -57,8 +57,18 @@ def known_requests(trace: Trace, digests: Collection[str]) -> list[int]:
     return [number for number, own in request_digests(trace).items() if known.intersection(own)]
 
 
+def text_digests(ids: NDArray[np.int64]) -> list[str]:
+    """The digests that a request is known by whose prompt is these token ids, or these without the first, which begins
+    a text."""
+    return [_of_tokens(ids), _of_tokens(ids[1:])]
+
+
 def _digest(trace: Trace, rows: NDArray[np.intp]) -> str:
     tokens = trace.token_id[rows]
     if (tokens >= 0).all():
-        return hashlib.sha256(b"tokens" + tokens.astype("<i4").tobytes()).hexdigest()
+        return _of_tokens(tokens)
     return hashlib.sha256(b"experts" + trace.experts[rows].astype("<u2").tobytes()).hexdigest()
+
+
+def _of_tokens(ids: NDArray[Any]) -> str:
+    return hashlib.sha256(b"tokens" + ids.astype("<i4").tobytes()).hexdigest()

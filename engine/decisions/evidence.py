@@ -1,15 +1,17 @@
 """Fair by construction: what was learned from requests is no evidence on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from engine.plan.placement import load_placement, parse_pinned
 from engine.plan.plan import Plan
 from policies.learned.artefact import Artefact, load_artefact
-from tracekit.errors import PlanError
-from tracekit.requests import known_requests, request_digests
+from tracekit.errors import PlanError, shortened
+from tracekit.requests import known_requests, request_digests, text_digests
 from tracekit.trace import Trace
 
 
@@ -32,7 +34,7 @@ def artefacts_of(plan: Plan) -> list[Artefact]:
 
 
 def learned_of(plan: Plan) -> Iterator[Learned]:
-    """What the plan knows from routing that was recorded: predictors, placements, the split of its capacity.
+    """What the plan knows from routing that was recorded: predictors, placements, the split of its capacity, profiles.
 
     Of files of counts nobody can say whose requests they count. Raises PlanError, PolicyError, TraceError.
     """
@@ -45,11 +47,18 @@ def learned_of(plan: Plan) -> Iterator[Learned]:
             yield Learned(f"{what} {file}", "made from", frozenset(source.requests))
     for path, what in (
         (plan.placement.profile, f"the profile of placement {plan.placement.pinned}"),
+        *_profiles(plan),
         (plan.cache.split_from, "cache.split_from"),
         (plan.cache.warm_trace, "cache.warm"),
     ):
         if path is not None and Path(path).is_dir():
             yield Learned(f"{what} ({path})", "made from", _digests_at(path, Trace.open(Path(path)).digest))
+
+
+def _profiles(plan: Plan) -> list[tuple[str | None, str]]:
+    """The profiles that say what a model becomes, and their names."""
+    tiers = None if plan.precision is None else plan.precision.profile
+    return [(plan.routing.profile, "routing.profile"), (tiers, "precision.profile")]
 
 
 @lru_cache(16)
@@ -61,6 +70,20 @@ def _digests_at(path: str, digest: str) -> frozenset[str]:
 def digests_of(trace: Trace) -> frozenset[str]:
     """The digests of all requests of a trace."""
     return frozenset(digest for own in request_digests(trace).values() for digest in own)
+
+
+def check_texts(texts: Mapping[str, np.ndarray], plan: Plan) -> None:
+    """Refuse to measure on `texts`, token ids by name, a model that `plan` made of their routing. Raises PlanError."""
+    for path, what in _profiles(plan):
+        if path is None or not Path(path).is_dir():
+            continue
+        known = _digests_at(path, Trace.open(Path(path)).digest)
+        seen = [name for name, ids in texts.items() if known.intersection(text_digests(ids))]
+        if seen:
+            raise PlanError(
+                f"{what} ({path}) holds {len(seen)} of the {len(texts)} texts, {shortened(seen[0])!r} first: they are "
+                "no evidence on what was made from them; measure on others"
+            )
 
 
 def check_evidence(trace: Trace, plan: Plan, *, allow_fitted: bool = False) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from engine.decisions.hints import Hints
 from engine.decisions.importance import importance_of
 from engine.decisions.requests import request_steps
+from engine.decisions.routing_places import routing_places
 from engine.decisions.run import first_cache
 from engine.plan.plan import RoutingPlan
 from policies.cache import CacheSpec, targets_of
@@ -63,8 +64,10 @@ class Rerouted:
 
 
 def routing_spec(plan: RoutingPlan, manifest: Manifest) -> RoutingSpec:
-    """What the plan's routing policy alters by, for the model of a trace."""
-    return RoutingSpec(tuple(manifest.experts_per_layer), plan.policy, plan.parameters, manifest.score_function)
+    """What the plan's routing policy alters by, for the model of a trace. Raises as `routing_places`."""
+    per_layer = tuple(manifest.experts_per_layer)
+    places = routing_places(plan, per_layer)
+    return RoutingSpec(per_layer, plan.policy, plan.parameters, manifest.score_function, places)
 
 
 def rerouted(

@@ -104,6 +104,8 @@ class RoutingPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`routing`: a policy that alters what the gates choose, given what is there and, beside it, its own parameters."""
 
     policy: str = "none"
+    # a trace, or a file of counts (tracekit.popularity), for policies that rank experts by it, as `prune`
+    profile: str | None = None
     parameters: dict[str, int | float | bool] = {}
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from engine.decisions.routing_places import routing_places
 from engine.plan.plan import RoutingPlan
 from policies.cache import CacheSpec
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
@@ -115,7 +116,7 @@ class Rewriting:
 def rewriting_of(plan: RoutingPlan, cache: CacheSpec, layers: Sequence[MoeLayer]) -> Rewriting | None:
     """What alters these layers' choices by a plan; None where nothing does.
 
-    Raises PlanError for gates that the policy cannot alter, PolicyError.
+    Raises PlanError for gates that the policy cannot alter, PolicyError; as `routing_places` does.
     """
     if not plan.alters:
         return None
@@ -128,7 +129,8 @@ def rewriting_of(plan: RoutingPlan, cache: CacheSpec, layers: Sequence[MoeLayer]
     found = {layer.score_function for layer in layers}
     score = found.pop() if len(found) == 1 else "unknown"  # as a recording's manifest says it
     per_layer = tuple(layer.num_experts for layer in layers)
-    return Rewriting(RoutingSpec(per_layer, plan.policy, plan.parameters, score), cache, layers)
+    places = routing_places(plan, per_layer)
+    return Rewriting(RoutingSpec(per_layer, plan.policy, plan.parameters, score, places), cache, layers)
 
 
 def put(

@@ -40,6 +40,9 @@ RoutingPolicy = Annotated[
 RoutingSet = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="a parameter of the routing policy; repeat")
 ]
+RoutingProfile = Annotated[
+    Path | None, typer.Option(help="a trace, or counts, for a routing policy that ranks experts by it, as prune")
+]
 Miss = Annotated[str | None, typer.Option(help="where misses are computed: copy, host, split or auto; over the plan's")]
 MissShare = Annotated[float | None, typer.Option(help="for --miss split: the share of misses that are copied")]
 Admission = Annotated[

@@ -38,6 +38,7 @@ def plan_from_options(
     labels: Path | None = None,
     routing_policy: str | None = None,
     routing_set: Sequence[str] | None = None,
+    routing_profile: Path | None = None,
     miss: str | None = None,
     miss_share: float | None = None,
     admission: str | None = None,
@@ -64,7 +65,7 @@ def plan_from_options(
             "staging": staging,
             "artefact": prefetch_artefact,
         },
-        "routing": {"policy": routing_policy, **_parameters(routing_set or ())},
+        "routing": {"policy": routing_policy, **_parameters(routing_set or ()), "profile": routing_profile},
         "miss": {"where": miss, "share": miss_share},
         "admission": {"policy": admission, "per_step": admit_per_step},
         "weights": {"experts": weights},
@@ -89,7 +90,7 @@ def _parameters(given: Sequence[str]) -> dict[str, int | float]:
             number: int | float = {"true": True, "false": False}[value] if value in ("true", "false") else float(value)
         except ValueError:
             number = float("nan")
-        if not name or name in found or name == "policy" or number != number:
+        if not name or name in found or name in ("policy", "profile") or number != number:
             raise PlanError(f"--routing-set {text}: give NAME=VALUE, a number or true or false, each name once")
         found[name] = number
     return found

@@ -62,6 +62,7 @@ def command(
     staging: Annotated[int | None, typer.Option(help="staging buffers beside the cache")] = None,
     routing_policy: options.RoutingPolicy = None,
     routing_set: options.RoutingSet = None,
+    routing_profile: options.RoutingProfile = None,
     miss: options.Miss = None,
     miss_share: options.MissShare = None,
     admission: options.Admission = None,
@@ -172,6 +173,7 @@ def command(
             "--sensitivities": sensitivities or None,
             **{"--reshape": reshape, "--host-memory": host_memory, "--disk-speed": disk_speed},
             **{"--routing-policy": routing_policy, "--routing-set": routing_set},
+            "--routing-profile": routing_profile,
             **{"--tokens": tokens, "--prompt-tokens": prompt_tokens, "--requests": requests},
         }
         options.refuse_decided("--counts", asked)
@@ -242,6 +244,7 @@ def command(
             pinned_profile=pinned_profile,
             routing_policy=routing_policy,
             routing_set=routing_set,
+            routing_profile=routing_profile,
             miss=miss,
             miss_share=miss_share,
             admission=admission,
@@ -256,6 +259,7 @@ def command(
             **{"--domain-by": domain_by, "--detect": detect, "--labels": labels},
             **{"--split-from": split_from, "--pinned": pinned, "--pinned-profile": pinned_profile},
             **{"--routing-policy": routing_policy, "--routing-set": routing_set},
+            "--routing-profile": routing_profile,
             **{"--miss": miss, "--miss-share": miss_share},
             **{"--admission": admission, "--admit-per-step": admit_per_step},
         }

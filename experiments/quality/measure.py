@@ -14,6 +14,7 @@ import msgspec
 import torch
 import transformers
 
+from engine.decisions.evidence import check_texts
 from engine.plan.plan import Plan
 from engine.runtime.memory import release
 from experiments.quality.kept_logits import KeptLogits, groups
@@ -72,6 +73,8 @@ def measure(
     """
     work = Work(model, plans, options or Options(), say)
     texts = encode(documents, load_tokenizer(work.directory))
+    for plan in plans.values():
+        check_texts({one.document.id: one.ids for one in texts}, plan)
     total, done = sum(one.count for one in texts) * (1 + len(plans)), 0
 
     def report(tokens: int) -> None:

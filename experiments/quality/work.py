@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from engine.decisions.routing_places import routing_places
 from engine.decisions.spec import cache_spec
 from engine.plan.misses import AdmissionPlan, MissPlan
 from engine.plan.plan import (
@@ -30,6 +31,7 @@ from engine.runtime.storage.slab_files import fingerprint
 from experiments.quality.text import Tokens
 from policies.rerouting import Rerouter, RoutingSpec
 from tracekit.errors import ModelError, PlanError
+from tracekit.popularity import profile_digest
 from tracekit.recorder.describe import config_digest
 from tracekit.recorder.generation import UNDIVIDED
 from tracekit.recorder.layers import family, is_encoder_decoder
@@ -97,6 +99,7 @@ class Work:
         self.chunk = min(chunk, self.window)
         for plan in (self.unaltered, *self.plans.values()):
             self._check(plan)
+        self._profiles = {path: profile_digest(Path(path)) for plan in plans.values() for path in profiles_of(plan)}
         weights = fingerprint(self.directory)
         self.digest = hashlib.sha256(f"{config_digest(self.config.to_dict())} {weights}".encode()).hexdigest()
 
@@ -116,7 +119,8 @@ class Work:
         spec = cache_spec(experts, self.expert_bytes(plan), fitted)
         check_policies(spec)
         # What its gates make of logits is known once the model is loaded; all else of the policy can be checked now.
-        Rerouter(RoutingSpec(tuple(experts), plan.routing.policy, plan.routing.parameters, "softmax"), spec)
+        places = routing_places(plan.routing, experts)
+        Rerouter(RoutingSpec(tuple(experts), plan.routing.policy, plan.routing.parameters, "softmax", places), spec)
 
     def expert_bytes(self, plan: Plan) -> list[int]:
         """Bytes of one expert of each layer, as the plan stores it."""
@@ -137,6 +141,7 @@ class Work:
             "ids": hashlib.sha256(tokens.ids.tobytes()).hexdigest(),
             # With whatever cache it ran, the unaltered model is the same.
             "plan": None if plan is self.unaltered else plan.to_dict(),
+            "profiles": [] if plan is self.unaltered else [self._profiles[path] for path in profiles_of(plan)],
         }
         return hashlib.sha256(msgspec.json.encode(meaning, order="deterministic")).hexdigest()
 
@@ -149,6 +154,11 @@ class Work:
         )
         with offloaded(model):
             yield model
+
+
+def profiles_of(plan: Plan) -> list[str]:
+    """The traces, or counts, that tables of the plan name as their profile, in order."""
+    return [str(table["profile"]) for table in plan.to_dict().values() if "profile" in table]
 
 
 def _unaltered(like: Plan) -> Plan:

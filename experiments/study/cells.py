@@ -24,8 +24,8 @@ from policies.learned.artefact import CARD, MOST_CARD_BYTES
 from tracekit.errors import CapacityError, PlanError
 from tracekit.labels import read_labels
 from tracekit.opening import read_file
+from tracekit.popularity import profile_digest
 from tracekit.prefix import first_steps
-from tracekit.shards import file_digest
 from tracekit.trace import Trace
 from tracekit.version import own_version
 
@@ -125,6 +125,8 @@ def cell_key(
         tables["eviction"]["profile"] = _profile_digest(plan.eviction.profile)
     if plan.precision is not None and plan.precision.profile is not None:
         tables["precision"]["profile"] = _profile_digest(plan.precision.profile)
+    if plan.routing.profile is not None:
+        tables["routing"]["profile"] = _profile_digest(plan.routing.profile)
     for table, artefact in (("eviction", plan.eviction.artefact), ("prefetch", plan.prefetch.artefact)):
         if artefact is not None:
             tables[table]["artefact"] = _artefact_digest(artefact)
@@ -156,7 +158,7 @@ def cell_key(
 
 @cache
 def _profile_digest(path: str) -> str:
-    return file_digest(Path(path)) if Path(path).is_file() else Trace.open(path).digest
+    return profile_digest(Path(path))
 
 
 def _placement_digest(path: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from engine.decisions.routing_places import check_profile
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.layers import capacity_text
 from engine.plan.plan import KEEP, RESET, Plan, PrefetchPlan, ServePlan, plan_from_dict
@@ -109,7 +110,8 @@ def prefetch_name(plan: Plan) -> str:
 
 def routing_name(plan: Plan) -> str:
     """The routing policy with its parameters, and how its results are known; nothing for the gates' own choices."""
-    return f"{plan.routing.policy}{_brackets(plan.routing.parameters)}" if plan.routing.alters else ""
+    routing = plan.routing
+    return f"{routing.policy}{_brackets(_fitted(routing.profile) | routing.parameters)}" if routing.alters else ""
 
 
 def tiers_name(plan: Plan) -> str:
@@ -234,6 +236,7 @@ def _check_policies(plan: Plan) -> None:
     allocated(eviction_policy(plan.eviction.policy), smallest, plan.eviction.parameters)
     allocated(prefetcher(plan.prefetch.predictor), smallest, plan.prefetch.parameters)
     allocated(admission_policy(plan.admission.policy), smallest, plan.admission.parameters)
+    check_profile(plan.routing)
     if plan.routing.alters:
         allocated(routing_policy(plan.routing.policy), smallest, plan.routing.parameters)
     if plan.precision is not None:

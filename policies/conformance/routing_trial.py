@@ -43,12 +43,13 @@ class GateVisit:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """The visits of a small model."""
+    """The visits of a small model; `places` [layers * experts] are what a profile would say."""
 
     layers: int
     experts: int
     score: str
     visits: tuple[GateVisit, ...]
+    places: np.ndarray
 
     def __str__(self) -> str:
         more = f" (visit {len(self.visits) - 1})" if len(self.visits) > 1 else ""
@@ -126,7 +127,7 @@ class RoutingTrial:
     def _rewrite(self, gates: Gates, *, compiled: bool = False, watched: bool = False) -> Rewritten:
         """What the policy makes of each visit. Raises Violation where it is watched."""
         size = np.ones(gates.layers * gates.experts, np.int64)
-        spec = RoutingSpec((gates.experts,) * gates.layers, self.name, None, gates.score)
+        spec = RoutingSpec((gates.experts,) * gates.layers, self.name, None, gates.score, gates.places)
         rerouter = Rerouter(spec, CacheSpec(gates.layers, gates.experts, (1,), size), compiled=compiled)
         if watched:
             watch(rerouter)
@@ -148,7 +149,7 @@ def watch(rerouter: Rerouter) -> None:
     """Replace the hook of an interpreted policy by a watched one, which raises Violation."""
     policy = rerouter.at_work
     own = vars(policy)
-    for shared in ("size", "last_use"):
+    for shared in ("size", "last_use", "place"):
         own[shared] = read_only(own[shared])
     hook = policy.rewrite
     expected: dict[str, object] = {}
@@ -208,7 +209,8 @@ def all_gates(number: int = SCENARIOS) -> Iterator[Gates]:
                 ids[rng.random(ids.shape) < 0.2] = UNUSED
             there = (rng.random(experts) < rng.choice([0.0, 0.4, 0.7, 1.0])).astype(np.uint8)
             visits.append(GateVisit(visit % layers, ids, weights, logits, there))
-        yield Gates(layers, experts, score, tuple(visits))
+        places = np.concatenate([rng.permutation(experts) for _ in range(layers)])
+        yield Gates(layers, experts, score, tuple(visits), places)
 
 
 def until(gates: Gates, place: int) -> Gates:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from policies.fields import Policy
+from policies.fields import Policy, per_expert
 
 
 class RoutingPolicy(Policy):
@@ -19,11 +19,17 @@ class RoutingPolicy(Policy):
 
     `looks` declares whether it looks at what is there: without, `present` is all zeros, and what it makes of a model
     does not depend on the cache.
+
+    One that `needs_profile` finds in `place`, at `layer * self.experts + expert`, each expert's place in its layer by
+    what tokens gave it in the plan's `routing.profile`: 0 for the one that weighed most.
     """
 
     READABLE: ClassVar[tuple[str, ...]] = ("nothing", "weights", "logits", "scores")
     reads: ClassVar[str] = "nothing"
     looks: ClassVar[bool] = True
+    needs_profile: ClassVar[bool] = False
+
+    place = per_expert(np.int64, -1)
 
     def rewrite(
         self,

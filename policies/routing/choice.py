@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from policies.fields import Numbers
 from tracekit.rows import UNUSED
 
 
@@ -81,6 +82,21 @@ def best_present(ids: np.ndarray, logits: np.ndarray, present: np.ndarray) -> in
     for expert in range(len(logits)):
         if (
             present[expert] > 0
+            and np.isfinite(logits[expert])
+            and (best < 0 or logits[expert] > logits[best])
+            and not is_chosen(ids, expert)
+        ):
+            best = expert
+    return best
+
+
+def best_left(ids: np.ndarray, logits: np.ndarray, place: Numbers[int], count: int) -> int:
+    """The expert with the largest logit that has one of the first `count` places and is not chosen, ties by number; -1
+    if there is none."""
+    best = -1
+    for expert in range(len(logits)):
+        if (
+            place[expert] < count
             and np.isfinite(logits[expert])
             and (best < 0 or logits[expert] > logits[best])
             and not is_chosen(ids, expert)

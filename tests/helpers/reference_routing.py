@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,31 @@ def adaptive_k(
     return without(ids, weights, gone, total, bool(p.get("renormalise", True)))
 
 
+def prune(
+    ids: list[int], weights: list[float], logits: list[float], left: set[int], p: Parameters, score: str
+) -> Token:
+    """The gate's choice without those who are gone, then the best of those left; `left` stands where others look."""
+    coming = iter(sorted(left - set(ids), key=lambda expert: (-logits[expert], expert)))
+    new = [expert if expert in left else next(coming, UNUSED) for expert in ids]
+    if new == ids:
+        return ids, weights
+    total = sum(weights)
+    highest = max(logits[expert] for expert in ids)
+    factor = total / sum(score_of(logits[expert], highest, score) for expert in ids)
+    own = {UNUSED: 0.0} | dict(zip(ids, weights, strict=True))
+    found = [own[e] if e in own else factor * score_of(logits[e], highest, score) for e in new]
+    return new, scaled(found, total)
+
+
+def most_important(given: NDArray[Any], keep: int) -> list[set[int]]:
+    """By layer, those who got most of [layers, experts]; ties by number."""
+    return [set(sorted(range(len(row)), key=lambda e: (-row[e], e))[:keep]) for row in given.tolist()]
+
+
 RULES = {"cache-prior": cache_prior, "substitute": substitute, "drop-cold": drop_cold, "adaptive-k": adaptive_k}
+
+
+EVERY_RULE = RULES | {"prune": prune}
 
 
 def kept(ids: list[int], weights: list[float], count: int) -> set[int]:
@@ -155,19 +180,19 @@ class Recency:
 
 
 def alter(
-    trace: Trace, policy: str, parameters: Parameters, cache: Recency
+    trace: Trace, policy: str, parameters: Parameters, cache: Recency, left: list[set[int]] | None = None
 ) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
-    """The experts and weights of a trace as `policy` alters them beside `cache`."""
+    """The experts and weights of a trace as `policy` alters them beside `cache`, or beside what pruning has `left`."""
     experts, weights = trace.experts.copy(), np.array(trace.weights)
     logits, starts = trace.logits, step_starts(trace.step)
     for step in range(len(starts) - 1):
         for layer in range(trace.layers):
-            there = cache.there(layer)
+            there = cache.there(layer) if left is None else set(left[layer])
             chosen: list[int] = []
             for row in range(starts[step], starts[step + 1]):
                 known = [] if logits is None else logits[row, layer].astype(float).tolist()
                 ids, heavy = experts[row, layer].tolist(), weights[row, layer].astype(float).tolist()
-                ids, heavy = RULES[policy](ids, heavy, known, there, parameters, trace.manifest.score_function)
+                ids, heavy = EVERY_RULE[policy](ids, heavy, known, there, parameters, trace.manifest.score_function)
                 experts[row, layer], weights[row, layer] = ids, heavy
                 chosen += [expert for expert in ids if expert != UNUSED]
                 there |= set(chosen)  # what the visit copies anyway

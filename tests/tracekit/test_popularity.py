@@ -74,3 +74,17 @@ def test_other_files(tmp_path: Path) -> None:
         read_counts(tmp_path / "counts.pt")
     with pytest.raises(TracekitError, match="none"):
         popularity(tmp_path / "none", [6])
+
+
+def test_soft_counts_are_what_tokens_gave(tmp_path: Path) -> None:
+    given = np.random.default_rng(2).random(EXPERTS.shape).astype(np.float16)
+    trace = make_trace(tmp_path / "a.trace", EXPERTS, num_experts=6, weights=given)
+    found = np.zeros((2, 6))
+    for place, expert in np.ndenumerate(EXPERTS):
+        found[place[1], expert] += float(given[place])
+    np.testing.assert_array_equal(popularity(trace.path, [6, 6], soft=True), found)
+    np.testing.assert_array_equal(popularity(trace.path, [6, 6]), plain_counts())
+    bare = make_trace(tmp_path / "b.trace", EXPERTS, num_experts=6)
+    np.testing.assert_array_equal(popularity(bare.path, [6, 6], soft=True), plain_counts())
+    counts = counts_file(tmp_path, plain_counts().tolist())
+    np.testing.assert_array_equal(popularity(counts, [6, 6], soft=True), plain_counts())

@@ -1,12 +1,13 @@
 """An un-offloaded model whose routers choose as a routing policy would, given what an engine's log says was there."""
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import pytest
 
 from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED, LOAD, PREFETCH, Events
-from tests.helpers.reference_routing import RULES, Parameters
+from tests.helpers.reference_routing import EVERY_RULE, Parameters
 from tracekit.rows import UNUSED
 
 torch = pytest.importorskip("torch")
@@ -20,10 +21,15 @@ class Counted:
     altered: int = 0
 
 
-def mask_routers(model: Any, policy: str, parameters: Parameters, log: Events) -> Counted:
-    """Have the routers of `model` choose by `policy`, visit by visit, beside the caches of `log`, from now on."""
+def mask_routers(
+    model: Any, policy: str, parameters: Parameters, log: Events, left: list[set[int]] | None = None
+) -> Counted:
+    """Have the routers of `model` choose by `policy`, visit by visit, beside the caches of `log`, from now on.
+
+    With `left`, the experts of each layer that pruning leaves, beside these.
+    """
     layers, counted = moe_layers(model), Counted()
-    before = iter(held_before(log, max(layer.num_experts for layer in layers)))
+    before = iter(held_before(log, max(layer.num_experts for layer in layers)) if left is None else cycle(left))
     for layer in layers:
         wrap(layer, policy, parameters, before, counted)
     return counted
@@ -56,13 +62,13 @@ def wrap(layer: MoeLayer, policy: str, parameters: Parameters, before: Any, coun
 
     def masked(*args: Any, **kwargs: Any) -> Any:
         logits, scores, indices = forward(*args, **kwargs)
-        there = next(before)
+        there = set(next(before))
         scores, indices = scores.clone(), indices.clone()
         halves = scores.to(torch.float16).double()
         known = logits.to(torch.float16).double()
         for token in range(len(indices)):
             ids, weights = indices[token].tolist(), halves[token].tolist()
-            new, heavy = RULES[policy](ids, weights, known[token].tolist(), there, parameters, "softmax")
+            new, heavy = EVERY_RULE[policy](ids, weights, known[token].tolist(), there, parameters, "softmax")
             for slot in range(len(ids)):
                 counted.altered += new[slot] != ids[slot]
                 indices[token, slot] = none if new[slot] == UNUSED else new[slot]

@@ -50,6 +50,21 @@ def test_a_plan_and_options_over_it(tmp_path: Path, call: Call) -> None:
     assert found["other"]["routing"]["dropped"] > 0
 
 
+def test_pruning_by_a_profile(tmp_path: Path, call: Call) -> None:
+    profile, trace = (logits_trace(tmp_path / f"{seed}.trace", seed=seed).path for seed in (1, 2))
+    way = ["replay", trace, "--capacity", "6/layer", "--routing-policy", "prune", "--routing-set", "keep=6"]
+    code, said, _ = call(*way, "--routing-profile", profile, "--json", "--no-bounds")
+    found = json.loads(said)
+    assert code == 0 and found["misses"] <= 6 * 3 and found["routing"]["altered"] > found["routing"]["dropped"] == 0
+    assert found["provenance"]["plan"]["routing"] == {"policy": "prune", "keep": 6, "profile": str(profile)}
+    assert_one_line(*call(*way), "needs routing.profile")
+    assert_one_line(*call(*way, "--routing-profile", tmp_path / "none"), "none")
+    assert_one_line(*call(*way, "--routing-profile", trace), "no evidence")
+    assert_one_line(*call(*way, "--routing-profile", profile, "--routing-set", "profile=1"), "NAME=VALUE")
+    other = ["replay", trace, "--capacity", "6/layer", "--routing-policy", "substitute"]
+    assert_one_line(*call(*other, "--routing-profile", profile), "reads no profile")
+
+
 def test_mistakes_are_one_line(tmp_path: Path, call: Call) -> None:
     trace = logits_trace(tmp_path / "t.trace", tokens=19).path
     way = ["replay", trace, "--capacity", "2/layer"]

@@ -23,10 +23,13 @@ from experiments.quality import kept_logits, scores, work  # noqa: E402
 from experiments.quality.measure import measure  # noqa: E402
 from experiments.quality.measurement import Measurement, load_measurement  # noqa: E402
 from experiments.quality.records import RECORDS  # noqa: E402
-from experiments.quality.text import Document  # noqa: E402
+from experiments.quality.text import Document, encode  # noqa: E402
 from experiments.quality.work import Options  # noqa: E402
 from tests.helpers.quality import small_model  # noqa: E402
+from tests.helpers.traces import make_trace  # noqa: E402
 from tracekit.errors import CapacityError, ModelError, PlanError, StudyError  # noqa: E402
+from tracekit.recorder.models import load_tokenizer  # noqa: E402
+from tracekit.rows import PREFILL  # noqa: E402
 
 TEXTS = [Document(str(one["id"]), one["prompt"]) for one in prompts(6, seed=3)]
 PLANS = {
@@ -248,3 +251,24 @@ def test_tiers_lie_between_their_formats(model: Path, measured: tuple[Measuremen
     high, low = (measured[0].plans[place].by_document.kl_nats[0] for place in (1, 2))
     assert 0 < high < found.by_document.kl_nats[0] < low
     assert found.plan["precision"]["threshold"] == 0.45
+
+
+def test_a_profile_counts_by_what_it_holds_and_not_for_its_own_texts(model: Path, tmp_path: Path) -> None:
+    texts = [Document(one.id, one.text[:90]) for one in TEXTS[:2]]
+    counts = tmp_path / "counts.json"
+    plan = Plan("2/layer", routing={"policy": "prune", "keep": 2, "profile": str(counts)})
+    losses = []
+    for given in ([[4, 3, 2, 1]] * 2, [[1, 2, 3, 4]] * 2):
+        counts.write_text(json.dumps({"logical_count": given}))
+        losses.append(measure(model, texts, {"a": plan}, tmp_path / "same folder", WAY).plans[0].loss.value)
+    assert losses[0] != losses[1]
+    tokens, _ = encode(texts, load_tokenizer(model))
+    experts = np.tile(np.array([2, 0]), (tokens.count, 2, 1))
+    trace = make_trace(tmp_path / "p.trace", experts, num_experts=4, step=0, phase=PREFILL, token_id=tokens.ids[1:])
+    own = {"profile": str(trace.path)}
+    for table in (
+        {"routing": {"policy": "prune", "keep": 2, **own}},
+        {"precision": {"low": "hqq-2bit", "capacity": "1/layer", "rule": "popular", **own}},
+    ):
+        with pytest.raises(PlanError, match=r"holds 1 of the 2 texts.* no evidence"):
+            measure(model, texts, {"own": Plan("2/layer", **table)}, tmp_path / "own", WAY)

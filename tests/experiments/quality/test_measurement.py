@@ -84,6 +84,9 @@ def test_plans_of_one_key_lose_alike() -> None:
     assert len({key(routing=drop), key("2/layer", routing=drop), key(eviction="lfu", routing=drop)}) == 3
     assert key(routing=fewer) == key("2/layer", eviction="lfu", prefetch="gate", routing=fewer)
     assert key(routing=fewer) != key(routing={"policy": "adaptive-k", "share": 0.8})
+    prune = {"policy": "prune", "keep": 4, "profile": "p.trace"}
+    assert key(routing=prune) == key("2/layer", eviction="lfu", routing=prune)
+    assert len({key(routing=prune | more) for more in ({}, {"keep": 5}, {"profile": "q.trace"})}) == 3
     assert key(routing=drop) == key(routing=drop, compute_experts="fused", serve={"context": 512})
 
 

@@ -1,17 +1,20 @@
 """Studies with routing policies: an axis of the grid, first-order rows, no bound of theirs, and a loss by the plan."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
 import polars as pl
+import pytest
 
 from engine.plan.plan import Plan
 from engine.replay.replay import replay
 from experiments.quality.measurement import Measurement
-from experiments.study import Threads, run_study, study_from_dict
+from experiments.study import Threads, cells, run_study, study_from_dict
 from experiments.study.study_content import report_content
 from tests.helpers.quality import measurement
 from tests.helpers.routing_traces import logits_trace
+from tracekit.errors import PlanError
 
 PRIOR = {"policy": "cache-prior", "strength": 0.6}
 GRID = {
@@ -74,3 +77,25 @@ def test_a_floor_knows_which_plan_was_measured(tmp_path: Path) -> None:
     (setting,) = summary.settings
     assert setting.winner is not None and "prior" not in setting.winner and "adaptive" not in setting.winner
     assert any("cache-prior (strength 0.6) at 6/layer" in note for note in setting.notes)
+
+
+def test_pruning_by_a_profile_of_the_study_s_folder(tmp_path: Path) -> None:
+    trace = logits_trace(tmp_path / "a.trace", **SIZES)
+    logits_trace(tmp_path / "p.trace", seed=1)
+    prune = {"policy": "prune", "keep": [5, 6], "profile": "p.trace"}
+    tables: dict[str, object] = {"traces": "a.trace", "grid": {"capacity": "6/layer", "routing": ["none", prune]}}
+    summary = run_study(study_from_dict(tables, folder=tmp_path), tmp_path / "out", Threads(1))
+    rows = pl.read_parquet(tmp_path / "out" / "results.parquet").filter(pl.col("routing") == "prune")
+    assert rows["misses"].max() <= 6 * trace.layers and rows["misses"].n_unique() == 2
+    assert summary.settings[0].winner is not None and "prune (of p.trace, keep 5)" in summary.settings[0].winner
+    # What the profile holds counts, not that it lies where it did.
+    keys = []
+    for seed in (1, 2, 1):
+        shutil.rmtree(tmp_path / "p.trace")
+        logits_trace(tmp_path / "p.trace", seed=seed)
+        cells._profile_digest.cache_clear()
+        keys.append([cell.key for cell in cells.cells_of(study_from_dict(tables, folder=tmp_path))])
+    assert keys[0] == keys[2] != keys[1]
+    tables["grid"] = {"capacity": "6/layer", "routing": "prune"}
+    with pytest.raises(PlanError, match=r"needs routing\.profile"):
+        study_from_dict(tables, folder=tmp_path)
