@@ -13,7 +13,8 @@ from typing import cast
 import numpy as np
 from numba.core.errors import NumbaError
 
-from policies.cache import CacheSpec, allocated
+from policies.cache import allocated
+from policies.cache_spec import CacheSpec
 from policies.compile_errors import explain
 from policies.compiled import source_files
 from policies.compiled_rewriting import compiled_rewrite

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.admission.base import Admission
-from policies.cache import CacheSpec, ExpertCache, LowCopies, allocated, low_spec
+from policies.cache import ExpertCache, allocated
+from policies.cache_spec import CacheSpec, LowCopies, low_spec
 from policies.events import HIT_PREFETCHED, KIND_SHIFT, PREFETCH, SLOT_MASK, SLOT_SHIFT, Events
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.plan.placement import Domain, Placement, keys_of, layer_of, load_placement, parse_pinned
-from engine.plan.plan import PlacementPlan
+from engine.plan.tables import PlacementPlan
 from policies.switching import Domains, Kept
 from tracekit.demand import step_starts
 from tracekit.errors import PlanError

@@ -5,7 +5,7 @@ The same numbers as `policies.learned.session.Session` finds visit by visit in t
 
 import numpy as np
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.learned.artefact import Artefact, load_artefact
 from policies.learned.features import RATES, Piece
 from policies.learned.verdict import least_score, steps_until

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from engine.decisions.foresight import Foresight
-from policies.cache import CacheSpec, targets_of
+from policies.cache_spec import CacheSpec, targets_of
 from policies.ranking import rank_lookahead
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError

@@ -7,7 +7,7 @@ import numpy as np
 
 from engine.plan.layers import check_layers
 from engine.plan.placement import load_placement, parse_pinned
-from engine.plan.plan import EvictionPlan, PlacementPlan
+from engine.plan.tables import EvictionPlan, PlacementPlan
 from policies.registry import eviction_policy
 from tracekit.errors import PlanError
 from tracekit.popularity import popularity

@@ -11,7 +11,7 @@ from engine.decisions.pinning import most_popular
 from engine.decisions.run import iter_decisions
 from engine.plan.capacity import Capacity
 from engine.plan.placement import Domain, Placement, Source, Ways, by_layer
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import ADMIT, HOST, KEY_MASK, KIND_SHIFT
 from tracekit.demand import Demand, iter_demand
 from tracekit.errors import PlanError, TraceError

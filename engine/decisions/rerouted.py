@@ -19,8 +19,8 @@ from engine.decisions.importance import importance_of
 from engine.decisions.requests import request_steps
 from engine.decisions.routing_places import routing_places
 from engine.decisions.run import first_cache
-from engine.plan.plan import RoutingPlan
-from policies.cache import CacheSpec, targets_of
+from engine.plan.tables import RoutingPlan
+from policies.cache_spec import CacheSpec, targets_of
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
 from policies.tiered_cache import AnyCache, TieredCache
 from policies.visit_order import orders_of, tokens_of, weight_of

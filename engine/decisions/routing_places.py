@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.decisions.tier_spec import popular_places
-from engine.plan.plan import RoutingPlan
+from engine.plan.tables import RoutingPlan
 from policies.registry import routing_policy
 from tracekit.errors import PlanError
 from tracekit.popularity import popularity

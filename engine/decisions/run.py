@@ -12,7 +12,8 @@ from engine.decisions.hints import Hints
 from engine.decisions.requests import request_steps
 from engine.decisions.signals import GateWeights, Signal, with_signals
 from engine.decisions.tiered import TieredTrace
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.cache_state import Batch
 from policies.events import Events
 from policies.switching import Kept

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from engine.decisions.foresight import ReuseEstimate
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from tracekit.demand import Demand, step_starts
 from tracekit.errors import PlanError
 from tracekit.rows import UNUSED

@@ -8,7 +8,7 @@ from engine.decisions.pinning import begins_with, filled, placed
 from engine.decisions.splitting import groups_of
 from engine.decisions.tier_spec import in_slots, low_copies
 from engine.plan.plan import Plan
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.registry import eviction_policy, prefetcher
 from tracekit.errors import PlanError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.plan.capacity import Capacity
-from engine.plan.plan import CachePlan
+from engine.plan.tables import CachePlan
 from engine.stacks.layer_curves import layer_curves, shared_out
 from tracekit.errors import CapacityError, PlanError
 from tracekit.trace import Trace

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.plan.capacity import Capacity
-from engine.plan.plan import PrecisionPlan
-from policies.cache import LowCopies
+from engine.plan.tables import PrecisionPlan
+from policies.cache_spec import LowCopies
 from policies.registry import tier_rule
 from tracekit.errors import PlanError
 from tracekit.popularity import popularity

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from engine.plan.capacity import Capacity
 from engine.plan.foreign_engines import ENGINES, Asked, Sized
-from engine.plan.plan import KEEP, Plan
+from engine.plan.plan import Plan
+from engine.plan.tables import KEEP
 from tracekit.errors import PlanError, did_you_mean
 
 

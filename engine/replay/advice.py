@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.hardware.engine_profile import CALIBRATED
-from engine.plan.plan import PrefetchPlan
+from engine.plan.tables import PrefetchPlan
 from engine.replay.memory import device_memory, fits
 from engine.replay.passes import Replayed, run
 from engine.replay.result import Time

@@ -19,7 +19,7 @@ from engine.replay.setting import Setting, costs_without_predictors
 from engine.replay.speed_bounds import Fewest, LeastTimes, least_times
 from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
-from policies.cache import CacheSpec, slots_of
+from policies.cache_spec import CacheSpec, slots_of
 from policies.events import ADMIT, BYPASS, HIT_PINNED, KINDS, LOAD, PREFETCH
 from tracekit.demand import Demand, iter_demand
 from tracekit.rows import DECODE, PREFILL

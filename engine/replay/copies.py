@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, LOAD, PREFETCH
 
 COUNTED = ("lookups", "hits", "prefetches", "bytes")

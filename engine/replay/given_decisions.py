@@ -11,9 +11,10 @@ import polars as pl
 
 from engine.decisions.spec import cache_spec
 from engine.plan.misses import AdmissionPlan, MissPlan
-from engine.plan.plan import KEEP, RESET, CachePlan, EvictionPlan, PlacementPlan, Plan, PrefetchPlan, plan_from_toml
+from engine.plan.plan import Plan, plan_from_toml
+from engine.plan.tables import KEEP, RESET, CachePlan, EvictionPlan, PlacementPlan, PrefetchPlan
 from engine.replay.given_checks import FINE, MISSING, WORDS, Held, nothing_held, settle
-from policies.cache import CacheSpec, slots_of
+from policies.cache_spec import CacheSpec, slots_of
 from policies.events import KIND_NAMES, Events
 from tracekit.demand import Demand, iter_demand, step_starts
 from tracekit.errors import TraceError

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, PlacementPlan, Plan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan, PlacementPlan
 from engine.plan.weights import WeightFormat
 from engine.replay.passes import Steps
 from engine.replay.setting import Setting

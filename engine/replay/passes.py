@@ -17,7 +17,7 @@ from engine.replay.given_decisions import GivenDecisions
 from engine.simulator.costs import Costs
 from engine.simulator.limits import Work, check_bytes, check_times
 from engine.simulator.timeline import CAUSES, WASTED, Timeline
-from policies.cache import CacheSpec, slots_of
+from policies.cache_spec import CacheSpec, slots_of
 from policies.events import ADMIT, HIT_PREFETCHED, KEY_MASK, KIND_SHIFT, KINDS, LOAD, PREFETCH, Events
 from policies.tiered_cache import TIERS
 from tracekit.demand import Demand, step_starts

@@ -28,7 +28,7 @@ from engine.replay.result import Regret
 from engine.replay.setting import Setting, costs_without_predictors
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import ADMIT, HOST, KIND_SHIFT, PREFETCH, Events
 from tracekit.demand import Demand
 from tracekit.rows import DECODE

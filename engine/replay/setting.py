@@ -15,7 +15,7 @@ from engine.shapes import ModelShape
 from engine.shapes.load import ALONE, Load
 from engine.simulator.copies import copies_bytes
 from engine.simulator.costs import Costs, expert_params, model_costs
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from tracekit.errors import CapacityError, PlanError, did_you_mean
 from tracekit.manifest import Manifest
 

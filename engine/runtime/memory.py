@@ -29,8 +29,8 @@ from engine.runtime.storage.slab_layout import (
 from engine.runtime.storage.working_memory import expansion_bytes, matrix_expansion_bytes, quantising_bytes
 from engine.shapes.config import shape_of_config
 from engine.shapes.load import Load, load_bytes
-from policies.cache import CacheSpec, low_spec
-from policies.cache import slots_of as cache_slots
+from policies.cache_spec import CacheSpec, low_spec
+from policies.cache_spec import slots_of as cache_slots
 from policies.tiered_cache import cache_of
 from tracekit.errors import CapacityError, HardwareError, PlanError
 from tracekit.recorder.generation import default_chunk

@@ -32,7 +32,7 @@ from engine.runtime.storage.sharded_loading import opened_checkpoint
 from engine.runtime.storage.slab_layout import layout_of
 from engine.runtime.storage.store import Store
 from engine.runtime.storage.tiered_store import TieredStore
-from policies.cache import CacheSpec, low_spec, slots_of
+from policies.cache_spec import CacheSpec, low_spec, slots_of
 from tracekit.errors import HardwareError, ModelError, PlanError
 from tracekit.recorder.seam import MoeLayer, moe_layers
 

@@ -30,7 +30,8 @@ from engine.runtime.storage.store import Store
 from engine.runtime.tiered_visit import decide_tiered, weighs
 from engine.runtime.visit_experts import VisitExperts
 from engine.runtime.visit_routing import Choices, read_back, sort_by_expert
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.events import Events
 from policies.ranking import rank_lookahead
 from policies.rerouting import Altered

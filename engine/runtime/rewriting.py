@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from engine.decisions.routing_places import routing_places
-from engine.plan.plan import RoutingPlan
-from policies.cache import CacheSpec
+from engine.plan.tables import RoutingPlan
+from policies.cache_spec import CacheSpec
 from policies.rerouting import Altered, Rerouter, RoutingSpec, altered
 from tracekit.errors import ModelError, PlanError
 from tracekit.recorder.choice import NONE

@@ -3,7 +3,7 @@
 from pathlib import Path
 from shlex import quote
 
-from engine.plan.plan import ServePlan
+from engine.plan.tables import ServePlan
 from engine.plan.weights import WeightFormat
 from experiments.cli import console
 from experiments.recommend import Choice, Recommendation

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from engine.curves.curve import CurvePoint, curve
-from engine.plan.plan import Plan, Scalar, WeightsPlan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
+from engine.plan.tables import Scalar, WeightsPlan
 from engine.replay.passes import Replayed
 from engine.replay.replay import replay
 from engine.replay.result import Result

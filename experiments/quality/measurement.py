@@ -15,7 +15,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from engine.plan.plan import Plan, Scalar, WeightsPlan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
+from engine.plan.tables import Scalar, WeightsPlan
 from experiments.quality.quality_key import is_stored_only, quality_key
 from experiments.statistics.interval import fewest_requests, interval, ratio_of
 from tracekit.errors import StudyError

@@ -14,12 +14,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from engine.decisions.routing_places import routing_places
 from engine.decisions.spec import cache_spec
 from engine.plan.misses import AdmissionPlan, MissPlan
-from engine.plan.plan import (
+from engine.plan.plan import Plan
+from engine.plan.tables import (
     CachePlan,
     ComputePlan,
     EvictionPlan,
     PlacementPlan,
-    Plan,
     PrefetchPlan,
     RoutingPlan,
     WeightsPlan,

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from engine.hardware import HardwareProfile
 from engine.plan.misses import MissPlan
-from engine.plan.plan import CachePlan, EvictionPlan, Plan, PrefetchPlan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan, EvictionPlan, PrefetchPlan
 from engine.replay.memory import fit_capacity, fits, load_of, most_slots
 from engine.replay.passes import Replayed, Steps, run
 from engine.replay.setting import Setting

@@ -170,7 +170,7 @@ def compared(
     profile: "HardwareProfile",
 ) -> Row:
     """A plan's row: `runs` of the engine against the simulator. ModelError if decisions differ."""
-    from engine.plan.plan import WeightsPlan
+    from engine.plan.tables import WeightsPlan
     from engine.replay.passes import run
     from engine.replay.setting import Setting
     from experiments.validation.comparison import compare_logs

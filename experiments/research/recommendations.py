@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from engine.hardware import load_hardware
 from engine.plan.misses import MissPlan
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan
 from engine.shapes import load_shape
 from experiments.recommend import recommend
 from experiments.recommend.race import Entrant, Race

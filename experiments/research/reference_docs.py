@@ -21,7 +21,7 @@ from engine.hardware.engine_profile import EngineProfile, Expansion, ExpertKerne
 from engine.hardware.host import Host, Lanes
 from engine.hardware.profile import Cpu, Device, Disk, HardwareProfile, Link, Rate
 from engine.plan.misses import AdmissionPlan, MissPlan
-from engine.plan.plan import (
+from engine.plan.tables import (
     CachePlan,
     ComputePlan,
     EvictionPlan,

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from engine.plan.plan import ComputePlan, Plan, WeightsPlan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
+from engine.plan.tables import ComputePlan, WeightsPlan
 from experiments.quality.measurement import Estimate
 from experiments.statistics.comparison import Quantity, rate_intervals
 from experiments.study.grid import plan_name

@@ -12,7 +12,8 @@ import polars as pl
 
 from engine.curves.stack_curve import STACK_CURVES, Scope
 from engine.decisions.evidence import check_evidence
-from engine.plan.plan import CachePlan, Plan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan
 from engine.replay.passes import run
 from engine.replay.setting import Setting
 from experiments.statistics.interval import fewest_requests, interval, ratio_of

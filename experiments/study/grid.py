@@ -12,7 +12,8 @@ import numpy as np
 from engine.decisions.routing_places import check_profile
 from engine.hardware import EngineProfile, HardwareProfile, load_hardware
 from engine.plan.layers import capacity_text
-from engine.plan.plan import KEEP, RESET, Plan, PrefetchPlan, ServePlan, plan_from_dict
+from engine.plan.plan import Plan, plan_from_dict
+from engine.plan.tables import KEEP, RESET, PrefetchPlan, ServePlan
 from engine.shapes import ModelShape
 from policies.cache import allocated
 from policies.fields import Layout

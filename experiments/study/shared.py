@@ -22,7 +22,7 @@ from engine.simulator.costs import Costs
 from engine.simulator.least_work import LeastWork, LeastWorks
 from experiments.statistics.request_shares import RequestShares
 from experiments.study.cells import Routing
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.registry import prefetcher
 from policies.rerouting import Altered
 from tracekit.demand import Demand, iter_demand

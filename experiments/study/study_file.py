@@ -23,7 +23,8 @@ import msgspec
 
 from engine.hardware import HardwareProfile
 from engine.plan.capacity import Capacity
-from engine.plan.plan import Plan, ServePlan
+from engine.plan.plan import Plan
+from engine.plan.tables import ServePlan
 from engine.shapes import ModelShape, load_shape
 from experiments.quality.measurement import Measurement, load_measurement, parse_loss
 from experiments.statistics.comparison import LEAST_EFFECT

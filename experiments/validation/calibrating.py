@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import CachePlan, PlacementPlan, Plan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan, PlacementPlan
 from tracekit.errors import CapacityError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 
 from engine.hardware import HardwareProfile
-from engine.plan.plan import Plan, WeightsPlan
+from engine.plan.plan import Plan
+from engine.plan.tables import WeightsPlan
 from engine.replay.passes import Replayed, run
 from engine.replay.setting import Setting
 from engine.replay.summary import prefetch_fates

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.conformance.guard import Violation, check_fields, explain, read_only
 from policies.conformance.report import FAIL, NOT_RUN, PASS, RULES, Outcome
 from policies.registry import hook_problem

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.cache_state import Batch
 
 SCENARIOS = 48

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from engine.decisions.run import iter_decisions
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.switching import Domains, Kept
 from tests.helpers.reference_cache import Event, ReferenceCache, rank_by_votes
 from tests.helpers.reference_misses import ReferenceMisses

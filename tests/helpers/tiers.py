@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.cache import LowCopies
+from policies.cache_spec import LowCopies
 from tests.helpers.reference_cache import ADMIT, HIT_PREFETCHED, LOAD, Event, ReferenceCache
 from tests.helpers.scenarios import Scenario, random_scenario
 from tracekit.rows import UNUSED

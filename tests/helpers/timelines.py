@@ -24,7 +24,7 @@ from engine.simulator.log import (
     WHAT,
 )
 from engine.simulator.timeline import CAUSES, Timeline
-from policies.cache import slots_of
+from policies.cache_spec import slots_of
 from policies.events import Events
 from tests.helpers.reference_cache import ADMIT, PREFETCH
 from tests.helpers.scenarios import Scenario

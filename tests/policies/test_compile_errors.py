@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.may_use import MAY_USE
 from tracekit.errors import PolicyError
 

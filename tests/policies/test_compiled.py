@@ -44,7 +44,8 @@ PRELUDE = """
 import json, os, sys
 import numpy as np
 from pathlib import Path
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.compiled import compiled_decide
 
 def evicted(name, compiled=True):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.cache_state import VISITS
 from tests.helpers.reference_cache import (
     BYPASS,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.eviction.base import EvictionPolicy
 from policies.fields import Layout, parameter, per_expert, per_group, scalar
 from policies.registry import eviction_policy, prefetcher

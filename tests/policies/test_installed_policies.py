@@ -18,7 +18,8 @@ class Plug(EvictionPolicy):
 RUN = """
 import json
 import numpy as np
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 found = []
 for compiled in (False, True):
     cache = ExpertCache(CacheSpec(1, 4, (2,), np.ones(4, np.int64), "plug"), compiled=compiled)

@@ -11,7 +11,8 @@ PAIRS = ("lfu", "none"), ("lfu-perfect", "none"), ("lfu", "oracle"), ("lfu-perfe
 PROGRAM = """
 import sys
 import numpy as np
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.cache_state import Batch
 
 rng = np.random.default_rng(0)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.events import EVICT
 
 

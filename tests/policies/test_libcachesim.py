@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from tests.helpers.reference_cache import BYPASS, LOAD
 from tests.helpers.scenarios import Scenario, decisions, memory_trace
 

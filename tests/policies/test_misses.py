@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.cache_state import PINNED, RESIDENT
 from policies.conformance import check
 from policies.events import KINDS, MOST_SLOTS, NO_SLOT, Events

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.eviction.base import EvictionPolicy
 from policies.eviction.ordered import Ordered
 from policies.registry import EVICTION, eviction_policy

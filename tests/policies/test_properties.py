@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.reference_cache import BYPASS, EVICT, LOAD
 from tests.helpers.reference_cache import PREFETCH as PREFETCHED

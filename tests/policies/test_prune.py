@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.conformance.routing_trial import RoutingTrial
 from policies.registry import routing_policy
 from policies.rerouting import Rerouter, RoutingSpec

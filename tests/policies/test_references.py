@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.registry import EVICTION
 from tests.helpers.reference_cache import EVICT, LOAD, Event
 from tests.helpers.reference_policies import REFERENCES

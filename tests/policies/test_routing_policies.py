@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.registry import ROUTING
 from policies.rerouting import Rerouter, RoutingSpec
 from tests.helpers.reference_routing import RULES

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decisions.run import iter_decisions
-from policies.cache import CacheSpec, reserved
+from policies.cache_spec import CacheSpec, reserved
 from policies.cache_state import PINNED, RESIDENT, SLOT
 from policies.events import BYPASS, DROP, EVICT, HIT_PINNED, HIT_PREFETCHED, LOAD, PREFETCH, Events
 from policies.registry import EVICTION, eviction_policy

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine.decisions.importance import importance_of
 from engine.decisions.run import first_cache, iter_decisions
-from policies.cache import CacheSpec, ExpertCache, slots_of
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec, slots_of
 from policies.conformance import check
 from policies.conformance.report import RULES
 from policies.conformance.tier_trial import TierTrial

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from engine.plan.plan import WeightsPlan
+from engine.plan.tables import WeightsPlan
 from engine.runtime.storage.attention import check_attention, quantise_attention
 from engine.runtime.storage.host_store import check_storable
 from engine.runtime.storage.slab_layout import aligned, expert_parameters, layout_of

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.cache_state import Batch
 from tracekit.manifest import Manifest, ModelInfo
 

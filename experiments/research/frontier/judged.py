@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from engine.hardware import load_hardware
-from engine.plan.plan import CachePlan, Plan, RoutingPlan
+from engine.plan.plan import Plan
+from engine.plan.tables import CachePlan, RoutingPlan
 from engine.replay.bounds import find_bounds
 from engine.replay.memory import device_memory
 from engine.replay.passes import Replayed, run

@@ -17,7 +17,7 @@ from engine.plan.plan import plan_from_dict
 from engine.replay.passes import run
 from engine.replay.replay import replay
 from engine.stacks import belady, lru
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import BYPASS, HIT_PREFETCHED, LOAD
 from tests.helpers.scenarios import memory_trace
 from tracekit.demand import iter_demand, step_starts

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 from engine.decisions.run import iter_decisions  # noqa: E402
 from engine.decisions.spec import cache_spec  # noqa: E402
 from engine.hardware import load_hardware  # noqa: E402
-from engine.plan.plan import CachePlan, load_plan, plan_from_dict  # noqa: E402
+from engine.plan.plan import load_plan, plan_from_dict  # noqa: E402
+from engine.plan.tables import CachePlan  # noqa: E402
 from engine.replay.predictor_costs import with_predictors  # noqa: E402
 from engine.replay.replay import replay  # noqa: E402
 from engine.simulator.costs import model_costs  # noqa: E402

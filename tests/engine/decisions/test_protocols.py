@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.decisions.hints import iter_hints
 from engine.decisions.run import first_cache, iter_decisions
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import BYPASS, DROP, EVICT, HIT_PREFETCHED
 from policies.registry import EVICTION, PREFETCH, eviction_policy, prefetcher
 from tests.helpers.reference_policies import REFERENCES

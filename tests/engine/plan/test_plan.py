@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.plan.plan import CachePlan, Plan, as_plan, load_plan, plan_from_dict
+from engine.plan.plan import Plan, as_plan, load_plan, plan_from_dict
+from engine.plan.tables import CachePlan
 from tracekit.errors import CapacityError, PlanError, TracekitError
 
 FULL = """

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from engine.decisions.spec import cache_spec
 from engine.decisions.tier_spec import popular_places
 from engine.plan.plan import Plan, load_plan, plan_from_dict, plan_from_toml
-from policies.cache import slots_of
+from policies.cache_spec import slots_of
 from policies.registry import PRECISION
 from policies.tiered_cache import Importance, TieredCache, cache_of
 from tests.helpers.traces import make_trace

@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from engine.decisions.spec import cache_spec  # noqa: E402  # needs torch
-from engine.plan.plan import CachePlan, Plan, plan_from_dict  # noqa: E402
+from engine.plan.plan import Plan, plan_from_dict  # noqa: E402
+from engine.plan.tables import CachePlan  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
 from policies.events import HIT_PREFETCHED  # noqa: E402

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.cache import CacheSpec, ExpertCache
+from policies.cache import ExpertCache
+from policies.cache_spec import CacheSpec
 from policies.events import ADMIT, HOST
 
 torch = pytest.importorskip("torch")

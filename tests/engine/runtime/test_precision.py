@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.plan.plan import WeightsPlan
+from engine.plan.tables import WeightsPlan
 from engine.replay.passes import Target, run
 from engine.replay.setting import Setting
 from engine.runtime import offload, offloaded

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.simulator.costs import Costs
 from engine.simulator.timeline import CAUSES
-from policies.cache import LowCopies
+from policies.cache_spec import LowCopies
 from tests.helpers.simpy_model import Machine
 from tests.helpers.thorough import THOROUGH
 from tests.helpers.tiers import tiered_scenario

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.stacks.layer_curves import hull_gains, layer_curves, shared_out
-from policies.cache import CacheSpec
+from policies.cache_spec import CacheSpec
 from policies.events import HIT
 from tests.helpers.scenarios import Scenario, decisions, random_scenario, with_pinned
 

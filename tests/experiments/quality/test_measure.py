@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("hqq.core.quantize")
 
-from engine.plan.plan import Plan, WeightsPlan  # noqa: E402
+from engine.plan.plan import Plan  # noqa: E402
+from engine.plan.tables import WeightsPlan  # noqa: E402
 from engine.runtime import offload, offloaded  # noqa: E402
 from engine.runtime.storage.rounding import rounded  # noqa: E402
 from experiments.demo.reference_models import CHECKPOINTS, NAMES  # noqa: E402

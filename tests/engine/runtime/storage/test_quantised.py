@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.plan.plan import WeightsPlan, plan_from_dict
+from engine.plan.plan import plan_from_dict
+from engine.plan.tables import WeightsPlan
 from engine.plan.weights import SERVED, WeightFormat
 from engine.runtime import offload, offloaded
 from engine.shapes import ModelShape, load_shape, shape_names
