@@ -78,7 +78,8 @@ class Asked(NamedTuple):
     def moves(self) -> bool:
         """Whether anything on the device may leave it."""
         pinned = len(self.whole) * self.model.experts + self.single
-        return self.plan.eviction.policy != "static" and self.total > pinned
+        every = len(self.model.moe_layers) * self.model.experts
+        return self.plan.eviction.policy != "static" and pinned < self.total < every
 
     @property
     def only_whole_layers_differ(self) -> bool:

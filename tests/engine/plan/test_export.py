@@ -225,6 +225,8 @@ def test_the_counts_that_ktransformers_reads(tmp_path: Path, monkeypatch: pytest
 
 
 def test_whole_layers_elsewhere() -> None:
+    given, lost = words("ktransformers", Plan("8/layer"))  # all of them
+    assert "--kt-enable-dynamic-expert-update" not in given and "eviction" not in lost
     first = Plan("0/layer; layers 0-3: 8", placement="layers 0-3", miss="host")
     given, lost = words("ktransformers", first)
     assert given["--kt-expert-placement-strategy"] == "front-loading" and lost == ""
