@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.hardware import load_hardware
 from engine.plan.plan import Plan
-from engine.plan.tables import CachePlan, RoutingPlan
+from engine.plan.tables import CachePlan, EvictionPlan, RoutingPlan
 from engine.replay.bounds import find_bounds
 from engine.replay.memory import device_memory
 from engine.replay.passes import Replayed, run
@@ -50,10 +50,13 @@ class Judged(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Of the gates' own choices in experts of the format BASE: the hit ratio of Belady's decisions with bypassing, and
-    the bound on tokens/s of each machine, which no plan passes that leaves these choices as they are."""
+    """Of the gates' own choices in experts of the format BASE: what Belady's decisions with bypassing hit, load a token
+    and give in tokens/s on each machine, and the bound on tokens/s, which no plan passes that leaves these choices and
+    the format as they are, however it overlaps copies with computing."""
 
     hits: float
+    loads: float
+    served: list[float]
     speed: list[float]
 
 
@@ -98,10 +101,7 @@ def judged(model: str, name: str, way: Way, plain: Passed, own: Passed) -> Judge
         first=first_order(model, way.plan, plain.trace),
         altered=own.altered,
         dropped=own.dropped,
-        speed=[
-            own.trace.tokens * 1e9 / (float(one.step_ns.sum()) * setting.scale)
-            for one, setting in zip(done, settings, strict=True)
-        ],
+        speed=speeds(own.trace, done, settings),
         bytes=device_memory(settings[0]).total,
     )
 
@@ -114,6 +114,12 @@ def timed(model: str, plan: Plan, trace: Trace) -> tuple[list[Replayed], list[Se
     return run(trace, settings[0].spec, [one.target for one in settings]), settings
 
 
+def speeds(trace: Trace, done: Sequence[Replayed], settings: Sequence[Setting]) -> list[float]:
+    """Tokens/s of each pass."""
+    times = (float(one.step_ns.sum()) * setting.scale for one, setting in zip(done, settings, strict=True))
+    return [trace.tokens * 1e9 / nanoseconds for nanoseconds in times]
+
+
 def first_order(model: str, plan: Plan, trace: Trace) -> float:
     """Loads a token that are foreseen from the unaltered model's routing and gates."""
     found = replay(trace, plan, model_shape=SHAPES[model], reshape="sizes", bounds=False)
@@ -122,6 +128,11 @@ def first_order(model: str, plan: Plan, trace: Trace) -> float:
 
 def bound(model: str, plan: Plan, trace: Trace) -> Bound:
     """What no plan beats that leaves routing and format alone."""
-    done, settings = timed(model, plan, trace)
+    done, settings = timed(model, plan.replace(eviction=EvictionPlan(policy="belady-bypass")), trace)
     found = [find_bounds(trace, setting, one) for setting, one in zip(settings, done, strict=True)]
-    return Bound(found[0].hit_ratio or 0.0, [one.best_tokens_per_second or 0.0 for one in found])
+    return Bound(
+        hits=found[0].hit_ratio or 0.0,
+        loads=found[0].copies / trace.tokens,
+        served=speeds(trace, done, settings),
+        speed=[one.best_tokens_per_second or 0.0 for one in found],
+    )

@@ -64,10 +64,12 @@ def _table(found: Setting) -> str:
         ]
 
     rows = [row(one) for one in found.ways]
-    # Belady's decisions and the bound on speed, of the gates' own choices.
-    blank = [""] * 5
-    speeds = [f"{speed:.2f} ({speed / own - 1:+.0%})" for speed, own in zip(found.bound.speed, base.speed, strict=True)]
-    rows.append([f"*bound, {BASE}, gates' own choices*", *blank, f"{found.bound.hits:.1%}", "", "", "", *speeds])
+    for name, speeds, counts in (
+        ("Belady", found.bound.served, [f"{found.bound.hits:.1%}", f"{found.bound.loads:.2f}"]),
+        ("bound on speed", found.bound.speed, ["", ""]),
+    ):
+        against = [f"{speed:.2f} ({speed / own - 1:+.0%})" for speed, own in zip(speeds, base.speed, strict=True)]
+        rows.append([f"*{name}, {BASE}, gates' own choices*", *[""] * 5, *counts, "", "", *against])
     return f"{found.model}, {found.slots} slots of each layer\n\n" + markdown.table(head, rows)
 
 
@@ -98,9 +100,9 @@ def _panel(found: Setting) -> alt.LayerChart | alt.FacetChart:
     colours = alt.Scale(domain=list(KINDS), range=list(KINDS.values()))
     colour = alt.Color("kind:N", title=None, scale=colours, legend=alt.Legend(orient="bottom"))
     base = alt.Chart(alt.InlineData(values=values))
-    bound = alt.Chart(alt.InlineData(values=[{"speed": found.bound.speed[DRAWN]}]))
+    clairvoyant = alt.Chart(alt.InlineData(values=[{"speed": found.bound.served[DRAWN]}]))
     return alt.layer(
-        bound.mark_rule(strokeDash=[5, 4], color="#666").encode(y=y),
+        clairvoyant.mark_rule(strokeDash=[5, 4], color="#666").encode(y=y),
         alt.Chart(alt.InlineData(values=line)).mark_line(color="#b9bec3", strokeWidth=2).encode(x=x, y=y),
         base.mark_rule(opacity=0.35).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=colour),
         base.mark_point(filled=True, size=60, opacity=0.9).encode(x=x, y=y, color=colour),

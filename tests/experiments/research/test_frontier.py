@@ -93,7 +93,7 @@ def way(name: str, loss: float, speed: float, kind: str = "routing") -> Judged:
 def test_what_is_slower_and_loses_more_is_beaten() -> None:
     some = [way(BASE, 0.0, 5.0, "format"), way("b", 0.01, 4.0), way("c", 0.02, 6.0, "tiers"), way("d", 0.02, 5.5)]
     assert [one.name for one in unbeaten(some, 1)] == [BASE, "c"]
-    setting = Setting("a-model", 3, Bound(0.6, [9.0] * 3), some)
+    setting = Setting("a-model", 3, Bound(0.6, 1.5, [6.5] * 3, [9.0] * 3), some)
     text = tables([setting])
     assert f"**{BASE}**" in text and "**c**" in text and "**b**" not in text and "6.00 (+20%)" in text
     assert "+5.0%" in text  # first order against closed loop
