@@ -80,7 +80,7 @@ def routing(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path: Path) -> None:
     """At most experts, slots (of the plan or of calibration, which takes 75 %), dense part, and a tenth."""
     prompts = routing.parent / "p.jsonl"
-    first = ["--prompts", str(prompts), "--max-new-tokens", "3", "--capacity", "2/layer"]
+    first = ["--prompts", str(prompts), "--max-new-tokens", "3", "--capacity", "2/layer", "--threshold", "1e9"]
     if command == "calibrate":
         slots, short = "50%/layer", ["--dtype", "bfloat16", "--rounds", "1", "--repeats", "3", "--force"]
         arguments = [
@@ -92,7 +92,7 @@ def test_one_model_at_a_time(command: str, large: Path, routing: Path, tmp_path:
         arguments = [["validate", str(CHECKPOINTS / NAMES[0]), *first], ["validate", str(large), *first]]
     else:
         slots = "75%/layer"
-        forced = ["--routing", str(routing), "--random-weights", "--capacity", "2/layer"]
+        forced = ["--routing", str(routing), "--random-weights", "--capacity", "2/layer", "--threshold", "1e9"]
         arguments = [["validate", str(CHECKPOINTS / NAMES[0]), *first], ["validate", str(large), *forced]]
     model = memory._empty(large, "auto")
     plan = plan_from_dict({"cache": {"capacity": slots}})
