@@ -70,8 +70,7 @@ def expand_low(low: int | None, costs: Costs, visit: Visit, event: int) -> None:
 def cpu_ns(machine: Machine, costs: Costs, visit: Visit, event: int) -> int:
     """The demanded expert on the CPU."""
     tokens = machine.tokens[event & KEY_MASK] if visit.several else 1
-    layer = copy_layer(costs.low, costs, visit, event)
-    return int(max(costs.cpu_expert_ns[layer], tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns)
+    return int(max(costs.cpu_expert_ns[visit.layer], tokens * costs.cpu_token_ps // 1000) + costs.cpu_overhead_ns)
 
 
 @compiled(inline=True)

@@ -18,10 +18,14 @@ def quality_key(plan: Plan) -> str:
     there, also all that decides that. The machine, and how experts are computed, alter nothing. A policy of one's own
     counts by the name of its file. Raises PolicyError for a routing policy that there is not.
     """
-    looks = plan.precision is not None or (plan.routing.alters and routing_policy(plan.routing.policy).looks)
     tables = plan.to_dict()
-    names = (*ALTERING, *(DECIDING if looks else ()))
+    names = (*ALTERING, *(DECIDING if looks_at_cache(plan) else ()))
     return msgspec.json.encode({name: tables[name] for name in names if name in tables}, order="sorted").decode()
+
+
+def looks_at_cache(plan: Plan) -> bool:
+    """Whether what a plan computes depends on what is there. Raises PolicyError."""
+    return plan.precision is not None or (plan.routing.alters and routing_policy(plan.routing.policy).looks)
 
 
 def is_stored_only(plan: Plan) -> bool:

@@ -18,10 +18,10 @@ from engine.replay.replay import replay
 from engine.replay.setting import Setting
 from engine.shapes import load_shape
 from experiments.quality.measurement import Estimate, estimate
+from experiments.quality.quality_key import looks_at_cache
 from experiments.research.frontier.closed_loop import Passed, passed
 from experiments.research.frontier.ways import BASE, SHAPES, SLOTS, Way, ways
 from policies.events import ADMIT, HOST, LOAD, PREFETCH
-from policies.registry import routing_policy
 from tracekit.recorder.prompts import Prompt
 from tracekit.trace import Trace
 
@@ -30,13 +30,18 @@ LEVEL = 0.95
 
 
 class Judged(NamedTuple):
-    """One way. `loss` as a share of the unaltered model's nats, `perplexity` of its perplexity, `kl` in nats a token;
-    `hits` and `loads` a token in the closed loop, `first` the loads a token that a replay of the unaltered model's
-    routing foresees; `altered` and `dropped` shares of choices; `speed` [machines] tokens/s, `bytes` on the device."""
+    """One way.
+
+    `loss` is a share of the unaltered model's nats, `beyond` what of it is more than the format BASE loses by itself,
+    paired by text; `perplexity` a share of the unaltered model's, `kl` in nats a token. `hits` and `loads` a token are
+    the closed loop's, `first` the loads a token that a replay of the unaltered model's routing foresees; `altered` and
+    `dropped` shares of choices; `speed` [machines] tokens/s, `bytes` on the device.
+    """
 
     name: str
     kind: str
     loss: Estimate
+    beyond: Estimate
     perplexity: float
     kl: float
     agreed: float
@@ -66,25 +71,22 @@ def judge_all(
     """Every way at each number of slots of a layer; what was passed before lies in `folder`."""
     said: list[Tensor] = []
     plain = passed(checkpoint, Plan("100%/layer"), texts, folder / f"{model}.trace", keep=said.extend)
+    base = passed(checkpoint, Plan("100%/layer", weights=BASE), texts, folder / f"{model}-all-{BASE}.trace", said)
     for slots in SLOTS[model]:
         found = []
         for name, way in ways(model, slots).items():
             say(f"{model}, {slots} slots: {name}")
             plan, there = way.plan, str(slots)
-            if not looks(way.plan):  # says the same whatever is there
+            if not looks_at_cache(way.plan):  # says the same whatever is there
                 plan, there = way.plan.replace(cache=CachePlan(capacity="100%/layer")), "all"
             path = folder / f"{model}-{there}-{name.replace(',', '').replace(' ', '-')}.trace"
-            found.append(judged(model, name, way, plain, passed(checkpoint, plan, texts, path, said)))
+            found.append(judged(model, name, way, (plain, base), passed(checkpoint, plan, texts, path, said)))
         yield slots, bound(model, ways(model, slots)[BASE].plan, plain.trace), found
 
 
-def looks(plan: Plan) -> bool:
-    """Whether what a plan computes depends on what is there."""
-    return plan.precision is not None or (plan.routing.alters and routing_policy(plan.routing.policy).looks)
-
-
-def judged(model: str, name: str, way: Way, plain: Passed, own: Passed) -> Judged:
-    """One way's figures."""
+def judged(model: str, name: str, way: Way, others: tuple[Passed, Passed], own: Passed) -> Judged:
+    """One way's figures, against those of the `others`: the unaltered model, and the format BASE by itself."""
+    plain, base = others
     tokens = np.bincount(own.trace.request).astype(np.float64) - 1
     done, settings = timed(model, way.plan, own.trace)
     kinds = done[0].step_kinds.sum(axis=0)
@@ -93,6 +95,7 @@ def judged(model: str, name: str, way: Way, plain: Passed, own: Passed) -> Judge
         name=name,
         kind=way.kind,
         loss=estimate(own.nats - plain.nats, plain.nats, LEVEL),
+        beyond=estimate(own.nats - base.nats, plain.nats, LEVEL),
         perplexity=math.expm1(float((own.nats - plain.nats).sum() / tokens.sum())),
         kl=float(own.divergence.sum() / tokens.sum()),
         agreed=float(own.agreed.sum() / tokens.sum()),

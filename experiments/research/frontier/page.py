@@ -44,7 +44,20 @@ def tables(settings: Sequence[Setting]) -> str:
 def _table(found: Setting) -> str:
     base = next(one for one in found.ways if one.name == BASE)
     best = {id(one) for one in unbeaten(found.ways, DRAWN)}
-    head = ["plan", "loss", "perplexity", "KL", "agree", "altered", "hits", "loads", "first order", "GiB", *MACHINES]
+    head = [
+        "plan",
+        "loss",
+        f"beyond {BASE}",
+        "perplexity",
+        "KL",
+        "agree",
+        "altered",
+        "hits",
+        "loads",
+        "first order",
+        "GiB",
+        *MACHINES,
+    ]
 
     def row(one: Judged) -> list[str]:
         altered = "" if one.altered == 0 else f"{one.altered:.1%}"
@@ -52,6 +65,7 @@ def _table(found: Setting) -> str:
         return [
             f"**{one.name}**" if id(one) in best else one.name,
             loss_text(one.loss),
+            loss_text(one.beyond),
             f"{one.perplexity:+.1%}",
             f"{one.kl:.4f}",
             f"{one.agreed:.1%}",
@@ -69,7 +83,7 @@ def _table(found: Setting) -> str:
         ("bound on speed", found.bound.speed, ["", ""]),
     ):
         against = [f"{speed:.2f} ({speed / own - 1:+.0%})" for speed, own in zip(speeds, base.speed, strict=True)]
-        rows.append([f"*{name}, {BASE}, gates' own choices*", *[""] * 5, *counts, "", "", *against])
+        rows.append([f"*{name}, {BASE}, gates' own choices*", *[""] * 6, *counts, "", "", *against])
     return f"{found.model}, {found.slots} slots of each layer\n\n" + markdown.table(head, rows)
 
 

@@ -13,13 +13,14 @@ from engine.replay.replay import replay
 from engine.replay.setting import Setting as Timed
 from engine.shapes import load_shape
 from experiments.quality.measurement import Estimate
+from experiments.quality.quality_key import looks_at_cache
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from experiments.demo.reference_models import CHECKPOINTS  # noqa: E402
 from experiments.research.frontier.closed_loop import passed  # noqa: E402
-from experiments.research.frontier.judged import Bound, Judged, judged, looks, timed  # noqa: E402
+from experiments.research.frontier.judged import Bound, Judged, judged, timed  # noqa: E402
 from experiments.research.frontier.page import Setting, picture, tables, unbeaten  # noqa: E402
 from experiments.research.frontier.ways import BASE, SHAPES, SLOTS, ways  # noqa: E402
 from tracekit.recorder.models import load_model  # noqa: E402
@@ -49,7 +50,7 @@ def test_every_way_is_a_plan_and_tiers_take_no_more_than_what_they_replace(model
             if way.plan.precision is not None:
                 assert base * (1 - 1 / slots) < memory(model, way.plan) <= base
         for name, way in found.items():
-            assert looks(way.plan) == (way.kind != "format" and not name.startswith("adaptive-k"))
+            assert looks_at_cache(way.plan) == (way.kind != "format" and not name.startswith("adaptive-k"))
 
 
 def test_a_pass_is_what_the_model_says_and_its_routing_gives_its_loads(tmp_path: Path) -> None:
@@ -73,7 +74,8 @@ def test_a_pass_is_what_the_model_says_and_its_routing_gives_its_loads(tmp_path:
     assert 0 < altered.altered < 1 and altered.dropped == 0 and altered.divergence.sum() > 0
     again = passed(CHECKPOINTS / MODEL, way.plan, TEXTS, tmp_path / "altered.trace", said)
     assert all((one == other).all() for one, other in zip(altered[1:4], again[1:4], strict=True))
-    found = judged(MODEL, "cache-prior 0.3", way, plain, altered)
+    found = judged(MODEL, "cache-prior 0.3", way, (plain, same), altered)
+    assert found.beyond == found.loss, "beside a plan that loses nothing"
     counted = replay(
         altered.trace, way.plan.replace(routing=RoutingPlan()), model_shape="mixtral-8x7b", reshape="sizes"
     )
@@ -87,7 +89,7 @@ def test_a_pass_is_what_the_model_says_and_its_routing_gives_its_loads(tmp_path:
 
 def way(name: str, loss: float, speed: float, kind: str = "routing") -> Judged:
     of = Estimate(loss, loss - 0.001, loss + 0.001)
-    return Judged(name, kind, of, loss, loss, 1 - loss, 0.5, 2.0, 2.1, 0.1, 0.0, [speed] * 3, 1 << 30)
+    return Judged(name, kind, of, of, loss, loss, 1 - loss, 0.5, 2.0, 2.1, 0.1, 0.0, [speed] * 3, 1 << 30)
 
 
 def test_what_is_slower_and_loses_more_is_beaten() -> None:
