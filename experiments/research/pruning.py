@@ -24,6 +24,7 @@ from experiments.quality.measurement import Measurement, loss_text
 from experiments.quality.text import read_documents
 from experiments.quality.work import Options
 from experiments.research import markdown
+from experiments.research.texts import prompt_of, write_prompts
 from tracekit.errors import TracekitError
 from tracekit.popularity import popularity
 from tracekit.progress import meter
@@ -44,14 +45,7 @@ def beginnings(split: Split, count: int, characters: int, path: Path) -> Path:
     """A file of JSON lines with the beginnings of `count` documents, evenly spread, each named by its document."""
     found = documents(split)
     chosen = found[:: max(1, len(found) // count)][:count]
-    lines = [
-        json.dumps(
-            {"id": f"{one.domain}/{one.path}", "prompt": one.text[:characters].encode(errors="replace").decode()}
-        )
-        for one in chosen
-    ]
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
+    return write_prompts((prompt_of(one, characters) for one in chosen), path)
 
 
 def profiled(model: Path, prompts: Path, path: Path) -> Trace:

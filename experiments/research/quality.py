@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import torch
 
 from engine.plan.plan import Plan
@@ -22,20 +21,16 @@ from experiments.quality.measurement import Measurement, loss_text
 from experiments.quality.text import read_documents
 from experiments.quality.work import Options
 from experiments.research import markdown
+from experiments.research.texts import prompt_of, write_prompts
 from tracekit.errors import TracekitError
 from tracekit.progress import meter
-from tracekit.recorder.prompts import Prompt
 
 FORMATS = ("fp32", "hqq-8bit", "hqq-4bit", "hqq-3bit", "hqq-2bit-g16", "hqq-2bit-g16-m112", "hqq-2bit-g64")
 
 
 def held_out(path: Path, every: int = 1) -> None:
     """Write the held-out documents, or every so many of them, as JSON lines."""
-    with path.open("wb") as file:
-        for one in documents("held-out")[::every]:
-            # Some sources hold halves of surrogate pairs, which JSON does not.
-            text = one.text.encode(errors="replace").decode()
-            file.write(msgspec.json.encode(Prompt(id=f"{one.domain}/{one.path}", prompt=text)) + b"\n")
+    write_prompts(map(prompt_of, documents("held-out")[::every]), path)
 
 
 def table(found: Sequence[Measurement]) -> str:

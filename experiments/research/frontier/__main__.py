@@ -20,6 +20,7 @@ from experiments.demo.stdlib_text import DOMAINS, by_domain, documents
 from experiments.research.frontier.judged import judge_all
 from experiments.research.frontier.page import Setting, picture, tables
 from experiments.research.frontier.ways import SLOTS
+from experiments.research.texts import prompt_of
 from tracekit.errors import TracekitError
 from tracekit.recorder.prompts import Prompt
 
@@ -31,10 +32,7 @@ def held_out(count: int) -> list[Prompt]:
     """The beginnings of so many held-out documents, of each kind in turn."""
     kinds = by_domain(documents("held-out"))
     found = [kinds[domain][place] for place in range(count) for domain in DOMAINS if place < len(kinds[domain])]
-    return [
-        Prompt(id=f"{one.domain}/{one.path}", prompt=one.text[:CHARACTERS].encode(errors="replace").decode())
-        for one in found[:count]
-    ]
+    return [prompt_of(one, CHARACTERS) for one in found[:count]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
