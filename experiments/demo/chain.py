@@ -17,7 +17,7 @@ from engine.replay.result import Result
 from experiments.demo.reference_models import CHECKPOINTS, NAMES
 from experiments.report import content
 from experiments.statistics.request_shares import RequestShares
-from experiments.statistics.speeds import speed_interval
+from experiments.statistics.speeds import MODELLED, speed_interval
 from experiments.validation.comparison import Validation
 from experiments.validation.page import panel
 from experiments.validation.validate import validate
@@ -68,6 +68,8 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the demo found; `winner` is the plan that was validated."""
 
     rows: list[DemoRow]
+    basis: str
+    """What the rows' speeds rest on."""
     curves: list[CurvePoint]
     winner: str
     validation: Validation
@@ -106,6 +108,7 @@ def run_demo(folder: Path, say: Callable[[str], object]) -> DemoResult:
     report = write(folder / "report.html", traces, rows, curves, winner, validation)
     return DemoResult(
         rows=rows,
+        basis=MODELLED,  # HARDWARE is a data sheet
         curves=curves,
         winner=winner.title,
         validation=validation,

@@ -33,6 +33,7 @@ def test_the_demo_does_the_whole_chain(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["validation"]["decisions"]["identical"] and found["validation"]["tokens"]["identical"]
     speed = {row["name"] + row["plan"]["prefetch"]["predictor"]: row["result"] for row in found["rows"]}
+    assert found["basis"] == "modelled, not measured"
     assert speed["no cachenone"]["hits"] == 0
     assert speed["LRUgate"]["hits_by"]["prefetch"] > 0
     assert speed["Belady" + "none"]["hit_ratio"] > speed["LRUnone"]["hit_ratio"]
